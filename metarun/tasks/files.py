@@ -1,0 +1,164 @@
+"""Where data lie, and how they get there: data roots, the cache, atomic writes, downloads with a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metarun.errors import RunFailed, UserError
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def find(root: str | os.PathLike[str] | None, *candidates: str) -> Path | None:
+    """The first of ``candidates`` (paths below a data root, ``"."`` for the root itself) that exists.
+
+    An explicit ``root`` (``task.root``) is the only place looked in, and it must hold one of them:
+    :class:`~metarun.errors.UserError` otherwise. Else ``METARUN_DATA``, then the cache, or ``None``.
+    """
+    if root is not None:
+        base = Path(root).expanduser()
+        if not base.exists():
+            raise UserError(f"task.root={root}: no such folder")
+        if not base.is_dir():
+            raise UserError(f"task.root={root}: not a folder")
+        found = _first(base, candidates)
+        if found is None:
+            raise UserError(f"task.root={root}: has none of {', '.join(candidates)}")
+        return found
+    data = os.environ.get("METARUN_DATA")
+    if data and (found := _first(Path(data).expanduser(), candidates)):
+        return found
+    return _first(_cache_root(), candidates)
+
+
+def _first(base: Path, candidates: tuple[str, ...]) -> Path | None:
+    return next((base / name for name in candidates if (base / name).exists()), None)
+
+
+def _cache_root() -> Path:
+    return Path(os.environ.get("METARUN_CACHE") or "~/.cache/metarun").expanduser()
+
+
+def cache_dir() -> Path:
+    """The cache folder, made if missing: ``METARUN_CACHE``, default ``~/.cache/metarun``."""
+    path = _cache_root()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the cache folder {path} ({error.strerror}); set METARUN_CACHE") from error
+    return path
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write to; renamed over it when the block ends well, else removed.
+
+    Concurrent writers are safe: each has its own temporary file, and readers see a whole file or none.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error}); set METARUN_CACHE") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def cached(kind: str, key: Mapping[str, Any], build: Callable[[], Arrays]) -> Arrays:
+    """The arrays that ``build()`` makes, kept in the cache under ``kind`` and a hash of ``key``.
+
+    ``key`` (JSON values) must hold everything that the result depends on. An unreadable file is built anew.
+    """
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+    path = cache_dir() / kind / f"{digest}.npz"
+    if path.exists():
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return dict(stored)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            logging.getLogger(__name__).warning("%s is damaged and is built anew", path)
+    arrays = build()
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    return arrays
+
+
+def download(url: str, known_hash: str, name: str) -> Path:
+    """Fetch ``url`` into the cache as ``name`` unless it lies there already; progress goes to stderr.
+
+    ``known_hash`` is pooch's ``"md5:..."`` or ``"sha256:..."``, checked also for a file already there (one
+    that differs is fetched again). Raises :class:`~metarun.errors.RunFailed` where network or checksum fails.
+    """
+    import pooch
+
+    pooch.get_logger().setLevel(logging.WARNING)
+    path = cache_dir() / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with Progress(name) as progress:
+            downloader = pooch.HTTPDownloader(progressbar=progress)
+            pooch.retrieve(url, known_hash, fname=path.name, path=path.parent, downloader=downloader)
+    except ValueError as error:  # pooch's word for a checksum that differs
+        raise RunFailed(f"{url}: what arrived is not the expected file (its checksum differs)") from error
+    except OSError as error:  # every error of requests is one
+        reason = type(error).__name__ if len(str(error)) > 200 else error
+        raise RunFailed(
+            f"cannot download {url} ({reason}); put the file under METARUN_DATA or task.root instead"
+        ) from error
+    return path
+
+
+class Progress:
+    """One line on stderr, rewritten on a terminal, silent elsewhere but for its last state.
+
+    Has the few methods of tqdm that pooch calls; ``scale`` divides what is shown (bytes to MB).
+    """
+
+    def __init__(self, label: str, total: int = 0, scale: float = 1e6, unit: str = "MB") -> None:
+        self.label, self.total, self.scale, self.unit = label, total, scale, unit
+        self.done, self.shown = 0, -1
+
+    def update(self, count: int = 1) -> None:
+        self.done += count
+        percent = 100 * self.done // self.total if self.total else self.done // 1_000_000
+        if percent != self.shown and sys.stderr.isatty():
+            self.shown = percent
+            self._write("\r", "")
+
+    def _write(self, start: str, end: str) -> None:
+        total = f"/{self.total / self.scale:.4g}" if self.total else ""
+        sys.stderr.write(f"{start}{self.label}: {self.done / self.scale:.4g}{total} {self.unit}\x1b[K{end}")
+        sys.stderr.flush()
+
+    def reset(self) -> None:
+        """pooch resets before its last update, which then stands for the whole."""
+        self.done = 0
+
+    def close(self) -> None:
+        """Called by pooch; the end of the ``with`` block ends the line."""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        if self.done and sys.stderr.isatty():
+            self._write("\r", "\n")
+        elif self.done:
+            sys.stderr.write(f"{self.label}: {self.done / self.scale:.4g} {self.unit}\n")
