@@ -1,0 +1,146 @@
+"""What every meta-algorithm is: an outer step that learns, and a way to adapt to a task and be judged on it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+
+Metrics = dict[str, Tensor]
+Adapted = Callable[[Tensor], Tensor]
+"""An adapted learner: query inputs [T, Nq, ...] -> predictions [T, Nq, outputs], batched over tasks."""
+
+
+class Algorithm(nn.Module, ABC):
+    """A learner over tasks. Its parameters (the model's and its own) are the meta-parameters."""
+
+    kinds: ClassVar[tuple[str, ...]]
+    """Kinds of task family it fits: classification, regression, control."""
+    roles: ClassVar[tuple[str, ...]] = ("features",)
+    """Kinds of model it can drive: features, policy, recurrent_policy."""
+
+    model: nn.Module
+    spec: Spec
+
+    @abstractmethod
+    def meta_step(self, batch: Any, iteration: int) -> Metrics:
+        """One outer update on one meta-batch; ``iteration`` counts from 0. Returns scalars, still on the device."""
+
+    @abstractmethod
+    def evaluate(self, batch: Any) -> Metrics:
+        """Adapt to each task and judge it: each metric as [T, k + 1], after 0..k adaptation steps.
+
+        The last column is the result. No meta-parameter changes, and no gradient is kept.
+        """
+
+    def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
+        """The episodes it meta-trains on, given the ones it will be tested on."""
+        return shape
+
+    def protocol(self) -> dict[str, Any]:
+        """What a reader must know to compare a number: normalisation policy, steps at test."""
+        return {}
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Everything that changes while learning, as tensors and plain values."""
+        return {"parameters": self.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`checkpoint`."""
+        self.load_state_dict(state["parameters"])
+
+
+class SupervisedAlgorithm(Algorithm):
+    """Learns from support sets by a differentiable loss on query sets; Adam turns its gradient into the step.
+
+    A subclass gives :meth:`adaptations` and :meth:`outer_loss`, and calls :meth:`learn_with` at the end of its
+    constructor.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("classification", "regression")
+    optimizer: torch.optim.Optimizer | None
+
+    @abstractmethod
+    def adaptations(self, support: Labelled, steps: int | None = None) -> Iterable[Adapted]:
+        """The adapted learner after 0, 1, ..., ``steps`` steps (the algorithm's test steps where ``None``).
+
+        A learner that adapts at once yields one. The last is the result.
+        """
+
+    @abstractmethod
+    def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        """The loss whose gradient by the meta-parameters is followed, and what to log (detached scalars)."""
+
+    def learn_with(self, outer_lr: float, halve_every: int | None = None) -> None:
+        """Adam at ``outer_lr``, halved every ``halve_every`` iterations if given."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        self.outer_lr, self.halve_every = outer_lr, halve_every
+        self.optimizer = torch.optim.Adam(parameters, lr=outer_lr) if parameters else None
+
+    def adapt(self, support: Labelled) -> Adapted:
+        """The learner adapted to each of T tasks."""
+        *_, adapted = self.adaptations(support)
+        return adapted
+
+    def meta_step(self, batch: TaskBatch, iteration: int) -> Metrics:
+        self.train()
+        loss, metrics = self.outer_loss(batch)
+        if self.optimizer is not None:
+            if self.halve_every:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.outer_lr * 0.5 ** (iteration // self.halve_every)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        return metrics
+
+    def evaluate(self, batch: TaskBatch) -> Metrics:
+        self.eval()
+        with torch.no_grad():
+            judged = [judge(self.spec, learner(batch.query.x), batch.query.y) for learner in self.adaptations(batch.support)]
+        return {name: torch.stack([each[name] for each in judged], dim=1) for name in judged[0]}
+
+    def checkpoint(self) -> dict[str, Any]:
+        optimizer = {} if self.optimizer is None else self.optimizer.state_dict()
+        return {**super().checkpoint(), "optimizer": optimizer}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+
+
+def task_loss(kind: str, prediction: Tensor, y: Tensor) -> Tensor:
+    """The loss of one task: mean cross-entropy of ``prediction`` [N, way], or mean squared error [N, D]."""
+    return F.cross_entropy(prediction, y) if kind == "classification" else F.mse_loss(prediction, y)
+
+
+def judge(spec: Spec, prediction: Tensor, y: Tensor) -> Metrics:
+    """Metrics a task, [T]: loss and accuracy, or mean squared error, of ``prediction`` [T, N, outputs]."""
+    if spec.kind == "regression":
+        return {"mse": (prediction - y).square().flatten(1).mean(1)}
+    loss = F.cross_entropy(prediction.flatten(0, 1), y.flatten(), reduction="none").view_as(y).mean(1)
+    return {"accuracy": (prediction.argmax(-1) == y).float().mean(1), "loss": loss}
+
+
+def with_head(model: nn.Module, spec: Spec, outputs: int, init_std: float | None) -> nn.Sequential:
+    """``model`` followed by a linear head; its width is found by running the model once.
+
+    A model whose inputs are not floats of ``spec.input_shape`` (token ids) says what to run it on: ``example()``.
+    """
+    example = model.example() if hasattr(model, "example") else torch.zeros(2, *spec.input_shape)
+    was_training = model.training
+    with torch.no_grad():
+        features = model.eval()(example).shape[-1]
+    model.train(was_training)
+    head = nn.Linear(features, outputs)
+    if init_std is not None:
+        nn.init.trunc_normal_(head.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
+        nn.init.zeros_(head.bias)
+    return nn.Sequential(model, head)

@@ -1,0 +1,55 @@
+"""Advantages: generalised advantage estimation, and the linear baseline that MAML fits to each task."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gae(reward: Tensor, value: Tensor, running: Tensor, discount: float, smoothing: float) -> Tensor:
+    """Generalised advantages [..., S] (Schulman et al. 2016, arXiv:1506.02438, equation 16).
+
+    The end of the S steps counts as the end of the task: a horizon that belongs to the task is not
+    bootstrapped over. Steps that are not ``running`` have advantage 0.
+    """
+    value = value * running
+    after = torch.cat([value[..., 1:], torch.zeros_like(value[..., :1])], -1)
+    surprise = reward + discount * after - value
+    advantage = torch.zeros_like(value[..., 0])
+    backwards = []
+    for step in reversed(surprise.unbind(-1)):
+        advantage = step + discount * smoothing * advantage
+        backwards.append(advantage)
+    return torch.stack(backwards[::-1], -1) * running
+
+
+def discounted(reward: Tensor, discount: float) -> Tensor:
+    """Discounted sums of the rewards from each step on, [..., S]."""
+    return gae(reward, torch.zeros_like(reward), torch.ones_like(reward), discount, 1.0)
+
+
+def linear_baseline(observation: Tensor, reward: Tensor, running: Tensor, discount: float) -> Tensor:
+    """Values [T, E, S] by ridge regression of the discounted returns, one fit a task (Duan et al. 2016b, rllab).
+
+    The features are the observation, its square, time up to its cube, and a constant.
+    """
+    tasks, copies, steps = reward.shape
+    seen = observation.clamp(-10, 10)
+    time = torch.arange(steps, device=reward.device, dtype=reward.dtype) / 100
+    powers = torch.stack([time, time**2, time**3, torch.ones_like(time)], -1)
+    features = torch.cat([seen, seen.square(), powers.expand(tasks, copies, -1, -1)], -1)
+    x = (features * running[..., None]).flatten(1, 2)
+    y = discounted(reward, discount).flatten(1, 2)[..., None]
+    count = running.flatten(1).sum(1)[:, None, None]
+    ridge = 1e-5 * torch.eye(x.shape[-1], device=x.device, dtype=x.dtype)
+    # cholesky_ex, unlike cholesky, does not read back whether it succeeded: the ridge sees to that.
+    factor = torch.linalg.cholesky_ex(x.mT @ x / count + ridge)[0]
+    weights = torch.cholesky_solve(x.mT @ y / count, factor)
+    return (features.flatten(1, 2) @ weights).view_as(reward) * running
+
+
+def normalised(advantage: Tensor, running: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Mean 0 and standard deviation 1 over the running steps along ``dims``; 0 elsewhere."""
+    count = running.sum(dims, keepdim=True).clamp_min(1)
+    centred = (advantage - (advantage * running).sum(dims, keepdim=True) / count) * running
+    return centred / ((centred.square().sum(dims, keepdim=True) / count).sqrt() + 1e-8)

@@ -1,0 +1,143 @@
+"""RL2: a recurrent policy whose hidden state, kept across the episodes of a trial, is the learner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from metarun.algorithms.base import Metrics
+from metarun.algorithms.rl.advantage import gae, normalised
+from metarun.algorithms.rl.base import ControlAlgorithm
+from metarun.algorithms.rl.collect import Percept, Rollout, collect
+from metarun.algorithms.rl.distributions import distribution
+from metarun.tasks.base import Spec
+from metarun.tasks.rl.base import Environment
+from metarun.types import Fraction, NonNegative, Positive, Rate
+
+
+class Recorder:
+    """A recurrent policy in use, from the start of a trial: call it with each percept. Remembers what it computed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.hidden: Tensor | None = None
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def __call__(self, percept: Percept) -> Tensor:
+        inputs = self.model.encode(*percept)
+        output, value, self.hidden = self.model(inputs.flatten(0, 1)[None], self.hidden)
+        self.inputs.append(inputs.flatten(0, 1))
+        self.outputs.append(output[0])
+        self.values.append(value[0])
+        return output[0].view(*inputs.shape[:2], -1)
+
+
+class RL2(ControlAlgorithm):
+    """RL2 (Duan et al. 2016, arXiv:1611.02779) trained by PPO (Schulman et al. 2017, arXiv:1707.06347, equation 9).
+
+    A meta-batch is ``rollouts`` trials in each task. Then ``epochs`` passes over it in ``minibatches`` parts, a
+    trial always whole, so that the gradient flows through all of its steps; the loss is the surrogate clipped at
+    ``clip``, plus ``value_weight`` times the squared error of the value, minus ``entropy_weight`` times the
+    entropy. Adam at ``outer_lr``, halved every ``halve_every`` iterations if given, on gradients clipped to
+    ``max_grad_norm``.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("recurrent_policy",)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: Spec,
+        *,
+        rollouts: Positive,
+        test_rollouts: Positive,
+        discount: Fraction,
+        gae_lambda: Fraction,
+        epochs: Positive,
+        minibatches: Positive,
+        clip: Rate,
+        value_weight: NonNegative,
+        entropy_weight: NonNegative,
+        max_grad_norm: Rate,
+        outer_lr: Rate,
+        halve_every: Positive | None,
+    ) -> None:
+        super().__init__()
+        self.model, self.spec = model, spec
+        self.trials, self.test_rollouts = rollouts, test_rollouts
+        self.discount, self.gae_lambda = discount, gae_lambda
+        self.epochs, self.minibatches, self.clip = epochs, minibatches, clip
+        self.value_weight, self.entropy_weight, self.max_grad_norm = value_weight, entropy_weight, max_grad_norm
+        self.outer_lr, self.halve_every = outer_lr, halve_every
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=outer_lr, eps=1e-5)
+
+    def trial(self, env: Environment, copies: int) -> tuple[Rollout, Recorder]:
+        """``copies`` trials of each task, and what the policy computed in them."""
+        recorder = Recorder(self.model)
+        rollout = collect(env, self.spec, recorder, copies, env.episodes, env.generator())
+        return rollout, recorder
+
+    def rollouts(self, env: Environment) -> Iterator[Rollout]:
+        yield self.trial(env, self.test_rollouts)[0]
+
+    def meta_step(self, batch: Environment, iteration: int) -> Metrics:
+        self.train()
+        if self.halve_every:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.outer_lr * 0.5 ** (iteration // self.halve_every)
+        rollout, recorder = self.trial(batch, self.trials)
+        value = torch.stack(recorder.values, -1).view_as(rollout.reward)
+        advantage = gae(rollout.reward, value, rollout.running, self.discount, self.gae_lambda)
+        target = advantage + value
+        advantage = normalised(advantage, rollout.running, (0, 1, 2))
+        with torch.no_grad():
+            outputs = torch.stack(recorder.outputs)
+            action = by_step(rollout.action)
+            old_logp = distribution(self.spec, outputs).log_prob(action)
+        trials = [torch.stack(recorder.inputs), action, old_logp]
+        trials += [by_step(x) for x in (advantage, target, rollout.running)]
+
+        losses = []
+        for _ in range(self.epochs):
+            for chosen in torch.randperm(action.shape[1], device=action.device).chunk(self.minibatches):
+                loss = self.loss(*(x[:, chosen] for x in trials))
+                self.optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+                self.optimizer.step()
+                losses.append(loss.detach())
+        entropy = (distribution(self.spec, outputs).entropy() * trials[-1]).sum() / trials[-1].sum()
+        return {"loss": torch.stack(losses).mean(), "return": rollout.returns().mean(), "entropy": entropy}
+
+    def loss(
+        self, inputs: Tensor, action: Tensor, old_logp: Tensor, advantage: Tensor, target: Tensor, running: Tensor
+    ) -> Tensor:
+        """The PPO loss of B whole trials, tensors [S, B, ...]."""
+        output, value, _ = self.model(inputs)
+        policy = distribution(self.spec, output)
+        ratio = (policy.log_prob(action) - old_logp).exp()
+        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
+        surrogate = torch.minimum(ratio * advantage, clipped * advantage)
+        error = 0.5 * (value - target).square()
+        each = self.value_weight * error - surrogate - self.entropy_weight * policy.entropy()
+        return (each * running).sum() / running.sum()
+
+    def protocol(self) -> dict[str, Any]:
+        return {"trials": self.test_rollouts, "optimizer": "PPO"}
+
+    def checkpoint(self) -> dict[str, Any]:
+        return {**super().checkpoint(), "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def by_step(x: Tensor) -> Tensor:
+    """[T, E, S, ...] -> [S, T * E, ...]."""
+    return x.flatten(0, 1).transpose(0, 1)

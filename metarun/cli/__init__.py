@@ -1,0 +1,95 @@
+"""The command line. This module imports the standard library alone, so that help and errors come at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from metarun.errors import Interrupted, RunFailed, UserError, nearest
+
+COMMANDS = {
+    "train": "meta-train, evaluate on held-out tasks (the default: `metarun key=value ...`)",
+    "list": "list [tasks|models|algorithms|experiments]: what there is, and what fits what",
+    "show": "show NAME: what a task, model, algorithm or experiment is, and its keys with their defaults",
+    "eval": "eval RUN [key=value ...]: judge a run's learner again, under another protocol if asked",
+    "resume": "resume RUN [key=value ...]: go on where a run stopped, exactly",
+    "doctor": "what this machine offers, and what is missing",
+}
+
+HELP = """metarun: one runner for meta-learning
+
+  metarun task=vision/omniglot model=conv4 algorithm=maml seed=1
+  metarun -m task=vision/glyphs algorithm=maml,anil,protonet seed=0,1,2     every combination, one run each
+  metarun resume outputs/glyphs-protonet/2026-01-31_12-00-00-000000_s0
+
+Commands
+{commands}
+
+Options of a training run
+  -m, --multirun        sweep: keys may have several values, a,b,c
+  --cfg job --resolve   print the configuration and stop
+  --config-dir DIR      your own configuration files: they add options and shadow metarun's
+  --info [WHAT]         Hydra's information (defaults, searchpath, plugins, ...)
+  eval "$(metarun -sc install=bash)"    tab completion (bash, zsh, fish)
+
+Results lie under outputs/<name>/<time>_s<seed>/. METARUN_DATA names your data's folder, METARUN_DEBUG=1 shows tracebacks.
+"""
+
+_MODULES = {name: f"metarun.cli.{name}" for name in COMMANDS} | {"list": "metarun.cli.listing", "eval": "metarun.cli.evaluate"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 (failed), 2 (asked wrongly), 130/143 (stopped)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        return _complain(error, 2)
+    except RunFailed as error:
+        return _complain(error, 1)
+    except Interrupted as error:
+        return 128 + error.signal_number
+    except KeyboardInterrupt:
+        print("metarun: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `metarun list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _complain(error, 1)
+
+
+def console() -> None:
+    """The ``metarun`` script."""
+    sys.exit(main())
+
+
+def _dispatch(words: list[str]) -> int:
+    if words and words[0] in ("-h", "--help", "help"):
+        print(HELP.format(commands="\n".join(f"  {name:<9}{text}" for name, text in COMMANDS.items())))
+        return 0
+    if words and words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"metarun {version('metarun')}")
+        return 0
+    name = "train"
+    if words and not words[0].startswith(("-", "+", "~")) and "=" not in words[0]:
+        name = words.pop(0)
+        if name not in COMMANDS:
+            raise UserError(f"unknown command '{name}'{nearest(name, COMMANDS)}   commands: {', '.join(COMMANDS)}")
+        if words and words[0] in ("-h", "--help"):
+            print(f"metarun {COMMANDS[name]}")
+            return 0
+    return importlib.import_module(_MODULES[name]).run(words) or 0
+
+
+def _complain(error: BaseException, status: int) -> int:
+    if os.environ.get("METARUN_DEBUG") == "1":
+        raise error
+    kind = "" if isinstance(error, (UserError, RunFailed)) else f"{type(error).__name__}: "
+    hint = "" if not kind else "   (METARUN_DEBUG=1 shows where)"
+    print(f"metarun: {kind}{error}{hint}", file=sys.stderr)
+    return status

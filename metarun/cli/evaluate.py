@@ -1,0 +1,47 @@
+"""``metarun eval RUN [key=value ...]``: judge a run's learner again, under another protocol if asked."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+
+from metarun.cli.output import print_summary, set_up_logging
+from metarun.cli.stored import rebuild
+from metarun.errors import UserError
+from metarun.tracking.rundir import atomic_write
+
+
+def run(words: list[str]) -> int:
+    """The command. The result is also written to ``evaluations/<time>.json`` in the run directory."""
+    set_up_logging()
+    split = "test"
+    if "--val" in words:
+        split = "val"
+        words = [w for w in words if w != "--val"]
+    for word in words:
+        if word.startswith("-"):
+            raise UserError(f"unknown option '{word}'   eval knows --val (judge on the validation split)")
+    directory, experiment, changes = rebuild("eval", words, allowed=("task.", "algorithm.", "runner."))
+    best, last = (directory.path / "checkpoints" / f"{name}.pt" for name in ("best", "last"))
+    chosen = best if experiment.runner.select == "best" and best.is_file() else last
+    iteration = experiment.load(chosen)
+    results = experiment.test("val" if split == "val" else "test")
+    summary = {
+        "iterations": iteration,
+        "checkpoint": chosen.name,
+        "split": split,
+        "changes": changes,
+        "test": {
+            name + suffix: estimate.as_dict()
+            for suffix, result in results.items()
+            for name, estimate in result.final().items()
+        },
+        "protocol": experiment.protocol(),
+        "adaptation": results[""].adaptation(experiment.task.metric),
+    }
+    folder = directory.path / "evaluations"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}.json"
+    atomic_write(path, json.dumps(summary, indent=1).encode())
+    print_summary({**summary, "directory": str(path)})
+    return 0

@@ -1,0 +1,62 @@
+"""What commands print: results as a table on stdout, everything else as plain lines on stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+
+def set_up_logging() -> None:
+    """metarun's messages go to stderr as they are."""
+    log = logging.getLogger("metarun")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if not log.handlers:
+        handler = _Stderr()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+
+
+class _Stderr(logging.Handler):
+    """Writes to whatever ``sys.stderr`` is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def number(value: float) -> str:
+    """Four significant digits or two decimals, whichever shows more."""
+    return f"{value:.2f}" if abs(value) >= 100 else f"{value:.4g}"
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """The test table, the adaptation curve, the protocol and where the run lies."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    first = next(iter(summary["test"].values()))
+    table = Table(box=box.SIMPLE_HEAD, title=f"meta-test, {first['n']} held-out tasks", title_justify="left")
+    table.add_column("metric")
+    table.add_column("mean", justify="right")
+    table.add_column("± 95 % CI", justify="right")
+    for name, estimate in summary["test"].items():
+        table.add_row(name, number(estimate["mean"]), number(estimate["ci95"]))
+    for name, value in summary.get("references", {}).items():
+        table.add_row(f"[dim]{name} (reference)[/dim]", number(value), "")
+    console.print(table)
+    if len(summary["adaptation"]) > 1:
+        steps = ", ".join(f"{p['step']}: {number(p['mean'])}" for p in summary["adaptation"])
+        console.print(f"after adaptation steps   {steps}")
+    console.print("protocol   " + ", ".join(f"{k}={_short(v)}" for k, v in summary["protocol"].items()))
+    if "directory" in summary:
+        console.print(f"results    {summary['directory']}")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "/".join(f"{v}" for v in value.values())
+    return number(value) if isinstance(value, float) else str(value)

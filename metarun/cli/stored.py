@@ -1,0 +1,62 @@
+"""Rebuilding the experiment of an earlier run, with a few keys changed if asked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from metarun.errors import UserError, nearest
+from metarun.tracking.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from metarun.training.experiment import Experiment
+
+
+def rebuild(command: str, words: Sequence[str], allowed: Sequence[str]) -> tuple[RunDirectory, Experiment, dict[str, Any]]:
+    """The run directory that ``words`` begin with, its experiment, and the changes that the other words ask for.
+
+    Only keys that start with one of ``allowed`` may be changed.
+    """
+    if not words or "=" in words[0]:
+        raise UserError(f"{command} needs a run directory: metarun {command} RUN [key=value ...]{_recent()}")
+    directory = RunDirectory.open(words[0])
+    config = directory.config()
+    changes = {}
+    for word in words[1:]:
+        key, separator, text = word.partition("=")
+        if not separator:
+            raise UserError(f"'{word}' is no override; the form is key=value")
+        if not key.startswith(tuple(allowed)):
+            raise UserError(f"{command} cannot change '{key}'; it can change {', '.join(a + '*' for a in allowed)}")
+        try:
+            changes[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"{key}={text}: not a value") from None
+        _set(config, key, changes[key])
+    sys.path.insert(0, os.getcwd())
+    from metarun.config.build import build
+
+    meta = directory.meta()
+    facts = {key: meta[key] for key in ("choices", "group") if key in meta}
+    return directory, build(config, facts), changes
+
+
+def _set(config: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    node: Any = config
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, Mapping) else None
+    if not isinstance(node, dict) or leaf not in node:
+        siblings = [str(k) for k in node] if isinstance(node, Mapping) else list(config)
+        raise UserError(f"unknown key '{key}'{nearest(leaf, siblings)}   allowed: {', '.join(siblings)}")
+    node[leaf] = value
+
+
+def _recent() -> str:
+    runs = sorted(Path("outputs").glob("*/*/config.yaml"), key=lambda p: p.stat().st_mtime)
+    return f"\n  the latest here: {runs[-1].parent}" if runs else ""

@@ -1,0 +1,126 @@
+"""``metarun [train] key=value ...``: compose, check, run; ``-m`` for sweeps."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from metarun.cli.output import print_summary, set_up_logging
+from metarun.config.check import check
+from metarun.config.compose import Composed, compose, default_name, resolve, use_directories
+from metarun.config.paths import conf_directory, user_directories
+from metarun.errors import RunFailed, UserError, nearest
+
+_HYDRA_ONLY = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc", "--resolve", "--package", "-p"}
+_FLAGS = (*_HYDRA_ONLY, "--multirun", "-m", "--config-dir", "-cd", "--help")
+_PRECHECKED = 32  # jobs of a sweep that are checked before the first starts
+
+
+def run(words: list[str]) -> int:
+    """The command."""
+    words = _take_config_dir(words)
+    flags = [w for w in words if w.startswith("-")]
+    overrides = [w for w in words if not w.startswith("-")]
+    if any(f.split("=")[0] in _HYDRA_ONLY for f in flags):
+        return _hydra(words)
+    for flag in flags:
+        if flag not in ("-m", "--multirun"):
+            raise UserError(f"unknown option '{flag}'{nearest(flag, _FLAGS)}   `metarun --help` lists them")
+    sys.path.insert(0, os.getcwd())  # a user's own classes, by their import path
+    set_up_logging()
+    if flags:
+        return _sweep(words, overrides)
+    composed = compose(overrides)
+    print_summary(train(composed))
+    return 0
+
+
+def train(composed: Composed, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One run of a composed configuration; returns its summary, with the run's ``directory``."""
+    config = named(composed)
+    check(config)
+    from metarun.config.build import build
+    from metarun.tracking.rundir import RunDirectory
+
+    experiment = build(config, {"choices": composed.choices, **(facts or {})})
+    directory = RunDirectory.create(experiment.runner.directory, experiment.name, experiment.seed)
+    return {**experiment.run(directory), "directory": str(directory.path)}
+
+
+def named(composed: Composed) -> dict[str, Any]:
+    """The configuration with its run's name filled in."""
+    config = dict(composed.config)
+    config["name"] = config.get("name") or default_name(composed.choices)
+    return config
+
+
+def _take_config_dir(words: Sequence[str]) -> list[str]:
+    """Register the user's configuration directories; returns the words without ``--config-dir DIR``."""
+    kept, directory = [], None
+    remaining = iter(words)
+    for word in remaining:
+        flag, _, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            directory = value or next(remaining, None)
+            if not directory:
+                raise UserError(f"{flag} needs a directory")
+        else:
+            kept.append(word)
+    use_directories(user_directories(directory))
+    return kept
+
+
+def _sweep(words: list[str], overrides: list[str]) -> int:
+    """Hydra's multirun: every combination is checked first, then run; failures are collected to the end."""
+    for job in _jobs(overrides)[:_PRECHECKED]:
+        check(named(compose(job)))
+    failures: list[str] = []
+    count = 0
+
+    def job(config: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        nonlocal count
+        count += 1
+        hydra = HydraConfig.get()
+        asked = " ".join(hydra.overrides.task)
+        print(f"\nmetarun: run {count}: {asked}", file=sys.stderr)
+        choices = {k: v for k, v in hydra.runtime.choices.items() if "hydra" not in k and k != "tuned" and v}
+        try:
+            group = hydra.sweep.dir.rsplit("/", 1)[-1]
+            print_summary(train(Composed(resolve(config), choices), {"group": group}))
+        except (UserError, RunFailed) as error:
+            print(f"metarun: {error}", file=sys.stderr)
+            failures.append(f"{asked}: {error}")
+
+    _hydra(words, job)
+    if failures:
+        raise RunFailed(f"{len(failures)} of {count} runs failed:\n  " + "\n  ".join(failures))
+    return 0
+
+
+def _jobs(overrides: list[str]) -> list[list[str]]:
+    """The overrides of each job of a sweep."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
+    except OverrideParseException as error:
+        raise UserError(" ".join(str(error).split())) from None
+
+
+def _hydra(words: Sequence[str], job: Any = lambda config: None) -> int:
+    """Hand over to Hydra's own main."""
+    import hydra
+
+    sys.argv = ["metarun", *words]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")(job)()
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0

@@ -1,0 +1,54 @@
+"""A checked configuration to objects."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from metarun.config.check import check
+from metarun.errors import UserError
+
+if TYPE_CHECKING:
+    from metarun.training.experiment import Experiment
+
+
+def build(config: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> Experiment:
+    """The experiment that a resolved configuration describes; raises :class:`UserError` for what does not fit."""
+    check(config)
+    import torch
+
+    from metarun.tracking.settings import Tracker
+    from metarun.training.experiment import Experiment
+    from metarun.training.settings import Runner
+
+    runner, tracker = Runner(**config["runner"]), Tracker(**config["tracker"])
+    torch.set_default_dtype(getattr(torch, runner.precision))
+    seed = config["seed"]
+    task = construct(config["task"], seed=seed)
+    torch.manual_seed(seed)
+    model = construct(config["model"], spec=task.spec, texts=lambda: task.train_texts)
+    task.prepare(model)
+    algorithm = construct(config["algorithm"], model=model, spec=task.spec)
+    return Experiment(
+        task, algorithm, runner, tracker, seed=seed, name=config["name"], config=config, facts=facts
+    )
+
+
+def construct(values: Mapping[str, Any], **injected: Any) -> Any:
+    """The object that ``_target_`` and its arguments describe; ``injected`` where its constructor asks for them.
+
+    A callable among ``injected`` that is asked for is called first: costly values are made only on demand.
+    """
+    module_name, _, name = str(values["_target_"]).rpartition(".")
+    try:
+        constructor = getattr(importlib.import_module(module_name), name)
+    except ImportError as error:
+        raise UserError(f"{values['_target_']} needs a package that is not installed: {error}") from None
+    arguments = {key: value for key, value in values.items() if key != "_target_"}
+    for parameter in inspect.signature(constructor).parameters:
+        if parameter in injected and parameter not in arguments:
+            value = injected[parameter]
+            arguments[parameter] = value() if inspect.isfunction(value) else value
+    return constructor(**arguments)

@@ -1,0 +1,127 @@
+"""Judging a configuration before anything is built: names, types and ranges, and what fits what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from metarun.config.declare import Declaration, Parameter, declaration
+from metarun.errors import UserError, nearest
+
+INJECTED = ("seed", "spec", "texts", "model")
+"""Constructor parameters that are filled in while building, not from the configuration."""
+
+CLOSED = {"runner": "metarun.training.settings.Runner", "tracker": "metarun.tracking.settings.Tracker"}
+OPEN = ("task", "model", "algorithm")
+TOP = (*OPEN, *CLOSED, "seed", "name", "paper", "search", "experiment")
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raise :class:`UserError` for the first thing wrong with a resolved configuration."""
+    for key in config:
+        if key not in TOP:
+            raise UserError(f"unknown key '{key}'{nearest(key, TOP)}   allowed at the top: {', '.join(TOP)}")
+    check_value("seed", config.get("seed"), _NON_NEGATIVE)
+    check_value("name", config.get("name"), _NAME)
+    if isinstance(config.get("name"), str) and "/" in config["name"]:
+        raise UserError(f"name={config['name']!r}: a run's name is a directory's name and cannot contain '/'")
+    for section, target in CLOSED.items():
+        check_arguments(section, config.get(section) or {}, declaration(target))
+    for section in OPEN:
+        values = config.get(section)
+        if not isinstance(values, Mapping) or "_target_" not in values:
+            raise UserError(f"{section} has no _target_ (the import path of its class)")
+        arguments = {key: value for key, value in values.items() if key != "_target_"}
+        check_arguments(section, arguments, declaration(str(values["_target_"])))
+    check_fit(config)
+
+
+def check_arguments(section: str, values: Mapping[str, Any], declared: Declaration) -> None:
+    """Bind ``values`` to the constructor: no unknown name, none missing, each of its type and in its range."""
+    allowed = [name for name in declared.parameters if name not in INJECTED]
+    for name, value in values.items():
+        if name in declared.parameters and name not in INJECTED:
+            check_value(f"{section}.{name}", value, declared.parameters[name])
+        elif not declared.takes_any:
+            raise UserError(
+                f"unknown key '{section}.{name}' for {declared.target}{nearest(name, allowed)}"
+                f"   allowed: {', '.join(allowed)}"
+            )
+    for name in allowed:
+        if declared.parameters[name].required and name not in values:
+            raise UserError(f"{section}.{name} is missing; {declared.target} needs it")
+
+
+def check_value(key: str, value: Any, parameter: Parameter) -> None:
+    """Raise :class:`UserError` unless ``value`` is of the parameter's type and in its range."""
+    if parameter.annotation is Any:
+        return
+    from pydantic import ValidationError
+
+    try:
+        _adapter(parameter.annotation).validate_python(value)
+    except ValidationError as error:
+        reasons: list[str] = []
+        for one in error.errors():
+            where = "".join(f"[{i}]" for i in one["loc"] if isinstance(i, int))
+            reason = where + (" " if where else "") + one["msg"].removeprefix("Input ")
+            if reason not in reasons and not (len(error.errors()) > 1 and one["type"] == "none_required"):
+                reasons.append(reason)
+        null = " (or null)" if type(None) in getattr(parameter.annotation, "__args__", ()) else ""
+        shown = "null" if value is None else value
+        choices = getattr(parameter.annotation, "__args__", ())
+        hint = nearest(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
+        raise UserError(f"{key}={shown}: {', or '.join(reasons)}{null}{hint}") from None
+
+
+@lru_cache(maxsize=None)
+def _adapter(annotation: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(annotation, config=ConfigDict(strict=True))
+
+
+def check_fit(config: Mapping[str, Any]) -> None:
+    """Refuse a model or algorithm that cannot work on the task, with what does."""
+    task, model, algorithm = (declaration(str(config[s]["_target_"])) for s in OPEN)
+    if why := misfit(task.attributes, model.attributes, algorithm.attributes):
+        fits = _fitting(task.attributes)
+        raise UserError(f"{why}\n  {fits}" if fits else why)
+
+
+def misfit(task: Mapping[str, Any], model: Mapping[str, Any] | None, algorithm: Mapping[str, Any]) -> str | None:
+    """Why the three cannot be combined, or ``None``. Classes that declare nothing (a user's own) are trusted."""
+    kind, modality = task.get("kind"), task.get("modality")
+    kinds = algorithm.get("kinds")
+    if kind and kinds and kind not in kinds:
+        return f"the algorithm learns {_or(kinds)} and does not fit this task, which is {kind}"
+    if model is None:
+        return None
+    modalities, role = model.get("modalities"), model.get("role")
+    roles = algorithm.get("roles", ("features",))
+    if role and role not in roles:
+        return f"the algorithm drives a model that is a {_or(roles)}, not a {role}".replace("a features", "an embedding")
+    if modality and modalities and modality not in modalities:
+        return f"the model reads {_or(modalities)} and does not fit this task, whose inputs are {modality}"
+    return None
+
+
+def _fitting(task: Mapping[str, Any]) -> str:
+    """What is shipped that fits: 'algorithms: maml, protonet; models: conv4, mlp'."""
+    from metarun.config.catalogue import catalogue
+
+    algorithms = {e.name: e.attributes for e in catalogue("algorithm") if not misfit(task, None, e.attributes)}
+    models = [
+        e.name for e in catalogue("model")
+        if any(not misfit(task, e.attributes, a) for a in algorithms.values())
+    ]
+    return f"what fits: algorithm={','.join(algorithms)}   model={','.join(models)}"
+
+
+def _or(words: Iterable[str]) -> str:
+    return " or ".join(words)
+
+
+_NON_NEGATIVE = declaration(CLOSED["runner"]).parameters["iterations"]
+_NAME = declaration(CLOSED["tracker"]).parameters["entity"]

@@ -1,0 +1,127 @@
+"""Command-line words to one resolved configuration, through Hydra; its errors turned into one clear line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from metarun.config.paths import conf_directory, options
+from metarun.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A resolved configuration and the options that made it (``{"task": "vision/glyphs", ...}``)."""
+
+    config: dict[str, Any]
+    choices: dict[str, str]
+
+
+_user_directories: list[Path] = []
+
+
+class _UserConf(SearchPathPlugin):
+    """Puts the user's directories before the shipped ones, so that they can shadow as well as add."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for directory in reversed(_user_directories):
+            search_path.prepend("metarun-user", f"file://{directory}", anchor="main")
+
+
+def use_directories(directories: Sequence[Path]) -> None:
+    """Search these before the shipped configuration from now on."""
+    _user_directories[:] = directories
+    Plugins.instance().register(_UserConf)
+
+
+def compose(overrides: Sequence[str]) -> Composed:
+    """The configuration that ``overrides`` ask for, resolved; raises :class:`UserError` for what cannot be."""
+    try:
+        composed = _compose(overrides)
+        choices = {k: v for k, v in composed.hydra.runtime.choices.items() if "hydra" not in k and k != "tuned" and v}
+        return Composed(resolve(composed), choices)
+    except MissingConfigException as error:
+        raise UserError(_unknown_option(error)) from None
+    except ConfigCompositionException as error:
+        raise UserError(_bad_override(error, overrides)) from None
+    except Exception as error:  # whatever it is, it comes of what the user wrote: on the line or in a file
+        raise UserError(_first_lines(error)) from None
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(conf_directory()), version_base="1.3"):
+        return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """Plain, resolved values without Hydra's own section; raises :class:`UserError` where one cannot be resolved."""
+    own = OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"])
+    try:
+        plain = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(_first_lines(error)) from None
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def default_name(choices: Mapping[str, str]) -> str:
+    """A run's name where none is given: ``omniglot-maml``; the recipe's path for a recipe."""
+    if choices.get("experiment"):
+        return choices["experiment"].replace("/", "-")
+    return f"{choices['task'].rsplit('/')[-1]}-{choices['algorithm'].rsplit('/')[-1]}"
+
+
+def _unknown_option(error: MissingConfigException) -> str:
+    missing = (error.missing_cfg_file or "").removesuffix(".yaml")
+    group, _, name = missing.partition("/")
+    names = [name for name, _ in options(group, _user_directories)]
+    if not names:
+        return f"there is no configuration '{missing}'"
+    return f"unknown {group} '{name}'{nearest(name, names)}   available: {', '.join(names)}"
+
+
+def _bad_override(error: ConfigCompositionException, overrides: Sequence[str]) -> str:
+    text = str(error)
+    cause = str(error.__cause__ or "")
+    if found := re.search(r"Could not override '([^']+)'", text):
+        key = found.group(1)
+        parent, _, leaf = key.rpartition(".")
+        groups = [o for o in overrides if "." not in o.split("=")[0] and "=" in o and not o.startswith(("~", "+"))]
+        try:
+            base = _compose([o for o in groups if o.split("=")[0] != key])
+            node = OmegaConf.select(base, parent) if parent else base
+            siblings = [str(k) for k in node if k != "hydra"] if isinstance(node, DictConfig) else []
+        except (HydraException, OmegaConfBaseException):
+            siblings = []
+        if siblings and leaf not in siblings:
+            where = f"{parent}." if parent else ""
+            best = nearest(leaf, siblings).replace("'", f"'{where}", 1)
+            return f"unknown key '{key}'{best}   allowed: {', '.join(siblings)}"
+        if siblings == [] and parent:
+            top = [str(k) for k in _compose([]) if k != "hydra"]
+            return f"unknown key '{key}': there is no '{parent}'{nearest(parent.split('.')[0], top)}"
+        return f"{key}: {_first_lines(cause)}"
+    if "Could not append" in text or "Could not delete" in text:
+        return f"{text.splitlines()[0]} {_first_lines(cause)}".strip()
+    return _first_lines(text)
+
+
+def _first_lines(error: object) -> str:
+    """A library's message without its location block, on one line."""
+    kept = [line.strip() for line in str(error).splitlines() if line.strip()]
+    kept = [line for line in kept if not line.startswith(("full_key:", "object_type=", "reference_type=", "See https"))]
+    return " ".join(kept) or "the configuration cannot be composed"

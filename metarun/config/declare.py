@@ -1,0 +1,168 @@
+"""What a class declares - its constructor's parameters, its capabilities, its docstring - without importing it.
+
+Importing a model means importing torch (a second or more); reading the source does not. Classes whose source
+cannot be found or read this way (built-in ones, made at run time) are imported and inspected instead.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from metarun import types
+from metarun.errors import UserError, nearest
+
+_NAMES = {**vars(typing), **vars(types), "Sequence": Sequence, "Mapping": Mapping, "Path": Path}
+_FOREIGN = {"torch", "abc", "typing", "numpy", "builtins"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A constructor's parameter. ``annotation`` is ``Any`` where it is missing or not understood."""
+
+    annotation: Any
+    required: bool
+
+
+@dataclass
+class Declaration:
+    """What is known of a class from its source."""
+
+    target: str
+    doc: str = ""
+    parameters: dict[str, Parameter] = field(default_factory=dict)
+    takes_any: bool = False
+    """Whether the constructor has ``**kwargs``."""
+    attributes: dict[str, Any] = field(default_factory=dict)
+    """Class attributes with literal values, inherited ones included."""
+
+
+@lru_cache(maxsize=None)
+def declaration(target: str) -> Declaration:
+    """The declaration of the class at import path ``target``; raises :class:`UserError` if there is none."""
+    module_name, _, name = target.rpartition(".")
+    if not module_name:
+        raise UserError(f"_target_: '{target}' is no import path; it has the form package.module.Class")
+    tree = _source(module_name)
+    if tree is None:
+        return _inspected(module_name, name)
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    if name not in classes:
+        if any(isinstance(n, ast.FunctionDef) and n.name == name for n in tree.body) or _imported_from(tree, name):
+            return _inspected(module_name, name)
+        raise UserError(f"_target_: module '{module_name}' has no class '{name}'{nearest(name, classes)}")
+    node = classes[name]
+    result = Declaration(target)
+    for base in node.bases:
+        path = _base_path(tree, module_name, classes, base)
+        if path and path.split(".")[0] not in _FOREIGN:
+            inherited = declaration(path)
+            result.parameters = dict(inherited.parameters)
+            result.takes_any = inherited.takes_any
+            result.attributes |= inherited.attributes
+    result.doc = ast.get_docstring(node) or ""
+    result.attributes |= dict(_literals(node))
+    if init := next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None):
+        result.parameters, result.takes_any = _parameters(init.args)
+    elif any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+        result.parameters = {
+            n.target.id: Parameter(_type(n.annotation), n.value is None)
+            for n in node.body
+            if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+        }
+    return result
+
+
+@lru_cache(maxsize=None)
+def _source(module_name: str) -> ast.Module | None:
+    """The parsed module, or ``None`` if it has no Python source."""
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"_target_: cannot import '{module_name}': no module named '{error.name}'") from None
+    except (ImportError, ValueError) as error:
+        raise UserError(f"_target_: cannot import '{module_name}': {error}") from None
+    if spec is None:
+        raise UserError(f"_target_: no module named '{module_name}'")
+    if not spec.origin or not spec.origin.endswith(".py"):
+        return None
+    try:
+        return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise UserError(f"_target_: {spec.origin}, line {error.lineno}: {error.msg}") from None
+
+
+def _imported_from(tree: ast.Module, name: str) -> str | None:
+    """Where ``name`` comes from in this module's own ``from ... import`` lines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return f"{node.module}.{alias.name}"
+    return None
+
+
+def _base_path(tree: ast.Module, module: str, classes: Mapping[str, Any], base: ast.expr) -> str | None:
+    if not isinstance(base, ast.Name):
+        return None  # nn.Module and the like: nothing of ours is declared there
+    return f"{module}.{base.id}" if base.id in classes else _imported_from(tree, base.id)
+
+
+def _literals(node: ast.ClassDef) -> typing.Iterator[tuple[str, Any]]:
+    for statement in node.body:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+                pass
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                pass
+            case _:
+                continue
+        try:
+            yield name, ast.literal_eval(value)
+        except ValueError:
+            continue
+
+
+def _parameters(arguments: ast.arguments) -> tuple[dict[str, Parameter], bool]:
+    positional = [*arguments.posonlyargs, *arguments.args][1:]
+    defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
+    pairs = [*zip(positional, defaults, strict=False), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    found = {a.arg: Parameter(_type(a.annotation), default is None) for a, default in pairs}
+    return found, arguments.kwarg is not None
+
+
+def _type(annotation: ast.expr | None) -> Any:
+    if annotation is None:
+        return Any
+    try:
+        return eval(ast.unparse(annotation), dict(_NAMES))
+    except Exception:  # a type of the user's own: its constructor will judge
+        return Any
+
+
+def _inspected(module_name: str, name: str) -> Declaration:
+    try:
+        thing = getattr(importlib.import_module(module_name), name)
+    except AttributeError:
+        raise UserError(f"_target_: module '{module_name}' has no '{name}'") from None
+    except ImportError as error:
+        raise UserError(f"_target_: cannot import '{module_name}': {error}") from None
+    result = Declaration(f"{module_name}.{name}", inspect.getdoc(thing) or "")
+    for parameter in inspect.signature(thing).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            result.takes_any = True
+        elif parameter.kind is not parameter.VAR_POSITIONAL:
+            known = parameter.annotation if isinstance(parameter.annotation, type) else Any
+            result.parameters[parameter.name] = Parameter(known, parameter.default is parameter.empty)
+    for attribute in ("kind", "modality", "modalities", "role", "roles", "kinds", "metric", "higher_is_better"):
+        if hasattr(thing, attribute):
+            result.attributes[attribute] = getattr(thing, attribute)
+    return result

@@ -1,0 +1,42 @@
+"""Where the configuration lies: the package's own conf/ and the user's directories before it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from metarun.errors import RunFailed, UserError
+
+
+def conf_directory() -> Path:
+    """The shipped configuration: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    # A checkout first: an editable install can leave a stale copy inside the package.
+    for candidate in (package.parent / "conf", package / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise RunFailed(f"metarun's configuration is missing: no conf/config.yaml beside or in {package}")
+
+
+def user_directories(config_dir: str | None) -> list[Path]:
+    """``--config-dir`` and METARUN_CONF, in order of precedence; both may add options and shadow shipped ones."""
+    found = []
+    for origin, name in (("--config-dir", config_dir), ("METARUN_CONF", os.environ.get("METARUN_CONF"))):
+        if name:
+            if not Path(name).is_dir():
+                raise UserError(f"{origin}: no directory at {name}")
+            found.append(Path(name).resolve())
+    return found
+
+
+def options(group: str, directories: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """(name, file) of every option of ``group``; a user's file hides a shipped one of its name."""
+    seen = set()
+    for directory in [*directories, conf_directory()]:
+        top = directory / group
+        for path in sorted(top.rglob("*.yaml")):
+            name = path.relative_to(top).with_suffix("").as_posix()
+            if name not in seen:
+                seen.add(name)
+                yield name, path

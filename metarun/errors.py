@@ -1,0 +1,37 @@
+"""The ways a command ends badly: asked for the impossible, failed, or was stopped."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """What was asked cannot be done. Printed as it stands, without a traceback; exit status 2."""
+
+
+class RunFailed(Exception):
+    """The run was asked rightly and failed (NaN, a full disk, a lost file). Exit status 1."""
+
+
+class Interrupted(BaseException):
+    """A signal stopped the run after a checkpoint. Exit status 128 + signal number.
+
+    Like KeyboardInterrupt it is no ``Exception``: a sweep must stop too, not go on with the next job.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.signal_number = signal_number
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """A suggestion clause for a misspelt word: ``" - did you mean 'maml'?"``, or nothing."""
+    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f" - did you mean '{found[0]}'?" if found else ""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise :class:`UserError` with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise UserError(message)

@@ -1,0 +1,77 @@
+"""Judging a learner on held-out tasks: means over episodes with 95 % confidence intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.algorithms.base import Algorithm
+from metarun.errors import Interrupted
+from metarun.tasks.base import EpisodeShape, Task
+from metarun.tasks.rng import derived_seed
+from metarun.types import Split
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``n`` tasks; ``ci95`` is half the width of its 95 % interval, 1.96 s / sqrt(n)."""
+
+    mean: float
+    ci95: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Tensor) -> Estimate:
+        """From one value a task, [n]."""
+        values = values.double()
+        spread = float(values.std()) if len(values) > 1 else float("nan")
+        return cls(float(values.mean()), 1.96 * spread / sqrt(len(values)), len(values))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean, "ci95": self.ci95, "n": self.n}
+
+
+@dataclass(frozen=True)
+class Result:
+    """Every metric of every task, [n, k + 1] after 0..k adaptation steps; the last column is the result."""
+
+    curves: dict[str, Tensor]
+
+    def final(self) -> dict[str, Estimate]:
+        """The result, metric by metric."""
+        return {name: Estimate.of(curve[:, -1]) for name, curve in self.curves.items()}
+
+    def adaptation(self, metric: str) -> list[dict[str, Any]]:
+        """``metric`` after each adaptation step; one entry for a learner that adapts at once."""
+        columns = self.curves[metric].unbind(1)
+        return [{"step": step, **Estimate.of(column).as_dict()} for step, column in enumerate(columns)]
+
+
+def evaluate(
+    algorithm: Algorithm,
+    task: Task,
+    split: Split,
+    episodes: int,
+    *,
+    batch: int,
+    shape: EpisodeShape | None = None,
+    stopped: Callable[[], int | None] = lambda: None,
+) -> Result:
+    """Adapt to and judge tasks 0..``episodes`` - 1 of ``split``, ``batch`` at a time.
+
+    Raises :class:`Interrupted` between batches once ``stopped`` names a signal.
+    """
+    parts: dict[str, list[Tensor]] = {}
+    for first in range(0, episodes, batch):
+        if (number := stopped()) is not None:
+            raise Interrupted(number)
+        torch.manual_seed(derived_seed(task.seed, split, first, stream=9))
+        indices = range(first, min(first + batch, episodes))
+        for name, values in algorithm.evaluate(task.batch(split, indices, shape)).items():
+            parts.setdefault(name, []).append(values)
+    return Result({name: torch.cat(each).cpu() for name, each in parts.items()})

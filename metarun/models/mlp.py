@@ -1,0 +1,55 @@
+"""The multilayer perceptron: vectors, observations or flattened images -> features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from metarun.models.conv4 import as_float
+from metarun.models.norm import BatchNorm
+from metarun.tasks.base import Spec
+from metarun.types import Positive
+
+
+class MLP(nn.Module):
+    """Hidden layers with a nonlinearity after each, batch-normalised if asked; the head is the algorithm's.
+
+    ``[N, ...] -> [N, hidden[-1]]``. ``init`` is torch's own or ``finn``: weights from a normal distribution
+    of standard deviation .01 truncated at two of them, biases zero (Finn et al. 2017, the authors' code).
+    """
+
+    modalities: ClassVar[tuple[str, ...]] = ("image", "vector")
+    role: ClassVar[str] = "features"
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        hidden: Sequence[Positive],
+        activation: Literal["relu", "tanh"],
+        batch_norm: bool,
+        init: Literal["torch", "finn"],
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = prod(spec.input_shape)
+        for width in hidden:
+            linear = nn.Linear(inputs, width)
+            if init == "finn":
+                finn_init(linear)
+            layers += [linear, *([BatchNorm(width)] if batch_norm else [])]
+            layers.append(nn.ReLU() if activation == "relu" else nn.Tanh())
+            inputs = width
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(as_float(x).flatten(1))
+
+
+def finn_init(layer: nn.Linear, std: float = 0.01) -> None:
+    """Truncated normal weights, zero biases."""
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    nn.init.zeros_(layer.bias)

@@ -1,0 +1,69 @@
+"""Pictures of a run: learning curve, adaptation curve, and what the family itself has to show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from metarun.algorithms.base import Algorithm
+from metarun.tasks.base import Task
+from metarun.tracking.rundir import RunDirectory
+
+
+def draw_run(directory: RunDirectory, summary: dict[str, Any], task: Task, algorithm: Algorithm) -> Iterator[Path]:
+    """Write each plot as a PNG under ``plots/`` and yield its path."""
+    directory.plots.mkdir(exist_ok=True)
+    figures = {
+        "learning_curve": learning_curve(list(directory.rows()), task.metric),
+        "adaptation_curve": adaptation_curve(summary, task.metric),
+        "what_was_learned": task.picture(algorithm),
+    }
+    for name, figure in figures.items():
+        if figure is not None:
+            path = directory.plots / f"{name}.png"
+            figure.savefig(path, dpi=110)
+            yield path
+
+
+def learning_curve(rows: list[dict[str, Any]], metric: str) -> Figure | None:
+    """The metric over iterations: meta-training (one line), validation with its 95 % interval, the test result."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    ax = figure.subplots()
+    train = [(r["iteration"], r[f"train/{metric}"]) for r in rows if f"train/{metric}" in r]
+    val = [(r["iteration"], r[f"val/{metric}"], r[f"val/{metric}_ci95"]) for r in rows if f"val/{metric}" in r]
+    test = [(r["iteration"], r[f"test/{metric}"], r[f"test/{metric}_ci95"]) for r in rows if f"test/{metric}" in r]
+    if not train and not val:
+        return None
+    if train:
+        ax.plot(*zip(*train, strict=True), color="0.7", lw=1, label="meta-train (its own episodes)")
+    if val:
+        at, mean, ci = zip(*val, strict=True)
+        ax.plot(at, mean, "o-", ms=3, color="tab:blue", label="meta-validation")
+        low, high = ([m + sign * c for m, c in zip(mean, ci, strict=True)] for sign in (-1, 1))
+        ax.fill_between(at, low, high, color="tab:blue", alpha=0.2, lw=0)
+    if test:
+        ax.errorbar(*test[-1][:2], yerr=test[-1][2], fmt="*", color="tab:red", ms=10, capsize=3, label="meta-test")
+    ax.set(xlabel="iteration", ylabel=metric)
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return figure
+
+
+def adaptation_curve(summary: dict[str, Any], metric: str) -> Figure | None:
+    """The test metric after 0..k adaptation steps, with 95 % intervals; nothing for a learner that adapts at once."""
+    points = summary["adaptation"]
+    if len(points) < 2:
+        return None
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    ax = figure.subplots()
+    steps, means = [p["step"] for p in points], [p["mean"] for p in points]
+    ax.errorbar(steps, means, yerr=[p["ci95"] for p in points], fmt="o-", ms=4, capsize=3, label="meta-test")
+    for name, value in summary.get("references", {}).items():
+        ax.axhline(value, ls="--", color="0.5", lw=1)
+        ax.annotate(name, (steps[-1], value), ha="right", va="bottom", color="0.4")
+    ax.set(xlabel="adaptation steps", ylabel=metric)
+    ax.grid(alpha=0.3)
+    return figure

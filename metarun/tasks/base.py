@@ -1,0 +1,134 @@
+"""What every task family is: a distribution over tasks that hands out batches of them, by index."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from metarun.types import Split
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from typing_extensions import Self
+
+    from metarun.algorithms.base import Algorithm
+
+Kind = Literal["classification", "regression", "control"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a model and an algorithm must know of a task family.
+
+    ``input_shape`` is one example's shape, without batch dimensions: ``(channels, height, width)`` for images,
+    ``(features,)`` for vectors and observations, ``()`` where the model chooses it (text).
+    ``output_size`` is the number of classes, of target dimensions, or of actions (discrete) / action
+    dimensions (continuous).
+    """
+
+    kind: Kind
+    modality: str
+    input_shape: tuple[int, ...]
+    output_size: int
+    discrete_actions: bool = False
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Examples of T tasks: ``x`` [T, N, ...], ``y`` [T, N] class indices or [T, N, D] targets.
+
+    ``way`` is the number of classes (0 in regression); it is known on the host, so that no step reads it back.
+    """
+
+    x: Tensor
+    y: Tensor
+    way: int = 0
+
+    def tasks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(x, y) of one task after another."""
+        return zip(self.x, self.y, strict=True)
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Labelled:
+        """``f`` applied to both tensors."""
+        return Labelled(f(self.x), f(self.y), self.way)
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """T supervised tasks: what the learner adapts to, and what it is judged on."""
+
+    support: Labelled
+    query: Labelled
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> TaskBatch:
+        """``f`` applied to each of the four tensors."""
+        return TaskBatch(self.support.map(f), self.query.map(f))
+
+
+@dataclass(frozen=True)
+class EpisodeShape:
+    """How large an episode is. ``way`` is ignored by families without classes."""
+
+    way: int
+    shot: int
+    query: int
+
+    def changed(self, way: int | None = None, shot: int | None = None, query: int | None = None) -> EpisodeShape:
+        """A copy with the given fields, each kept where ``None``."""
+        given = {"way": way, "shot": shot, "query": query}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+
+class Task(ABC):
+    """A task family: a distribution over tasks, split into meta-train, meta-validation and meta-test.
+
+    **The contract**: :meth:`batch` is a pure function of ``(self.seed, split, indices, shape)``.
+    """
+
+    kind: ClassVar[str]
+    modality: ClassVar[str]
+    metric: ClassVar[str]
+    """The name under which algorithms report what this family is judged by."""
+    higher_is_better: ClassVar[bool] = True
+
+    seed: int
+    spec: Spec
+    shape: EpisodeShape | None = None
+    """The episode that is evaluated; ``None`` where episodes have no such shape (control)."""
+    device: torch.device = torch.device("cpu")
+
+    @abstractmethod
+    def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Any:
+        """Tasks number ``indices`` of ``split``: a :class:`TaskBatch`, or a batched environment for control."""
+
+    def prepare(self, model: torch.nn.Module) -> None:
+        """Called once after the model is built; text families let the model turn their texts into ids here."""
+
+    def to(self, device: torch.device) -> Self:
+        """Keep the data on ``device`` from now on."""
+        self.device = device
+        return self
+
+    def variants(self) -> dict[str, EpisodeShape | None]:
+        """The shapes that are tested: ``{"": the task's own}`` and, with a name suffix, any further ones."""
+        return {"": self.shape}
+
+    def check(self, split: Split, shape: EpisodeShape) -> None:
+        """Raise :class:`~metarun.errors.UserError` if ``split`` cannot serve episodes of ``shape``."""
+
+    def protocol(self) -> dict[str, Any]:
+        """What a reader must know to compare a number of this family: split, way, shot, preprocessing."""
+        return {}
+
+    def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
+        """Known reference values of the metric on these tasks (oracle, random, optimum), where there are any."""
+        return {}
+
+    def picture(self, algorithm: Algorithm) -> Figure | None:
+        """One picture of what was learned, drawn on test tasks; ``None`` where the family has none."""
+        return None

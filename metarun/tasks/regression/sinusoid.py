@@ -1,0 +1,77 @@
+"""The sinusoid regression of MAML: amplitude and phase vary from task to task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import pi
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
+from metarun.tasks.rng import uniforms
+from metarun.types import Positive, Split
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from metarun.algorithms.base import SupervisedAlgorithm
+
+
+class Sinusoid(Task):
+    """y = A sin(x - phase), A ~ U[0.1, 5], phase ~ U[0, pi], x ~ U[-5, 5] (Finn et al. 2017, section 5.1).
+
+    ``shot`` support and ``query`` query points a task. The splits are independent draws.
+    """
+
+    kind: ClassVar[str] = "regression"
+    modality: ClassVar[str] = "vector"
+    metric: ClassVar[str] = "mse"
+    higher_is_better: ClassVar[bool] = False
+
+    def __init__(self, seed: int, *, shot: Positive, query: Positive) -> None:
+        self.seed = seed
+        self.shape: EpisodeShape = EpisodeShape(0, shot, query)
+        self.spec = Spec("regression", self.modality, (1,), 1)
+
+    def curves(self, split: Split, indices: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Amplitude and phase of each task, [T, 1]."""
+        u = uniforms(self.seed, split, indices, 2)
+        return 0.1 + 4.9 * u[:, :1], pi * u[:, 1:]
+
+    def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
+        shape = shape or self.shape
+        amplitude, phase = self.curves(split, indices)
+        x = 10 * uniforms(self.seed, split, indices, shape.shot + shape.query, stream=1) - 5
+        values = np.stack([x, amplitude * np.sin(x - phase)], axis=-1)
+        points = torch.from_numpy(values).to(self.device, torch.get_default_dtype())
+        support, query = points.split([shape.shot, shape.query], dim=1)
+        return TaskBatch(*(Labelled(part[..., :1], part[..., 1:]) for part in (support, query)))
+
+    def protocol(self) -> dict[str, Any]:
+        return {"data": "sinusoid", "shot": self.shape.shot, "query": self.shape.query}
+
+    def picture(self, algorithm: SupervisedAlgorithm) -> Figure:  # type: ignore[override]
+        """Three test tasks: the true curve, the support points, the fit before and after adaptation."""
+        from matplotlib.figure import Figure
+
+        indices = range(3)
+        support = self.batch("test", indices).support
+        x = torch.linspace(-5, 5, 200, device=self.device)
+        with torch.no_grad():
+            fits = [learner(x.expand(3, -1)[..., None])[..., 0].cpu() for learner in algorithm.adaptations(support)]
+        amplitude, phase = self.curves("test", indices)
+        grid = x.cpu().numpy()
+        figure = Figure(figsize=(12, 3.4), layout="constrained")
+        for task, ax in enumerate(figure.subplots(1, 3, sharey=True)):
+            ax.plot(grid, amplitude[task] * np.sin(grid - phase[task]), color="0.6", label="true curve")
+            if len(fits) > 1:
+                ax.plot(grid, fits[0][task], ":", color="tab:blue", label="before adaptation")
+            ax.plot(grid, fits[-1][task], color="tab:red", label="after adaptation")
+            ax.plot(support.x[task, :, 0].cpu(), support.y[task, :, 0].cpu(), "^", color="tab:purple", label="support")
+            ax.set_xlabel("x")
+        figure.axes[0].legend(fontsize=8)
+        figure.suptitle("Sinusoids of the meta-test split, fitted from their support points")
+        return figure

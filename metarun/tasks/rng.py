@@ -1,0 +1,90 @@
+"""Random numbers as a pure function of (seed, split, index): Philox 4x32-10, vectorised over episodes.
+
+A counter-based generator has no state, so an episode is the same on every device, for any number of
+processes and after any resume. (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarun.types import SPLITS, Split
+
+_MASK = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+
+
+def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
+    """Ten rounds of Philox 4x32. ``counter`` [..., 4] and the result hold 32-bit words in uint64."""
+    c0, c1, c2, c3 = (counter[..., i].copy() for i in range(4))
+    k0, k1 = np.uint64(key[0]), np.uint64(key[1])
+    for _ in range(10):
+        p0, p1 = _M0 * c0, _M1 * c2
+        c0, c1, c2, c3 = (p1 >> _SHIFT) ^ c1 ^ k0, p1 & _MASK, (p0 >> _SHIFT) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    return np.stack([c0, c1, c2, c3], axis=-1)
+
+
+def uniforms(
+    seed: int, split: Split, indices: Sequence[int], count: int, stream: int = 0
+) -> NDArray[np.float64]:
+    """``[len(indices), count]`` uniforms in [0, 1), row i depending on (seed, split, indices[i]) alone.
+
+    ``stream`` (< 16) keeps different uses for one episode apart: classes from examples, tasks from noise.
+    """
+    blocks = -(-count // 2)  # two 53-bit uniforms a block of four words
+    index = np.asarray(indices, dtype=np.uint64)[:, None]
+    counter = np.empty((len(indices), blocks, 4), dtype=np.uint64)
+    counter[..., 0] = np.arange(blocks, dtype=np.uint64)
+    counter[..., 1] = index & _MASK
+    counter[..., 2] = index >> _SHIFT
+    counter[..., 3] = np.uint64(SPLITS.index(split) + 4 * stream)
+    words = philox(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
+    high, low = words[..., 0::2] >> np.uint64(5), words[..., 1::2] >> np.uint64(6)
+    values = (high.astype(np.float64) * 67108864.0 + low.astype(np.float64)) / 9007199254740992.0
+    return values.reshape(len(indices), -1)[:, :count]
+
+
+def choose(u: NDArray[np.float64], sizes: NDArray[np.int64] | int) -> NDArray[np.int64]:
+    """Draw without replacement. ``u`` [R, k] uniforms -> [R, k] distinct integers below ``sizes`` ([R] or one).
+
+    A partial Fisher-Yates shuffle, vectorised over rows; every row needs ``sizes >= k``.
+    """
+    rows, k = u.shape
+    size = np.broadcast_to(np.asarray(sizes, dtype=np.int64), (rows,))
+    order = np.tile(np.arange(size.max(), dtype=np.int64), (rows, 1))
+    every = np.arange(rows)
+    for j in range(k):
+        pick = j + np.floor(u[:, j] * (size - j)).astype(np.int64)
+        chosen = order[every, pick]
+        order[every, pick] = order[:, j]
+        order[:, j] = chosen
+    return order[:, :k]
+
+
+def permutation(seed: int, count: int) -> NDArray[np.int64]:
+    """A seeded order of ``range(count)``, apart from every stream that episodes use: for splitting classes."""
+    return choose(uniforms(seed, "train", [0], count, stream=15), count)[0]
+
+
+def derived_seed(seed: int, split: Split, index: int, stream: int) -> int:
+    """A 63-bit seed for torch's own generators, again a pure function of (seed, split, index)."""
+    return int(uniforms(seed, split, [index], 1, stream)[0, 0] * 2**53)
+
+
+def generator(
+    device: torch.device, seed: int, split: Split, index: int, stream: int = 8
+) -> torch.Generator | None:
+    """A torch generator on ``device`` for noise inside an episode (policy actions, transitions).
+
+    ``None`` on the ``meta`` device, which has no random numbers.
+    """
+    if device.type == "meta":
+        return None
+    return torch.Generator(device=device).manual_seed(derived_seed(seed, split, index, stream))

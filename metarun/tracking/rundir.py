@@ -1,0 +1,213 @@
+"""The run directory: everything a run leaves behind, written so that a kill at any moment loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import yaml
+
+from metarun.errors import RunFailed, UserError
+
+State = Literal["running", "finished", "interrupted", "failed"]
+
+
+class RunDirectory:
+    """``outputs/<name>/<time>_s<seed>/`` and its files; holds a lock while a run writes to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.plots = path / "plots"
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def create(cls, root: str | Path, name: str, seed: int) -> RunDirectory:
+        """A new directory, named by the time to the microsecond, since sweeps start several runs a second."""
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+        path = Path(root) / name / f"{stamp}_s{seed}"
+        try:
+            (path / "checkpoints").mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"cannot create the run directory {path}: {error.strerror} (runner.directory)") from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """An existing run; raises :class:`UserError` if ``path`` is none."""
+        directory = cls(Path(path))
+        if not directory.path.is_dir():
+            raise UserError(f"no run directory at {path}")
+        if not (directory.path / "config.yaml").is_file():
+            raise UserError(f"{path} is not a run directory: it has no config.yaml")
+        return directory
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory's lock; the system releases it when the process ends, however it ends."""
+        import fcntl
+
+        handle = open(self.path / ".lock", "w")  # noqa: SIM115
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.close()
+            raise UserError(f"{self.path} is in use by another running process") from None
+        try:
+            yield
+        finally:
+            handle.close()
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration."""
+        path = self.path / "config.yaml"
+        try:
+            loaded = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+        if not isinstance(loaded, dict):
+            raise UserError(f"{path} is empty or not a configuration")
+        return loaded
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+    def meta(self) -> dict[str, Any]:
+        path = self.path / "meta.json"
+        try:
+            return json.loads(path.read_text()) if path.is_file() else {}
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+
+    def write_meta(self, **values: Any) -> None:
+        """Merge ``values`` into meta.json."""
+        self._write("meta.json", json.dumps({**self.meta(), **values}, indent=1))
+
+    def status(self) -> dict[str, Any]:
+        path = self.path / "status.json"
+        try:
+            return json.loads(path.read_text()) if path.is_file() else {}
+        except json.JSONDecodeError:
+            return {}
+
+    def write_status(self, state: State, why: str = "", **values: Any) -> None:
+        self._write("status.json", json.dumps({"state": state, "why": why, "time": now(), "pid": os.getpid(), **values}))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        self._write("summary.json", json.dumps(summary, indent=1))
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary, or ``None`` for a run that has not finished."""
+        path = self.path / "summary.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows of metrics.jsonl; a last line cut by a kill is left out."""
+        if not self.metrics.is_file():
+            return
+        with open(self.metrics, encoding="utf-8") as lines:
+            for line in lines:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+    def _write(self, name: str, text: str) -> None:
+        try:
+            atomic_write(self.path / name, text.encode())
+        except OSError as error:
+            raise RunFailed(f"cannot write {self.path / name}: {error.strerror}") from None
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, flushed: the truth of which every tracker is a copy.
+
+    Rows hold no clock times, so that a resumed run's file equals the undisturbed run's to the byte.
+    """
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        """Open for writing after the first ``size`` bytes; what a killed run wrote after them is cut off."""
+        self._file = open(path, "ab")  # noqa: SIM115
+        if self._file.tell() < size:
+            raise RunFailed(f"{path} is shorter than its checkpoint says: rows were lost; it was changed by hand")
+        self._file.truncate(size)
+        self._file.seek(size)
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._file.tell()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(row).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunFailed(f"cannot write {self._file.name}: {error.strerror}") from None
+
+    def sync(self) -> None:
+        """Onto the disk, before a checkpoint that counts on these rows."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write to a temporary name, sync, rename: the file is the old one or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def now() -> str:
+    """The time, in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def provenance() -> dict[str, Any]:
+    """Facts that make a result traceable: code version, command, package versions, host."""
+    versions = {}
+    for package in ("metarun", "torch", "numpy", "hydra-core", "omegaconf", "wandb"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        "argv": sys.argv,
+        "directory": os.getcwd(),
+        "git": _git_state(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "host": {"system": platform.platform(), "cpu": _cpu_name(), "cores": os.cpu_count()},
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the code that runs and whether it was changed since; ``None`` outside a checkout."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists() or not shutil.which("git"):
+        return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10).stdout.strip()
+
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()

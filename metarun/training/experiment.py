@@ -1,0 +1,240 @@
+"""An experiment: a task family, an algorithm (which holds its model) and how to run them. Hydra is one caller."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metarun.algorithms.base import Algorithm
+from metarun.errors import Interrupted, UserError
+from metarun.evaluation.evaluator import Result, evaluate
+from metarun.tasks.base import Task
+from metarun.tracking.console import Display
+from metarun.tracking.rundir import MetricsFile, RunDirectory, now, provenance
+from metarun.tracking.settings import Tracker
+from metarun.tracking.wandb import WandbSink
+from metarun.training import checkpoint
+from metarun.training.device import choose_device, choose_threads
+from metarun.training.settings import Runner
+from metarun.training.signals import StopRequest
+from metarun.types import Split
+
+log = logging.getLogger("metarun")
+
+
+class Experiment:
+    """Meta-trains ``algorithm`` on ``task``, keeps the best on validation, and tests it on held-out tasks.
+
+    ``name`` names the runs' directory. ``config`` is what is stored as config.yaml (enough to rebuild the run);
+    ``facts`` are further entries for meta.json; ``paper`` is the published result to compare with, if any.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        algorithm: Algorithm,
+        runner: Runner,
+        tracker: Tracker,
+        *,
+        seed: int,
+        name: str,
+        config: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.task, self.algorithm, self.runner, self.tracker = task, algorithm, runner, tracker
+        self.seed, self.name = seed, name
+        self.config = dict(config or {"seed": seed, "name": name, "runner": asdict(runner), "tracker": asdict(tracker)})
+        self.facts = dict(facts or {})
+        self.device = choose_device(runner.device)
+        algorithm.to(self.device)
+        task.to(self.device)
+        shape = algorithm.train_shape(task.shape)
+        if shape is not None:
+            task.check("train", shape)
+
+    def run(self, directory: RunDirectory | None = None) -> dict[str, Any]:
+        """The whole life of a run; returns the summary. With the directory of an earlier one, goes on from there.
+
+        Raises :class:`~metarun.errors.Interrupted` on SIGINT and SIGTERM, after a checkpoint.
+        """
+        directory = directory or RunDirectory.create(self.runner.directory, self.name, self.seed)
+        with directory.locked(), self._logging(directory.path), StopRequest() as stop:
+            meta = directory.meta()
+            threads = meta.get("threads") or self.runner.threads or self._threads()
+            torch.set_num_threads(threads)
+            if not meta:
+                directory.write_config(self.config)
+                directory.write_meta(
+                    **provenance(), **self.facts, device=str(self.device), threads=threads, start=now(), end=None
+                )
+            directory.write_status("running")
+            log.info("run directory %s", directory.path)
+            try:
+                summary = self._run(directory, stop)
+            except Interrupted as error:
+                directory.write_status("interrupted", f"signal {error.signal_number}")
+                directory.write_meta(end=now())
+                log.info("stopped after a checkpoint; go on with: metarun resume %s", directory.path)
+                raise
+            except BaseException as error:
+                with contextlib.suppress(Exception):
+                    directory.write_status("failed", f"{type(error).__name__}: {error}")
+                    directory.write_meta(end=now())
+                raise
+            directory.write_meta(end=now())
+            directory.write_status("finished")
+            return summary
+
+    def test(self, split: Split = "test", stop: StopRequest | None = None) -> dict[str, Result]:
+        """Judge the learner as it is: ``{suffix: result}`` for the task's shape and each further one."""
+        return {
+            suffix: evaluate(
+                self.algorithm,
+                self.task,
+                split,
+                self.runner.test_episodes if split == "test" else self.runner.val_episodes,
+                batch=self.runner.eval_batch,
+                shape=shape,
+                stopped=lambda: stop.signal if stop else None,
+            )
+            for suffix, shape in self.task.variants().items()
+        }
+
+    def load(self, path: Path) -> int:
+        """Take the meta-parameters of a checkpoint; returns its iteration."""
+        state = checkpoint.load(path, self.device)
+        self._restore(path, state)
+        return int(state["progress"]["iteration"] if "progress" in state else state["iteration"])
+
+    def protocol(self) -> dict[str, Any]:
+        """How the result was measured: what a reader needs to compare it."""
+        return {
+            **self.task.protocol(),
+            **self.algorithm.protocol(),
+            "test_episodes": self.runner.test_episodes,
+            "selection": f"{self.runner.select} on {self.runner.val_episodes} validation episodes"
+            if self._selects()
+            else "last iteration",
+        }
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """One row, to metrics.jsonl first."""
+        self.metrics.write(row)
+        self.sink.log(row)
+
+    def _run(self, directory: RunDirectory, stop: StopRequest) -> dict[str, Any]:
+        from metarun.training.loop import Progress, meta_train
+
+        self.checkpoints = directory.path / "checkpoints"
+        progress = Progress()
+        last = self.checkpoints / "last.pt"
+        if last.is_file():
+            state = checkpoint.load(last, self.device)
+            self._restore(last, state)
+            progress.restore(state["progress"])
+            log.info("going on after iteration %d", progress.iteration)
+        self.metrics = MetricsFile(directory.metrics, progress.metrics_size)
+        self.sink = WandbSink.start(
+            directory.path,
+            mode=self.tracker.wandb,
+            project=self.tracker.project,
+            entity=self.tracker.entity,
+            group=self.tracker.group or self.facts.get("group"),
+            tags=[*self.tracker.tags, *self.facts.get("choices", {}).values()],
+            name=f"{self.name}-s{self.seed}",
+            job_type="train",
+            config=self.config,
+            init_timeout=self.tracker.init_timeout,
+            finish_timeout=self.tracker.finish_timeout,
+            backfill=list(directory.rows()),
+        )
+        exit_code = 1
+        try:
+            metric, higher = self.task.metric, self.task.higher_is_better
+            with Display(self.runner.iterations, progress.iteration, metric, higher) as self.display:
+                meta_train(self, progress, stop)
+                if self._selects() and (self.checkpoints / "best.pt").is_file():
+                    self.load(self.checkpoints / "best.pt")
+                self.display.note(f"testing on {self.runner.test_episodes} held-out tasks")
+                results = self.test("test", stop)
+            summary = self._summary(progress, results)
+            self.log(test_row(progress.iteration, results))
+            directory.write_summary(summary)
+            self.sink.summary(summary)
+            if self.runner.plots:
+                self._draw(directory, summary)
+            exit_code = 0
+            return summary
+        except Interrupted as error:
+            exit_code = 128 + error.signal_number
+            raise
+        finally:
+            self.metrics.close()
+            self.sink.finish(exit_code)
+
+    def _summary(self, progress: Any, results: dict[str, Result]) -> dict[str, Any]:
+        return {
+            "iterations": progress.iteration,
+            "seed": self.seed,
+            "wall_s": round(progress.seconds, 1),
+            "best_iteration": progress.best_iteration if self._selects() else None,
+            "test": {
+                name + suffix: estimate.as_dict()
+                for suffix, result in results.items()
+                for name, estimate in result.final().items()
+            },
+            "references": self.task.references("test", range(self.runner.test_episodes)),
+            "protocol": self.protocol(),
+            "adaptation": results[""].adaptation(self.task.metric),
+            "paper": self.config.get("paper"),
+        }
+
+    def _draw(self, directory: RunDirectory, summary: dict[str, Any]) -> None:
+        from metarun.reports.plots import draw_run
+
+        try:
+            for path in draw_run(directory, summary, self.task, self.algorithm):
+                self.sink.image(path.stem, path)
+        except Exception as error:  # a picture must not cost a result
+            log.warning("plots could not be drawn: %s: %s", type(error).__name__, error)
+
+    def _selects(self) -> bool:
+        return self.runner.select == "best" and self.runner.validate_every > 0 and self.runner.iterations > 0
+
+    def _threads(self) -> int:
+        if self.device.type != "cpu":
+            return torch.get_num_threads()
+        return choose_threads(self.algorithm, self.task, self.runner.meta_batch)
+
+    def _restore(self, path: Path, state: dict[str, Any]) -> None:
+        try:
+            self.algorithm.restore(state["algorithm"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"checkpoint {path} does not fit this model and algorithm ({reason})") from None
+
+    @contextlib.contextmanager
+    def _logging(self, directory: Path) -> Iterator[None]:
+        handler = logging.FileHandler(directory / "metarun.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            handler.close()
+
+
+def test_row(iteration: int, results: Mapping[str, Result]) -> dict[str, Any]:
+    """The last row of metrics.jsonl."""
+    row: dict[str, Any] = {"iteration": iteration}
+    for suffix, result in results.items():
+        for name, estimate in result.final().items():
+            row |= {f"test/{name}{suffix}": estimate.mean, f"test/{name}{suffix}_ci95": estimate.ci95}
+    return row

@@ -1,0 +1,130 @@
+"""The outer loop: draw a meta-batch, take the outer step, log, validate, keep the best, stop and resume exactly."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from metarun.algorithms.base import Metrics
+from metarun.errors import Interrupted, RunFailed
+from metarun.evaluation.evaluator import evaluate
+from metarun.tasks.rng import derived_seed
+from metarun.training import checkpoint
+from metarun.training.experiment import Experiment
+from metarun.training.signals import StopRequest
+
+
+def meta_batch_indices(iteration: int, size: int, rank: int = 0, world: int = 1) -> range:
+    """The tasks of one meta-batch: rank r of w takes every w-th, so that the union is the same for any w."""
+    return range(iteration * size, (iteration + 1) * size)[rank::world]
+
+
+class Progress:
+    """What a run must remember to go on exactly: written with every checkpoint."""
+
+    def __init__(self) -> None:
+        self.iteration = 0
+        self.best: float | None = None
+        self.best_iteration: int | None = None
+        self.validated: int | None = None
+        self.seconds = 0.0
+        self.metrics_size = 0
+        self.pending: list[Metrics] = []
+        """Metrics of the iterations since the last logged row, still on the device."""
+
+    def state(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def restore(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+def meta_train(run: Experiment, progress: Progress, stop: StopRequest) -> None:
+    """Train from ``progress`` to ``runner.iterations``; raises :class:`Interrupted` after a checkpoint on a signal."""
+    runner, task, algorithm = run.runner, run.task, run.algorithm
+    shape = algorithm.train_shape(task.shape)
+    clock = last_save = time.monotonic()
+
+    def save() -> None:
+        nonlocal clock, last_save
+        last_save = time.monotonic()
+        progress.seconds += last_save - clock
+        clock = last_save
+        progress.metrics_size = run.metrics.size
+        run.metrics.sync()
+        checkpoint.save(run.checkpoints / "last.pt", {"algorithm": algorithm.checkpoint(), "progress": progress.state()})
+
+    while True:
+        if validation_due(progress, runner.validate_every, runner.iterations):
+            validate(run, progress, stop)
+        if stop.signal is not None:
+            save()
+            raise Interrupted(stop.signal)
+        if progress.iteration >= runner.iterations:
+            save()
+            return
+        if time.monotonic() - last_save > runner.checkpoint_seconds:
+            save()
+        iteration = progress.iteration
+        # Reseeded for every iteration: the step's own randomness, too, is a function of (seed, iteration).
+        torch.manual_seed(derived_seed(run.seed, "train", iteration, stream=10))
+        batch = task.batch("train", meta_batch_indices(iteration, runner.meta_batch), shape)
+        progress.pending.append(algorithm.meta_step(batch, iteration))
+        progress.iteration += 1
+        row = None
+        if progress.iteration % runner.log_every == 0 or progress.iteration == runner.iterations:
+            row = train_row(progress)
+            run.log(row)
+        run.display.step(progress.iteration, row)
+
+
+def validation_due(progress: Progress, every: int, total: int) -> bool:
+    """Whether to validate now: every so often (0: never) and at the end, once."""
+    now = progress.iteration
+    return every > 0 and now > 0 and (now % every == 0 or now >= total) and progress.validated != now
+
+
+def train_row(progress: Progress) -> dict[str, Any]:
+    """The means since the last row, read back from the device in one transfer; stops the run if one is not finite."""
+    names = list(progress.pending[0])
+    table = torch.stack([torch.stack([m[name].double() for name in names]) for m in progress.pending]).cpu()
+    first = progress.iteration - len(progress.pending)
+    progress.pending = []
+    finite = torch.isfinite(table).all(dim=1)
+    if not bool(finite.all()):
+        bad = int((~finite).nonzero()[0])
+        culprits = ", ".join(n for n, v in zip(names, table[bad], strict=True) if not torch.isfinite(v))
+        raise RunFailed(
+            f"{culprits} became NaN or infinite at iteration {first + bad + 1}; "
+            "a smaller algorithm.inner_lr or algorithm.outer_lr is the usual cure"
+        )
+    means = table.mean(0).tolist()
+    return {"iteration": progress.iteration, **{f"train/{n}": v for n, v in zip(names, means, strict=True)}}
+
+
+def validate(run: Experiment, progress: Progress, stop: StopRequest) -> None:
+    """Judge the learner on the fixed validation tasks; keep it as best.pt if it is the best so far.
+
+    A signal in its middle leaves ``progress`` as it was: the resumed run repeats the validation.
+    """
+    runner, metric = run.runner, run.task.metric
+    try:
+        result = evaluate(
+            run.algorithm, run.task, "val", runner.val_episodes, batch=runner.eval_batch, stopped=lambda: stop.signal
+        )
+    except Interrupted:
+        return
+    row: dict[str, Any] = {"iteration": progress.iteration}
+    for name, estimate in result.final().items():
+        row |= {f"val/{name}": estimate.mean, f"val/{name}_ci95": estimate.ci95}
+    value = row[f"val/{metric}"]
+    if progress.best is None or (value > progress.best if run.task.higher_is_better else value < progress.best):
+        progress.best, progress.best_iteration = value, progress.iteration
+        checkpoint.save(
+            run.checkpoints / "best.pt", {"algorithm": run.algorithm.checkpoint(), "iteration": progress.iteration}
+        )
+    progress.validated = progress.iteration
+    run.log(row)
+    run.display.validation(progress.iteration, value, progress.best)

@@ -1,0 +1,39 @@
+"""The runner's keys: a closed section, the same for every run. Their values stand in conf/runner/default.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from metarun.types import Count, NonNegative, Positive
+
+
+@dataclass(frozen=True)
+class Runner:
+    """How a run is carried out."""
+
+    iterations: Count
+    """Outer steps."""
+    meta_batch: Positive
+    """Tasks an outer step."""
+    device: str
+    """auto, cpu, cuda, cuda:N or mps."""
+    threads: Positive | None
+    """CPU threads; null chooses by the size of the work and keeps the choice with the run."""
+    precision: Literal["float32", "float64"]
+    validate_every: Count
+    """Iterations between validations; 0 for none."""
+    val_episodes: Positive
+    test_episodes: Positive
+    eval_batch: Positive
+    """Tasks adapted at once in validation and test."""
+    log_every: Positive
+    """Iterations a row of metrics averages over."""
+    checkpoint_seconds: NonNegative
+    """Seconds between checkpoints; what a kill can cost."""
+    select: Literal["best", "last"]
+    """Which meta-parameters are tested: best on validation, or the last."""
+    plots: bool
+    """Draw plots at the end."""
+    directory: str
+    """Where run directories are made."""

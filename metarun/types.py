@@ -1,0 +1,17 @@
+"""Value types of the configuration: a constructor's annotations are its schema, ranges included."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval
+
+Count = Annotated[int, Ge(0)]  # 0, 1, 2, ...
+Positive = Annotated[int, Ge(1)]  # 1, 2, ...
+Rate = Annotated[float, Gt(0)]  # a positive real, such as a learning rate
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+NormPolicy = Literal["transductive", "support", "running"]
