@@ -24,12 +24,8 @@ class Entry:
     path: Path
     content: dict[str, Any]
     """The YAML as it stands."""
-
-    @property
-    def section(self) -> dict[str, Any]:
-        """The component's own keys: the whole file, or its part under the group's name."""
-        inner = self.content.get(self.group)
-        return inner if isinstance(inner, dict) else self.content
+    section: dict[str, Any]
+    """The component's own keys, those of the files it builds on (``defaults``) included."""
 
     @property
     def declaration(self) -> Declaration | None:
@@ -44,25 +40,32 @@ class Entry:
 
     @property
     def line(self) -> str:
-        """The first line of what it says of itself: its class's docstring, or the file's first comment."""
-        if self.declaration and self.declaration.doc:
-            return self.declaration.doc.splitlines()[0]
+        """The first line of what it says of itself: the file's first comment, or its class's docstring."""
         for line in self.path.read_text().splitlines():
             if line.startswith("#") and "@package" not in line:
                 return line.lstrip("# ")
-        return ""
+        return self.declaration.doc.splitlines()[0] if self.declaration and self.declaration.doc else ""
 
 
 def catalogue(group: str) -> Iterator[Entry]:
     """The options of ``group`` (task, model, algorithm, experiment, ...), the user's from METARUN_CONF first."""
     directories = [Path(d) for d in (os.environ.get("METARUN_CONF"),) if d]
-    for name, path in options(group, directories):
-        try:
-            content = _load(path.read_text())
-        except yaml.YAMLError as error:
-            raise UserError(f"{path}: {' '.join(str(error).split())}") from None
-        yield Entry(group, name, path, content or {})
+    found = {name: (path, _load(path)) for name, path in options(group, directories)}
+
+    def section(name: str) -> dict[str, Any]:
+        content = found[name][1]
+        inner = content.get(group)
+        own = inner if isinstance(inner, dict) else content
+        parents = [d for d in content.get("defaults") or [] if isinstance(d, str) and d in found and d != name]
+        return {key: value for parent in parents for key, value in section(parent).items()} | own
+
+    for name, (path, content) in found.items():
+        yield Entry(group, name, path, content, section(name))
 
 
-def _load(text: str) -> Any:
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,75 @@
+"""``metarun doctor``: what this machine offers, and what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from metarun.config.paths import conf_directory
+
+_EXTRAS = {"nlp": "transformers", "rl": "gymnasium", "search": "optuna", "slurm": "submitit"}
+
+
+def run(words: list[str]) -> int:
+    """The command; exit status 1 if something that every run needs is wrong."""
+    healthy = True
+    for name, finding, good in _findings():
+        print(f"{'ok  ' if good else 'BAD ' if good is False else '    '} {name:<12} {finding}")
+        healthy &= good is not False
+    return 0 if healthy else 1
+
+
+def _findings() -> Iterator[tuple[str, str, bool | None]]:
+    """(what, finding, good): ``good`` is ``None`` for what merely may be there."""
+    supported = (3, 10) <= sys.version_info[:2] < (3, 14)
+    yield "python", f"{platform.python_version()} ({sys.executable})", supported
+    for package in ("torch", "hydra-core", "omegaconf", "wandb", "numpy"):
+        try:
+            yield package, version(package), True
+        except PackageNotFoundError:
+            yield package, "not installed", False
+    import torch
+
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    yield "cuda", ", ".join(cuda) if cuda else "no device", True if cuda else None
+    yield "mps", "available" if torch.backends.mps.is_available() else "no device", None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield "cpu", f"{cores} cores usable", True
+    compiler = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
+    yield "compiler", compiler or "none; everything works without one", None
+    yield "conf", str(conf_directory()), True
+    data = os.environ.get("METARUN_DATA")
+    if data:
+        yield "data", f"METARUN_DATA={data}" + ("" if Path(data).is_dir() else " is no directory"), Path(data).is_dir()
+    else:
+        yield "data", "METARUN_DATA is not set; data sets are downloaded to the cache, or named by task.root", None
+    from metarun.tasks.files import cache_dir
+
+    for name, place in (("cache", cache_dir()), ("outputs", Path("outputs"))):
+        yield name, str(place), _writable(place)
+    yield "wandb mode", _wandb_mode(), None
+    for extra, module in _EXTRAS.items():
+        there = importlib.util.find_spec(module) is not None
+        yield f"extra {extra}", module if there else f"not installed: pip install 'metarun[{extra}]'", None
+
+
+def _writable(place: Path) -> bool:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            return True
+    except OSError:
+        return False
+
+
+def _wandb_mode() -> str:
+    from metarun.tracking.wandb import choose_mode
+
+    return choose_mode(None)

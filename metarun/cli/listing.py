@@ -1,0 +1,68 @@
+"""``metarun list [tasks|models|algorithms|experiments]``: what there is, and what fits what."""
+
+from __future__ import annotations
+
+from metarun.config.catalogue import Entry, catalogue
+from metarun.config.check import misfit
+from metarun.errors import UserError, nearest
+
+_GROUPS = {"tasks": "task", "models": "model", "algorithms": "algorithm", "experiments": "experiment"}
+
+
+def run(words: list[str]) -> int:
+    """The command: one group, or all of them and the table of what fits what."""
+    if len(words) > 1:
+        raise UserError(f"list takes one word: {', '.join(_GROUPS)}")
+    wanted = words[0] if words else None
+    if wanted is not None and wanted not in _GROUPS:
+        raise UserError(f"unknown list '{wanted}'{nearest(wanted, _GROUPS)}   lists: {', '.join(_GROUPS)}")
+    entries = {plural: list(catalogue(group)) for plural, group in _GROUPS.items()}
+    for plural in [wanted] if wanted else entries:
+        print(plural)
+        width = max((len(e.name) for e in entries[plural]), default=0)
+        for entry in entries[plural]:
+            print(f"  {entry.name:<{width}}  {_facts(entry)}{entry.line}")
+        print()
+    if wanted is None:
+        print("task x algorithm: the models that fit, the task's own first")
+        for row in fit_table(entries["tasks"], entries["models"], entries["algorithms"]):
+            print("  " + row)
+    return 0
+
+
+def fit_table(tasks: list[Entry], models: list[Entry], algorithms: list[Entry]) -> list[str]:
+    """One line for every task and algorithm that go together."""
+    lines = []
+    names = max(len(t.name) for t in tasks)
+    width = max(len(a.name) for a in algorithms)
+    for task in tasks:
+        for algorithm in algorithms:
+            if misfit(task.attributes, None, algorithm.attributes):
+                continue
+            fitting = [m.name for m in models if not misfit(task.attributes, m.attributes, algorithm.attributes)]
+            if fitting:
+                own = default_option(task, "model")
+                fitting.sort(key=lambda name, own=own: name != own)  # type: ignore[misc]
+                lines.append(f"{task.name:<{names}}  {algorithm.name:<{width}}  {', '.join(fitting)}")
+    return lines
+
+
+def default_option(task: Entry, group: str) -> str | None:
+    """The option of ``group`` that a task's file picks."""
+    for item in task.content.get("defaults", []):
+        if isinstance(item, dict):
+            for key, value in item.items():
+                if key.replace("override", "").strip() == f"/{group}":
+                    return str(value)
+    return None
+
+
+def _facts(entry: Entry) -> str:
+    facts = entry.attributes
+    if entry.group == "task":
+        return f"[{facts.get('kind')}, {facts.get('modality')}] "
+    if entry.group == "model" and "modalities" in facts:
+        return f"[{', '.join(facts['modalities'])} -> {facts['role']}] "
+    if entry.group == "algorithm" and "kinds" in facts:
+        return f"[{', '.join(facts['kinds'])}] "
+    return ""

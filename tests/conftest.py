@@ -1,0 +1,34 @@
+"""What every test shares: one thread, no W&B unless asked, real data where METARUN_DATA names it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+# Threads make small operations slower, far slower on a busy machine.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test runs in its own empty directory, one-threaded, in float32, with W&B off unless it says otherwise."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delenv("METARUN_CONF", raising=False)
+    yield
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """The folder of real data; the test is skipped where METARUN_DATA names none."""
+    root = os.environ.get("METARUN_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("METARUN_DATA names no folder of real data")
+    return Path(root).resolve()
