@@ -34,7 +34,7 @@ class ClassData:
 
 
 class FewShot(Task):
-    """N-way K-shot episodes: ``way`` classes of the split, ``shot`` support and ``query`` query examples each.
+    """N-way K-shot episodes: ``way`` classes, each with ``shot`` support and ``query`` query examples.
 
     A family loads its data and calls ``super().__init__``; everything else is here. Labels are
     0..way-1 in the order drawn, and rows are ordered by label, then by example.
@@ -56,7 +56,7 @@ class FewShot(Task):
         input_shape: tuple[int, ...] | None = None,
         name: str = "",
     ) -> None:
-        """``classes[split]`` are indices into ``data``; ``test_ways`` are further ways to test at the same shot."""
+        """``classes[split]``: indices into ``data``; ``test_ways``: further ways to test at the same shot."""
         self.data = data
         self.classes = {split: np.asarray(ids, dtype=np.int64) for split, ids in classes.items()}
         self.seed = seed
@@ -83,7 +83,7 @@ class FewShot(Task):
         require(
             shape.shot + shape.query <= smallest,
             f"shot={shape.shot} + query={shape.query} is more than the {smallest} examples of class "
-            f"'{self.data.names[int(ids[sizes.argmin()])]}', the smallest of the '{split}' split of {self.name}",
+            f"'{self.data.names[ids[sizes.argmin()]]}', the smallest of the '{split}' split of {self.name}",
         )
 
     def to(self, device: torch.device) -> FewShot:

@@ -58,7 +58,7 @@ def cache_dir() -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the cache folder {path} ({error.strerror}); set METARUN_CACHE") from error
+        raise UserError(f"cannot make the cache {path} ({error.strerror}); set METARUN_CACHE") from error
     return path
 
 
@@ -141,9 +141,13 @@ class Progress:
             self._write("\r", "")
 
     def _write(self, start: str, end: str) -> None:
-        total = f"/{self.total / self.scale:.4g}" if self.total else ""
-        sys.stderr.write(f"{start}{self.label}: {self.done / self.scale:.4g}{total} {self.unit}\x1b[K{end}")
+        sys.stderr.write(f"{start}{self.label}: {self._amount()}\x1b[K{end}")
         sys.stderr.flush()
+
+    def _amount(self) -> str:
+        digits = 0 if self.scale == 1 else 1
+        total = f" of {self.total / self.scale:.{digits}f}" if self.total else ""
+        return f"{self.done / self.scale:.{digits}f}{total} {self.unit}"
 
     def reset(self) -> None:
         """pooch resets before its last update, which then stands for the whole."""
@@ -161,4 +165,4 @@ class Progress:
         if self.done and sys.stderr.isatty():
             self._write("\r", "\n")
         elif self.done:
-            sys.stderr.write(f"{self.label}: {self.done / self.scale:.4g} {self.unit}\n")
+            sys.stderr.write(f"{self.label}: {self._amount()}\n")

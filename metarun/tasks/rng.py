@@ -52,7 +52,7 @@ def uniforms(
 
 
 def choose(u: NDArray[np.float64], sizes: NDArray[np.int64] | int) -> NDArray[np.int64]:
-    """Draw without replacement. ``u`` [R, k] uniforms -> [R, k] distinct integers below ``sizes`` ([R] or one).
+    """Draw without replacement: uniforms ``u`` [R, k] -> [R, k] distinct integers below ``sizes`` (int, [R]).
 
     A partial Fisher-Yates shuffle, vectorised over rows; every row needs ``sizes >= k``.
     """
@@ -69,7 +69,7 @@ def choose(u: NDArray[np.float64], sizes: NDArray[np.int64] | int) -> NDArray[np
 
 
 def permutation(seed: int, count: int) -> NDArray[np.int64]:
-    """A seeded order of ``range(count)``, apart from every stream that episodes use: for splitting classes."""
+    """A seeded order of ``range(count)``, apart from all streams of episodes: for splitting classes."""
     return choose(uniforms(seed, "train", [0], count, stream=15), count)[0]
 
 

@@ -1,0 +1,109 @@
+"""What every few-shot image family shares: decoding in parallel, and the picture of an episode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarun.tasks.fewshot import FewShot
+from metarun.tasks.files import Progress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from metarun.algorithms.base import SupervisedAlgorithm
+
+T = TypeVar("T")
+
+
+def decode(sources: Sequence[T], one: Callable[[T], NDArray[np.uint8]], label: str) -> NDArray[np.uint8]:
+    """``one(source)`` of all sources, stacked in order; in threads (Pillow decodes without Python's lock)."""
+    with ThreadPoolExecutor() as pool, Progress(label, len(sources), 1, "images") as progress:
+        results = []
+        try:
+            for image in pool.map(one, sources):
+                results.append(image)
+                progress.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return np.stack(results)
+
+
+class ImageFewShot(FewShot):
+    """Few-shot classification of images: the data are one uint8 tensor [N, channels, height, width]."""
+
+    modality: ClassVar[str] = "image"
+
+    def picture(self, algorithm: SupervisedAlgorithm) -> Figure:  # type: ignore[override]
+        """One test episode: a row a class, its support images, then query images with the label predicted.
+
+        At most 10 classes, 5 support and 10 query images of each are drawn; the episode itself is whole.
+        """
+        from matplotlib.figure import Figure
+
+        shape = self.shape
+        batch, (drawn, _) = self.batch("test", [0]), self.rows("test", [0], shape)
+        algorithm.eval()
+        with torch.no_grad():
+            predicted = algorithm.adapt(batch.support)(batch.query.x)[0].argmax(-1).cpu()
+        right = float((predicted == batch.query.y[0].cpu()).float().mean())
+        way, shots, queries = min(shape.way, 10), min(shape.shot, 5), min(shape.query, 10)
+        support = _displayed(batch.support.x[0]).reshape(shape.way, shape.shot, *self._pixels())
+        query = _displayed(batch.query.x[0]).reshape(shape.way, shape.query, *self._pixels())
+        guesses = predicted.view(shape.way, shape.query)
+
+        figure = Figure(figsize=(0.75 * (shots + queries) + 1.6, 0.8 * way + 0.7), layout="constrained")
+        left, main = figure.subplots(1, 2, width_ratios=[shots, queries])
+        _tiles(left, support[:way, :shots])
+        _tiles(main, query[:way, :queries])
+        names = [self.data.names[c] for c in drawn[0]]
+        left.set_yticks(np.arange(way) + 0.5, [f"{name[-18:]}  {i}" for i, name in enumerate(names[:way])])
+        left.set_title("support", fontsize=9)
+        main.set_title(f"query, with the label predicted ({100 * right:.0f} % right)", fontsize=9)
+        for label in range(way):
+            for j in range(queries):
+                guess = int(guesses[label, j])
+                colour = "tab:green" if guess == label else "tab:red"
+                box = {"facecolor": colour, "edgecolor": "none", "pad": 1.2}
+                text = {"color": "white", "fontsize": 7, "va": "top", "weight": "bold", "bbox": box}
+                main.text(j + 0.04, label + 0.06, str(guess), **text)
+                if guess != label:
+                    xs, ys = (j + 0.01, j + 0.99), (label + 0.01, label + 0.99)
+                    main.plot(
+                        [*xs, *xs[::-1], xs[0]], [ys[0], ys[0], ys[1], ys[1], ys[0]], color=colour, lw=2
+                    )
+        return figure
+
+    def _pixels(self) -> tuple[int, int, int]:
+        """Height, width and channels as displayed."""
+        channels, height, width = self.spec.input_shape
+        return height, width, 3 if channels == 3 else 1
+
+
+def _displayed(x: torch.Tensor) -> NDArray[np.float32]:
+    """Images [N, C, H, W] as [N, H, W, 3 or 1] in 0..1: three channels as colour, others as their mean."""
+    x = x.float() / 255 if x.dtype == torch.uint8 else x.float().clamp(0, 1)
+    x = x if x.shape[1] == 3 else x.mean(1, keepdim=True)
+    return x.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _tiles(ax: Axes, images: NDArray[np.float32]) -> None:
+    """Images [rows, columns, H, W, C] in unit squares of ``ax``, row 0 at the top, with a thin gap."""
+    rows, columns, height, width, channels = images.shape
+    gap = max(1, height // 20)
+    padded = np.ones((rows, columns, height + gap, width + gap, channels), dtype=np.float32)
+    padded[:, :, gap // 2 : gap // 2 + height, gap // 2 : gap // 2 + width] = images
+    canvas = padded.transpose(0, 2, 1, 3, 4).reshape(rows * (height + gap), columns * (width + gap), channels)
+    ax.imshow(canvas.squeeze(-1) if channels == 1 else canvas, cmap="gray", vmin=0, vmax=1,
+              extent=(0, columns, rows, 0), interpolation="nearest")  # fmt: skip
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for side in ax.spines.values():
+        side.set_visible(False)

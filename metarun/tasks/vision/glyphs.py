@@ -1,0 +1,222 @@
+"""Few-shot recognition of letters, rendered from the fonts that matplotlib carries: nothing to download."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarun.errors import UserError, require
+from metarun.tasks.fewshot import ClassData, split_classes
+from metarun.tasks.files import Arrays, cached
+from metarun.tasks.vision.base import ImageFewShot
+from metarun.types import Fraction, Positive
+
+STYLES = (
+    *(f"DejaVuSans{s}" for s in ("", "-Bold", "-Oblique", "-BoldOblique")),
+    *(f"DejaVuSansMono{s}" for s in ("", "-Bold", "-Oblique", "-BoldOblique")),
+    *(f"DejaVuSerif{s}" for s in ("", "-Bold", "-Italic", "-BoldItalic")),
+    *(f"STIXGeneral{s}" for s in ("", "Bol", "Italic", "BolIta")),
+    *("cmr10", "cmb10", "cmti10", "cmss10", "cmtt10", "cmmi10"),
+)
+"""Text fonts only: the others map letters' code points to symbols, pieces of brackets or placeholders."""
+
+MIN_STYLES = 8
+"""A class has at least this many styles, so that 1 shot leaves 7 queries."""
+COMPARED_AT = 28
+"""Pixels at which letters are compared: the classes are then the same for every ``size``."""
+SAME, KIN = 0.06, 0.12
+"""Letters nearer than ``SAME`` (see :func:`distances`) are one class, nearer than ``KIN`` in one split.
+
+Latin, Greek and Cyrillic A lie below .06; O and its like with a bar at .1.
+"""
+
+Letters = dict[int, dict[int, NDArray[np.uint8]]]
+"""Code point -> number of the style -> image."""
+
+
+class Glyphs(ImageFewShot):
+    """A class is a letter; its examples are one image a style (font, weight and slant).
+
+    Classes are the Unicode letters without decomposition (no accents) that at least eight styles have;
+    letters that look the same (Latin, Greek and Cyrillic A) are one class. At most the fractions ``val`` and
+    ``test`` of the classes are for meta-validation and meta-test, drawn with ``split_seed``; cases of a
+    letter, its variants with strokes and hooks, and near twins stay in one split. Images are ``size`` pixels
+    wide and high, ink 255, letters centred, at one font size save those too large for it.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        way: Positive,
+        shot: Positive,
+        query: Positive,
+        test_ways: Sequence[Positive],
+        size: Positive,
+        val: Fraction,
+        test: Fraction,
+        split_seed: int,
+    ) -> None:
+        require(size >= 8, f"task.size={size}: letters need at least 8 pixels")
+        stored = cached("glyphs", fingerprint(size), lambda: build(size))
+        data = ClassData(torch.from_numpy(stored["x"]), stored["offsets"], stored["names"].tolist())
+        self.groups = stored["groups"]
+        self.size, self.split_seed = size, split_seed
+        classes = split_classes(self.groups, val=val, test=test, seed=split_seed)
+        shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
+        super().__init__(data, classes, seed=seed, name="glyphs", **shape)  # type: ignore[arg-type]
+
+    def protocol(self) -> dict[str, Any]:
+        return {**super().protocol(), "size": self.size, "split_seed": self.split_seed}
+
+
+def font_file(style: str) -> Path:
+    """The file of a style in matplotlib's own data."""
+    import matplotlib
+
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{style}.ttf")
+    if not path.exists():
+        raise UserError(f"matplotlib's font {path} is missing; reinstall matplotlib")
+    return path
+
+
+def fingerprint(size: int) -> dict[str, Any]:
+    """Everything that the rendered letters depend on."""
+    from PIL import __version__ as pillow
+    from PIL import features
+
+    fonts = hashlib.sha256()
+    for style in STYLES:
+        fonts.update(font_file(style).read_bytes())
+    return {
+        "format": 1,
+        "size": size,
+        "fonts": fonts.hexdigest(),
+        "pillow": pillow,
+        "freetype": features.version("freetype2"),
+        "unicode": unicodedata.unidata_version,
+        "rules": [MIN_STYLES, COMPARED_AT, SAME, KIN],
+    }
+
+
+def build(size: int) -> Arrays:
+    """Images ``x`` [N, 1, size, size] by class, ``offsets`` [C + 1], ``names`` [C], and ``groups`` [C].
+
+    Classes of one group belong in one split.
+    """
+    letters = {c: styles for c, styles in render(COMPARED_AT).items() if len(styles) >= MIN_STYLES}
+    codes = sorted(letters)
+    apart = distances([letters[c] for c in codes])
+    same = components(len(codes), np.argwhere(apart < SAME))
+    kin = components(
+        len(codes), [*np.argwhere(apart < KIN), *np.argwhere(same[:, None] == same), *relatives(codes)]
+    )
+
+    images = letters if size == COMPARED_AT else render(size)
+    x, names, groups = [], [], []
+    for number in np.unique(same):
+        members = np.flatnonzero(same == number)
+        # One image a style, of the first member that has it: else support and query would share images.
+        styles = {s: image for i in reversed(members) for s, image in images[codes[i]].items()}
+        distinct = list({image.tobytes(): image for _, image in sorted(styles.items())}.values())
+        if len(distinct) >= MIN_STYLES:
+            x.append(np.stack(distinct)[:, None])
+            names.append(chr(codes[members[0]]))
+            groups.append(kin[members[0]])
+    offsets = np.cumsum([0, *map(len, x)])
+    return {"x": np.concatenate(x), "offsets": offsets, "names": np.array(names), "groups": np.array(groups)}
+
+
+def render(size: int) -> Letters:
+    """Every letter of every style as a centred image, uint8 [size, size]; the too large are made smaller."""
+    from matplotlib.ft2font import FT2Font
+    from PIL.ImageFont import FreeTypeFont, Layout
+
+    letters: Letters = {}
+    for number, style in enumerate(STYLES):
+        path = str(font_file(style))
+        fonts: dict[int, FreeTypeFont] = {}
+        for code, glyph in FT2Font(path).get_charmap().items():
+            character = chr(code)
+            if not glyph or not unicodedata.category(character).startswith("L"):
+                continue  # glyph 0 is .notdef
+            if unicodedata.decomposition(character):
+                continue
+            pixels = round(0.8 * size)  # capitals are then about .6 of the image high
+            while pixels:
+                if pixels not in fonts:
+                    fonts[pixels] = FreeTypeFont(path, pixels, layout_engine=Layout.BASIC)
+                ink = inked(fonts[pixels], character)
+                largest = max(ink.shape)
+                if largest <= size - 2:
+                    break
+                pixels = min(pixels - 1, pixels * (size - 2) // largest)
+            if ink.size:
+                top, left = (size - ink.shape[0]) // 2, (size - ink.shape[1]) // 2
+                image = np.zeros((size, size), np.uint8)
+                image[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
+                letters.setdefault(code, {})[number] = image
+    return letters
+
+
+def inked(font: Any, character: str) -> NDArray[np.uint8]:
+    """The character's smallest box that holds all ink, antialiased."""
+    mask, _ = font.getmask2(character, mode="L")
+    width, height = mask.size
+    image = np.array(mask, dtype=np.uint8).reshape(height, width)
+    rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
+    return image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else image[:0, :0]
+
+
+def distances(letters: Sequence[dict[int, NDArray[np.uint8]]]) -> NDArray[np.float32]:
+    """[C, C] differing ink over all ink, 0 (equal) to 1 (apart), averaged over the styles a pair shares."""
+    total = torch.zeros(len(letters), len(letters))
+    shared = torch.zeros_like(total)
+    for style in range(len(STYLES)):
+        having = [i for i, styles in enumerate(letters) if style in styles]
+        if not having:
+            continue
+        images = torch.from_numpy(np.stack([letters[i][style].ravel() for i in having])).float() / 255
+        ink = images.sum(1)
+        pairs = torch.tensor(having)[:, None], torch.tensor(having)
+        total[pairs] += torch.cdist(images, images, p=1) / (ink[:, None] + ink)
+        shared[pairs] += 1
+    return torch.where(shared > 0, total / shared.clamp(min=1), 1.0).numpy()
+
+
+def relatives(codes: Sequence[int]) -> list[tuple[int, int]]:
+    """Pairs of positions in ``codes``: cases of a letter, and variants of one by their Unicode names."""
+    position = {code: i for i, code in enumerate(codes)}
+    named: dict[str, int] = {}
+    pairs = []
+    for i, code in enumerate(codes):
+        for case in (chr(code).lower(), chr(code).upper(), chr(code).casefold()):
+            if len(case) == 1 and ord(case) in position:
+                pairs.append((i, position[ord(case)]))
+        name = unicodedata.name(chr(code), f"U+{code:X}").split(" WITH ")[0]  # WITH STROKE, WITH HOOK, ...
+        base = re.sub(r"\b(CAPITAL|SMALL|LETTER|MODIFIER) ", "", name)
+        pairs.append((i, named.setdefault(base, i)))
+    return pairs
+
+
+def components(count: int, pairs: Iterable[Sequence[int]]) -> NDArray[np.int64]:
+    """[count] the smallest member of each one's connected component."""
+    parent = list(range(count))
+
+    def top(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    for a, b in pairs:
+        low, high = sorted((top(a), top(b)))
+        parent[high] = low
+    return np.array([top(i) for i in range(count)])

@@ -1,0 +1,226 @@
+"""Omniglot (Lake et al. 2015): 1623 handwritten characters of 50 alphabets, 20 drawings each."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zipfile
+import zlib
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarun.errors import UserError, require
+from metarun.tasks.fewshot import ClassData
+from metarun.tasks.files import Arrays, cached, download, find
+from metarun.tasks.rng import permutation, uniforms
+from metarun.tasks.vision.base import ImageFewShot, decode
+from metarun.types import Positive, Split
+
+URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{part}.zip"
+CHARACTERS = {"images_background": 964, "images_evaluation": 659}
+MD5 = {
+    "images_background": "68d2efa1b9178cc56df9314c21c6e718",
+    "images_evaluation": "6b91aef0f799c5bb55b94e3f2daec811",
+}
+DRAWINGS = 20
+
+# Vinyals et al. 2016, as used by Prototypical Networks: by alphabets, but for one that is divided.
+VINYALS_VAL = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
+VINYALS_TEST = (
+    *("Kannada", "Keble", "Malayalam", "Manipuri", "Mongolian", "Old_Church_Slavonic_(Cyrillic)", "Oriya"),
+    *("Sylheti", "Syriac_(Serto)", "Tengwar", "Tibetan", "ULOG"),
+    *(f"Gurmukhi/character{i}" for i in (42, 43, 44, 45)),
+)
+
+
+class Omniglot(ImageFewShot):
+    """Omniglot with the splits, rotations and preprocessing that papers differ in.
+
+    ``root`` holds ``images_background`` and ``images_evaluation``, as zips or extracted, directly or under
+    ``omniglot``; null: METARUN_DATA, the cache, or a download. ``split``: ``random`` gives 1200 characters
+    drawn with ``split_seed`` to meta-training, ``val_classes`` of them held out for validation, and 423 to
+    test (Finn et al. 2017; Nichol et al. 2018); ``vinyals`` is 1028/172/423 characters by alphabet (Vinyals
+    et al. 2016; Snell et al. 2017); ``lake`` tests on the 659 characters of the evaluation set and validates
+    on whole background alphabets, drawn until they hold ``val_classes`` characters.
+
+    ``rotations`` apply in ``rotation_splits``: ``classes`` makes each quarter turn of a character a class of
+    its own, ``task`` turns each class of each task by a random number of quarter turns, ``none`` turns none.
+    ``resize``: ``nearest`` picks pixels, which is what Pillow does to these 1-bit images whatever filter is
+    asked for, so the official codes had it; ``antialias`` averages to greys (codes that convert first).
+    ``invert`` makes ink 255 on 0 (MAML, Prototypical Networks); without it paper is 255 (Reptile).
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        root: str | None,
+        way: Positive,
+        shot: Positive,
+        query: Positive,
+        test_ways: Sequence[Positive],
+        split: Literal["random", "vinyals", "lake"],
+        split_seed: int,
+        val_classes: Positive,
+        rotations: Literal["classes", "task", "none"],
+        rotation_splits: Sequence[Split],
+        size: Positive,
+        resize: Literal["nearest", "antialias"],
+        invert: bool,
+    ) -> None:
+        turns = 1 if rotations == "none" else 4
+        images, names = load(root, size, resize, turns)
+        characters, classes = len(names), split_characters(names, split, split_seed, val_classes)
+        # Character c turned r times is class c + r * characters.
+        if turns > 1:
+            names = [f"{name}/rot{90 * turn:03}" for turn in range(turns) for name in names]
+        x = torch.from_numpy(images)
+        data = ClassData(255 - x if invert else x, DRAWINGS * np.arange(len(names) + 1), names)
+
+        self.characters, self.rotations = characters, rotations
+        self.turned: tuple[Split, ...] = () if rotations == "none" else tuple(rotation_splits)
+        if rotations == "classes":
+            for part in self.turned:
+                classes[part] = np.concatenate([classes[part] + turn * characters for turn in range(4)])
+        self.preprocessing = {"size": size, "resize": resize, "invert": invert}
+        self.partition = (
+            {"split": split} if split == "vinyals" else {"split": split, "split_seed": split_seed}
+        )
+        shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
+        super().__init__(data, classes, seed=seed, name="omniglot", **shape)  # type: ignore[arg-type]
+
+    def draw(self, split: Split, indices: Sequence[int], way: int) -> NDArray[np.int64]:
+        drawn = super().draw(split, indices, way)
+        if self.rotations != "task" or split not in self.turned:
+            return drawn
+        turns = (4 * uniforms(self.seed, split, indices, way, stream=2)).astype(np.int64)
+        return drawn + turns * self.characters
+
+    def protocol(self) -> dict[str, Any]:
+        turned = {"rotations": self.rotations, "rotation_splits": list(self.turned)}
+        return {**super().protocol(), **self.partition, **turned, **self.preprocessing}
+
+
+def split_characters(
+    names: Sequence[str], split: str, seed: int, val_classes: int
+) -> dict[Split, NDArray[np.int64]]:
+    """Character numbers of each split; ``names`` are ``Alphabet/characterNN``, the background set first."""
+    if split == "vinyals":
+        val = np.array([belongs(name, VINYALS_VAL) for name in names])
+        test = np.array([belongs(name, VINYALS_TEST) for name in names])
+        return {
+            "train": np.flatnonzero(~val & ~test),
+            "val": np.flatnonzero(val),
+            "test": np.flatnonzero(test),
+        }
+    if split == "random":
+        require(
+            val_classes < 1200,
+            f"task.val_classes={val_classes}: must be less than the 1200 training characters",
+        )
+        order = permutation(seed, len(names))
+        kept = 1200 - val_classes
+        return {
+            "train": np.sort(order[:kept]),
+            "val": np.sort(order[kept:1200]),
+            "test": np.sort(order[1200:]),
+        }
+    background = CHARACTERS["images_background"]
+    alphabets = np.array([name.split("/")[0] for name in names])
+    unique = np.unique(alphabets[:background])
+    val = np.zeros(len(names), dtype=bool)
+    for i in permutation(seed, len(unique)):
+        if val.sum() < val_classes:
+            val |= alphabets == unique[i]
+    require(
+        not val[:background].all(), f"task.val_classes={val_classes}: must leave some of the {background}"
+    )
+    return {
+        "train": np.flatnonzero(~val[:background]),
+        "val": np.flatnonzero(val),
+        "test": np.arange(background, len(names)),
+    }
+
+
+def belongs(name: str, listed: Sequence[str]) -> bool:
+    """Whether ``Alphabet/characterNN`` or its alphabet is listed."""
+    return name in listed or name.split("/")[0] in listed
+
+
+def load(root: str | None, size: int, resize: str, turns: int) -> tuple[NDArray[np.uint8], list[str]]:
+    """All images [turns * 32460, 1, size, size], paper 255, and the 1623 characters' names; decoded once."""
+    parts = [Part(root, part) for part in CHARACTERS]
+    names = [name for part in parts for name in part.characters]
+    key = {
+        "format": 1,
+        "size": size,
+        "resize": resize,
+        "turns": turns,
+        "files": [part.stamp for part in parts],
+    }
+
+    def build() -> Arrays:
+        drawings = [(part, file) for part in parts for files in part.characters.values() for file in files]
+        images = decode(drawings, lambda d: d[0].image(d[1], size, resize, turns), "decoding omniglot")
+        return {"x": np.ascontiguousarray(images.swapaxes(0, 1)).reshape(-1, 1, size, size)}
+
+    return cached("omniglot", key, build)["x"], names
+
+
+class Part:
+    """The background or the evaluation set, from its zip or its extracted folder.
+
+    ``characters`` maps ``Alphabet/characterNN`` to the files of its 20 drawings, both sorted. Raises
+    :class:`~metarun.errors.UserError` where it is not a whole part of Omniglot.
+    """
+
+    def __init__(self, root: str | None, part: str) -> None:
+        places = [f"{at}{part}{end}" for at in ("omniglot/", "") for end in (".zip", "")]
+        self.path = find(root, *places) or download(URL.format(part=part), f"md5:{MD5[part]}", places[0])
+        self.archive: zipfile.ZipFile | None = None
+        if self.path.is_dir():
+            stats = ((file, file.stat()) for file in self.path.rglob("*.png"))
+            stamps = {f.relative_to(self.path).as_posix(): f"{s.st_size} {s.st_mtime_ns}" for f, s in stats}
+        else:
+            try:
+                self.archive = zipfile.ZipFile(self.path)
+            except (zipfile.BadZipFile, OSError) as error:
+                raise UserError(f"{self.path}: not a readable zip file ({error})") from error
+            stamps = {info.filename: f"{info.CRC}" for info in self.archive.infolist()}
+
+        drawn: dict[str, list[str]] = {}
+        for file in sorted(stamps):
+            match = re.search(r"([^/]+/character\d\d)/\d{4}_\d\d\.png$", file)
+            if match and "__MACOSX" not in file:
+                drawn.setdefault(match[1], []).append(file)
+        self.characters = dict(sorted(drawn.items()))
+        whole = sum(len(files) == DRAWINGS for files in drawn.values())
+        require(
+            whole == len(drawn) == CHARACTERS[part],
+            f"{self.path}: has {whole} characters with {DRAWINGS} drawings (of {len(drawn)}), "
+            f"not the {CHARACTERS[part]} of {part}; extract or fetch it again",
+        )
+        listed = "\n".join(f"{file} {stamps[file]}" for files in self.characters.values() for file in files)
+        self.stamp = hashlib.sha256(listed.encode()).hexdigest()
+
+    def image(self, file: str, size: int, resize: str, turns: int) -> NDArray[np.uint8]:
+        """One drawing after 0..turns-1 quarter turns, [turns, size, size]: turned at 105 pixels, then resized."""
+        from PIL import Image
+
+        turn = Image.Transpose
+        filters = {"nearest": Image.Resampling.NEAREST, "antialias": Image.Resampling.BILINEAR}
+        try:
+            raw = self.archive.read(file) if self.archive else (self.path / file).read_bytes()
+            drawing = Image.open(BytesIO(raw)).convert("L")
+        except (OSError, SyntaxError, zlib.error, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path}: {file} cannot be read ({error})") from error
+        turned = [
+            drawing,
+            *(drawing.transpose(t) for t in (turn.ROTATE_90, turn.ROTATE_180, turn.ROTATE_270)),
+        ]
+        return np.stack([np.asarray(image.resize((size, size), filters[resize])) for image in turned[:turns]])
