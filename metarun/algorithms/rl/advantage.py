@@ -29,7 +29,7 @@ def discounted(reward: Tensor, discount: float) -> Tensor:
 
 
 def linear_baseline(observation: Tensor, reward: Tensor, running: Tensor, discount: float) -> Tensor:
-    """Values [T, E, S] by ridge regression of the discounted returns, one fit a task (Duan et al. 2016b, rllab).
+    """Values [T, E, S] by ridge regression of the discounted returns, one fit a task, as in rllab.
 
     The features are the observation, its square, time up to its cube, and a constant.
     """

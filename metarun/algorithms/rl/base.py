@@ -14,7 +14,7 @@ from metarun.tasks.rl.base import Environment
 
 
 class ControlAlgorithm(Algorithm):
-    """A learner that adapts from experience: T tasks at once, in the batched environment of a control family."""
+    """A learner that adapts from experience, in T tasks at once: a control family's batched environment."""
 
     kinds: ClassVar[tuple[str, ...]] = ("control",)
 
@@ -23,7 +23,7 @@ class ControlAlgorithm(Algorithm):
         """Experience on test tasks after 0, 1, ... adaptation steps, of one episode or a whole trial each."""
 
     def evaluate(self, batch: Environment) -> Metrics:
-        """``return`` [T, k + 1]: the return of a trial, which is that of its episodes where they are alike."""
+        """``return`` [T, k + 1]: of a trial; without a memory, of as many episodes as one has."""
         self.eval()
         returns = []
         for rollout in self.rollouts(batch):

@@ -17,9 +17,9 @@ from metarun.tasks.rl.base import Environment
 class Percept(NamedTuple):
     """What an agent perceives before it acts, each [T, E, ...].
 
-    ``action``, ``reward`` and ``done`` are those of the step before: no action (-1, or zeros if continuous), 0
-    and false at the start of a trial. ``done`` says that an episode has ended: on the first step of the next
-    one, and while a copy that finished early waits for the others.
+    ``action``, ``reward`` and ``done`` are those of the step before: no action (-1, or zeros if continuous),
+    0 and false at the start of a trial. ``done`` says that an episode has ended: on the first step of the
+    next one, and while a copy that finished early waits for the others.
     """
 
     observation: Tensor
@@ -34,7 +34,7 @@ Act = Callable[[Percept], Tensor]
 
 @dataclass(frozen=True)
 class Rollout:
-    """What happened to T x E agents in S steps (of one episode, or of the consecutive episodes of a trial)."""
+    """What happened to T x E agents in S steps: one episode, or the consecutive episodes of a trial."""
 
     observation: Tensor
     """[T, E, S, size], what was seen before acting."""
@@ -68,7 +68,7 @@ class Rollout:
 def collect(
     env: Environment, spec: Spec, act: Act, copies: int, episodes: int, generator: torch.Generator | None
 ) -> Rollout:
-    """``copies`` trials of ``episodes`` episodes in every task, ``episodes * env.horizon`` steps, no early exit."""
+    """``copies`` trials of ``episodes`` episodes in every task: always ``episodes * env.horizon`` steps."""
     shape = (env.tasks, copies)
     noise = sampling_noise(spec, (episodes * env.horizon, *shape), env.device, generator).unbind()
     reward = torch.zeros(shape, device=env.device)

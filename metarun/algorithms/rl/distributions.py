@@ -1,4 +1,4 @@
-"""Distributions over actions, as plain tensor code: torch.distributions checks its arguments by reading them back."""
+"""Distributions over actions in plain tensor code: torch's own read their arguments back to check them."""
 
 from __future__ import annotations
 

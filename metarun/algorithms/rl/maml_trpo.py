@@ -36,16 +36,17 @@ class MAMLTRPO(ControlAlgorithm):
 
     ``inner_steps`` vanilla policy-gradient steps of size ``inner_lr``, each on ``rollouts`` episodes a task,
     adapt all parameters; TRPO (Schulman et al. 2015) on the episodes after them moves the initialisation, at
-    most ``max_kl`` away in mean divergence of the adapted policies. Advantages are generalised, over a linear
-    baseline fitted to each task, and normalised. ``first_order`` takes the adaptation's derivative for the
-    identity. At test, ``test_steps`` steps on ``test_rollouts`` episodes each, their sizes ``test_lr`` with the
-    last repeated (null: ``inner_lr``).
+    most ``max_kl`` away in mean divergence of the adapted policies. Advantages are generalised, over a
+    linear baseline fitted to each task, and normalised. ``first_order`` takes the adaptation's derivative
+    for the identity. At test, ``test_steps`` steps on ``test_rollouts`` episodes each, their sizes
+    ``test_lr`` with the last repeated (null: ``inner_lr``).
 
-    Parameters of T tasks are one matrix ``phi`` [T, P]. As phi' = phi - a grad L(phi), the derivative of a step
-    is the symmetric I - a H with H the Hessian of L, so both the meta-gradient and the Fisher metric, which is
-    (I - a H) F (I - a H) with F that of the adapted policy, are exact chains of Hessian-vector products and
-    nothing is differentiated three times. ``fisher_rollouts`` is how many of a task's episodes the H and F of
-    the metric are computed on; the gradient and the line search, which enforces ``max_kl``, use all.
+    Parameters of T tasks are one matrix ``phi`` [T, P]. As phi' = phi - a grad L(phi), the derivative of a
+    step is the symmetric I - a H with H the Hessian of L, so both the meta-gradient and the Fisher metric,
+    which is (I - a H) F (I - a H) with F that of the adapted policy, are exact chains of Hessian-vector
+    products and nothing is differentiated three times. ``fisher_rollouts`` is how many of a task's episodes
+    the H and F of the metric are computed on; the gradient and the line search, which enforces ``max_kl``,
+    use all.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("policy",)
@@ -99,7 +100,8 @@ class MAMLTRPO(ControlAlgorithm):
     def named(self, phi: Tensor) -> dict[str, Tensor]:
         """Parameters [T, ...] by name."""
         parts = phi.split([shape.numel() for shape in self.shapes.values()], dim=1)
-        return {name: part.view(-1, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        each = zip(self.shapes.items(), parts, strict=True)
+        return {name: part.view(-1, *shape) for (name, shape), part in each}
 
     def policy(self, phi: Tensor, rollout: Rollout) -> Distribution:
         """Action distributions [T, E, S] of each task's policy at its rollouts' observations."""
@@ -154,7 +156,7 @@ class MAMLTRPO(ControlAlgorithm):
     # The outer loop
 
     def outer_loss(self, phi: Tensor, experience: Experience, old: Tensor) -> Tensor:
-        """TRPO's surrogate, [T]: minus the advantage weighted by how likelier actions are than at ``old`` (logs)."""
+        """TRPO's surrogate, [T]: minus the advantage times the actions' likelihood ratio to ``exp(old)``."""
         rollout, advantage = experience
         ratio = (self.policy(phi, rollout).log_prob(rollout.action) - old).exp()
         return -over_steps(ratio * advantage, rollout)
@@ -176,7 +178,7 @@ class MAMLTRPO(ControlAlgorithm):
         return v
 
     def metric(self, phis: Sequence[Tensor], path: Sequence[Experience], post: Rollout) -> Product:
-        """The Fisher metric at ``theta`` as ``v -> F v`` [P], given the parameters before and after every step."""
+        """The Fisher metric at ``theta``, ``v -> F v`` [P]; ``phis`` are the parameters around each step."""
         curvatures = self.curvatures(phis, path)
         phi = phis[-1].detach().requires_grad_()
         with torch.no_grad():
@@ -225,7 +227,12 @@ class MAMLTRPO(ControlAlgorithm):
 
         before = (path[0] if path else post).rollout.returns().mean()
         after = post.rollout.returns().mean()
-        return {"return": batch.episodes * after, "return_before": batch.episodes * before, "gain": gain, "kl": kl}
+        return {
+            "return": batch.episodes * after,
+            "return_before": batch.episodes * before,
+            "gain": gain,
+            "kl": kl,
+        }
 
     @torch.no_grad()
     def line_search(

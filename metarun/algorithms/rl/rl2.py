@@ -19,9 +19,9 @@ from metarun.types import Fraction, NonNegative, Positive, Rate
 
 
 class Recorder:
-    """A recurrent policy in use, from the start of a trial: call it with each percept. Remembers what it computed."""
+    """A recurrent policy in use from the start of a trial; it keeps what it computed at each percept."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
         self.hidden: Tensor | None = None
         self.inputs: list[Tensor] = []
@@ -38,13 +38,13 @@ class Recorder:
 
 
 class RL2(ControlAlgorithm):
-    """RL2 (Duan et al. 2016, arXiv:1611.02779) trained by PPO (Schulman et al. 2017, arXiv:1707.06347, equation 9).
+    """RL2 (Duan et al. 2016, arXiv:1611.02779), trained by PPO (Schulman et al. 2017, arXiv:1707.06347).
 
-    A meta-batch is ``rollouts`` trials in each task. Then ``epochs`` passes over it in ``minibatches`` parts, a
-    trial always whole, so that the gradient flows through all of its steps; the loss is the surrogate clipped at
-    ``clip``, plus ``value_weight`` times the squared error of the value, minus ``entropy_weight`` times the
-    entropy. Adam at ``outer_lr``, halved every ``halve_every`` iterations if given, on gradients clipped to
-    ``max_grad_norm``.
+    A meta-batch is ``rollouts`` trials in each task. Then ``epochs`` passes over it in ``minibatches``
+    parts, a trial always whole, so that the gradient flows through all of its steps; the loss is the
+    surrogate clipped at ``clip``, plus ``value_weight`` times the squared error of the value, minus
+    ``entropy_weight`` times the entropy. Adam at ``outer_lr``, halved every ``halve_every`` iterations if
+    given, on gradients clipped to ``max_grad_norm``.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("recurrent_policy",)
@@ -72,7 +72,11 @@ class RL2(ControlAlgorithm):
         self.trials, self.test_rollouts = rollouts, test_rollouts
         self.discount, self.gae_lambda = discount, gae_lambda
         self.epochs, self.minibatches, self.clip = epochs, minibatches, clip
-        self.value_weight, self.entropy_weight, self.max_grad_norm = value_weight, entropy_weight, max_grad_norm
+        self.value_weight, self.entropy_weight, self.max_grad_norm = (
+            value_weight,
+            entropy_weight,
+            max_grad_norm,
+        )
         self.outer_lr, self.halve_every = outer_lr, halve_every
         self.optimizer = torch.optim.Adam(model.parameters(), lr=outer_lr, eps=1e-5)
 
@@ -84,6 +88,13 @@ class RL2(ControlAlgorithm):
 
     def rollouts(self, env: Environment) -> Iterator[Rollout]:
         yield self.trial(env, self.test_rollouts)[0]
+
+    def evaluate(self, batch: Environment) -> Metrics:
+        """``return`` [T, 1], a trial's, and ``episode_return`` [T, K], that of each of its K episodes."""
+        self.eval()
+        (rollout,) = self.rollouts(batch)
+        episodes = rollout.reward.unflatten(-1, (batch.episodes, batch.horizon)).sum(-1).mean(1)
+        return {"return": episodes.sum(1, keepdim=True), "episode_return": episodes}
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
@@ -115,7 +126,13 @@ class RL2(ControlAlgorithm):
         return {"loss": torch.stack(losses).mean(), "return": rollout.returns().mean(), "entropy": entropy}
 
     def loss(
-        self, inputs: Tensor, action: Tensor, old_logp: Tensor, advantage: Tensor, target: Tensor, running: Tensor
+        self,
+        inputs: Tensor,
+        action: Tensor,
+        old_logp: Tensor,
+        advantage: Tensor,
+        target: Tensor,
+        running: Tensor,
     ) -> Tensor:
         """The PPO loss of B whole trials, tensors [S, B, ...]."""
         output, value, _ = self.model(inputs)

@@ -11,7 +11,7 @@ Product = Callable[[Tensor], Tensor]
 
 
 def differentiate(loss: Tensor, at: Tensor) -> tuple[Tensor, Product]:
-    """The gradient of a scalar ``loss`` and its Hessian as ``v -> (d2 loss / d at2) v``, ``v`` shaped like ``at``."""
+    """Gradient of a scalar ``loss``, and its Hessian as ``v -> H v``; ``v`` has the shape of ``at``."""
     (gradient,) = torch.autograd.grad(loss, at, create_graph=True)
 
     def product(v: Tensor) -> Tensor:

@@ -1,0 +1,129 @@
+"""Bernoulli bandits: the simplest trade of exploration for exploitation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metarun.tasks.base import EpisodeShape, Spec, Task
+from metarun.tasks.rl.base import Environment
+from metarun.tasks.rng import uniforms
+from metarun.types import Positive, Split
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from metarun.algorithms.rl.base import ControlAlgorithm
+
+
+class Bandit(Task):
+    """Each of ``arms`` arms pays 1 with its own probability ~ U[0, 1]; the return is that of ``pulls`` pulls.
+
+    A pull is an episode of one step, ``pulls`` of them a trial (Duan et al. 2016, arXiv:1611.02779, section
+    3.1; their table's n is ``pulls``, k is ``arms``). There is nothing to see: the observation is constant.
+    """
+
+    kind: ClassVar[str] = "control"
+    modality: ClassVar[str] = "vector"
+    metric: ClassVar[str] = "return"
+
+    def __init__(self, seed: int, *, arms: Positive, pulls: Positive) -> None:
+        self.seed, self.arms, self.pulls = seed, arms, pulls
+        self.spec = Spec("control", self.modality, (1,), arms, discrete_actions=True)
+
+    def probabilities(self, split: Split, indices: Sequence[int]) -> NDArray[np.float64]:
+        """How often each arm of each task pays, [T, arms]."""
+        return uniforms(self.seed, split, indices, self.arms)
+
+    def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Arms:
+        pays = torch.from_numpy(self.probabilities(split, indices)).to(self.device, torch.get_default_dtype())
+        return Arms(pays, self, split, indices)
+
+    def protocol(self) -> dict[str, Any]:
+        return {"data": "bandit", "arms": self.arms, "pulls": self.pulls}
+
+    def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
+        """Expected returns on these tasks of ``random`` pulls and of an ``oracle`` that knows the arms.
+
+        With at most ten pulls also ``optimum``, the exact Bayes-optimal return: over all tasks, not these.
+        """
+        pays = self.probabilities(split, indices)
+        values = {"random": self.pulls * float(pays.mean()), "oracle": self.pulls * float(pays.max(1).mean())}
+        return {**values, "optimum": bayes_optimum(self.arms, self.pulls)} if self.pulls <= 10 else values
+
+    def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
+        """How often the best arm of test tasks is pulled, by pull (by adaptation step without a memory)."""
+        from matplotlib.figure import Figure
+
+        env = self.batch("test", range(1000))
+        best = env.pays.argmax(-1)[..., None]
+        stages = [(rollout.action == best).float().mean((0, 1)).cpu() for rollout in algorithm.rollouts(env)]
+        shares = torch.cat(stages)
+        start = 1 if len(stages) == 1 else 0
+        x = range(start, start + len(shares))
+        figure = Figure(figsize=(6, 3.6), layout="constrained")
+        ax = figure.subplots()
+        ax.plot(x, shares, "o-", color="tab:red", label="learned policy")
+        ax.axhline(1 / self.arms, color="0.5", ls=":", label="random")
+        ax.set(
+            ylim=(0, 1),
+            xlabel="pull" if start else "adaptation step",
+            ylabel="share of pulls on the best arm",
+        )
+        ax.legend()
+        figure.suptitle(f"{self.arms}-armed bandits of the meta-test split")
+        return figure
+
+
+class Arms(Environment):
+    """T bandits. Their state never changes: it is empty."""
+
+    def __init__(self, pays: Tensor, family: Bandit, split: Split, indices: Sequence[int]) -> None:
+        super().__init__(family.seed, split, indices, horizon=1, episodes=family.pulls)
+        self.device = pays.device
+        self.pays = pays[:, None]
+
+    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
+        return self.pays.new_empty(self.tasks, copies, 0)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return state.new_ones(*state.shape[:2], 1)
+
+    def step(
+        self, state: Tensor, action: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        chance = self.pays.expand(-1, action.shape[1], -1).gather(-1, action[..., None])[..., 0]
+        paid = torch.rand(action.shape, generator=generator, device=self.device) < chance
+        return state, paid.to(self.pays.dtype), torch.ones_like(paid)
+
+
+@cache
+def bayes_optimum(arms: int, pulls: int) -> float:
+    """The greatest expected return of ``pulls`` pulls, probabilities ~ U[0, 1]: dynamic programming.
+
+    The state is the multiset of (successes, failures) of the arms pulled so far. Exponential in ``pulls``.
+    """
+
+    @cache
+    def value(known: tuple[tuple[int, int], ...], left: int) -> float:
+        if left == 0:
+            return 0.0
+        options = set(known) | ({(0, 0)} if len(known) < arms else set())
+        best = 0.0
+        for won, lost in options:
+            rest = list(known)
+            if (won, lost) != (0, 0):
+                rest.remove((won, lost))
+            chance = (won + 1) / (won + lost + 2)
+            after_win = value(tuple(sorted([*rest, (won + 1, lost)])), left - 1)
+            after_loss = value(tuple(sorted([*rest, (won, lost + 1)])), left - 1)
+            best = max(best, chance * (1 + after_win) + (1 - chance) * after_loss)
+        return best
+
+    return value((), pulls)

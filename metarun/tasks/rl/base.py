@@ -1,0 +1,49 @@
+"""Control: T tasks of one family, each simulated in E parallel copies by tensor code."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metarun.tasks import rng
+from metarun.types import Split
+
+
+class Environment(ABC):
+    """T tasks x E copies, all tensors ``[T, E, ...]`` on one device: a ``batch`` of a control family.
+
+    The dynamics are functions of an explicit state, so nothing is reset unasked and the object holds no
+    random state. An episode ends when :meth:`step` says ``terminated``, or after ``horizon`` steps, which is
+    truncation and is the caller's to count; a trial is ``episodes`` consecutive episodes of one task.
+    """
+
+    horizon: int
+    episodes: int
+    tasks: int
+    """T."""
+    device: torch.device
+
+    def __init__(self, seed: int, split: Split, indices: Sequence[int], horizon: int, episodes: int) -> None:
+        self.tasks, self.horizon, self.episodes = len(indices), horizon, episodes
+        self._source = (seed, split, indices[0])
+
+    def generator(self) -> torch.Generator | None:
+        """Fresh noise for these tasks, the same at every call: by (seed, split, first index)."""
+        return rng.generator(self.device, *self._source)
+
+    @abstractmethod
+    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
+        """The state [T, E, ...] in which episodes begin."""
+
+    @abstractmethod
+    def observe(self, state: Tensor) -> Tensor:
+        """Observations [T, E, observation size] of a state."""
+
+    @abstractmethod
+    def step(
+        self, state: Tensor, action: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(next state, reward [T, E], terminated [T, E]) of actions [T, E] (discrete) or [T, E, size]."""

@@ -1,0 +1,160 @@
+"""A point in the plane that must find its goal: the 2-D navigation of MAML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metarun.tasks.base import EpisodeShape, Spec, Task
+from metarun.tasks.rl.base import Environment
+from metarun.tasks.rng import uniforms
+from metarun.types import Positive, Split
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from metarun.algorithms.rl.base import ControlAlgorithm
+
+GOAL_RANGE = 0.5
+TOP_SPEED = 0.1
+REACHED = 0.01
+
+Actions = Literal["scaled", "clipped"]
+Reward = Literal["distance", "squared_distance"]
+
+
+class Navigation(Task):
+    """2-D navigation (Finn et al. 2017, section 5.3.1): goals ~ U[-.5, .5]^2, start 0, steps of at most .1.
+
+    The observation is the position, the goal is hidden; an episode terminates when both coordinates are
+    within .01 of the goal, and is truncated after ``horizon`` steps. The published codes differ, and so do
+    their returns: ``actions: scaled`` maps the policy's [-1, 1] to a step in [-.1, .1] (the authors' code),
+    ``clipped`` takes its output as the step itself, clipped at .1 (the PyTorch ports); ``reward: distance``
+    is minus the distance to the goal after the step (all codes), ``squared_distance`` minus its square (the
+    paper's text). ``episodes`` is the length of a trial, which matters to learners with a memory: the return
+    is that of a trial. ``test_goals: authors`` tests on the 40 goals of the authors' test script.
+    """
+
+    kind: ClassVar[str] = "control"
+    modality: ClassVar[str] = "vector"
+    metric: ClassVar[str] = "return"
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        actions: Actions,
+        reward: Reward,
+        horizon: Positive,
+        episodes: Positive,
+        test_goals: Literal["drawn", "authors"],
+    ) -> None:
+        self.seed = seed
+        self.actions, self.reward, self.test_goals = actions, reward, test_goals
+        self.horizon, self.episodes = horizon, episodes
+        self.spec = Spec("control", self.modality, (2,), 2)
+
+    def goals(self, split: Split, indices: Sequence[int]) -> NDArray[np.float64]:
+        """The goal of each task, [T, 2]. There are 40 of the authors'; further indices begin again."""
+        if split == "test" and self.test_goals == "authors":
+            fixed = np.random.RandomState(1).uniform(-GOAL_RANGE, GOAL_RANGE, (40, 2))
+            return fixed[np.asarray(indices) % len(fixed)]
+        return GOAL_RANGE * (2 * uniforms(self.seed, split, indices, 2) - 1)
+
+    def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Plane:
+        goals = torch.from_numpy(self.goals(split, indices)).to(self.device, torch.get_default_dtype())
+        return Plane(goals, self, split, indices)
+
+    def protocol(self) -> dict[str, Any]:
+        return {
+            "data": "navigation",
+            "actions": self.actions,
+            "reward": self.reward,
+            "horizon": self.horizon,
+            "episodes": self.episodes,
+            "test_goals": self.test_goals,
+        }
+
+    def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
+        """Trial returns: ``oracle`` knows the goal and plays optimally, ``still`` never moves."""
+        goals = np.abs(self.goals(split, indices))
+        best, still = self._oracle_returns(goals), -self.horizon * self._cost(goals)
+        return {"oracle": self.episodes * float(best.mean()), "still": self.episodes * float(still.mean())}
+
+    def _oracle_returns(self, goals: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The exact optimum of an episode, [T], for goals in the positive quadrant.
+
+        Full speed in each coordinate until it is reached: no path is nearer in either coordinate at any step,
+        so none is nearer or done sooner.
+        """
+        time = np.arange(1, self.horizon + 1)[:, None]
+        left = np.maximum(goals[:, None] - TOP_SPEED * time, 0)
+        reached = (left < REACHED).all(-1)
+        running = np.cumsum(reached, axis=1) - reached == 0  # the step that reaches the goal still counts
+        return -(self._cost(left) * running).sum(1)
+
+    def _cost(self, offset: NDArray[np.float64]) -> NDArray[np.float64]:
+        square = np.square(offset).sum(-1)
+        return square if self.reward == "squared_distance" else np.sqrt(square)
+
+    def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
+        """Four test goals: paths before and after adaptation (the first and last episode of a trial)."""
+        from matplotlib.figure import Figure
+
+        env = self.batch("test", range(4))
+        stages = list(algorithm.rollouts(env))
+        first, last = stages[0].episode(0, env.horizon), stages[-1].episode(-1, env.horizon)
+        figure = Figure(figsize=(13, 3.6), layout="constrained")
+        for task, ax in enumerate(figure.subplots(1, 4, sharex=True, sharey=True)):
+            for rollout, colour, label in (
+                (first, "tab:blue", "before adaptation"),
+                (last, "tab:red", "after adaptation"),
+            ):
+                for copy in range(min(3, rollout.observation.shape[1])):
+                    path = rollout.observation[task, copy][rollout.running[task, copy]].cpu()
+                    ax.plot(
+                        path[:, 0],
+                        path[:, 1],
+                        color=colour,
+                        lw=0.9,
+                        alpha=0.8,
+                        label=label if copy == 0 else None,
+                    )
+            ax.plot(*env.goals[task, 0].cpu(), "*", color="k", ms=13, label="goal")
+            ax.plot(0, 0, "o", color="0.4", ms=4, label="start")
+            ax.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), aspect="equal")
+        figure.axes[0].legend(fontsize=7)
+        figure.suptitle("Navigation to goals of the meta-test split, which the policy is not told")
+        return figure
+
+
+class Plane(Environment):
+    """T goals in the plane; the state is the position [T, E, 2]."""
+
+    def __init__(self, goals: Tensor, family: Navigation, split: Split, indices: Sequence[int]) -> None:
+        super().__init__(family.seed, split, indices, family.horizon, family.episodes)
+        self.device = goals.device
+        self.goals = goals[:, None]
+        self.scaled = family.actions == "scaled"
+        self.squared = family.reward == "squared_distance"
+
+    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
+        return self.goals.new_zeros(self.tasks, copies, 2)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return state
+
+    def step(
+        self, state: Tensor, action: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        move = action.clamp(-1, 1) * TOP_SPEED if self.scaled else action.clamp(-TOP_SPEED, TOP_SPEED)
+        state = state + move
+        offset = state - self.goals
+        square = offset.square().sum(-1)
+        reward = -square if self.squared else -square.sqrt()
+        return state, reward, offset.abs().amax(-1) < REACHED

@@ -1,0 +1,180 @@
+"""Control families: their dynamics against plain Python loops, their references, their purity."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from metarun.algorithms.rl.collect import Percept, Rollout, collect
+from metarun.algorithms.rl.distributions import sampling_noise
+from metarun.tasks.rl.bandit import Bandit, bayes_optimum
+from metarun.tasks.rl.navigation import Navigation
+
+OPTIONS = list(product(["scaled", "clipped"], ["distance", "squared_distance"]))
+
+
+def navigation(
+    actions: str = "scaled", reward: str = "distance", horizon: int = 12, episodes: int = 1
+) -> Navigation:
+    return Navigation(
+        3,
+        actions=actions,
+        reward=reward,
+        horizon=horizon,
+        episodes=episodes,
+        test_goals="drawn",  # type: ignore[arg-type]
+    )
+
+
+def toward_goal(task: Navigation, env: object) -> object:
+    """A noisy policy that walks to the goal, so that some episodes end early and some do not."""
+
+    def act(percept: Percept) -> Tensor:
+        mean = (env.goals - percept.observation).clamp(-0.1, 0.1)  # type: ignore[attr-defined]
+        if task.actions == "scaled":
+            mean = mean * 10
+        log_std = torch.full_like(mean, math.log(1e-3))
+        log_std[:, 0] = math.log(0.3)  # the first copy wanders
+        return torch.cat([mean, log_std], -1)
+
+    return act
+
+
+@pytest.mark.parametrize(("actions", "reward"), OPTIONS)
+def test_navigation_is_a_plain_loop(actions: str, reward: str) -> None:
+    task = navigation(actions, reward)
+    env = task.batch("train", [4, 9, 2])
+    act = toward_goal(task, env)
+    rollout = collect(env, task.spec, act, 4, 1, env.generator())  # type: ignore[arg-type]
+    noise = sampling_noise(task.spec, (12, 3, 4), env.device, env.generator())
+    goals = task.goals("train", [4, 9, 2])
+    early = 0
+    for t, e in product(range(3), range(4)):
+        x, done = np.zeros(2), False
+        for s in range(12):
+            assert bool(rollout.running[t, e, s]) == (not done)
+            np.testing.assert_allclose(rollout.observation[t, e, s], x, atol=1e-6)
+            if done:
+                assert rollout.reward[t, e, s] == 0
+                assert not rollout.terminated[t, e, s]
+                continue
+            mean = np.clip(goals[t] - x, -0.1, 0.1) * (10 if actions == "scaled" else 1)
+            action = mean + (0.3 if e == 0 else 1e-3) * noise[s, t, e].numpy()
+            np.testing.assert_allclose(rollout.action[t, e, s], action, atol=1e-5)
+            x = x + (np.clip(action, -1, 1) * 0.1 if actions == "scaled" else np.clip(action, -0.1, 0.1))
+            distance = math.dist(x, goals[t])
+            cost = distance if reward == "distance" else distance**2
+            assert float(rollout.reward[t, e, s]) == pytest.approx(-cost, abs=1e-5)
+            done = bool(np.all(np.abs(x - goals[t]) < 0.01))
+            assert bool(rollout.terminated[t, e, s]) == done
+        early += done
+    assert 3 <= early < 12  # both endings were seen
+
+
+def test_a_trial_goes_on_after_an_episode_and_tells_that_it_ended() -> None:
+    task = navigation(horizon=8, episodes=3)
+    env = task.batch("train", range(5))
+    act, seen = toward_goal(task, env), []
+
+    def watch(percept: Percept) -> Tensor:
+        seen.append(percept)
+        return act(percept)  # type: ignore[operator]
+
+    rollout = collect(env, task.spec, watch, 2, env.episodes, env.generator())
+    assert rollout.reward.shape == (5, 2, 24)
+    assert not seen[0].done.any()
+    assert (seen[0].reward == 0).all()
+    for step in range(1, 24):
+        previous_over = ~rollout.running[..., step - 1] | rollout.terminated[..., step - 1]
+        assert torch.equal(seen[step].done, previous_over | torch.tensor(step % 8 == 0))
+        assert torch.equal(seen[step].reward, rollout.reward[..., step - 1])
+        assert torch.equal(seen[step].action, rollout.action[..., step - 1, :])
+    for start in (0, 8, 16):
+        assert (rollout.observation[:, :, start] == 0).all()
+        assert rollout.running[:, :, start].all()
+    last = rollout.episode(-1, 8)
+    assert torch.equal(last.reward, rollout.reward[..., 16:])
+
+
+@pytest.mark.parametrize("reward", ["distance", "squared_distance"])
+def test_oracle_is_what_a_perfect_walker_gets(reward: str) -> None:
+    task = navigation(reward=reward, horizon=20, episodes=2)
+    env = task.batch("val", range(50))
+
+    def act(percept: Percept) -> Tensor:
+        mean = 10 * (env.goals - percept.observation)
+        return torch.cat([mean, torch.full_like(mean, -20.0)], -1)
+
+    walked = collect(env, task.spec, act, 1, 2, env.generator()).returns().mean()
+    references = task.references("val", range(50))
+    assert references["oracle"] == pytest.approx(float(walked), rel=1e-4)
+    goals = task.goals("val", range(50))
+    still = -40 * (np.square(goals).sum(1) ** (1 if reward == "squared_distance" else 0.5)).mean()
+    assert references["still"] == pytest.approx(still)
+    assert references["still"] < references["oracle"] < 0
+
+
+def test_the_authors_test_goals() -> None:
+    task = Navigation(0, actions="scaled", reward="distance", horizon=5, episodes=1, test_goals="authors")
+    goals = task.goals("test", range(41))
+    assert goals[0] == pytest.approx(
+        [0.417022 - 0.5, 0.72032449 - 0.5]
+    )  # the first draws of MT19937 seeded with 1
+    assert (goals[40] == goals[0]).all()
+    assert not (task.goals("val", [0]) == goals[0]).any()
+
+
+@pytest.mark.parametrize("task", [navigation(), Bandit(3, arms=4, pulls=6)])
+def test_batches_are_pure_functions_of_seed_split_and_indices(task: Navigation | Bandit) -> None:
+    def hidden(split: str, indices: list[int]) -> Tensor:
+        env = task.batch(split, indices)  # type: ignore[arg-type]
+        return env.goals if isinstance(task, Navigation) else env.pays  # type: ignore[union-attr]
+
+    both = hidden("train", [7, 8])
+    assert torch.equal(both[1:], hidden("train", [8]))
+    assert torch.equal(both, hidden("train", [7, 8]))
+    assert not torch.equal(both, hidden("val", [7, 8]))
+
+    def played(indices: list[int]) -> Rollout:
+        env = task.batch("train", indices)
+        outputs = task.spec.output_size * (1 if task.spec.discrete_actions else 2)
+        act = lambda percept: percept.observation.new_zeros(*percept.reward.shape, outputs)  # noqa: E731
+        return collect(env, task.spec, act, 2, env.episodes, env.generator())
+
+    one, other, elsewhere = played([7, 8]), played([7, 8]), played([9, 8])
+    assert torch.equal(one.reward, other.reward)
+    assert torch.equal(one.action, other.action)
+    assert not torch.equal(one.action, elsewhere.action)
+
+
+def test_a_bandit_pays_as_often_as_its_arms_do() -> None:
+    task = Bandit(0, arms=3, pulls=2)
+    env = task.batch("train", range(4))
+    action = torch.arange(3).repeat(4, 20000)
+    state = env.reset(60000, None)
+    _, reward, ended = env.step(state, action, env.generator())
+    assert ended.all()
+    assert set(reward.unique().tolist()) == {0.0, 1.0}
+    for arm in range(3):
+        paid = reward[action == arm].view(4, -1).mean(1)
+        np.testing.assert_allclose(
+            paid, task.probabilities("train", range(4))[:, arm], atol=4 * 0.5 / math.sqrt(20000)
+        )
+
+
+def test_bandit_references() -> None:
+    task = Bandit(0, arms=5, pulls=10)
+    references = task.references("test", range(20000))
+    assert references["random"] == pytest.approx(5.0, abs=0.05)
+    assert references["oracle"] == pytest.approx(10 * 5 / 6, abs=0.05)
+    assert references["optimum"] == pytest.approx(6.6600, abs=5e-4)
+    assert "optimum" not in Bandit(0, arms=5, pulls=11).references("test", [0])
+    # By hand, for two pulls of two arms: stay after a win (2/3), try the other (1/2) after a loss.
+    assert bayes_optimum(2, 1) == pytest.approx(0.5)
+    assert bayes_optimum(2, 2) == pytest.approx(0.5 + 0.5 * (2 / 3) + 0.5 * 0.5)
+    assert bayes_optimum(1, 5) == pytest.approx(2.5)
