@@ -1,0 +1,67 @@
+"""A convolutional network over word embeddings, for sentences (Kim 2014, arXiv:1408.5882)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from metarun.models.tokens import pad, words
+from metarun.types import Positive
+
+PAD, UNKNOWN = 0, 1
+
+
+class TextCNN(nn.Module):
+    """Word ids -> embeddings -> convolutions of several ``widths`` -> ReLU -> maximum over time.
+
+    The vocabulary is that of the meta-train texts, words in at least ``min_texts`` of them; any other word is
+    one unknown word. Texts are cut after ``max_words``. Embeddings are learned from nothing.
+
+    Ids int [N, L] (0: none) -> [N, filters x number of widths].
+    """
+
+    modalities: ClassVar[tuple[str, ...]] = ("text",)
+    role: ClassVar[str] = "features"
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        *,
+        embedding: Positive,
+        widths: Sequence[Positive],
+        filters: Positive,
+        min_texts: Positive,
+        max_words: Positive,
+    ) -> None:
+        super().__init__()
+        held = Counter(word for text in texts for word in set(words(text)))
+        self.set_extra_state([word for word, count in held.items() if count >= min_texts])
+        self.max_words = max_words
+        self.embedding = nn.Parameter(torch.randn(len(self.vocabulary) + 2, embedding))
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(embedding, filters, width, padding=width) for width in widths
+        )
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Word ids, int32 [N, L], 0 where there are no more words."""
+        return pad([[self.ids.get(w, UNKNOWN) for w in words(text)[: self.max_words]] for text in texts])
+
+    def example(self) -> Tensor:
+        return torch.full((2, 1), UNKNOWN, dtype=torch.int32, device=self.embedding.device)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding[ids.long()] * (ids != PAD)[..., None]
+        # Padding by the whole width gives every text a window without words: a shorter one, which has more of
+        # them, has the same features whatever it is batched with.
+        return torch.cat([torch.relu(f(x.transpose(1, 2))).amax(2) for f in self.convolutions], dim=1)
+
+    def get_extra_state(self) -> list[str]:
+        return self.vocabulary
+
+    def set_extra_state(self, state: Any) -> None:
+        self.vocabulary = list(state)
+        self.ids = {word: i for i, word in enumerate(self.vocabulary, start=2)}

@@ -1,0 +1,188 @@
+"""Few-shot intent classification: what does the user of a dialogue system want?"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from metarun.errors import UserError, require
+from metarun.tasks.fewshot import split_classes
+from metarun.tasks.files import download, find
+from metarun.tasks.nlp.base import TextFewShot, by_class
+from metarun.tasks.nlp.folds import FOLDS
+from metarun.types import SPLITS, Fraction, Positive
+
+_CLINC = "https://raw.githubusercontent.com/clinc/oos-eval/master/data/"
+_BANKING = "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/master/banking_data/"
+_FOLDS = (
+    "https://raw.githubusercontent.com/tdopierre/ProtAugment/6352ababa740133708daed815666b5bf39850d98/data/"
+)
+
+FILES = {
+    "text/clinc150/data_full.json": (
+        _CLINC + "data_full.json",
+        "36923c3705a59e08fe9c3883d8bc2dd966ef93e22cb78ac41171782a698d56e0",
+    ),
+    "text/clinc150/domains.json": (
+        _CLINC + "domains.json",
+        "b947b579d3b8e74b06f93b01083d8efaff2888b43a3e362533bd88a6e1211b3a",
+    ),
+    "text/banking77/train.csv": (
+        _BANKING + "train.csv",
+        "b06e26ac675513959a63135f11b94ea7786ed02da65db93a5650d8838cbc664b",
+    ),
+    "text/banking77/test.csv": (
+        _BANKING + "test.csv",
+        "d12d6e3bc4c3103966ae786dc435913c0c563dfa328f5a3646d0e62cfeeb474d",
+    ),
+    "text/few_shot_intents/BANKING77/full.jsonl": (
+        _FOLDS + "BANKING77/full.jsonl",
+        "2aef59a59888b66ebfd99a08e82a18f396a81c0430410938ef416a4bd5081b98",
+    ),
+    "text/few_shot_intents/HWU64/full.jsonl": (
+        _FOLDS + "HWU64/full.jsonl",
+        "a4c337fc8d12a5b62715d80e6df3b51bea20d137da0a833e8eb584e90c429d13",
+    ),
+    "text/few_shot_intents/Liu/full.jsonl": (
+        _FOLDS + "Liu/full.jsonl",
+        "d4860503f63e87874c6b385e5e70bcc38d4d247f03a86d99047de7a182923b38",
+    ),
+    "text/few_shot_intents/OOS/full.jsonl": (
+        _FOLDS + "OOS/full.jsonl",
+        "ae5573aa7fada6614862657b0d6aabcd9f33135f56c8cd8dd4aefab6bc8ccd26",
+    ),
+}
+"""Place below a data root -> address and sha256."""
+
+
+class Intents(TextFewShot):
+    """Few-shot classification of intents, on classes that meta-training has not seen.
+
+    ``clinc150``  CLINC150 (Larson et al. 2019), 150 intents of 150 sentences, without the out-of-scope ones;
+    ``banking77``  BANKING77 (Casanueva et al. 2020), 77 intents, training and test part together;
+    ``BANKING77``, ``HWU64``, ``Liu``, ``OOS``  the five class ``fold``s of ProtAugment (Dopierre, Gravier &
+    Logerais 2021), which its followers report on; OOS is CLINC150 again.
+
+    The first two are split by class with ``split_seed``: fractions ``val`` and ``test`` of the classes, the
+    rest to train, whole domains together if ``by_domain`` (clinc150). Files come from ``root``, METARUN_DATA
+    or the cache, and are downloaded otherwise. Raises :class:`~metarun.errors.UserError` for a missing root,
+    a damaged file, and a fold that is not there.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        dataset: Literal["clinc150", "banking77", "BANKING77", "HWU64", "Liu", "OOS"],
+        root: str | None,
+        way: Positive,
+        shot: Positive,
+        query: Positive,
+        test_ways: Sequence[Positive],
+        fold: Positive,
+        val: Fraction,
+        test: Fraction,
+        by_domain: bool,
+        split_seed: int,
+    ) -> None:
+        self.partition: dict[str, Any]
+        if dataset in FOLDS:
+            require(fold <= 5, f"task.fold={fold}: {dataset} has folds 1 to 5")
+            examples = by_class(_jsonl(_open(root, f"few_shot_intents/{dataset}/full.jsonl")))
+            digits = FOLDS[dataset][fold - 1]
+            require(
+                len(digits) == len(examples),
+                f"{dataset}/full.jsonl has {len(examples)} classes in place of {len(digits)}: "
+                "not the published file",
+            )
+            classes = {s: [c for c, d in enumerate(digits) if d == str(i)] for i, s in enumerate(SPLITS)}
+            self.partition = {"split": f"fold {fold}"}
+        else:
+            labelled = _clinc150(root) if dataset == "clinc150" else _banking77(root)
+            examples = by_class(labelled)
+            groups = list(range(len(examples)))
+            if by_domain:
+                require(dataset == "clinc150", f"task.by_domain=true: {dataset} has no domains; clinc150 has")
+                groups = _domains(root, list(examples))
+            drawn = split_classes(groups, val=val, test=test, seed=split_seed)
+            classes = {split: ids.tolist() for split, ids in drawn.items()}
+            for split, ids in classes.items():
+                require(
+                    len(ids) >= way,
+                    f"{dataset}: '{split}' gets {len(ids)} of {len(examples)} classes, fewer than "
+                    f"task.way={way}; change task.way, task.val={val} or task.test={test}",
+                )
+            self.partition = {"split": "by domain" if by_domain else "random", "split_seed": split_seed}
+        super().__init__(
+            examples, classes, seed=seed, way=way, shot=shot, query=query, test_ways=test_ways, name=dataset
+        )
+
+    def protocol(self) -> dict[str, Any]:
+        return {**super().protocol(), **self.partition}
+
+
+def _open(root: str | None, name: str) -> Path:
+    """The file at ``text/<name>`` of a data root, or at ``<name>`` or its own name in an explicit one."""
+    place = f"text/{name}"
+    short = name.split("/", 1)[1]
+    found = find(root, place, name, short, short.split("/")[-1]) if root else find(None, place)
+    if found is not None:
+        return found
+    url, sha256 = FILES[place]
+    return download(url, f"sha256:{sha256}", place)
+
+
+def _damaged(path: Path, why: object) -> UserError:
+    return UserError(f"{path}: not the expected file ({why}); remove it or name another task.root")
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+                yield row["sentence"], row["label"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise _damaged(path, f"line {number}: {type(error).__name__} {error}") from None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, error) from None
+
+
+def _clinc150(root: str | None) -> list[tuple[str, str]]:
+    path = _open(root, "clinc150/data_full.json")
+    parts = _json(path)
+    try:
+        return [(text, label) for part in ("train", "val", "test") for text, label in parts[part]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, f"{type(error).__name__} {error}") from None
+
+
+def _domains(root: str | None, names: list[str]) -> list[int]:
+    """The number of each intent's domain."""
+    path = _open(root, "clinc150/domains.json")
+    try:
+        groups = enumerate(_json(path).values())
+        domain = {intent.replace(" ", "_"): i for i, intents in groups for intent in intents}
+        return [domain[name.replace(" ", "_")] for name in names]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise _damaged(path, f"{type(error).__name__} {error}") from None
+
+
+def _banking77(root: str | None) -> list[tuple[str, str]]:
+    labelled = []
+    for part in ("train", "test"):
+        path = _open(root, f"banking77/{part}.csv")
+        with path.open(encoding="utf-8", newline="") as file:
+            try:
+                labelled += [(row["text"], row["category"]) for row in csv.DictReader(file)]
+            except (KeyError, csv.Error) as error:
+                raise _damaged(path, f"{type(error).__name__} {error}") from None
+    return labelled
