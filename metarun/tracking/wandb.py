@@ -1,0 +1,323 @@
+"""Weights & Biases as a copy of ``metrics.jsonl``, never in the way of a run.
+
+Everything that touches W&B happens on one daemon thread: the training loop only puts rows into a queue, so
+W&B's import (a second), its start and its failures cost the run nothing, and none of it raises into the run.
+
+**Neither lost nor doubled.** Row i of ``metrics.jsonl`` is W&B step 2i; images take the odd steps between.
+The step is thus a row number that tells how much W&B already holds (the x axis of the charts is the logged
+``iteration``). A resumed run continues its id:
+
+* online, rows that the server has are skipped, and rows that it lacks are replayed from ``metrics.jsonl``.
+  Rows past the checkpoint, recorded again after a hard kill, keep their first values: an exact resume
+  repeats them. So does an image drawn again when no row has come since.
+* offline, every start writes a new file that begins with all of ``metrics.jsonl``, because a hard kill loses
+  the end of W&B's own file for good. Files it replaces are renamed ``replaced-...``, where ``wandb sync``
+  does not look: it appends, and would upload their rows a second time.
+* when W&B fails online, at the start, in the middle or at the end, the run goes on in such a complete offline
+  copy. Where the server may hold a part of the run already, the copy gets a new id, for the same reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import queue
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("metarun")
+
+Action = Callable[[], None]
+Row = Mapping[str, float | int | str]
+MODES = ("online", "offline", "disabled")
+ALIASES = {"run": "online", "shared": "online", "dryrun": "offline"}  # W&B's other names in WANDB_MODE
+_said: set[str] = set()  # what is said once a process, however many runs a sweep makes in it
+
+
+def requested_mode(argument: str | None, environment: Mapping[str, str]) -> str | None:
+    """The mode asked for: the argument, else ``WANDB_MODE``; None where there is no such wish."""
+    if argument is not None:
+        return argument
+    mode = environment.get("WANDB_MODE", "").strip().lower()
+    mode = ALIASES.get(mode, mode)
+    if mode and mode not in MODES:
+        log.warning("W&B: WANDB_MODE=%s is not one of %s; ignored", mode, ", ".join(MODES))
+    return mode if mode in MODES else None
+
+
+def recorded(directory: Path) -> Iterator[dict[str, Any]]:
+    """The complete lines of ``directory/metrics.jsonl``; none if there is no such file yet."""
+    file = directory / "metrics.jsonl"
+    if file.exists():
+        with file.open() as lines:
+            for line in lines:
+                if line.endswith("\n"):  # else it is being written, or was when the machine stopped
+                    yield json.loads(line)
+
+
+class WandbSink:
+    """One W&B run: make it with :meth:`start`, end it with :meth:`finish`, in a ``finally``.
+
+    No method raises, and none waits for W&B but ``finish``, which returns within ``finish_timeout`` seconds.
+    """
+
+    def __init__(
+        self, directory: Path, arguments: dict[str, Any], settings: dict[str, Any], timeout: float
+    ) -> None:
+        self._directory = directory
+        self._arguments = arguments  # of wandb.init
+        self._settings = settings  # of wandb.Settings
+        self._timeout = timeout
+        self._queue: queue.SimpleQueue[Action | None] = queue.SimpleQueue()
+        self._rows = sum(1 for _ in recorded(directory))  # given so far, those of before a resume included
+        self._thread: threading.Thread | None = None
+        # The rest belongs to the worker thread.
+        self._run: Any = None  # wandb's run; None before it began and after W&B was given up
+        self._online = False
+        self._failed = False
+        self._next = self._rows  # the row to send next
+        self._kept: list[Action] = []  # images and summaries, sent again if the run begins again offline
+
+    @classmethod
+    def start(
+        cls,
+        directory: Path,
+        *,
+        mode: str | None,
+        project: str,
+        entity: str | None,
+        group: str | None,
+        tags: Sequence[str],
+        name: str,
+        job_type: str,
+        config: Mapping[str, Any],
+        finish_timeout: float,
+        init_timeout: float,
+    ) -> WandbSink:
+        """Begin or continue the W&B run of the run directory ``directory``; returns at once.
+
+        ``mode`` is "online", "offline", "disabled" (W&B is not even imported) or None: ``WANDB_MODE`` if set,
+        else online if there is an API key, else offline. A resumed run has cut ``directory/metrics.jsonl`` at
+        its checkpoint before this; W&B is brought up to that file. Times are in seconds.
+        """
+        arguments = {
+            "dir": str(directory),
+            "project": project,
+            "entity": entity,
+            "group": group,
+            "tags": list(tags),
+            "name": name,
+            "job_type": job_type,
+            "config": dict(config),
+            "reinit": "create_new",  # by default a second run in one process would be the first one again
+        }
+        settings = {
+            "console": "off",
+            "silent": True,
+            "quiet": True,
+            "save_code": False,
+            "disable_code": True,
+            "disable_git": True,  # it would upload the working tree's diff; meta.json names the commit
+            "init_timeout": init_timeout,
+            "finish_timeout": 0.7 * finish_timeout,  # the rest is for the offline copy, should this run out
+            "finish_timeout_raises": True,
+        }
+        sink = cls(directory, arguments, settings, finish_timeout)
+        wanted = requested_mode(mode, os.environ)
+        if wanted != "disabled":
+            sink._thread = threading.Thread(target=sink._work, args=(wanted,), name="wandb", daemon=True)
+            sink._thread.start()
+        return sink
+
+    def log(self, row: Row) -> None:
+        """One history row; call it for every line of ``metrics.jsonl``, in order, after writing it."""
+        index, row = self._rows, dict(row)
+        self._rows += 1
+        self._put(lambda: self._send_row(index, row))
+
+    def image(self, name: str, path: Path) -> None:
+        """An image file; it stays in place until :meth:`finish`."""
+        self._put_kept(lambda: self._send_image(name, path))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Final values, nested as they come."""
+        values = dict(values)
+        self._put_kept(lambda: self._run.summary.update(values))
+
+    def finish(self, exit_code: int) -> None:
+        """Upload what is left, and say where the run lies if it is not at W&B. A second call does nothing."""
+        if self._thread is None:
+            return
+        self._put(lambda: self._close(exit_code))
+        thread, self._thread = self._thread, None
+        self._queue.put(None)
+        thread.join(self._timeout)
+        if thread.is_alive():
+            log.warning("W&B: left behind after %g s; metrics.jsonl has every row", self._timeout)
+            self._say_where()
+
+    def _put(self, action: Action) -> None:
+        if self._thread is not None:
+            self._queue.put(action)
+
+    def _put_kept(self, send: Action) -> None:
+        def action() -> None:
+            if send not in self._kept:
+                self._kept.append(send)
+            send()
+
+        self._put(action)
+
+    # From here on, the worker thread.
+
+    def _work(self, wanted: str | None) -> None:
+        self._guard(lambda: self._open(wanted), self._reopen)
+        while (action := self._queue.get()) is not None:
+            if self._run is not None:
+                self._guard(action, partial(self._again, action))
+
+    def _guard(self, action: Action, otherwise: Action) -> None:
+        """Do it; the first time that W&B fails, do the other thing; the second time, give W&B up."""
+        try:
+            action()
+        except Exception as error:
+            if not self._failed:
+                self._failed = True
+                log.warning("W&B: %s; going on offline", reason(error))
+                self._guard(otherwise, otherwise)
+            else:
+                self._run = None
+                log.warning("W&B: %s; off from here on, metrics.jsonl has every row", reason(error))
+
+    def _open(self, wanted: str | None) -> None:
+        import wandb
+
+        # The silence of what wandb says outside of a run is a setting of the process.
+        known = wandb.setup(settings=wandb.Settings(silent=True, quiet=True)).settings
+        mode = wanted or ("offline" if known.mode == "offline" else None)  # set by `wandb offline`
+        if mode != "offline" and not wandb.login(prompt=False, verify=False):
+            say_once("W&B: online was asked for, without an API key" if mode else "W&B: no API key")
+            mode = "offline"
+        self._begin(mode or "online")
+
+    def _again(self, action: Action) -> None:
+        self._reopen()
+        action()
+
+    def _reopen(self) -> None:
+        """Begin again, offline."""
+        import wandb
+
+        try:
+            self._begin("offline")
+        except Exception:  # its helper process may be gone: start another
+            with contextlib.suppress(Exception):
+                wandb.teardown()
+            self._begin("offline")
+
+    def _begin(self, mode: str) -> None:
+        import wandb
+
+        online = mode == "online"
+        identity = Identity.of(self._directory)
+        if not online and identity.uploaded():
+            identity = Identity(self._directory)
+        replaced = identity.offline_files()
+        identity.save()
+        self._run = wandb.init(
+            **self._arguments,
+            id=identity.run_id,
+            mode="online" if online else "offline",
+            resume="allow" if online else None,
+            settings=wandb.Settings(**self._settings),
+        )
+        self._online = online
+        if online:
+            identity.online = True
+            identity.save()
+            log.info("W&B: %s", self._run.url)
+        for old in replaced:
+            old.rename(old.with_name(f"replaced-{old.name}"))
+        self._run.define_metric("*", step_metric="iteration")
+        due, self._next = self._next, (self._run.starting_step + 1) // 2
+        for index, row in enumerate(itertools.islice(recorded(self._directory), due)):
+            self._send_row(index, row)
+        for send in self._kept:
+            send()
+
+    def _send_row(self, index: int, row: Row) -> None:
+        if index >= self._next:
+            self._run.log(dict(row), step=2 * index, commit=True)
+            self._next = index + 1
+
+    def _send_image(self, name: str, path: Path) -> None:
+        import wandb
+
+        try:
+            picture = wandb.Image(str(path))
+        except Exception as error:  # a bad file is no failure of W&B
+            log.warning("W&B: image %s left out: %s", path, reason(error))
+        else:
+            self._run.log({name: picture}, step=max(2 * self._next - 1, 0), commit=False)
+
+    def _close(self, exit_code: int) -> None:
+        self._run.finish(exit_code=exit_code)
+        if not self._online:
+            self._say_where()
+        elif refused(Path(self._run.settings.log_internal)):
+            raise ConnectionError("the server refused the rows")
+
+    def _say_where(self) -> None:
+        if self._run is not None:
+            option = "--include-online " if self._online else ""
+            log.info("W&B: not uploaded; to do so: wandb sync %s%s", option, self._run.settings.sync_dir)
+
+
+@dataclass
+class Identity:
+    """The W&B id of a run directory, kept in ``wandb_id`` with a word that says if it was ever online."""
+
+    directory: Path
+    run_id: str = field(default_factory=lambda: secrets.token_hex(4))
+    online: bool = False
+
+    @classmethod
+    def of(cls, directory: Path) -> Identity:
+        file = directory / "wandb_id"
+        words = file.read_text().split() if file.exists() else []
+        return cls(directory, words[0], "online" in words[1:]) if words else cls(directory)
+
+    def save(self) -> None:
+        new = self.directory / "wandb_id.new"
+        new.write_text(f"{self.run_id}{' online' if self.online else ''}\n")
+        os.replace(new, self.directory / "wandb_id")
+
+    def offline_files(self) -> list[Path]:
+        return sorted((self.directory / "wandb").glob(f"offline-run-*-{self.run_id}"))
+
+    def uploaded(self) -> bool:
+        """Whether W&B may hold rows of this id: it was online, or ``wandb sync`` left its mark."""
+        return self.online or any(any(files.glob("*.synced")) for files in self.offline_files())
+
+
+def refused(helper_log: Path) -> bool:
+    """Whether uploads ended early (run deleted, key withdrawn), which W"""Whether uploads ended early (the run deleted, the key withdrawn): W&B tells that to its own log only."""B tells to its own log only."""
+    return helper_log.exists() and "filestream: fatal error" in helper_log.read_text(errors="replace")
+
+
+def reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def say_once(problem: str) -> None:
+    if problem not in _said:
+        _said.add(problem)
+        log.info("%s; the run is kept offline (`wandb login` stores a key)", problem)
