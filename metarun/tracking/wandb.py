@@ -3,13 +3,13 @@
 Everything that touches W&B happens on one daemon thread: the training loop only puts rows into a queue, so
 W&B's import (a second), its start and its failures cost the run nothing, and none of it raises into the run.
 
-**Neither lost nor doubled.** Row i of ``metrics.jsonl`` is W&B step 2i; images take the odd steps between.
-The step is thus a row number that tells how much W&B already holds (the x axis of the charts is the logged
-``iteration``). A resumed run continues its id:
+**Neither lost nor doubled.** The W&B step of a row is ten times its iteration, plus one for every further row
+of that iteration, and nine for its images (the x axis of the charts is the logged ``iteration``). Made of nothing
+but the rows of ``metrics.jsonl``, it tells which of them W&B already holds. A resumed run continues its id:
 
-* online, rows that the server has are skipped, and rows that it lacks are replayed from ``metrics.jsonl``.
-  Rows past the checkpoint, recorded again after a hard kill, keep their first values: an exact resume
-  repeats them. So does an image drawn again when no row has come since.
+* online, rows up to the server's last step are skipped, and rows that it lacks are replayed from
+  ``metrics.jsonl``. Rows past the checkpoint, recorded again after a hard kill, keep their first values: an
+  exact resume repeats them.
 * offline, every start writes a new file that begins with all of ``metrics.jsonl``, because a hard kill loses
   the end of W&B's own file for good. Files it replaces are renamed ``replaced-...``, where ``wandb sync``
   does not look: it appends, and would upload their rows a second time.
@@ -20,8 +20,6 @@ The step is thus a row number that tells how much W&B already holds (the x axis 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
 import logging
 import os
 import queue
@@ -33,10 +31,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from metarun.tracking.rundir import RunDirectory, atomic_write
+
 log = logging.getLogger("metarun")
 
 Action = Callable[[], None]
-Row = Mapping[str, float | int | str]
+Row = Mapping[str, Any]
 MODES = ("online", "offline", "disabled")
 ALIASES = {"run": "online", "shared": "online", "dryrun": "offline"}  # W&B's other names in WANDB_MODE
 _said: set[str] = set()  # what is said once a process, however many runs a sweep makes in it
@@ -53,14 +53,34 @@ def requested_mode(argument: str | None, environment: Mapping[str, str]) -> str 
     return mode if mode in MODES else None
 
 
-def recorded(directory: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of ``directory/metrics.jsonl``; none if there is no such file yet."""
-    file = directory / "metrics.jsonl"
-    if file.exists():
-        with file.open() as lines:
-            for line in lines:
-                if line.endswith("\n"):  # else it is being written, or was when the machine stopped
-                    yield json.loads(line)
+def choose_mode(argument: str | None) -> str:
+    """ "online", "offline" or "disabled": what was asked for, as far as there is an API key for it."""
+    wanted = requested_mode(argument, os.environ)
+    if wanted == "disabled":
+        return wanted
+    import wandb
+
+    # The silence of what wandb says outside of a run is a setting of the process.
+    settings = wandb.setup(settings=wandb.Settings(silent=True, quiet=True)).settings
+    if wanted == "offline" or (wanted is None and settings.mode == "offline"):  # as `wandb offline` sets it
+        return "offline"
+    if wandb.login(prompt=False, verify=False):
+        return "online"
+    say_once("W&B: online was asked for, without an API key" if wanted else "W&B: no API key")
+    return "offline"
+
+
+def step_after(step: int, row: Row) -> int:
+    """The W&B step of ``row`` where the row before it has ``step`` (-1: none)."""
+    return max(step + 1, 10 * int(row.get("iteration", 0)))
+
+
+def numbered(directory: Path) -> Iterator[tuple[int, Row]]:
+    """The rows of ``directory/metrics.jsonl`` with their steps."""
+    step = -1
+    for row in RunDirectory(directory).rows():
+        step = step_after(step, row)
+        yield step, row
 
 
 class WandbSink:
@@ -77,13 +97,14 @@ class WandbSink:
         self._settings = settings  # of wandb.Settings
         self._timeout = timeout
         self._queue: queue.SimpleQueue[Action | None] = queue.SimpleQueue()
-        self._rows = sum(1 for _ in recorded(directory))  # given so far, those of before a resume included
+        self._step = max((step for step, _ in numbered(directory)), default=-1)  # of the last row given
         self._thread: threading.Thread | None = None
         # The rest belongs to the worker thread.
         self._run: Any = None  # wandb's run; None before it began and after W&B was given up
         self._online = False
         self._failed = False
-        self._next = self._rows  # the row to send next
+        self._held = 0  # steps below are at W&B already
+        self._reached = self._step  # of the last row that came out of the queue
         self._kept: list[Action] = []  # images and summaries, sent again if the run begins again offline
 
     @classmethod
@@ -131,20 +152,19 @@ class WandbSink:
             "finish_timeout_raises": True,
         }
         sink = cls(directory, arguments, settings, finish_timeout)
-        wanted = requested_mode(mode, os.environ)
-        if wanted != "disabled":
-            sink._thread = threading.Thread(target=sink._work, args=(wanted,), name="wandb", daemon=True)
+        if requested_mode(mode, os.environ) != "disabled":
+            sink._thread = threading.Thread(target=sink._work, args=(mode,), name="wandb", daemon=True)
             sink._thread.start()
         return sink
 
     def log(self, row: Row) -> None:
         """One history row; call it for every line of ``metrics.jsonl``, in order, after writing it."""
-        index, row = self._rows, dict(row)
-        self._rows += 1
-        self._put(lambda: self._send_row(index, row))
+        self._step = step = step_after(self._step, row)
+        row = dict(row)
+        self._put(lambda: self._send_row(step, row))
 
     def image(self, name: str, path: Path) -> None:
-        """An image file; it stays in place until :meth:`finish`."""
+        """An image file, after the rows of its iteration; it stays in place until :meth:`finish`."""
         self._put_kept(lambda: self._send_image(name, path))
 
     def summary(self, values: Mapping[str, Any]) -> None:
@@ -178,8 +198,8 @@ class WandbSink:
 
     # From here on, the worker thread.
 
-    def _work(self, wanted: str | None) -> None:
-        self._guard(lambda: self._open(wanted), self._reopen)
+    def _work(self, mode: str | None) -> None:
+        self._guard(lambda: self._begin(choose_mode(mode)), self._reopen)
         while (action := self._queue.get()) is not None:
             if self._run is not None:
                 self._guard(action, partial(self._again, action))
@@ -196,17 +216,6 @@ class WandbSink:
             else:
                 self._run = None
                 log.warning("W&B: %s; off from here on, metrics.jsonl has every row", reason(error))
-
-    def _open(self, wanted: str | None) -> None:
-        import wandb
-
-        # The silence of what wandb says outside of a run is a setting of the process.
-        known = wandb.setup(settings=wandb.Settings(silent=True, quiet=True)).settings
-        mode = wanted or ("offline" if known.mode == "offline" else None)  # set by `wandb offline`
-        if mode != "offline" and not wandb.login(prompt=False, verify=False):
-            say_once("W&B: online was asked for, without an API key" if mode else "W&B: no API key")
-            mode = "offline"
-        self._begin(mode or "online")
 
     def _again(self, action: Action) -> None:
         self._reopen()
@@ -247,16 +256,17 @@ class WandbSink:
         for old in replaced:
             old.rename(old.with_name(f"replaced-{old.name}"))
         self._run.define_metric("*", step_metric="iteration")
-        due, self._next = self._next, (self._run.starting_step + 1) // 2
-        for index, row in enumerate(itertools.islice(recorded(self._directory), due)):
-            self._send_row(index, row)
+        self._held = self._run.starting_step
+        for step, row in numbered(self._directory):
+            if self._held <= step <= self._reached:
+                self._run.log(row, step=step, commit=True)
         for send in self._kept:
             send()
 
-    def _send_row(self, index: int, row: Row) -> None:
-        if index >= self._next:
-            self._run.log(dict(row), step=2 * index, commit=True)
-            self._next = index + 1
+    def _send_row(self, step: int, row: dict[str, Any]) -> None:
+        if step >= self._held:
+            self._run.log(row, step=step, commit=True)
+        self._reached = step
 
     def _send_image(self, name: str, path: Path) -> None:
         import wandb
@@ -266,7 +276,9 @@ class WandbSink:
         except Exception as error:  # a bad file is no failure of W&B
             log.warning("W&B: image %s left out: %s", path, reason(error))
         else:
-            self._run.log({name: picture}, step=max(2 * self._next - 1, 0), commit=False)
+            step = max(self._reached + 1, self._reached // 10 * 10 + 9)
+            if step >= self._held:
+                self._run.log({name: picture}, step=step, commit=False)
 
     def _close(self, exit_code: int) -> None:
         self._run.finish(exit_code=exit_code)
@@ -296,9 +308,8 @@ class Identity:
         return cls(directory, words[0], "online" in words[1:]) if words else cls(directory)
 
     def save(self) -> None:
-        new = self.directory / "wandb_id.new"
-        new.write_text(f"{self.run_id}{' online' if self.online else ''}\n")
-        os.replace(new, self.directory / "wandb_id")
+        content = f"{self.run_id}{' online' if self.online else ''}\n"
+        atomic_write(self.directory / "wandb_id", content.encode())
 
     def offline_files(self) -> list[Path]:
         return sorted((self.directory / "wandb").glob(f"offline-run-*-{self.run_id}"))
@@ -309,7 +320,7 @@ class Identity:
 
 
 def refused(helper_log: Path) -> bool:
-    """Whether uploads ended early (run deleted, key withdrawn), which W"""Whether uploads ended early (the run deleted, the key withdrawn): W&B tells that to its own log only."""B tells to its own log only."""
+    """Whether uploads ended early (run deleted, key withdrawn); W&B says so only in its own log."""
     return helper_log.exists() and "filestream: fatal error" in helper_log.read_text(errors="replace")
 
 

@@ -48,7 +48,7 @@ class Recorder:
     def rows(self, start: int, stop: int) -> None:
         with (self.directory / "metrics.jsonl").open("a") as file:
             for i in range(start, stop):
-                row = {"iteration": 10 * i, "loss": 1 / (1 + i), "split": "train"}
+                row = {"iteration": i, "loss": 1 / (1 + i), "split": "train"}
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 self.sink.log(row)
@@ -83,7 +83,7 @@ def iterations(run: OfflineRun | ServedRun) -> list[int]:
 
 
 def expected(count: int) -> list[int]:
-    return [10 * i for i in range(count)]
+    return list(range(count))
 
 
 def helper_processes() -> list[int]:
@@ -152,7 +152,7 @@ def test_offline_file_holds_everything(tmp_path: Path, caplog: pytest.LogCapture
     assert recorder.finish(exit_code=3) < 10
     (run,) = offline_runs(tmp_path / "run")
     assert [(row["iteration"], row["loss"], row["split"]) for row in run.history] == [
-        (10 * i, 1 / (1 + i), "train") for i in range(300)
+        (i, 1 / (1 + i), "train") for i in range(300)
     ]
     assert (run.run_id, run.group, run.job_type) == (run_id(tmp_path / "run"), "sweep", "train")
     assert sorted(run.tags) == ["maml", "sinusoid"]
@@ -171,7 +171,7 @@ def test_offline_after_a_hard_kill_and_resume(tmp_path: Path, caplog: pytest.Log
         "import sys, time, pathlib; sys.path.insert(0, sys.argv[1])\n"
         "from test_wandb import Recorder\n"
         "recorder = Recorder(pathlib.Path(sys.argv[2])); recorder.rows(0, 100)\n"
-        "while recorder.sink._next < 100: time.sleep(0.02)\n"
+        "while recorder.sink._reached < 990: time.sleep(0.02)\n"
         "print('ready', flush=True); time.sleep(60)\n"
     )
     process = subprocess.Popen(
@@ -339,12 +339,39 @@ def test_online_then_resumed(
     assert run.exit_code == 0
 
     del run.lines[max(run.lines)]  # W&B is behind it
-    run.summary["_step"] -= 2
+    run.summary["_step"] = run.history[-1]["_step"]
     again = Recorder(directory, mode=None)
     again.rows(70, 80)
     again.finish()
     assert iterations(run) == expected(80)
     assert capfd.readouterr() == ("", "")  # wandb's own chatter stays off the terminal
+
+
+def test_finished_run_trained_longer(tmp_path: Path, server: WandbServer) -> None:
+    """Its last row and pictures, past the checkpoint, are at W&B; the rows that follow are none of these."""
+    from PIL import Image
+
+    directory = tmp_path / "run"
+    picture = tmp_path / "curve.png"
+    Image.new("RGB", (4, 4)).save(picture)
+    recorder = Recorder(directory, mode="online")
+    recorder.rows(0, 10)
+    recorder.rows(9, 10)  # the test, of the same iteration
+    recorder.sink.image("curve", picture)
+    recorder.sink.image("fit", picture)
+    recorder.finish()
+    keep_rows(directory, 10)
+    longer = Recorder(directory, mode="online")
+    longer.rows(10, 20)
+    longer.rows(19, 20)
+    longer.sink.image("curve", picture)
+    longer.finish()
+    (run,) = server.runs.values()
+    assert iterations(run) == [*range(10), 9, *range(10, 20), 19]
+    assert [sorted({"curve", "fit"} & set(row)) for row in run.history if "loss" not in row] == [
+        ["curve", "fit"],
+        ["curve"],
+    ]
 
 
 def test_server_stops_in_mid_run(
@@ -353,7 +380,7 @@ def test_server_stops_in_mid_run(
     directory = tmp_path / "run"
     recorder = Recorder(directory, mode=None, finish_timeout=4.0)
     recorder.rows(0, 20)
-    wait_until(lambda: recorder.sink._next == 20)
+    wait_until(lambda: recorder.sink._reached == 190)
     online = run_id(directory)
     server.stop()
     begun = time.perf_counter()
@@ -392,7 +419,7 @@ def test_helper_process_killed_in_mid_run(
     directory = tmp_path / "run"
     recorder = Recorder(directory, mode=mode)
     recorder.rows(0, 20)
-    wait_until(lambda: recorder.sink._next == 20)
+    wait_until(lambda: recorder.sink._reached == 190)
     for process in helper_processes():
         os.kill(process, signal.SIGKILL)
     recorder.rows(20, 40)
@@ -408,7 +435,7 @@ def test_helper_process_stuck(tmp_path: Path, server: WandbServer, caplog: pytes
     """The worst case: wandb blocks for good. The run does not."""
     recorder = Recorder(tmp_path / "run", mode="online", finish_timeout=2.0)
     recorder.rows(0, 5)
-    wait_until(lambda: recorder.sink._next == 5)
+    wait_until(lambda: recorder.sink._reached == 40)
     stuck = helper_processes()
     assert stuck
     try:
@@ -448,7 +475,7 @@ def test_process_ends_in_time_without_a_server(tmp_path: Path) -> None:
         "os.environ.update(WANDB_BASE_URL=server.url, WANDB_API_KEY=API_KEY)\n"
         "recorder = Recorder(pathlib.Path(sys.argv[2]), mode='online', finish_timeout=2.0)\n"
         "recorder.rows(0, 20)\n"
-        "wait_until(lambda: recorder.sink._next == 20); server.stop(); recorder.rows(20, 30)\n"
+        "wait_until(lambda: recorder.sink._reached == 190); server.stop(); recorder.rows(20, 30)\n"
         "print('finish', recorder.finish(), flush=True)\n"
     )
     process = subprocess.Popen(
