@@ -15,7 +15,7 @@ from metarun.algorithms.rl.collect import Rollout
 from metarun.algorithms.rl.distributions import Categorical, Gaussian, distribution, sampling_noise
 from metarun.algorithms.rl.maml_trpo import MAMLTRPO, Experience
 from metarun.algorithms.rl.rl2 import RL2
-from metarun.algorithms.rl.trpo import conjugate_gradient
+from metarun.algorithms.rl.trpo import conjugate_gradient, differentiate
 from metarun.models.policies import GRUPolicy, MLPPolicy
 from metarun.tasks.base import Spec
 from metarun.tasks.rl.bandit import Bandit
@@ -23,6 +23,7 @@ from metarun.tasks.rl.navigation import Navigation
 
 CONTINUOUS = Spec("control", "vector", (2,), 2)
 DISCRETE = Spec("control", "vector", (2,), 3, discrete_actions=True)
+CASES = pytest.mark.parametrize(("steps", "inner_loss"), [(1, "likelihood"), (2, "likelihood"), (2, "ratio")])
 SPECS = pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
 
 
@@ -38,6 +39,7 @@ def maml(spec: Spec, hidden: int = 5, **changed: Any) -> MAMLTRPO:
         "rollouts": 4,
         "inner_steps": 1,
         "inner_lr": 0.3,
+        "inner_loss": "likelihood",
         "first_order": False,
         "test_rollouts": 3,
         "test_steps": 2,
@@ -94,8 +96,8 @@ def random_rollout(
 
 def random_experience(spec: Spec, generator: torch.Generator) -> Experience:
     rollout = random_rollout(spec, generator)
-    advantage = torch.randn(rollout.reward.shape, generator=generator, dtype=torch.float64)
-    return Experience(rollout, advantage * rollout.running)
+    advantage, logp = torch.randn(2, *rollout.reward.shape, generator=generator, dtype=torch.float64)
+    return Experience(rollout, advantage * rollout.running, 0.3 * logp - 2)
 
 
 # Estimators
@@ -192,10 +194,12 @@ def by_hand(learner: MAMLTRPO, theta: Tensor, path: list[Experience], task: int)
     pieces = theta.split([p.numel() for p in learner.model.parameters()])
     named = zip(learner.model.named_parameters(), pieces, strict=True)
     parameters = {name: piece.view_as(p) for (name, p), piece in named}
-    for rollout, advantage in path:
+    for rollout, advantage, logp_then in path:
         chosen = rollout.running[task]
         output = functional_call(learner.model, parameters, (rollout.observation[task][chosen],))
         logp = distribution(learner.spec, output).log_prob(rollout.action[task][chosen])
+        if learner.inner_loss_of == "ratio":
+            logp = (logp - logp_then[task][chosen]).exp()
         loss = -(logp * advantage[task][chosen]).mean()
         gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
         stepped = zip(parameters.items(), gradients, strict=True)
@@ -203,8 +207,10 @@ def by_hand(learner: MAMLTRPO, theta: Tensor, path: list[Experience], task: int)
     return parameters
 
 
-def exact_case(spec: Spec, steps: int) -> tuple[MAMLTRPO, Tensor, list[Tensor], list[Experience], Experience]:
-    learner = maml(spec, hidden=3, inner_steps=steps).double()
+def exact_case(
+    spec: Spec, steps: int, inner_loss: str = "likelihood"
+) -> tuple[MAMLTRPO, Tensor, list[Tensor], list[Experience], Experience]:
+    learner = maml(spec, hidden=3, inner_steps=steps, inner_loss=inner_loss).double()
     g = torch.Generator().manual_seed(5)
     path = [random_experience(spec, g) for _ in range(steps)]
     post = random_experience(spec, g)
@@ -215,29 +221,25 @@ def exact_case(spec: Spec, steps: int) -> tuple[MAMLTRPO, Tensor, list[Tensor], 
     return learner, theta, phis, path, post
 
 
-def mean_outer(
-    learner: MAMLTRPO, theta: Tensor, path: list[Experience], post: Experience, old: Tensor
-) -> Tensor:
+def mean_outer(learner: MAMLTRPO, theta: Tensor, path: list[Experience], post: Experience) -> Tensor:
     losses = []
     for task in range(3):
         chosen = post.rollout.running[task]
-        output = functional_call(
-            learner.model, by_hand(learner, theta, path, task), (post.rollout.observation[task][chosen],)
-        )
+        parameters = by_hand(learner, theta, path, task)
+        output = functional_call(learner.model, parameters, (post.rollout.observation[task][chosen],))
         logp = distribution(learner.spec, output).log_prob(post.rollout.action[task][chosen])
-        losses.append(-((logp - old[task][chosen]).exp() * post.advantage[task][chosen]).mean())
+        losses.append(-((logp - post.logp[task][chosen]).exp() * post.advantage[task][chosen]).mean())
     return torch.stack(losses).mean()
 
 
 @SPECS
-@pytest.mark.parametrize("steps", [1, 2])
-def test_meta_gradient_is_exact(spec: Spec, steps: int) -> None:
-    learner, theta, phis, path, post = exact_case(spec, steps)
-    old = learner.policy(phis[-1], post.rollout).log_prob(post.rollout.action).detach()
+@CASES
+def test_meta_gradient_is_exact(spec: Spec, steps: int, inner_loss: str) -> None:
+    learner, theta, phis, path, post = exact_case(spec, steps, inner_loss)
     found = learner.meta_gradient(phis, path, post)
 
     def outer(theta: Tensor) -> Tensor:
-        return mean_outer(learner, theta.requires_grad_(), path, post, old)
+        return mean_outer(learner, theta.requires_grad_(), path, post)
 
     h = 1e-5
     differences = torch.stack(
@@ -255,9 +257,9 @@ def test_meta_gradient_is_exact(spec: Spec, steps: int) -> None:
 
 
 @SPECS
-@pytest.mark.parametrize("steps", [1, 2])
-def test_metric_is_the_hessian_of_the_divergence(spec: Spec, steps: int) -> None:
-    learner, theta, phis, path, post = exact_case(spec, steps)
+@CASES
+def test_metric_is_the_hessian_of_the_divergence(spec: Spec, steps: int, inner_loss: str) -> None:
+    learner, theta, phis, path, post = exact_case(spec, steps, inner_loss)
     with torch.no_grad():
         old = learner.policy(phis[-1], post.rollout)
 
@@ -291,6 +293,46 @@ def test_conjugate_gradient_solves() -> None:
     torch.testing.assert_close(conjugate_gradient(lambda v: matrix @ v, b, 8), torch.linalg.solve(matrix, b))
     assert torch.isfinite(conjugate_gradient(lambda v: matrix @ v, b, 40)).all()
     assert (conjugate_gradient(lambda v: matrix @ v, torch.zeros(8).double(), 3) == 0).all()
+
+
+def test_only_the_ratio_has_the_curvature_of_the_expected_return() -> None:
+    """Two arms, and an expectation as good as exact: each is pulled as often as the policy would."""
+    spec = Spec("control", "vector", (1,), 2, discrete_actions=True)
+    rows = 10_000
+    seen = torch.ones(1, rows, 1, 1, dtype=torch.float64)
+    theta = maml(spec).double().flat()
+    off: dict[str, float] = {}
+    for inner_loss in ("likelihood", "ratio"):
+        learner = maml(spec, inner_loss=inner_loss).double()
+
+        def chances(theta: Tensor, learner: MAMLTRPO = learner) -> Tensor:
+            policy = learner.policy(theta[None], _steps(seen, torch.zeros(1, rows, 1).long()).first(1))
+            assert isinstance(policy, Categorical)
+            return policy.logp[0, 0, 0].exp()
+
+        first = round(rows * chances(theta)[0].item())
+        action = (torch.arange(rows) >= first).long().view(1, rows, 1)
+        rollout, phi = _steps(seen, action), theta[None].clone().requires_grad_()
+        logp = learner.policy(phi, rollout).log_prob(action).detach()
+        loss = learner.inner_loss(phi, Experience(rollout, 1.0 - 2.0 * action, logp)).sum()
+        gradient, product = differentiate(loss, phi)
+
+        def loss_expected(theta: Tensor) -> Tensor:
+            p = chances(theta)
+            return p[1] - p[0]
+
+        expected = torch.autograd.functional.jacobian(loss_expected, theta)
+        torch.testing.assert_close(gradient[0], expected, atol=1e-3, rtol=0)
+        hessian = torch.autograd.functional.hessian(loss_expected, theta)
+        found = torch.stack([product(e[None])[0] for e in torch.eye(len(theta)).double()])
+        off[inner_loss] = float((found - hessian).norm() / hessian.norm())
+    assert off["ratio"] < 1e-3
+    assert off["likelihood"] > 0.05
+
+
+def _steps(observation: Tensor, action: Tensor) -> Rollout:
+    running = torch.ones(action.shape, dtype=torch.bool)
+    return Rollout(observation, action, torch.zeros(action.shape).double(), running, ~running)
 
 
 def test_a_trust_region_step_improves_within_its_bound() -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from metarun.algorithms.rl.collect import Percept, Rollout, collect
+from metarun.algorithms.rl.collect import Act, Percept, Rollout, collect
 from metarun.algorithms.rl.distributions import sampling_noise
 from metarun.tasks.rl.bandit import Bandit, bayes_optimum
-from metarun.tasks.rl.navigation import Navigation
+from metarun.tasks.rl.navigation import Navigation, Plane
 
 OPTIONS = list(product(["scaled", "clipped"], ["distance", "squared_distance"]))
 
@@ -21,21 +22,15 @@ OPTIONS = list(product(["scaled", "clipped"], ["distance", "squared_distance"]))
 def navigation(
     actions: str = "scaled", reward: str = "distance", horizon: int = 12, episodes: int = 1
 ) -> Navigation:
-    return Navigation(
-        3,
-        actions=actions,
-        reward=reward,
-        horizon=horizon,
-        episodes=episodes,
-        test_goals="drawn",  # type: ignore[arg-type]
-    )
+    options: dict[str, Any] = {"actions": actions, "reward": reward, "test_goals": "drawn"}
+    return Navigation(3, horizon=horizon, episodes=episodes, **options)
 
 
-def toward_goal(task: Navigation, env: object) -> object:
+def toward_goal(task: Navigation, env: Plane) -> Act:
     """A noisy policy that walks to the goal, so that some episodes end early and some do not."""
 
     def act(percept: Percept) -> Tensor:
-        mean = (env.goals - percept.observation).clamp(-0.1, 0.1)  # type: ignore[attr-defined]
+        mean = (env.goals - percept.observation).clamp(-0.1, 0.1)
         if task.actions == "scaled":
             mean = mean * 10
         log_std = torch.full_like(mean, math.log(1e-3))
@@ -50,7 +45,7 @@ def test_navigation_is_a_plain_loop(actions: str, reward: str) -> None:
     task = navigation(actions, reward)
     env = task.batch("train", [4, 9, 2])
     act = toward_goal(task, env)
-    rollout = collect(env, task.spec, act, 4, 1, env.generator())  # type: ignore[arg-type]
+    rollout = collect(env, task.spec, act, 4, 1, env.generator())
     noise = sampling_noise(task.spec, (12, 3, 4), env.device, env.generator())
     goals = task.goals("train", [4, 9, 2])
     early = 0
@@ -83,7 +78,7 @@ def test_a_trial_goes_on_after_an_episode_and_tells_that_it_ended() -> None:
 
     def watch(percept: Percept) -> Tensor:
         seen.append(percept)
-        return act(percept)  # type: ignore[operator]
+        return act(percept)
 
     rollout = collect(env, task.spec, watch, 2, env.episodes, env.generator())
     assert rollout.reward.shape == (5, 2, 24)

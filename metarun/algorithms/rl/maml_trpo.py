@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +21,15 @@ from metarun.types import Count, Fraction, NonNegative, Positive, Rate
 
 
 class Experience(NamedTuple):
-    """Rollouts and the normalised advantages of their actions, [T, E, S]."""
+    """Rollouts, and the normalised advantages and the log-probabilities of their actions, [T, E, S]."""
 
     rollout: Rollout
     advantage: Tensor
+    logp: Tensor
 
     def first(self, copies: int) -> Experience:
         """The first ``copies`` of each task's rollouts."""
-        return Experience(self.rollout.first(copies), self.advantage[:, :copies])
+        return Experience(self.rollout.first(copies), self.advantage[:, :copies], self.logp[:, :copies])
 
 
 class MAMLTRPO(ControlAlgorithm):
@@ -37,9 +38,11 @@ class MAMLTRPO(ControlAlgorithm):
     ``inner_steps`` vanilla policy-gradient steps of size ``inner_lr``, each on ``rollouts`` episodes a task,
     adapt all parameters; TRPO (Schulman et al. 2015) on the episodes after them moves the initialisation, at
     most ``max_kl`` away in mean divergence of the adapted policies. Advantages are generalised, over a
-    linear baseline fitted to each task, and normalised. ``first_order`` takes the adaptation's derivative
-    for the identity. At test, ``test_steps`` steps on ``test_rollouts`` episodes each, their sizes
-    ``test_lr`` with the last repeated (null: ``inner_lr``).
+    linear baseline fitted to each task, and normalised. ``inner_loss`` is ``likelihood``, as in the authors'
+    code, or ``ratio``, whose curvature credits actions with what adapting to them brings. ``first_order``
+    takes the adaptation's derivative for the identity. At test, ``test_steps`` steps on ``test_rollouts``
+    episodes each, their sizes ``test_lr`` with the last repeated (null: ``inner_lr``). The model must run
+    with parameters ``[T, ...]``: build it of :class:`~metarun.models.policies.TaskLinear`.
 
     Parameters of T tasks are one matrix ``phi`` [T, P]. As phi' = phi - a grad L(phi), the derivative of a
     step is the symmetric I - a H with H the Hessian of L, so both the meta-gradient and the Fisher metric,
@@ -59,6 +62,7 @@ class MAMLTRPO(ControlAlgorithm):
         rollouts: Positive,
         inner_steps: Count,
         inner_lr: Rate,
+        inner_loss: Literal["likelihood", "ratio"],
         first_order: bool,
         test_rollouts: Positive,
         test_steps: Count,
@@ -75,7 +79,7 @@ class MAMLTRPO(ControlAlgorithm):
         super().__init__()
         self.model, self.spec = model, spec
         self.episodes, self.inner_steps, self.inner_lr = rollouts, inner_steps, inner_lr
-        self.first_order = first_order
+        self.inner_loss_of, self.first_order = inner_loss, first_order
         self.test_rollouts, self.test_steps = test_rollouts, test_steps
         self.test_lr = list(test_lr or [inner_lr])
         self.discount, self.gae_lambda = discount, gae_lambda
@@ -121,14 +125,28 @@ class MAMLTRPO(ControlAlgorithm):
         rollout = collect(env, self.spec, act, episodes, 1, generator)
         value = linear_baseline(rollout.observation, rollout.reward, rollout.running, self.discount)
         advantage = gae(rollout.reward, value, rollout.running, self.discount, self.gae_lambda)
-        return Experience(rollout, normalised(advantage, rollout.running, (1, 2)))
+        with torch.no_grad():
+            logp = self.policy(phi, rollout).log_prob(rollout.action)
+        return Experience(rollout, normalised(advantage, rollout.running, (1, 2)), logp)
 
     # The inner loop
 
     def inner_loss(self, phi: Tensor, experience: Experience) -> Tensor:
-        """Minus the advantage-weighted log-likelihood of the actions, a mean over steps, [T]."""
-        rollout, advantage = experience
-        return -over_steps(self.policy(phi, rollout).log_prob(rollout.action) * advantage, rollout)
+        """What an inner step descends, [T]: minus mean advantage times log-likelihood or likelihood ratio.
+
+        Both have the policy gradient where the rollouts were made. Only the ratio's second derivative is also
+        that of the expected return (Rothfuss et al. 2019, arXiv:1810.06784, section 5).
+        """
+        if self.inner_loss_of == "ratio":
+            return self.surrogate(phi, experience)
+        rollout = experience.rollout
+        return -over_steps(self.policy(phi, rollout).log_prob(rollout.action) * experience.advantage, rollout)
+
+    def surrogate(self, phi: Tensor, experience: Experience) -> Tensor:
+        """Minus the mean advantage times the likelihood ratio to when the action was taken, [T]."""
+        rollout = experience.rollout
+        ratio = (self.policy(phi, rollout).log_prob(rollout.action) - experience.logp).exp()
+        return -over_steps(ratio * experience.advantage, rollout)
 
     def inner_step(self, phi: Tensor, experience: Experience, lr: float) -> Tensor:
         """One policy-gradient step of every task, [T, P]."""
@@ -154,12 +172,6 @@ class MAMLTRPO(ControlAlgorithm):
                 phi = self.inner_step(phi, experience, self.test_lr[min(step, len(self.test_lr) - 1)])
 
     # The outer loop
-
-    def outer_loss(self, phi: Tensor, experience: Experience, old: Tensor) -> Tensor:
-        """TRPO's surrogate, [T]: minus the advantage times the actions' likelihood ratio to ``exp(old)``."""
-        rollout, advantage = experience
-        ratio = (self.policy(phi, rollout).log_prob(rollout.action) - old).exp()
-        return -over_steps(ratio * advantage, rollout)
 
     def divergence(self, phi: Tensor, rollout: Rollout, old: Distribution) -> Tensor:
         """Mean KL(old || policy of ``phi``) over the steps of a rollout, [T]."""
@@ -204,8 +216,7 @@ class MAMLTRPO(ControlAlgorithm):
     def meta_gradient(self, phis: Sequence[Tensor], path: Sequence[Experience], post: Experience) -> Tensor:
         """The gradient of the mean outer loss by ``theta``, [P]."""
         phi = phis[-1].detach().requires_grad_()
-        old = self.policy(phi, post.rollout).log_prob(post.rollout.action).detach()
-        (gradient,) = torch.autograd.grad(self.outer_loss(phi, post, old).sum(), phi)
+        (gradient,) = torch.autograd.grad(self.surrogate(phi, post).sum(), phi)
         return self.pulled_back(gradient, self.curvatures(phis, path)).mean(0)
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
@@ -232,6 +243,8 @@ class MAMLTRPO(ControlAlgorithm):
             "return_before": batch.episodes * before,
             "gain": gain,
             "kl": kl,
+            # Says it where the gradient is not finite: the line search would just refuse.
+            "gradient_norm": gradient.norm(),
         }
 
     @torch.no_grad()
@@ -245,12 +258,11 @@ class MAMLTRPO(ControlAlgorithm):
         where mostly the first is taken.
         """
         old = self.policy(phi, post.rollout)
-        old_logp = old.log_prob(post.rollout.action)
-        start = self.outer_loss(phi, post, old_logp).mean()
+        start = self.surrogate(phi, post).mean()
         for attempt in range(self.backtracks):
             candidate = theta - self.backtrack_ratio**attempt * step
             there = self.adapted(candidate, path)
-            gain = start - self.outer_loss(there, post, old_logp).mean()
+            gain = start - self.surrogate(there, post).mean()
             kl = self.divergence(there, post.rollout, old).mean()
             if theta.is_meta or bool((gain > 0) & (kl <= self.max_kl)):
                 self.load(candidate)
@@ -261,6 +273,7 @@ class MAMLTRPO(ControlAlgorithm):
         return {
             "inner_steps": self.inner_steps,
             "inner_lr": self.inner_lr,
+            "inner_loss": self.inner_loss_of,
             "first_order": self.first_order,
             "rollouts": self.episodes,
             "test_rollouts": self.test_rollouts,
