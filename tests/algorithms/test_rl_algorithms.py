@@ -335,8 +335,9 @@ def _steps(observation: Tensor, action: Tensor) -> Rollout:
     return Rollout(observation, action, torch.zeros(action.shape).double(), running, ~running)
 
 
-def test_a_trust_region_step_improves_within_its_bound() -> None:
-    learner = maml(CONTINUOUS, rollouts=8)
+@pytest.mark.parametrize("inner_steps", [0, 1, 2])
+def test_a_trust_region_step_improves_within_its_bound(inner_steps: int) -> None:
+    learner = maml(CONTINUOUS, rollouts=8, inner_steps=inner_steps)
     before = learner.flat()
     metrics = learner.meta_step(navigation().batch("train", range(6)), 0)
     assert 0 < float(metrics["kl"]) <= 0.01

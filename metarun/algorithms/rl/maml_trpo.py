@@ -35,14 +35,15 @@ class Experience(NamedTuple):
 class MAMLTRPO(ControlAlgorithm):
     """MAML-TRPO (Finn, Abbeel & Levine 2017, arXiv:1703.03400, Algorithm 3; appendix A.2).
 
-    ``inner_steps`` vanilla policy-gradient steps of size ``inner_lr``, each on ``rollouts`` episodes a task,
-    adapt all parameters; TRPO (Schulman et al. 2015) on the episodes after them moves the initialisation, at
-    most ``max_kl`` away in mean divergence of the adapted policies. Advantages are generalised, over a
-    linear baseline fitted to each task, and normalised. ``inner_loss`` is ``likelihood``, as in the authors'
-    code, or ``ratio``, whose curvature credits actions with what adapting to them brings. ``first_order``
-    takes the adaptation's derivative for the identity. At test, ``test_steps`` steps on ``test_rollouts``
-    episodes each, their sizes ``test_lr`` with the last repeated (null: ``inner_lr``). The model must run
-    with parameters ``[T, ...]``: build it of :class:`~metarun.models.policies.TaskLinear`.
+    ``inner_steps`` vanilla policy-gradient steps of size ``inner_lr``, each on ``rollouts`` episodes a
+    task, adapt all parameters (0: one policy for all tasks); TRPO (Schulman et al. 2015) on the episodes
+    after them moves the initialisation, at most ``max_kl`` away in mean divergence of the adapted
+    policies. Advantages are generalised, over a linear baseline fitted to each task, and normalised.
+    ``inner_loss`` is ``likelihood``, as in the authors' code, or ``ratio``, whose curvature credits
+    actions with what adapting to them brings. ``first_order`` takes the adaptation's derivative for the
+    identity. At test, ``test_steps`` steps on ``test_rollouts`` episodes each, their sizes ``test_lr``
+    with the last repeated (null: ``inner_lr``). The model must run with parameters ``[T, ...]``: build it
+    of :class:`~metarun.models.policies.TaskLinear`.
 
     Parameters of T tasks are one matrix ``phi`` [T, P]. As phi' = phi - a grad L(phi), the derivative of a
     step is the symmetric I - a H with H the Hessian of L, so both the meta-gradient and the Fisher metric,
@@ -135,7 +136,7 @@ class MAMLTRPO(ControlAlgorithm):
         """What an inner step descends, [T]: minus mean advantage times log-likelihood or likelihood ratio.
 
         Both have the policy gradient where the rollouts were made. Only the ratio's second derivative is also
-        that of the expected return (Rothfuss et al. 2019, arXiv:1810.06784, section 5).
+        that of the expected return (Rothfuss et al. 2019, arXiv:1810.06784).
         """
         if self.inner_loss_of == "ratio":
             return self.surrogate(phi, experience)
@@ -155,9 +156,9 @@ class MAMLTRPO(ControlAlgorithm):
             (gradient,) = torch.autograd.grad(self.inner_loss(phi, experience).sum(), phi)
         return phi.detach() - lr * gradient
 
-    def adapted(self, theta: Tensor, path: Sequence[Experience]) -> Tensor:
+    def adapted(self, theta: Tensor, path: Sequence[Experience], tasks: int) -> Tensor:
         """The parameters that ``theta`` [P] adapts to on the experience of each step, [T, P]."""
-        phi = theta.expand(len(path[0].advantage), -1) if path else theta[None]
+        phi = theta.expand(tasks, -1)
         for experience in path:
             phi = self.inner_step(phi, experience, self.inner_lr)
         return phi
@@ -261,7 +262,7 @@ class MAMLTRPO(ControlAlgorithm):
         start = self.surrogate(phi, post).mean()
         for attempt in range(self.backtracks):
             candidate = theta - self.backtrack_ratio**attempt * step
-            there = self.adapted(candidate, path)
+            there = self.adapted(candidate, path, len(phi))
             gain = start - self.surrogate(there, post).mean()
             kl = self.divergence(there, post.rollout, old).mean()
             if theta.is_meta or bool((gain > 0) & (kl <= self.max_kl)):
