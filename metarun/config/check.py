@@ -70,9 +70,14 @@ def check_value(key: str, value: Any, parameter: Parameter) -> None:
                 reasons.append(reason)
         null = " (or null)" if type(None) in getattr(parameter.annotation, "__args__", ()) else ""
         shown = "null" if value is None else value
-        choices = getattr(parameter.annotation, "__args__", ())
-        hint = nearest(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
+        hint = nearest(value, _choices(parameter.annotation)) if isinstance(value, str) else ""
         raise UserError(f"{key}={shown}: {', or '.join(reasons)}{null}{hint}") from None
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The words that a ``Literal``, also one in a union, allows."""
+    inner = getattr(annotation, "__args__", ())
+    return [word for part in inner for word in ([part] if isinstance(part, str) else _choices(part))]
 
 
 @lru_cache(maxsize=None)

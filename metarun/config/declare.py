@@ -60,6 +60,7 @@ def declaration(target: str) -> Declaration:
             return _inspected(module_name, name)
         raise UserError(f"_target_: module '{module_name}' has no class '{name}'{nearest(name, classes)}")
     node = classes[name]
+    names = _NAMES | _aliases(tree)
     result = Declaration(target)
     for base in node.bases:
         path = _base_path(tree, module_name, classes, base)
@@ -71,10 +72,10 @@ def declaration(target: str) -> Declaration:
     result.doc = ast.get_docstring(node) or ""
     result.attributes |= dict(_literals(node))
     if init := next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None):
-        result.parameters, result.takes_any = _parameters(init.args)
+        result.parameters, result.takes_any = _parameters(init.args, names)
     elif any("dataclass" in ast.unparse(d) for d in node.decorator_list):
         result.parameters = {
-            n.target.id: Parameter(_type(n.annotation), n.value is None)
+            n.target.id: Parameter(_type(n.annotation, names), n.value is None)
             for n in node.body
             if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
         }
@@ -131,19 +132,30 @@ def _literals(node: ast.ClassDef) -> typing.Iterator[tuple[str, Any]]:
             continue
 
 
-def _parameters(arguments: ast.arguments) -> tuple[dict[str, Parameter], bool]:
+def _aliases(tree: ast.Module) -> dict[str, Any]:
+    """The module's own names for types: ``Reward = Literal[...]``."""
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            value = _type(node.value, _NAMES)
+            if value is not Any:
+                found[node.targets[0].id] = value
+    return found
+
+
+def _parameters(arguments: ast.arguments, names: Mapping[str, Any]) -> tuple[dict[str, Parameter], bool]:
     positional = [*arguments.posonlyargs, *arguments.args][1:]
     defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
     pairs = [*zip(positional, defaults, strict=False), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
-    found = {a.arg: Parameter(_type(a.annotation), default is None) for a, default in pairs}
+    found = {a.arg: Parameter(_type(a.annotation, names), default is None) for a, default in pairs}
     return found, arguments.kwarg is not None
 
 
-def _type(annotation: ast.expr | None) -> Any:
+def _type(annotation: ast.expr | None, names: Mapping[str, Any]) -> Any:
     if annotation is None:
         return Any
     try:
-        return eval(ast.unparse(annotation), dict(_NAMES))
+        return eval(ast.unparse(annotation), dict(names))
     except Exception:  # a type of the user's own: its constructor will judge
         return Any
 

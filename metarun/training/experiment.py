@@ -21,6 +21,7 @@ from metarun.tracking.settings import Tracker
 from metarun.tracking.wandb import WandbSink
 from metarun.training import checkpoint
 from metarun.training.device import choose_device, choose_threads
+from metarun.training.loop import Progress, meta_train
 from metarun.training.settings import Runner
 from metarun.training.signals import StopRequest
 from metarun.types import Split
@@ -73,10 +74,11 @@ class Experiment:
                 directory.write_meta(
                     **provenance(), **self.facts, device=str(self.device), threads=threads, start=now(), end=None
                 )
+            progress = self._restored(directory)
             directory.write_status("running")
             log.info("run directory %s", directory.path)
             try:
-                summary = self._run(directory, stop)
+                summary = self._run(directory, progress, stop)
             except Interrupted as error:
                 directory.write_status("interrupted", f"signal {error.signal_number}")
                 directory.write_meta(end=now())
@@ -128,9 +130,8 @@ class Experiment:
         self.metrics.write(row)
         self.sink.log(row)
 
-    def _run(self, directory: RunDirectory, stop: StopRequest) -> dict[str, Any]:
-        from metarun.training.loop import Progress, meta_train
-
+    def _restored(self, directory: RunDirectory) -> Progress:
+        """Where the directory's last checkpoint left off, taken over; a fresh start without one."""
         self.checkpoints = directory.path / "checkpoints"
         progress = Progress()
         last = self.checkpoints / "last.pt"
@@ -138,8 +139,12 @@ class Experiment:
             state = checkpoint.load(last, self.device)
             self._restore(last, state)
             progress.restore(state["progress"])
-            log.info("going on after iteration %d", progress.iteration)
         self.metrics = MetricsFile(directory.metrics, progress.metrics_size)
+        return progress
+
+    def _run(self, directory: RunDirectory, progress: Progress, stop: StopRequest) -> dict[str, Any]:
+        if progress.iteration:
+            log.info("going on after iteration %d", progress.iteration)
         self.sink = WandbSink.start(
             directory.path,
             mode=self.tracker.wandb,
@@ -152,7 +157,6 @@ class Experiment:
             config=self.config,
             init_timeout=self.tracker.init_timeout,
             finish_timeout=self.tracker.finish_timeout,
-            backfill=list(directory.rows()),
         )
         exit_code = 1
         try:
@@ -178,7 +182,7 @@ class Experiment:
             self.metrics.close()
             self.sink.finish(exit_code)
 
-    def _summary(self, progress: Any, results: dict[str, Result]) -> dict[str, Any]:
+    def _summary(self, progress: Progress, results: dict[str, Result]) -> dict[str, Any]:
         return {
             "iterations": progress.iteration,
             "seed": self.seed,

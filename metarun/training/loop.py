@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,8 +12,10 @@ from metarun.errors import Interrupted, RunFailed
 from metarun.evaluation.evaluator import evaluate
 from metarun.tasks.rng import derived_seed
 from metarun.training import checkpoint
-from metarun.training.experiment import Experiment
 from metarun.training.signals import StopRequest
+
+if TYPE_CHECKING:
+    from metarun.training.experiment import Experiment
 
 
 def meta_batch_indices(iteration: int, size: int, rank: int = 0, world: int = 1) -> range:

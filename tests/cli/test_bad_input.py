@@ -1,0 +1,229 @@
+"""What users get wrong: each mistake one clear line, the right exit status, no traceback, nothing damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from metarun.cli import main
+
+SINE = "task=regression/sinusoid"
+QUICK = ["runner.iterations=2", "runner.test_episodes=2", "runner.val_episodes=2", "runner.plots=false", "tracker.wandb=disabled"]
+
+# (words, what the message must say)
+MISTAKES: list[tuple[str, list[str]]] = [
+    # names: commands, options of every group, keys of every section
+    ("trian", ["unknown command 'trian'", "did you mean 'train'"]),
+    ("resme x", ["did you mean 'resume'"]),
+    ("--multrun seed=0,1", ["unknown option '--multrun'", "--multirun"]),
+    ("--config-dir", ["needs a directory"]),
+    ("--config-dir=nowhere", ["no directory at nowhere"]),
+    ("task=vision/glyph", ["unknown task 'vision/glyph'", "did you mean 'vision/glyphs'", "available:"]),
+    ("task=sinusoid", ["unknown task 'sinusoid'", "regression/sinusoid"]),
+    ("model=conv5", ["unknown model 'conv5'", "did you mean 'conv4'"]),
+    ("algorithm=mamml", ["unknown algorithm 'mamml'", "did you mean 'maml'"]),
+    ("runner=defalt", ["unknown runner 'defalt'", "did you mean 'default'"]),
+    ("tracker=wandb", ["unknown tracker 'wandb'", "available: default"]),
+    ("experiment=maml/none", ["unknown experiment 'maml/none'"]),
+    ("taks=vision/glyphs", ["unknown key 'taks'", "did you mean 'task'"]),
+    ("sed=1", ["unknown key 'sed'", "did you mean 'seed'"]),
+    (f"{SINE} task.shots=3", ["unknown key 'task.shots'", "did you mean 'task.shot'"]),
+    (f"{SINE} model.hiden=[3]", ["unknown key 'model.hiden'", "did you mean 'model.hidden'"]),
+    (f"{SINE} algorithm.inner_lrr=.1", ["unknown key 'algorithm.inner_lrr'", "did you mean 'algorithm.inner_lr'"]),
+    (f"{SINE} runner.iteration=3", ["unknown key 'runner.iteration'", "did you mean 'runner.iterations'"]),
+    (f"{SINE} tracker.wnadb=offline", ["unknown key 'tracker.wnadb'", "did you mean 'tracker.wandb'"]),
+    (f"{SINE} algoritm.inner_lr=.1", ["unknown key 'algoritm.inner_lr'", "did you mean 'algorithm'"]),
+    (f"{SINE} +algorithm.momentum=.9", ["unknown key 'algorithm.momentum'", "allowed: inner_lr"]),
+    (f"{SINE} +runner.epochs=3", ["unknown key 'runner.epochs'"]),
+    (f"{SINE} +foo=3", ["unknown key 'foo'"]),
+    (f"{SINE} ~algorithm.inner_lr", ["algorithm.inner_lr is missing"]),
+    # words that are no overrides
+    (f"{SINE} seed=", ["seed"]),
+    (f"{SINE} seed=[", ["["]),
+    (f"{SINE} iterations", ["iterations"]),
+    ("=3", []),
+    # types
+    (f"{SINE} seed=abc", ["seed=abc", "valid integer"]),
+    (f"{SINE} seed=1.5", ["seed=1.5", "valid integer"]),
+    (f"{SINE} runner.iterations=many", ["runner.iterations=many", "valid integer"]),
+    (f"{SINE} runner.iterations=null", ["runner.iterations=null", "valid integer"]),
+    (f"{SINE} runner.plots=maybe", ["runner.plots=maybe", "valid boolean"]),
+    (f"{SINE} algorithm.inner_steps=abc", ["algorithm.inner_steps=abc", "valid integer"]),
+    (f"{SINE} algorithm.inner_steps=true", ["algorithm.inner_steps=True", "valid integer"]),
+    (f"{SINE} algorithm.first_order=1", ["algorithm.first_order=1", "valid boolean"]),
+    (f"{SINE} algorithm.outer_lr=fast", ["algorithm.outer_lr=fast", "valid number"]),
+    (f"{SINE} model.hidden=40", ["model.hidden=40"]),
+    (f"{SINE} model.hidden=[40,x]", ["model.hidden", "[1] should be a valid integer"]),
+    (f"{SINE} tracker.tags=word", ["tracker.tags=word"]),
+    # ranges and choices
+    (f"{SINE} seed=-1", ["seed=-1", "greater than or equal to 0"]),
+    (f"{SINE} runner.iterations=-5", ["runner.iterations=-5", "greater than or equal to 0"]),
+    (f"{SINE} runner.meta_batch=0", ["runner.meta_batch=0", "greater than or equal to 1"]),
+    (f"{SINE} runner.threads=0", ["runner.threads=0", "greater than or equal to 1", "null"]),
+    (f"{SINE} runner.device=gpu", ["runner.device=gpu", "allowed: auto, cpu, cuda"]),
+    (f"{SINE} runner.device=cuda:7", ["runner.device=cuda:7", "this machine has"]),
+    (f"{SINE} runner.precision=float16", ["runner.precision=float16", "'float32' or 'float64'"]),
+    (f"{SINE} runner.select=first", ["runner.select=first", "'best' or 'last'"]),
+    (f"{SINE} tracker.wandb=onlin", ["tracker.wandb=onlin", "did you mean 'online'"]),
+    (f"{SINE} algorithm.inner_lr=0", ["algorithm.inner_lr=0", "greater than 0"]),
+    (f"{SINE} algorithm.norm=running", ["algorithm.norm=running", "'transductive' or 'support'"]),
+    (f"{SINE} model.activation=gelu", ["model.activation=gelu", "'relu' or 'tanh'"]),
+    (f"{SINE} task.shot=0", ["task.shot=0", "greater than or equal to 1"]),
+    (f"{SINE} name=a/b", ["name='a/b'", "cannot contain '/'"]),
+    # combinations that do not fit, with what does
+    (f"{SINE} algorithm=protonet", ["does not fit this task, which is regression", "what fits: algorithm=", "maml"]),
+    (f"{SINE} model=conv4", ["the model reads image", "what fits:", "model=", "mlp"]),
+    ("task=rl/navigation algorithm=protonet", ["classification", "control", "maml_trpo"]),
+    ("task=rl/bandit model=mlp_policy", ["recurrent_policy"]),
+    ("task=rl/navigation model=conv4", ["policy"]),
+    ("task=nlp/intents model=conv4", ["the model reads image", "text", "ngram_bag"]),
+    ("task=vision/glyphs model=gru_policy", ["recurrent_policy"]),
+    # impossible episodes
+    ("task=vision/glyphs task.way=1", ["task.way=1"]),
+    ("task=vision/glyphs task.way=5000", ["way=5000 is more than the", "classes of the"]),
+    ("task=vision/glyphs task.shot=500", ["shot=500 + query=", "is more than the"]),
+    ("task=vision/glyphs algorithm.train_way=5000", ["way=5000 is more than the", "'train'"]),
+    ("task=vision/glyphs model.depth=7", ["model.depth=7", "below one pixel"]),
+    # a user's own class
+    (f"{SINE} model._target_=nowhere.Net", ["_target_", "nowhere"]),
+    (f"{SINE} model._target_=metarun.models.mlp.MPL", ["has no class 'MPL'", "did you mean 'MLP'"]),
+    (f"{SINE} model._target_=MLP", ["'MLP' is no import path"]),
+    # data that is not there
+    ("task=vision/folder task.root=nowhere", ["nowhere"]),
+    ("task=nlp/text task.file=nowhere.csv", ["nowhere.csv"]),
+    # commands on runs
+    ("resume", ["resume needs a run directory"]),
+    ("resume nowhere", ["no run directory at nowhere"]),
+    ("resume .", ["is not a run directory"]),
+    ("eval nowhere", ["no run directory at nowhere"]),
+    ("show", ["show takes one name"]),
+    ("show mamml", ["nothing is called 'mamml'", "did you mean 'maml'"]),
+    ("list task", ["unknown list 'task'", "did you mean 'tasks'"]),
+    # sweeps are checked before the first job starts
+    (f"-m {SINE} seed=0,x", ["seed=x", "valid integer"]),
+    (f"-m {SINE} algorithm=maml,protonet", ["does not fit"]),
+]  # fmt: skip
+
+
+def complaint(words: list[str], capsys: pytest.CaptureFixture[str], status: int = 2) -> str:
+    assert main(words) == status
+    said = capsys.readouterr().err.strip()
+    assert "Traceback" not in said
+    # A run that had begun may have said where it lies before it failed.
+    told, _, said = said.rpartition("metarun: ")
+    assert all(line.startswith(("run directory", "going on after")) for line in told.splitlines()), told
+    assert 1 <= len(said.splitlines()) <= 3, said
+    return said
+
+
+def test_there_are_at_least_sixty_mistakes() -> None:
+    assert len(MISTAKES) >= 60
+
+
+@pytest.mark.parametrize(("words", "says"), MISTAKES, ids=[m[0].replace("/", ".") for m in MISTAKES])
+def test_mistake(words: str, says: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    said = complaint(words.split(), capsys)
+    for part in says:
+        assert part in said, said
+    assert not list(tmp_path.rglob("config.yaml")), "a refused run must leave nothing behind"
+
+
+@pytest.fixture
+def finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main([SINE, *QUICK, "name=done"]) == 0
+    capsys.readouterr()
+    (config,) = tmp_path.glob("outputs/done/*/config.yaml")
+    return config.parent
+
+
+def unchanged(run: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name not in ("metarun.log", ".lock")}
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
+    "truncated checkpoint": (
+        lambda run: os.truncate(run / "checkpoints/last.pt", 500), ["resume", "runner.iterations=4"], "last.pt is damaged"),
+    "empty checkpoint": (
+        lambda run: os.truncate(run / "checkpoints/last.pt", 0), ["eval"], "last.pt is damaged"),
+    "missing checkpoint": (
+        lambda run: [p.unlink() for p in run.glob("checkpoints/*.pt")], ["eval"], "no checkpoint at"),
+    "config is not YAML": (
+        lambda run: (run / "config.yaml").write_text("a: [1"), ["resume"], "config.yaml cannot be read"),
+    "config is empty": (
+        lambda run: (run / "config.yaml").write_text(""), ["resume"], "is empty or not a configuration"),
+    "config was edited wrongly": (
+        lambda run: (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("meta_batch: 25", "meta_batch: x")),
+        ["resume"], "runner.meta_batch=x"),
+    "meta.json is damaged": (
+        lambda run: (run / "meta.json").write_text("{"), ["resume"], "meta.json is damaged"),
+    "another model": (
+        lambda run: (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("- 40", "- 41")),
+        ["eval"], "does not fit this model"),
+    "a key that resume cannot change": (lambda run: None, ["resume", "task.shot=2"], "resume cannot change 'task.shot'"),
+    "a misspelt key of resume": (lambda run: None, ["resume", "runner.iteratons=9"], "did you mean 'iterations'"),
+    "a misspelt key of eval": (lambda run: None, ["eval", "task.shots=9"], "did you mean 'shot'"),
+    "fewer iterations": (lambda run: None, ["resume", "runner.iterations=1"], "can only be raised"),
+    "an unknown option of eval": (lambda run: None, ["eval", "--test"], "unknown option '--test'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_run(damage: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    harm, (command, *rest), says = DAMAGES[damage]
+    harm(finished)
+    before = unchanged(finished)
+    assert says in complaint([command, str(finished), *rest], capsys)
+    after = unchanged(finished)
+    for path in before:
+        assert after[path] == before[path], path
+
+
+def test_lost_rows(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.truncate(finished / "metrics.jsonl", 3)
+    said = complaint(["resume", str(finished), "runner.iterations=4"], capsys, status=1)
+    assert "is shorter than its checkpoint says" in said
+
+
+def test_a_run_directory_in_use(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from metarun.tracking.rundir import RunDirectory
+
+    with RunDirectory.open(finished).locked():
+        before = unchanged(finished)
+        said = complaint(["resume", str(finished), "runner.iterations=4"], capsys)
+        assert "is in use by another running process" in said
+        assert unchanged(finished) == before
+
+
+def test_unwritable_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    said = complaint([SINE, *QUICK, f"runner.directory={tmp_path}/file/sub"], capsys)
+    assert "cannot create the run directory" in said
+    assert "runner.directory" in said
+
+
+def test_nan_stops_with_the_iteration_and_the_likely_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [SINE, *QUICK, "runner.iterations=20", "runner.log_every=1", "algorithm.inner_lr=1e30", "name=wild"]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert "became NaN or infinite at iteration" in said
+    assert "algorithm.inner_lr" in said
+    (status,) = tmp_path.glob("outputs/wild/*/status.json")
+    assert json.loads(status.read_text())["state"] == "failed"
+
+
+def test_no_traceback_from_the_installed_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "metarun", "task=nothing"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("metarun: unknown task 'nothing'")
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METARUN_DEBUG", "1")
+    with pytest.raises(Exception, match="unknown task"):
+        main(["task=nothing"])

@@ -1,0 +1,140 @@
+"""Killed at any moment and resumed, a run ends as if nothing had happened; SIGTERM is a clean stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+FAST = ["runner.checkpoint_seconds=0.1", "runner.plots=false", "runner.test_episodes=40", "runner.val_episodes=20"]
+RUNS = {
+    "sinusoid": ["task=regression/sinusoid", "runner.iterations=1200", "runner.validate_every=150", "runner.log_every=7"],
+    "glyphs": [
+        "task=vision/glyphs", "model.width=8", "algorithm.train_way=5", "task.test_ways=[]",
+        "runner.iterations=160", "runner.validate_every=30", "runner.log_every=7",
+    ],
+    "bandit": ["task=rl/bandit", "runner.meta_batch=50", "runner.iterations=60", "runner.validate_every=15", "runner.log_every=7"],
+}  # fmt: skip
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "metarun", *words]
+
+
+def environment(mode: str = "disabled") -> dict[str, str]:
+    return {**os.environ, "WANDB_MODE": mode, "OMP_NUM_THREADS": "1"}
+
+
+def finish(*words: str) -> None:
+    done = subprocess.run(command(*words), capture_output=True, text=True, env=environment(), timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def start(family: str, root: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command(*RUNS[family], *FAST, f"runner.directory={root}"),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(),
+    )  # fmt: skip
+
+
+def only(root: Path) -> Path:
+    (config,) = root.glob("*/*/config.yaml")
+    return config.parent
+
+
+def wait_for(what: object, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not what() and process.poll() is None:  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def assert_same(run: Path, undisturbed: Path) -> None:
+    assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+    for name in ("last.pt", "best.pt"):
+        ours, theirs = (
+            torch.load(r / "checkpoints" / name, weights_only=True)["algorithm"]["parameters"] for r in (run, undisturbed)
+        )
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[k], theirs[k]) for k in ours if isinstance(ours[k], torch.Tensor))
+    ours, theirs = (json.loads((r / "summary.json").read_text()) for r in (run, undisturbed))
+    assert ours["test"] == theirs["test"]
+
+
+def kill_and_resume(family: str, root: Path, undisturbed: Path, moment: float) -> bool:
+    """Kill when a share ``moment`` of the undisturbed run's rows is written; whether the kill came in time."""
+    rows = max(1, int(moment * len((undisturbed / "metrics.jsonl").read_bytes().splitlines())))
+    process = start(family, root)
+
+    def reached() -> bool:
+        files = list(root.glob("*/*/metrics.jsonl"))
+        return bool(files) and files[0].read_bytes().count(b"\n") >= rows
+
+    wait_for(reached, process)
+    time.sleep(random.uniform(0, 0.05))
+    killed = process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run = only(root)
+    finish("resume", str(run))
+    assert_same(run, undisturbed)
+    return killed
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One run of each family that nobody disturbed, made on demand."""
+    root = tmp_path_factory.mktemp("undisturbed")
+
+    class Made(dict[str, Path]):
+        def __missing__(self, family: str) -> Path:
+            finish(*RUNS[family], *FAST, f"runner.directory={root / family}")
+            self[family] = only(root / family)
+            return self[family]
+
+    return Made()
+
+
+@pytest.mark.parametrize("family", RUNS)
+def test_killed_once(family: str, tmp_path: Path, undisturbed: dict[str, Path]) -> None:
+    assert kill_and_resume(family, tmp_path, undisturbed[family], 0.5)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(tmp_path: Path, undisturbed: dict[str, Path]) -> None:
+    random.seed(0)
+    killed = 0
+    for trial in range(20):
+        family = list(RUNS)[trial % len(RUNS)]
+        root = tmp_path / str(trial)
+        moment = random.random()
+        killed += kill_and_resume(family, root, undisturbed[family], moment)
+        print(f"trial {trial + 1}: {family}, killed at {moment:.0%}, resumed: identical")
+    assert killed >= 18  # a kill in the last rows can come after the end
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_cleanly(number: int, tmp_path: Path, undisturbed: dict[str, Path]) -> None:
+    process = subprocess.Popen(
+        command(*RUNS["sinusoid"], *FAST, f"runner.directory={tmp_path}"),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment("offline"),
+    )  # fmt: skip
+    wait_for(lambda: any(f.stat().st_size for f in tmp_path.glob("*/*/metrics.jsonl")), process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "metarun resume" in said
+    assert "Traceback" not in said
+    run = only(tmp_path)
+    assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
+    assert list(run.glob("wandb/offline-run-*/*.wandb"))
+    finish("resume", str(run))
+    assert_same(run, undisturbed["sinusoid"])

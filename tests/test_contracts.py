@@ -1,0 +1,200 @@
+"""Every task x algorithm x model that fits trains, is judged, is restored, and steps on the meta device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metarun.cli import main
+from metarun.config.build import build
+from metarun.config.catalogue import catalogue
+from metarun.config.check import CLOSED, INJECTED, check, misfit
+from metarun.config.compose import compose
+from metarun.config.declare import declaration
+from metarun.errors import UserError
+from metarun.training.experiment import Experiment
+
+TASKS = {e.name: e for e in catalogue("task")}
+MODELS = {e.name: e for e in catalogue("model")}
+ALGORITHMS = {e.name: e for e in catalogue("algorithm")}
+EVERY = [(t, a, m) for t in TASKS for a in ALGORITHMS for m in MODELS]
+
+
+def fits(task: str, algorithm: str, model: str) -> bool:
+    return not misfit(TASKS[task].attributes, MODELS[model].attributes, ALGORITHMS[algorithm].attributes)
+
+
+FITTING = [cell for cell in EVERY if fits(*cell)]
+UNFIT = [cell for cell in EVERY if not fits(*cell)]
+COMMON = ["runner.plots=false", "tracker.wandb=disabled", "runner.threads=1", "runner.device=cpu", "name=contract"]
+# The smallest of everything that still has the right shapes.
+SMALL = {
+    "task=vision": ["task.test_ways=[]"],
+    "task=nlp": ["task.test_ways=[]"],
+    "task=vision/folder": ["task.way=2", "task.query=2"],
+    "task=nlp/text": ["task.way=2", "task.query=2"],
+    "algorithm=protonet": ["algorithm.train_way=null", "algorithm.train_query=2"],
+    "model=conv4": ["model.width=4"],
+    "algorithm=rl2": ["runner.meta_batch=6"],
+    "algorithm=maml_trpo": ["runner.meta_batch=2", "algorithm.rollouts=3"],
+    "algorithm=maml": ["runner.meta_batch=2"],
+    "algorithm=fomaml": ["runner.meta_batch=2"],
+    "algorithm=pretrain": ["runner.meta_batch=2"],
+}  # fmt: skip
+
+
+def test_what_there_is() -> None:
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (8, 7, 6)
+    assert len(FITTING) == 55
+    assert len(UNFIT) == len(EVERY) - 55
+
+
+@pytest.fixture(scope="session")
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """A user's own folder of images and file of texts."""
+    root = tmp_path_factory.mktemp("own")
+    noise = np.random.default_rng(0)
+    rows = []
+    for c in range(12):
+        folder = root / "images" / f"class{c}"
+        folder.mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(noise.integers(0, 256, (28, 28), dtype=np.uint8)).save(folder / f"{i}.png")
+            rows.append({"text": f"text {i} about subject {c} with word{c * i}", "label": f"label{c}"})
+    (root / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {
+        "vision/folder": [f"task.root={root}/images"],
+        "nlp/text": [f"task.file={root}/texts.jsonl"],
+    }
+
+
+def experiment(cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest) -> Experiment:
+    task, algorithm, model = cell
+    if task in ("vision/omniglot", "nlp/intents"):
+        request.getfixturevalue("data_root")
+    words = [f"task={task}", f"algorithm={algorithm}", f"model={model}"]
+    small = [o for key, overrides in SMALL.items() if any(w == key or w.startswith(key + "/") for w in words) for o in overrides]
+    small.sort(key=lambda o: o.startswith("runner"))
+    return build(compose([*words, *small, *own_data.get(task, []), *COMMON]).config)
+
+
+def evaluated(run: Experiment) -> dict[str, Any]:
+    torch.manual_seed(0)
+    return run.algorithm.evaluate(run.task.batch("val", range(2)))
+
+
+def stepped(run: Experiment, iteration: int) -> dict[str, Any]:
+    torch.manual_seed(iteration)
+    size = run.runner.meta_batch
+    batch = run.task.batch("train", range(iteration * size, (iteration + 1) * size), run.algorithm.train_shape(run.task.shape))
+    return run.algorithm.meta_step(batch, iteration)
+
+
+@pytest.mark.parametrize("cell", FITTING, ids="-".join)
+def test_fitting_cell(cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest) -> None:
+    run = experiment(cell, own_data, request)
+    metrics = stepped(run, 0)
+    assert all(v.dim() == 0 and torch.isfinite(v) and not v.requires_grad for v in metrics.values())
+    state = run.algorithm.checkpoint()
+    for values in evaluated(run).values():
+        assert values.shape[0] == 2
+        assert values.dim() == 2
+        assert torch.isfinite(values).all()
+    assert run.task.metric in evaluated(run)
+
+    # A checkpoint holds all that changes: the next step and its evaluation are repeated to the bit.
+    torch.save(state, "state.pt")
+    stepped(run, 1)
+    after = evaluated(run)
+    again = experiment(cell, own_data, request)
+    again.algorithm.restore(torch.load("state.pt", weights_only=True))
+    stepped(again, 1)
+    for name, values in evaluated(again).items():
+        assert torch.equal(values, after[name]), name
+    json.dumps(run.protocol())
+
+
+@pytest.mark.parametrize("cell", FITTING, ids="-".join)
+def test_step_on_the_meta_device(cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest) -> None:
+    run = experiment(cell, own_data, request)
+    to_meta(run)
+    assert all(p.device.type == "meta" for p in run.algorithm.parameters())
+    assert all(v.device.type == "meta" for v in stepped(run, 0).values())
+
+
+def to_meta(run: Experiment) -> None:
+    """Move task, parameters and optimizers; an optimizer must follow, since parameters become new objects."""
+    before = {id(p): name for name, p in run.algorithm.named_parameters()}
+    run.algorithm.to("meta")
+    run.task.to(torch.device("meta"))
+    after = dict(run.algorithm.named_parameters())
+    for optimizer in (v for m in run.algorithm.modules() for v in vars(m).values() if isinstance(v, torch.optim.Optimizer)):
+        for group in optimizer.param_groups:
+            group["params"] = [after[before[id(p)]] for p in group["params"]]
+
+
+def test_unfit_cells_are_refused_with_what_fits() -> None:
+    refused = 0
+    whole = {task: compose([f"task={task}"]).config for task in TASKS}
+    for task, algorithm, model in UNFIT:
+        config = whole[task] | {"algorithm": complete("algorithm", algorithm), "model": complete("model", model)}
+        with pytest.raises(UserError, match="what fits: algorithm="):
+            check(config)
+        refused += 1
+    assert refused == len(UNFIT)
+
+
+def complete(group: str, name: str) -> dict[str, Any]:
+    """The keys of an option of ``group``, as a composition without a tuned pair would give them."""
+    entry = {"model": MODELS, "algorithm": ALGORITHMS}[group][name]
+    return {key: value for key, value in entry.section.items() if key != "defaults"}
+
+
+def declared_sections() -> Iterator[tuple[str, Path, dict[str, Any], str]]:
+    for group in ("task", "model", "algorithm"):
+        for entry in catalogue(group):
+            yield f"{group}/{entry.name}", entry.path, entry.section, str(entry.section["_target_"])
+    for group, target in CLOSED.items():
+        for entry in catalogue(group):
+            yield f"{group}/{entry.name}", entry.path, entry.section, target
+
+
+def test_a_value_is_declared_once() -> None:
+    """A YAML holds all of its class's keys and no other; the class holds no default values; every key is explained."""
+    walked = 0
+    for name, path, section, target in declared_sections():
+        declared = declaration(target)
+        own = {n: p for n, p in declared.parameters.items() if n not in INJECTED}
+        assert set(section) - {"_target_", "defaults"} == set(own), name
+        assert all(p.required for p in own.values()), name
+        assert all(n in INJECTED or p.annotation is not Any for n, p in declared.parameters.items()), name
+        if any(f"  {key}:" in path.read_text() or path.read_text().startswith(f"{key}:") for key in own):
+            lines = path.read_text().splitlines()
+            for key in own:
+                stated = [line for line in lines if line.strip().startswith(f"{key}:")]
+                assert all("#" in line for line in stated), f"{name}: {key} has no comment"
+        walked += 1
+    assert walked == len(TASKS) + len(MODELS) + len(ALGORITHMS) + 2
+
+
+def test_every_recipe_composes_and_fits() -> None:
+    recipes = [e.name for e in catalogue("experiment")]
+    for name in recipes:
+        composed = compose([f"experiment={name}"])
+        composed.config["name"] = composed.config["name"] or "x"
+        check(composed.config)
+    assert len(recipes) >= 1
+
+
+def test_every_name_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    for group, names in (("task", TASKS), ("model", MODELS), ("algorithm", ALGORITHMS)):
+        for name in names:
+            assert main(["show", f"{group}/{name}"]) == 0
+            assert "_target_" in capsys.readouterr().out or "defaults" in TASKS.get(name, ALGORITHMS.get(name)).content  # type: ignore[union-attr]
