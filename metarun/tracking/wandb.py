@@ -4,8 +4,9 @@ Everything that touches W&B happens on one daemon thread: the training loop only
 W&B's import (a second), its start and its failures cost the run nothing, and none of it raises into the run.
 
 **Neither lost nor doubled.** The W&B step of a row is ten times its iteration, plus one for every further row
-of that iteration, and nine for its images (the x axis of the charts is the logged ``iteration``). Made of nothing
-but the rows of ``metrics.jsonl``, it tells which of them W&B already holds. A resumed run continues its id:
+of that iteration, and nine for its images (the x axis of the charts is the logged ``iteration``). Made of
+nothing but the rows of ``metrics.jsonl``, it tells which of them W&B already holds. A resumed run continues
+its id:
 
 * online, rows up to the server's last step are skipped, and rows that it lacks are replayed from
   ``metrics.jsonl``. Rows past the checkpoint, recorded again after a hard kill, keep their first values: an

@@ -117,6 +117,9 @@ def _no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setattr(sink_module, "_said", set())
+    # Whatever an earlier test set up: messages go to caplog and nowhere else.
+    monkeypatch.setattr(logging.getLogger("metarun"), "handlers", [])
+    monkeypatch.setattr(logging.getLogger("metarun"), "propagate", True)
     caplog.set_level(logging.INFO, logger="metarun")
 
 
