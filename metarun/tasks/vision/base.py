@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from metarun.tasks.base import EpisodeShape, TaskBatch
 from metarun.tasks.fewshot import FewShot
 from metarun.tasks.files import Progress
+from metarun.tasks.rng import uniforms
+from metarun.types import Split
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +45,26 @@ class ImageFewShot(FewShot):
     """Few-shot classification of images: the data are one uint8 tensor [N, channels, height, width]."""
 
     modality: ClassVar[str] = "image"
+    augment: float = 0.0
+    """How far meta-training images are warped: each by an affine map of its own, whose four linear entries
+    differ from the identity by up to this, and whose shift is up to half of it, in halves of the image.
+
+    At .2 that turns or shears by up to 11 degrees, scales by up to a fifth, shifts by up to a twentieth.
+    """
+
+    def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
+        batch = super().batch(split, indices, shape)
+        if split != "train" or not self.augment:
+            return batch
+        support, query = batch.support, batch.query
+        at = support.x.shape[1]
+        images = at + query.x.shape[1]
+        u = uniforms(self.seed, split, indices, 6 * images, stream=3).reshape(len(indices), images, 2, 3)
+        maps = torch.from_numpy(self.augment * (2 * u - 1) * [1, 1, 0.5]).float().to(self.device)
+        return TaskBatch(
+            replace(support, x=warped(support.x, maps[:, :at])),
+            replace(query, x=warped(query.x, maps[:, at:])),
+        )
 
     def picture(self, algorithm: SupervisedAlgorithm) -> Figure:  # type: ignore[override]
         """One test episode: a row a class, its support images, then query images with the label predicted.
@@ -85,6 +110,22 @@ class ImageFewShot(FewShot):
         """Height, width and channels as displayed."""
         channels, height, width = self.spec.input_shape
         return height, width, 3 if channels == 3 else 1
+
+
+def warped(x: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    """Each image under its affine map: x [T, N, C, H, W], ``maps`` [T, N, 2, 3] -> floats in 0..1, as ``x``.
+
+    ``maps`` are differences from the identity; an image is 2 wide and high. What comes from outside repeats
+    the border.
+    """
+    tasks, images = x.shape[:2]
+    theta = maps.flatten(0, 1) + torch.eye(2, 3, device=x.device)
+    flat = x.flatten(0, 1)
+    flat = flat.float() / 255 if flat.dtype == torch.uint8 else flat
+    grid = F.affine_grid(theta, list(flat.shape), align_corners=False)
+    return F.grid_sample(flat, grid, padding_mode="border", align_corners=False).view(
+        tasks, images, *x.shape[2:]
+    )
 
 
 def _displayed(x: torch.Tensor) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from metarun.errors import UserError, require
 from metarun.tasks.fewshot import ClassData, split_classes
 from metarun.tasks.files import Arrays, cached
 from metarun.tasks.vision.base import ImageFewShot, decode
-from metarun.types import SPLITS, Fraction, Positive, Split
+from metarun.types import SPLITS, Fraction, NonNegative, Positive, Split
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -26,9 +26,12 @@ class Folder(ImageFewShot):
 
     Without an own split, ``val`` and ``test`` are fractions of the classes, drawn with ``split_seed``. Any
     size and mode is read: an image is turned upright (EXIF), laid on white where transparent, cropped to its
-    middle square, and resized to ``size`` pixels, rgb or grey as ``colour`` says. Decoded once into the
-    cache, and again when a file is added, removed or changed. Raises :class:`~metarun.errors.UserError` for a
-    missing or empty folder, an unreadable image, too few classes, or a class with too few images.
+    middle square, and resized to ``size`` pixels, rgb or grey as ``colour`` says. ``augment`` is the strength
+    of the random affine maps of meta-training images, 0 for none (:attr:`ImageFewShot.augment`).
+
+    Decoded once into the cache, and again when a file is added, removed or changed. Raises
+    :class:`~metarun.errors.UserError` for a missing or empty folder, an unreadable image, too few classes, or
+    a class with too few images.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Folder(ImageFewShot):
         val: Fraction,
         test: Fraction,
         split_seed: int,
+        augment: NonNegative,
     ) -> None:
         require(
             root is not None, "task.root is not set: name the folder that holds one folder of images a class"
@@ -52,17 +56,13 @@ class Folder(ImageFewShot):
         base = Path(str(root)).expanduser()
         require(base.is_dir(), f"task.root={root}: {'not a folder' if base.exists() else 'no such folder'}")
         own = (base / "train").is_dir()
-        found = (
-            {split: list_classes(base / split) for split in SPLITS} if own else {"train": list_classes(base)}
-        )
-        if own:
-            refuse_shared_classes(found)
-        folders = [
-            (split, name, files) for split, by_name in found.items() for name, files in by_name.items()
-        ]
+        homes: tuple[Split, ...] = SPLITS if own else ("train",)
+        found = {split: list_classes(base / split if own else base) for split in homes}
+        refuse_shared_classes(found)
+        folders = [(split, name, files) for split in homes for name, files in found[split].items()]
         files = [file for _, _, each in folders for file in each]
 
-        self.size, self.colour = size, colour
+        self.size, self.colour, self.augment = size, colour, augment
         data = ClassData(
             torch.from_numpy(load(base, files, size, colour)),
             np.cumsum([0, *(len(each) for _, _, each in folders)]),
@@ -79,14 +79,20 @@ class Folder(ImageFewShot):
             for split in SPLITS:
                 require(
                     len(classes[split]) >= way,
-                    f"task.root={root}: {len(folders)} classes leave {len(classes[split])} for '{split}', fewer "
-                    f"than task.way={way}; lower it, raise task.val or task.test, or add classes",
+                    f"task.root={root}: {len(folders)} classes leave {len(classes[split])} for '{split}', "
+                    f"too few for task.way={way}; lower it, change task.val or task.test, or add classes",
                 )
         shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
         super().__init__(data, classes, seed=seed, name=base.name, **shape)  # type: ignore[arg-type]
 
     def protocol(self) -> dict[str, Any]:
-        return {**super().protocol(), **self.partition, "size": self.size, "colour": self.colour}
+        return {
+            **super().protocol(),
+            **self.partition,
+            "size": self.size,
+            "colour": self.colour,
+            "augment": self.augment,
+        }
 
 
 def list_classes(folder: Path) -> dict[str, list[Path]]:

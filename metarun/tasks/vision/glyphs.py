@@ -17,7 +17,7 @@ from metarun.errors import UserError, require
 from metarun.tasks.fewshot import ClassData, split_classes
 from metarun.tasks.files import Arrays, cached
 from metarun.tasks.vision.base import ImageFewShot
-from metarun.types import Fraction, Positive
+from metarun.types import Fraction, NonNegative, Positive
 
 STYLES = (
     *(f"DejaVuSans{s}" for s in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -32,12 +32,14 @@ MIN_STYLES = 8
 """A class has at least this many styles, so that 1 shot leaves 7 queries."""
 COMPARED_AT = 28
 """Pixels at which letters are compared: the classes are then the same for every ``size``."""
-SAME, KIN = 0.06, 0.12
-"""Letters nearer than ``SAME`` (see :func:`distances`) are one class, nearer than ``KIN`` in one split.
+SAME, KIN, TWIN = 0.06, 0.12, 0.03
+"""Letters whose mean distance over styles (see :func:`distances`) is below ``SAME`` are one class; those
+below ``KIN``, or below ``TWIN`` in a single style (Latin m and italic Cyrillic t), belong in one split.
 
 Latin, Greek and Cyrillic A lie below .06; O and its like with a bar at .1.
 """
 
+Floats = NDArray[np.float32]
 Letters = dict[int, dict[int, NDArray[np.uint8]]]
 """Code point -> number of the style -> image."""
 
@@ -49,7 +51,8 @@ class Glyphs(ImageFewShot):
     letters that look the same (Latin, Greek and Cyrillic A) are one class. At most the fractions ``val`` and
     ``test`` of the classes are for meta-validation and meta-test, drawn with ``split_seed``; cases of a
     letter, its variants with strokes and hooks, and near twins stay in one split. Images are ``size`` pixels
-    wide and high, ink 255, letters centred, at one font size save those too large for it.
+    wide and high, ink 255, letters centred, at one font size save those too large for it. ``augment`` is the
+    strength of the random affine maps of meta-training images, 0 for none (:attr:`ImageFewShot.augment`).
     """
 
     def __init__(
@@ -64,18 +67,24 @@ class Glyphs(ImageFewShot):
         val: Fraction,
         test: Fraction,
         split_seed: int,
+        augment: NonNegative,
     ) -> None:
         require(size >= 8, f"task.size={size}: letters need at least 8 pixels")
         stored = cached("glyphs", fingerprint(size), lambda: build(size))
         data = ClassData(torch.from_numpy(stored["x"]), stored["offsets"], stored["names"].tolist())
         self.groups = stored["groups"]
-        self.size, self.split_seed = size, split_seed
+        self.size, self.split_seed, self.augment = size, split_seed, augment
         classes = split_classes(self.groups, val=val, test=test, seed=split_seed)
         shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
         super().__init__(data, classes, seed=seed, name="glyphs", **shape)  # type: ignore[arg-type]
 
     def protocol(self) -> dict[str, Any]:
-        return {**super().protocol(), "size": self.size, "split_seed": self.split_seed}
+        return {
+            **super().protocol(),
+            "size": self.size,
+            "split_seed": self.split_seed,
+            "augment": self.augment,
+        }
 
 
 def font_file(style: str) -> Path:
@@ -103,7 +112,7 @@ def fingerprint(size: int) -> dict[str, Any]:
         "pillow": pillow,
         "freetype": features.version("freetype2"),
         "unicode": unicodedata.unidata_version,
-        "rules": [MIN_STYLES, COMPARED_AT, SAME, KIN],
+        "rules": [MIN_STYLES, COMPARED_AT, SAME, KIN, TWIN],
     }
 
 
@@ -114,21 +123,24 @@ def build(size: int) -> Arrays:
     """
     letters = {c: styles for c, styles in render(COMPARED_AT).items() if len(styles) >= MIN_STYLES}
     codes = sorted(letters)
-    apart = distances([letters[c] for c in codes])
-    same = components(len(codes), np.argwhere(apart < SAME))
-    kin = components(
-        len(codes), [*np.argwhere(apart < KIN), *np.argwhere(same[:, None] == same), *relatives(codes)]
-    )
+    mean, least = distances([letters[c] for c in codes])
+    same = components(len(codes), np.argwhere(mean < SAME))
+    near = np.argwhere((same[:, None] == same) | (mean < KIN) | (least < TWIN))
+    kin = components(len(codes), [*near, *relatives(codes)])
 
     images = letters if size == COMPARED_AT else render(size)
     x, names, groups = [], [], []
+    taken: set[bytes] = set()
     for number in np.unique(same):
         members = np.flatnonzero(same == number)
-        # One image a style, of the first member that has it: else support and query would share images.
+        # One image a style, of the first member that has it, and no image twice in the data: else support and
+        # query could share one, or two classes of an episode.
         styles = {s: image for i in reversed(members) for s, image in images[codes[i]].items()}
-        distinct = list({image.tobytes(): image for _, image in sorted(styles.items())}.values())
-        if len(distinct) >= MIN_STYLES:
-            x.append(np.stack(distinct)[:, None])
+        distinct = {image.tobytes(): image for _, image in sorted(styles.items())}
+        new = [image for pixels, image in distinct.items() if pixels not in taken]
+        if len(new) >= MIN_STYLES:
+            taken |= distinct.keys()
+            x.append(np.stack(new)[:, None])
             names.append(chr(codes[members[0]]))
             groups.append(kin[members[0]])
     offsets = np.cumsum([0, *map(len, x)])
@@ -176,20 +188,24 @@ def inked(font: Any, character: str) -> NDArray[np.uint8]:
     return image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else image[:0, :0]
 
 
-def distances(letters: Sequence[dict[int, NDArray[np.uint8]]]) -> NDArray[np.float32]:
-    """[C, C] differing ink over all ink, 0 (equal) to 1 (apart), averaged over the styles a pair shares."""
-    total = torch.zeros(len(letters), len(letters))
-    shared = torch.zeros_like(total)
+def distances(
+    letters: Sequence[dict[int, NDArray[np.uint8]]],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Differing over all ink, 0 (equal) to 1 (apart), mean and least over a pair's shared styles: [C, C]."""
+    total, shared = torch.zeros(2, len(letters), len(letters))
+    least = torch.ones_like(total)
     for style in range(len(STYLES)):
         having = [i for i, styles in enumerate(letters) if style in styles]
         if not having:
             continue
         images = torch.from_numpy(np.stack([letters[i][style].ravel() for i in having])).float() / 255
         ink = images.sum(1)
+        apart = torch.cdist(images, images, p=1) / (ink[:, None] + ink)
         pairs = torch.tensor(having)[:, None], torch.tensor(having)
-        total[pairs] += torch.cdist(images, images, p=1) / (ink[:, None] + ink)
+        total[pairs] += apart
         shared[pairs] += 1
-    return torch.where(shared > 0, total / shared.clamp(min=1), 1.0).numpy()
+        least[pairs] = torch.minimum(least[pairs], apart)
+    return torch.where(shared > 0, total / shared.clamp(min=1), 1.0).numpy(), least.numpy()
 
 
 def relatives(codes: Sequence[int]) -> list[tuple[int, int]]:

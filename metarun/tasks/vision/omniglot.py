@@ -209,7 +209,7 @@ class Part:
         self.stamp = hashlib.sha256(listed.encode()).hexdigest()
 
     def image(self, file: str, size: int, resize: str, turns: int) -> NDArray[np.uint8]:
-        """One drawing after 0..turns-1 quarter turns, [turns, size, size]: turned at 105 pixels, then resized."""
+        """One drawing after 0..turns-1 quarter turns, made before resizing: [turns, size, size]."""
         from PIL import Image
 
         turn = Image.Transpose

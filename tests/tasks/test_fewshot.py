@@ -1,0 +1,131 @@
+"""Episodes: pure functions of (seed, split, index), disjoint support and query, classes of the split only."""
+
+import numpy as np
+import pytest
+import torch
+
+from metarun.errors import UserError
+from metarun.tasks.base import EpisodeShape
+from metarun.tasks.fewshot import ClassData, FewShot, split_classes
+
+
+class Numbers(FewShot):
+    """Examples are their own row number, so that an episode tells where it came from."""
+
+    modality = "vector"
+
+
+SIZES = np.array([7, 9, 12, 8] * 6)
+
+
+def numbers(
+    seed: int = 0, way: int = 3, shot: int = 2, query: int = 4, test_ways: tuple[int, ...] = (5,)
+) -> Numbers:
+    offsets = np.concatenate([[0], np.cumsum(SIZES)])
+    data = ClassData(torch.arange(offsets[-1])[:, None], offsets, [f"c{i}" for i in range(len(SIZES))])
+    classes = {"train": range(12), "val": range(12, 16), "test": range(16, 24)}
+    return Numbers(data, classes, seed=seed, way=way, shot=shot, query=query, test_ways=test_ways)
+
+
+def tensors(batch):
+    return [batch.support.x, batch.support.y, batch.query.x, batch.query.y]
+
+
+def class_of(rows: torch.Tensor) -> np.ndarray:
+    return np.searchsorted(np.cumsum(SIZES), rows.numpy(), side="right")
+
+
+def test_an_episode_does_not_depend_on_its_batch():
+    task = numbers()
+    together = tensors(task.batch("train", [3, 4]))
+    apart = [
+        torch.cat(pair) for pair in zip(*(tensors(task.batch("train", [i])) for i in (3, 4)), strict=True)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
+
+
+def test_episodes_differ_by_seed_split_and_index():
+    here = numbers().batch("train", [0]).support.x
+    assert not torch.equal(here, numbers().batch("train", [1]).support.x)
+    assert not torch.equal(here, numbers(seed=1).batch("train", [0]).support.x)
+    assert torch.equal(here, numbers().batch("train", [0]).support.x)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_support_and_query_are_disjoint_and_of_the_splits_classes(split):
+    task = numbers()
+    batch = task.batch(split, range(50))
+    for sx, sy, qx, qy in zip(*tensors(batch), strict=True):
+        rows = torch.cat([sx, qx])[:, 0]
+        assert len(set(rows.tolist())) == 3 * (2 + 4)
+        assert sy.tolist() == [0, 0, 1, 1, 2, 2]
+        assert qy.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+        classes = class_of(rows)
+        labels = torch.cat([sy, qy]).numpy()
+        pairs = set(zip(labels.tolist(), classes.tolist(), strict=True))
+        assert len(pairs) == len({c for _, c in pairs}) == 3  # a label is one class, a class one label
+        assert set(classes) <= set(task.classes[split])
+
+
+def test_every_class_and_example_is_drawn():
+    rows = torch.cat(
+        [part.x.flatten() for part in (lambda b: (b.support, b.query))(numbers().batch("val", range(300)))]
+    )
+    low, high = SIZES[:12].sum(), SIZES[:16].sum()
+    assert set(rows.tolist()) == set(range(low, high))
+
+
+def test_other_shapes_and_variants():
+    task = numbers()
+    batch = task.batch("test", [0, 1], EpisodeShape(6, 1, 3))
+    assert batch.support.x.shape == (2, 6, 1)
+    assert batch.query.x.shape == (2, 18, 1)
+    assert batch.query.way == 6
+    assert task.variants() == {"": EpisodeShape(3, 2, 4), "_5way": EpisodeShape(5, 2, 4)}
+
+
+def test_runs_on_meta():
+    task = numbers().to(torch.device("meta"))
+    assert all(tensor.device.type == "meta" for tensor in tensors(task.batch("train", [0, 1])))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"way": 1}, "way=1"),
+        ({"way": 5, "test_ways": ()}, "way=5 is more than the 4 classes of the 'val' split"),
+        ({"test_ways": (9,)}, "way=9 is more than the 8 classes of the 'test' split"),
+        ({"shot": 5, "query": 3}, "shot=5 + query=3 is more than the 7 examples of class 'c0'"),
+    ],
+)
+def test_impossible_episodes_are_refused(given, words):
+    with pytest.raises(UserError, match=r"^[^\n]*$") as error:
+        numbers(**given)
+    assert words in str(error.value)
+
+
+def test_split_classes_is_seeded_disjoint_and_exact_without_groups():
+    splits = split_classes(range(50), val=0.1, test=0.2, seed=0)
+    assert {name: len(ids) for name, ids in splits.items()} == {"train": 35, "val": 5, "test": 10}
+    assert sorted(np.concatenate(list(splits.values()))) == list(range(50))
+    again = split_classes(range(50), val=0.1, test=0.2, seed=0)
+    assert all((splits[name] == again[name]).all() for name in splits)
+    assert (splits["test"] != split_classes(range(50), val=0.1, test=0.2, seed=1)["test"]).any()
+
+
+def test_split_classes_keeps_groups_whole():
+    groups = np.array([9, 9, 9, 4, 4, 1, 1, 7, 8, 3, 2, 2, 5, 6, 0, 0, 0, 10, 11, 12])
+    for seed in range(20):
+        splits = split_classes(groups, val=0.2, test=0.3, seed=seed)
+        homes = [set(groups[ids]) for ids in splits.values()]
+        assert homes[0].isdisjoint(homes[1])
+        assert homes[0].isdisjoint(homes[2])
+        assert homes[1].isdisjoint(homes[2])
+        assert sum(map(len, splits.values())) == 20
+        assert 3 <= len(splits["val"]) <= 4
+        assert 4 <= len(splits["test"]) <= 6
+
+
+def test_split_fractions_that_leave_nothing_are_refused():
+    with pytest.raises(UserError, match=r"task\.val=0\.5 \+ task\.test=0\.5"):
+        split_classes(range(10), val=0.5, test=0.5, seed=0)

@@ -1,0 +1,220 @@
+"""Omniglot on the real files: counts, disjoint splits, rotations, preprocessing; and broken files refused."""
+
+import io
+import zipfile
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metarun.errors import UserError
+from metarun.tasks.base import EpisodeShape
+from metarun.tasks.vision import omniglot
+from metarun.tasks.vision.omniglot import Omniglot
+
+ARGUMENTS = {
+    **{"root": None, "way": 5, "shot": 1, "query": 5, "test_ways": [20], "split": "vinyals", "split_seed": 0},
+    **{"val_classes": 100, "rotations": "none", "rotation_splits": ["train", "val", "test"]},
+    **{"size": 28, "resize": "nearest", "invert": True},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """One cache for the module: the drawings are decoded once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def build(**given) -> Omniglot:
+    return Omniglot(0, **{**ARGUMENTS, **given})
+
+
+def counts(task):
+    return {split: len(ids) for split, ids in task.classes.items()}
+
+
+def names(task, split):
+    return {task.data.names[c] for c in task.classes[split]}
+
+
+SPLITS = [
+    ("vinyals", "none", None, (1028, 172, 423)),
+    ("vinyals", "classes", None, (4112, 688, 1692)),
+    ("random", "none", None, (1100, 100, 423)),
+    ("random", "classes", ["train"], (4400, 100, 423)),
+    ("random", "task", None, (1100, 100, 423)),
+]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("split", "rotations", "where", "expected"), SPLITS)
+def test_split_counts_and_disjointness(data_root, split, rotations, where, expected):
+    task = build(split=split, rotations=rotations, rotation_splits=where or ["train", "val", "test"])
+    assert tuple(counts(task).values()) == expected
+    characters = [{name.split("/rot")[0] for name in names(task, part)} for part in ("train", "val", "test")]
+    assert sum(map(len, characters)) == len(set.union(*characters)) == 1623
+    assert task.data.x.shape == ((1 if rotations == "none" else 4) * 32460, 1, 28, 28)
+    assert set(task.data.sizes) == {20}
+
+
+@pytest.mark.data
+def test_the_vinyals_split_is_the_published_one(data_root):
+    task = build(rotations="classes")
+    for split in ("train", "val", "test"):
+        published = (data_root / "splits" / "omniglot_vinyals" / f"{split}.txt").read_text().split()
+        assert names(task, split) == set(published)
+
+
+@pytest.mark.data
+def test_the_lake_split_validates_on_whole_background_alphabets(data_root):
+    task = build(split="lake")
+    assert len(names(task, "test")) == 659
+    alphabets = [{name.split("/")[0] for name in names(task, part)} for part in ("train", "val", "test")]
+    assert sum(map(len, alphabets)) == len(set.union(*alphabets)) == 50
+    assert len(alphabets[2]) == 20
+    assert 100 <= len(names(task, "val")) < 100 + 55
+    assert len(names(task, "train")) + len(names(task, "val")) == 964
+    assert names(build(split="lake", split_seed=1), "val") != names(task, "val")
+
+
+@pytest.mark.data
+def test_the_random_split_follows_its_seed_and_size(data_root):
+    a, b = build(split="random", val_classes=50), build(split="random", split_seed=1, val_classes=50)
+    assert counts(a) == {"train": 1150, "val": 50, "test": 423}
+    assert 60 < len(names(a, "test") & names(b, "test")) < 160  # 110 expected
+    assert names(a, "test") == names(build(split="random"), "test")
+
+
+@pytest.mark.data
+def test_rotations_are_quarter_turns_of_the_same_drawings(data_root):
+    task = build(rotations="classes", test_ways=[])
+    x = task.data.x.view(4, 32460, 28, 28)[:, ::500]
+    for turn in range(4):
+        # Picking pixels commutes with turning: the 28-pixel image itself is turned.
+        assert torch.equal(x[turn], torch.rot90(x[0], turn, (1, 2)))
+    name = task.data.names[1623 * 3 + 7]
+    assert name == f"{task.data.names[7].split('/rot')[0]}/rot270"
+
+
+@pytest.mark.data
+def test_preprocessing(data_root):
+    nearest, grey = build(), build(resize="antialias")
+    assert nearest.data.x.unique().tolist() == [0, 255]
+    assert len(grey.data.x[:100].unique()) > 50
+    assert nearest.data.x.float().mean() < 40  # ink is bright, and rare
+    assert torch.equal(build(invert=False).data.x, 255 - nearest.data.x)
+    with zipfile.ZipFile(data_root / "omniglot" / "images_background.zip") as archive:
+        file = sorted(archive.namelist())[0]
+        with Image.open(io.BytesIO(archive.read(file))) as drawing:
+            assert drawing.mode == "1"
+            # On these 1-bit images Pillow picks pixels whatever it is asked for: what official codes got.
+            lanczos = np.asarray(drawing.resize((28, 28), Image.Resampling.LANCZOS))
+    assert nearest.data.names[0] in file
+    assert np.array_equal(nearest.data.x[0, 0] == 0, lanczos)
+
+
+@pytest.mark.data
+def test_a_turn_is_drawn_for_each_class_of_each_task(data_root):
+    task = build(split="random", rotations="task", rotation_splits=["train", "test"])
+    for split in ("train", "test"):
+        drawn = task.rows(split, range(200), task.shape)[0]
+        turns = drawn // 1623
+        assert min(Counter(turns.flatten().tolist()).values()) > 200
+        assert np.isin(drawn % 1623, task.classes[split]).all()
+        assert all(len(set(row)) == 5 for row in (drawn % 1623).tolist())
+        assert (task.rows(split, [7], task.shape)[0] == drawn[7]).all()
+    assert (task.rows("val", range(50), task.shape)[0] < 1623).all()
+
+
+@pytest.mark.data
+def test_an_episode_is_the_same_in_any_batch(data_root):
+    task, shape = build(rotations="classes"), EpisodeShape(60, 1, 5)
+    together = task.batch("train", [3, 4], shape)
+    assert together.query.x.shape == (2, 300, 1, 28, 28)
+    for i in (3, 4):
+        assert torch.equal(together.support.x[i - 3], task.batch("train", [i], shape).support.x[0])
+        assert torch.equal(together.query.x[i - 3], task.batch("train", [i], shape).query.x[0])
+
+
+@pytest.mark.data
+def test_zips_folders_and_roots_give_the_same(data_root, tmp_path):
+    with zipfile.ZipFile(data_root / "omniglot" / "images_background.zip") as archive:
+        archive.extractall(tmp_path / "own")
+    (tmp_path / "own" / "images_evaluation.zip").symlink_to(data_root / "omniglot" / "images_evaluation.zip")
+    (tmp_path / "own" / "images_background" / ".DS_Store").touch()
+    folders = build(root=str(tmp_path / "own"))
+    zips = build(root=str(data_root))
+    direct = build(root=str(data_root / "omniglot"))
+    assert torch.equal(folders.data.x, zips.data.x)
+    assert torch.equal(direct.data.x, zips.data.x)
+    assert folders.data.names == zips.data.names
+    (tmp_path / "own" / "images_background" / "Greek" / "character01").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match="has 963 characters with 20 drawings"):
+        build(root=str(tmp_path / "own"))
+
+
+def test_a_split_that_leaves_nothing_is_refused():
+    alphabets = [f"A{i}/character{j:02}" for i in range(50) for j in range(1, 34)][:1623]
+    with pytest.raises(UserError, match=r"task\.val_classes=1200"):
+        omniglot.split_characters(alphabets, "random", 0, 1200)
+    with pytest.raises(UserError, match=r"task\.val_classes=964"):
+        omniglot.split_characters(alphabets, "lake", 0, 964)
+
+
+def small_zip(path, files):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+
+
+def drawings(part: str, characters: int, content: bytes) -> dict[str, bytes]:
+    return {
+        f"{part}/Alphabet{c // 20}/character{c % 20 + 1:02}/{c:04}_{d:02}.png": content
+        for c in range(characters)
+        for d in range(1, 21)
+    }
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("1", (105, 105), 1).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("case", ["junk", "truncated", "few", "none", "no folder", "bad image"])
+def test_broken_files_are_one_line(tmp_path, case):
+    root = tmp_path / "own"
+    if case != "no folder":
+        root.mkdir()
+    background, evaluation = root / "images_background.zip", root / "omniglot" / "images_evaluation.zip"
+    small_zip_files = {"few": drawings("images_background", 3, png())}
+    words = {
+        "junk": "images_background.zip: not a readable zip file",
+        "truncated": "images_background.zip: not a readable zip file",
+        "few": "images_background.zip: has 3 characters with 20 drawings",
+        "none": "has none of omniglot/images_background.zip",
+        "no folder": "no such folder",
+        "bad image": "Alphabet3/character05/0064_07.png cannot be read",
+    }
+    if case == "junk":
+        background.write_bytes(b"junk")
+    if case in ("truncated", "few"):
+        small_zip(
+            background,
+            drawings("images_background", 3, png()) if case == "truncated" else small_zip_files["few"],
+        )
+    if case == "truncated":
+        background.write_bytes(background.read_bytes()[:-3000])
+    if case == "bad image":
+        files = drawings("images_background", 964, png())
+        files["images_background/Alphabet3/character05/0064_07.png"] = b"no image"
+        small_zip(background, files)
+        small_zip(evaluation, drawings("images_evaluation", 659, png()))
+    with pytest.raises(UserError, match=r"^[^\n]*$") as error:
+        build(root=str(root))
+    assert words[case] in str(error.value)
