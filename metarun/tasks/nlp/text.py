@@ -109,7 +109,7 @@ def _csv(path: Path) -> Iterator[Row]:
                 )
                 yield reader.line_num, {key: value for key, value in row.items() if value is not None}
         except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num}: {error}") from None
+            raise UserError(f"{path}, line {reader.reader.line_num}: {error}") from None
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
