@@ -12,7 +12,7 @@ from PIL import Image
 from metarun.errors import UserError
 from metarun.tasks.base import EpisodeShape
 from metarun.tasks.vision import omniglot
-from metarun.tasks.vision.omniglot import Omniglot
+from metarun.tasks.vision.omniglot import Omniglot, Part
 
 ARGUMENTS = {
     **{"root": None, "way": 5, "shot": 1, "query": 5, "test_ways": [20], "split": "vinyals", "split_seed": 0},
@@ -102,19 +102,22 @@ def test_rotations_are_quarter_turns_of_the_same_drawings(data_root):
 
 @pytest.mark.data
 def test_preprocessing(data_root):
-    nearest, grey = build(), build(resize="antialias")
+    nearest = build()
     assert nearest.data.x.unique().tolist() == [0, 255]
-    assert len(grey.data.x[:100].unique()) > 50
     assert nearest.data.x.float().mean() < 40  # ink is bright, and rare
     assert torch.equal(build(invert=False).data.x, 255 - nearest.data.x)
-    with zipfile.ZipFile(data_root / "omniglot" / "images_background.zip") as archive:
-        file = sorted(archive.namelist())[0]
-        with Image.open(io.BytesIO(archive.read(file))) as drawing:
-            assert drawing.mode == "1"
-            # On these 1-bit images Pillow picks pixels whatever it is asked for: what official codes got.
-            lanczos = np.asarray(drawing.resize((28, 28), Image.Resampling.LANCZOS))
+    part = Part(None, "images_background")
+    file = next(iter(part.characters.values()))[0]
     assert nearest.data.names[0] in file
+    with zipfile.ZipFile(part.path) as archive, Image.open(io.BytesIO(archive.read(file))) as drawing:
+        assert drawing.mode == "1"
+        # On these 1-bit images Pillow picks pixels whatever it is asked for: what official codes got.
+        lanczos = np.asarray(drawing.resize((28, 28), Image.Resampling.LANCZOS))
     assert np.array_equal(nearest.data.x[0, 0] == 0, lanczos)
+    grey = part.image(file, 28, "antialias", 4)
+    assert len(np.unique(grey[0])) > 10
+    assert abs((255 - grey[0]).mean() / nearest.data.x[0].float().mean() - 1) < 0.3
+    assert all(abs(grey[i].astype(int) - np.rot90(grey[0], i)).max() <= 2 for i in range(4))
 
 
 @pytest.mark.data
@@ -142,19 +145,26 @@ def test_an_episode_is_the_same_in_any_batch(data_root):
 
 @pytest.mark.data
 def test_zips_folders_and_roots_give_the_same(data_root, tmp_path):
-    with zipfile.ZipFile(data_root / "omniglot" / "images_background.zip") as archive:
-        archive.extractall(tmp_path / "own")
-    (tmp_path / "own" / "images_evaluation.zip").symlink_to(data_root / "omniglot" / "images_evaluation.zip")
-    (tmp_path / "own" / "images_background" / ".DS_Store").touch()
-    folders = build(root=str(tmp_path / "own"))
-    zips = build(root=str(data_root))
-    direct = build(root=str(data_root / "omniglot"))
-    assert torch.equal(folders.data.x, zips.data.x)
-    assert torch.equal(direct.data.x, zips.data.x)
-    assert folders.data.names == zips.data.names
-    (tmp_path / "own" / "images_background" / "Greek" / "character01").rename(tmp_path / "gone")
-    with pytest.raises(UserError, match="has 963 characters with 20 drawings"):
-        build(root=str(tmp_path / "own"))
+    part, own = "images_evaluation", tmp_path / "own"
+    with zipfile.ZipFile(data_root / "omniglot" / f"{part}.zip") as archive:
+        archive.extractall(own)
+    (own / part / ".DS_Store").touch()
+    folder, zipped, direct = (Part(str(r), part) for r in (own, data_root, data_root / "omniglot"))
+    assert zipped.stamp == direct.stamp
+    assert list(folder.characters) == list(zipped.characters)
+    for name in list(zipped.characters)[::50]:
+        pairs = zip(folder.characters[name], zipped.characters[name], strict=True)
+        assert all(
+            np.array_equal(folder.image(f, 28, "nearest", 1), zipped.image(z, 28, "nearest", 1))
+            for f, z in pairs
+        )
+    drawing = own / part / folder.characters["Keble/character01"][0]
+    stamp = folder.stamp
+    drawing.write_bytes(drawing.read_bytes() + b" ")
+    assert Part(str(own), part).stamp != stamp
+    drawing.unlink()
+    with pytest.raises(UserError, match="has 658 characters with 20 drawings"):
+        Part(str(own), part)
 
 
 def test_a_split_that_leaves_nothing_is_refused():
@@ -192,7 +202,6 @@ def test_broken_files_are_one_line(tmp_path, case):
     if case != "no folder":
         root.mkdir()
     background, evaluation = root / "images_background.zip", root / "omniglot" / "images_evaluation.zip"
-    small_zip_files = {"few": drawings("images_background", 3, png())}
     words = {
         "junk": "images_background.zip: not a readable zip file",
         "truncated": "images_background.zip: not a readable zip file",
@@ -204,10 +213,7 @@ def test_broken_files_are_one_line(tmp_path, case):
     if case == "junk":
         background.write_bytes(b"junk")
     if case in ("truncated", "few"):
-        small_zip(
-            background,
-            drawings("images_background", 3, png()) if case == "truncated" else small_zip_files["few"],
-        )
+        small_zip(background, drawings("images_background", 3, png()))
     if case == "truncated":
         background.write_bytes(background.read_bytes()[:-3000])
     if case == "bad image":
