@@ -116,7 +116,8 @@ class Navigation(Task):
                 (last, "tab:red", "after adaptation"),
             ):
                 for copy in range(min(3, rollout.observation.shape[1])):
-                    path = rollout.observation[task, copy][rollout.running[task, copy]].cpu()
+                    steps = int(rollout.running[task, copy].sum()) + 1  # and where the last one led
+                    path = rollout.observation[task, copy, :steps].cpu()
                     ax.plot(
                         path[:, 0],
                         path[:, 1],
