@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from metarun.cli import COMMANDS
 from metarun.cli.output import print_summary, set_up_logging
 from metarun.config.check import check
 from metarun.config.compose import Composed, compose, default_name, resolve, use_directories
-from metarun.config.paths import conf_directory, user_directories
+from metarun.config.paths import conf_directory, options, user_directories
 from metarun.errors import RunFailed, UserError, nearest
 
 _HYDRA_ONLY = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc", "--resolve", "--package", "-p"}
@@ -20,6 +22,8 @@ _PRECHECKED = 32  # jobs of a sweep that are checked before the first starts
 
 def run(words: list[str]) -> int:
     """The command."""
+    if words[:1] in (["-sc"], ["--shell-completion"]) and _complete(words[1:]):
+        return 0
     words = _take_config_dir(words)
     flags = [w for w in words if w.startswith("-")]
     overrides = [w for w in words if not w.startswith("-")]
@@ -54,6 +58,26 @@ def named(composed: Composed) -> dict[str, Any]:
     config = dict(composed.config)
     config["name"] = config.get("name") or default_name(composed.choices)
     return config
+
+
+def _complete(words: Sequence[str]) -> bool:
+    """Tab completion of what Hydra knows nothing of: commands, runs, and options in nested groups.
+
+    Returns whether there was anything to offer; Hydra completes the rest (keys).
+    """
+    if not words or not words[0].startswith("query="):
+        return False
+    *before, word = os.environ.get("COMP_LINE", "").split(" ")
+    group, separator, start = word.partition("=")
+    if separator:
+        offers = [f"{group}={name}" for name, _ in options(group, []) if name.startswith(start)]
+    elif before[1:] in (["resume"], ["eval"]):
+        offers = [str(p.parent) for p in Path().glob("*/*/*/config.yaml") if str(p).startswith(word)]
+    else:
+        offers = [name for name in COMMANDS if len(before) == 1 and word and name.startswith(word)]
+    if offers:
+        print(" ".join(offers))
+    return bool(offers)
 
 
 def _take_config_dir(words: Sequence[str]) -> list[str]:

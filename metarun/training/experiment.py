@@ -146,7 +146,7 @@ class Experiment:
         if progress.iteration:
             log.info("going on after iteration %d", progress.iteration)
         self.sink = WandbSink.start(
-            directory.path,
+            directory.path.resolve(),
             mode=self.tracker.wandb,
             project=self.tracker.project,
             entity=self.tracker.entity,
@@ -167,6 +167,7 @@ class Experiment:
                     self.load(self.checkpoints / "best.pt")
                 self.display.note(f"testing on {self.runner.test_episodes} held-out tasks")
                 results = self.test("test", stop)
+            warn_of_divergence(results)
             summary = self._summary(progress, results)
             self.log(test_row(progress.iteration, results))
             directory.write_summary(summary)
@@ -242,3 +243,15 @@ def test_row(iteration: int, results: Mapping[str, Result]) -> dict[str, Any]:
         for name, estimate in result.final().items():
             row |= {f"test/{name}{suffix}": estimate.mean, f"test/{name}{suffix}_ci95": estimate.ci95}
     return row
+
+
+def warn_of_divergence(results: Mapping[str, Result]) -> None:
+    """Say how many tasks ended in infinity or NaN, which then is what the mean shows."""
+    for suffix, result in results.items():
+        for name, curve in result.curves.items():
+            bad = int((~torch.isfinite(curve[:, -1])).sum())
+            if bad:
+                log.warning(
+                    "%s of %d of %d test tasks is not finite: adaptation diverged there; a smaller algorithm.inner_lr "
+                    "or fewer algorithm.test_steps is the usual cure", name + suffix, bad, len(curve),
+                )

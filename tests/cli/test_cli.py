@@ -1,0 +1,220 @@
+"""The command line as a user meets it: quick answers, every verb, sweeps, own configuration, W&B through a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from metarun.cli import main
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tracking"))
+
+from wandb_file import read  # noqa: E402
+from wandb_server import API_KEY, WandbServer  # noqa: E402
+
+SINE = ["task=regression/sinusoid", "runner.iterations=20", "runner.validate_every=10", "runner.val_episodes=20",
+        "runner.test_episodes=20", "runner.log_every=5", "runner.plots=false"]  # fmt: skip
+
+
+def runs(root: Path) -> list[Path]:
+    return sorted(p.parent for p in root.glob("outputs/*/*/config.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds", "status"),
+    [(["--help"], 0.15, 0), (["list"], 0.5, 0), (["task=regression/sinusoid", "algorithm.inner_lrr=1"], 1.0, 2)],
+)
+def test_quick_answers_do_not_import_torch(words: list[str], seconds: float, status: int) -> None:
+    script = (
+        "import sys; from metarun.cli import main; status = main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules; sys.exit(status)"
+    )
+    times = []
+    for _ in range(3):  # processor time, and the best of a few: this machine may be busy
+        start = os.times()
+        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
+        end = os.times()
+        times.append(end.children_user - start.children_user + end.children_system - start.children_system)
+        assert done.returncode == status, done.stderr
+    assert min(times) <= seconds
+
+
+def test_a_run_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SINE, "runner.plots=true", "seed=3"]) == 0
+    said = capsys.readouterr()
+    assert "meta-test, 20 held-out tasks" in said.out
+    assert "after adaptation steps" in said.out
+    (run,) = runs(tmp_path)
+    assert run.parent.name == "sinusoid-maml"
+    assert run.name.endswith("_s3")
+    names = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
+    assert {"config.yaml", "meta.json", "status.json", "metrics.jsonl", "summary.json", "metarun.log",
+            "checkpoints/last.pt", "checkpoints/best.pt", "plots/learning_curve.png", "plots/adaptation_curve.png",
+            "plots/what_was_learned.png"} <= names  # fmt: skip
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["iterations"] == 20
+    assert summary["seed"] == 3
+    assert set(summary["test"]["mse"]) == {"mean", "ci95", "n"}
+    assert len(summary["adaptation"]) == 11
+    assert {"norm", "shot", "test_episodes", "selection"} <= set(summary["protocol"])
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+    meta = json.loads((run / "meta.json").read_text())
+    assert meta["choices"]["task"] == "regression/sinusoid"
+    assert meta["threads"] >= 1
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [r["iteration"] for r in rows if "train/mse" in r] == [5, 10, 15, 20]
+    assert [r["iteration"] for r in rows if "val/mse" in r] == [10, 20]
+    assert rows[-1]["test/mse"] == summary["test"]["mse"]["mean"]
+
+
+def test_eval_under_another_protocol(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(SINE)
+    (run,) = runs(tmp_path)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert main(["eval", str(run), "task.shot=9", "runner.test_episodes=7", "algorithm.test_steps=2"]) == 0
+    assert "7 held-out tasks" in capsys.readouterr().out
+    (path,) = run.glob("evaluations/*.json")
+    result = json.loads(path.read_text())
+    assert result["changes"] == {"task.shot": 9, "runner.test_episodes": 7, "algorithm.test_steps": 2}
+    assert result["protocol"]["shot"] == 9
+    assert len(result["adaptation"]) == 3
+    assert all(p.read_bytes() == content for p, content in before.items())
+    # The same protocol again gives the run's own number.
+    assert main(["eval", str(run)]) == 0
+    again = json.loads(max(run.glob("evaluations/*.json")).read_text())
+    assert again["test"] == json.loads((run / "summary.json").read_text())["test"]
+
+
+def test_resume_of_a_finished_run_and_longer_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(SINE)
+    (run,) = runs(tmp_path)
+    assert main(["resume", str(run)]) == 0
+    assert "the run had finished" in capsys.readouterr().out
+    assert main(["resume", str(run), "runner.iterations=30"]) == 0
+    main([*SINE, "runner.iterations=30", "name=straight"])
+    (straight,) = (r for r in runs(tmp_path) if r.parent.name == "straight")
+    assert (run / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
+
+
+def test_sweep_runs_every_combination_in_one_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert main(["-m", *SINE, "seed=0,1"]) == 0
+    made = runs(tmp_path)
+    assert sorted(r.name[-3:] for r in made) == ["_s0", "_s1"]
+    groups = {json.loads((r / "meta.json").read_text())["group"] for r in made}
+    assert len(groups) == 1
+    offline = [read(next(r.glob("wandb/offline-run-*/*.wandb"))) for r in made]
+    assert len({o.run_id for o in offline}) == 2
+    assert {o.group for o in offline} == groups
+
+
+def test_a_failing_job_does_not_end_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-m", *SINE, "algorithm.inner_lr=1e30,0.001", "runner.log_every=1", "algorithm.test_steps=1"]
+    assert main(words) == 1
+    assert "1 of 2 runs failed" in capsys.readouterr().err
+    assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 1
+
+
+def test_print_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["task=regression/sinusoid", "--cfg", "job", "--resolve"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["algorithm"]["inner_lr"] == 0.001
+    assert config["runner"]["directory"] == "outputs"
+
+
+def test_completion(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COMP_LINE", "metarun task=")
+    monkeypatch.setenv("COMP_POINT", "13")
+    assert main(["-sc", "query=bash"]) == 0
+    assert "task=regression/" in capsys.readouterr().out
+    monkeypatch.setenv("COMP_LINE", "metarun re")
+    assert main(["-sc", "query=bash"]) == 0
+    assert "resume" in capsys.readouterr().out.split()
+
+
+def test_own_configuration_adds_and_shadows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = tmp_path / "own"
+    (own / "model").mkdir(parents=True)
+    (own / "runner").mkdir()
+    (tmp_path / "mynet.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Sequential):\n"
+        "    def __init__(self, *, width: int):\n"
+        "        super().__init__(torch.nn.Flatten(), torch.nn.Linear(1, width), torch.nn.Tanh())\n"
+    )
+    (own / "model" / "mine.yaml").write_text("_target_: mynet.Net\nwidth: 8\n")
+    shipped = yaml.safe_load((Path(__file__).parents[2] / "conf/runner/default.yaml").read_text())
+    (own / "runner" / "default.yaml").write_text(yaml.safe_dump(shipped | {"checkpoint_seconds": 7}))
+    assert main(["--config-dir", str(own), *SINE, "model=mine", "name=own"]) == 0
+    (run,) = runs(tmp_path)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"] == {"_target_": "mynet.Net", "width": 8}
+    assert config["runner"]["checkpoint_seconds"] == 7
+    capsys.readouterr()
+    assert main(["--config-dir", str(own), *SINE, "model=mine", "model.width=wide"]) == 2
+    assert "model.width=wide: should be a valid integer" in capsys.readouterr().err
+    assert main([*SINE, "model=mine"]) == 2
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "torch" in said
+    assert "BAD" not in said
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbServer]:
+    import wandb
+
+    with WandbServer() as serving:
+        monkeypatch.delenv("WANDB_MODE")
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        monkeypatch.setenv("WANDB_BASE_URL", serving.url)
+        monkeypatch.setenv("WANDB_API_KEY", API_KEY)
+        wandb.teardown()
+        yield serving
+    wandb.teardown()
+
+
+def test_offline_files_hold_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert main(SINE) == 0
+    (run,) = runs(tmp_path)
+    recorded = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (file,) = run.glob("wandb/offline-run-*/*.wandb")
+    sent = [{k: v for k, v in row.items() if not k.startswith("_")} for row in read(file).history]
+    assert sent == recorded
+
+
+def test_the_server_stops_in_mid_run(
+    tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from metarun.training import loop
+
+    original = loop.validate
+
+    def validate(*arguments: object) -> None:
+        original(*arguments)  # type: ignore[arg-type]
+        end = time.monotonic() + 20
+        while not any(run.history for run in server.runs.values()) and time.monotonic() < end:
+            time.sleep(0.02)  # so that the run is well on its way
+        server.stop()
+
+    monkeypatch.setattr(loop, "validate", validate)
+    start = time.monotonic()
+    assert main([*SINE, "tracker.finish_timeout=15", "tracker.init_timeout=15"]) == 0
+    assert time.monotonic() - start < 40
+    assert "wandb sync" in capsys.readouterr().err
+    (run,) = runs(tmp_path)
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 7
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
