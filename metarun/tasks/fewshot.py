@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -88,7 +88,7 @@ class FewShot(Task):
 
     def to(self, device: torch.device) -> FewShot:
         self.device = device
-        self.data.x = self.data.x.to(device)
+        self.data = replace(self.data, x=self.data.x.to(device))
         return self
 
     def rows(

@@ -1,5 +1,7 @@
 """Episodes: pure functions of (seed, split, index), disjoint support and query, classes of the split only."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -84,8 +86,10 @@ def test_other_shapes_and_variants():
     assert task.variants() == {"": EpisodeShape(3, 2, 4), "_5way": EpisodeShape(5, 2, 4)}
 
 
-def test_runs_on_meta():
-    task = numbers().to(torch.device("meta"))
+def test_runs_on_meta_and_leaves_a_copied_task_where_it_is():
+    original = numbers()
+    task = copy.copy(original).to(torch.device("meta"))
+    assert original.batch("train", [0]).support.x.device.type == "cpu"
     assert all(tensor.device.type == "meta" for tensor in tensors(task.batch("train", [0, 1])))
 
 
