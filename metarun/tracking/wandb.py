@@ -25,6 +25,7 @@ import logging
 import os
 import queue
 import secrets
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -135,7 +136,7 @@ class WandbSink:
             "project": project,
             "entity": entity,
             "group": group,
-            "tags": list(tags),
+            "tags": list(dict.fromkeys(tag[:64] for tag in tags if tag)),  # W&B refuses others
             "name": name,
             "job_type": job_type,
             "config": dict(config),
@@ -149,7 +150,8 @@ class WandbSink:
             "disable_code": True,
             "disable_git": True,  # it would upload the working tree's diff; meta.json names the commit
             "init_timeout": init_timeout,
-            "finish_timeout": 0.7 * finish_timeout,  # the rest is for the offline copy, should this run out
+            # What remains of the time is for the offline copy, should this run out; 0 would mean for ever.
+            "finish_timeout": max(0.7 * finish_timeout, 0.1),
             "finish_timeout_raises": True,
         }
         sink = cls(directory, arguments, settings, finish_timeout)
@@ -184,6 +186,8 @@ class WandbSink:
         if thread.is_alive():
             log.warning("W&B: left behind after %g s; metrics.jsonl has every row", self._timeout)
             self._say_where()
+            self._failed = True  # no second try
+            kill_helper()
 
     def _put(self, action: Action) -> None:
         if self._thread is not None:
@@ -217,6 +221,7 @@ class WandbSink:
             else:
                 self._run = None
                 log.warning("W&B: %s; off from here on, metrics.jsonl has every row", reason(error))
+                tear_down()  # the next run of this process tries anew
 
     def _again(self, action: Action) -> None:
         self._reopen()
@@ -224,13 +229,10 @@ class WandbSink:
 
     def _reopen(self) -> None:
         """Begin again, offline."""
-        import wandb
-
         try:
             self._begin("offline")
         except Exception:  # its helper process may be gone: start another
-            with contextlib.suppress(Exception):
-                wandb.teardown()
+            tear_down()
             self._begin("offline")
 
     def _begin(self, mode: str) -> None:
@@ -291,7 +293,8 @@ class WandbSink:
     def _say_where(self) -> None:
         if self._run is not None:
             option = "--include-online " if self._online else ""
-            log.info("W&B: not uploaded; to do so: wandb sync %s%s", option, self._run.settings.sync_dir)
+            place = shlex.quote(self._run.settings.sync_dir)
+            log.info("W&B: not uploaded; to do so: wandb sync %s%s", option, place)
 
 
 @dataclass
@@ -318,6 +321,23 @@ class Identity:
     def uploaded(self) -> bool:
         """Whether W&B may hold rows of this id: it was online, or ``wandb sync`` left its mark."""
         return self.online or any(any(files.glob("*.synced")) for files in self.offline_files())
+
+
+def tear_down() -> None:
+    """Let wandb forget its helper process."""
+    with contextlib.suppress(Exception):
+        import wandb
+
+        wandb.teardown()
+
+
+def kill_helper() -> None:
+    """End wandb's helper process: wandb would wait for it, were it stuck for ever, when this process ends."""
+    with contextlib.suppress(Exception):  # wandb keeps its process to itself
+        import wandb
+
+        setup: Any = wandb.setup()
+        setup._connection._proc._process.kill()
 
 
 def refused(helper_log: Path) -> bool:

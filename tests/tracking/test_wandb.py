@@ -468,34 +468,38 @@ def test_server_refuses_the_history(
     assert "wandb sync" in messages(caplog)
 
 
-def test_process_ends_in_time_without_a_server(tmp_path: Path) -> None:
-    """wandb waits for its uploads at the end of the process too, where no timeout of ours would help."""
+@pytest.mark.parametrize("trouble", ["server stopped", "helper process stuck"])
+def test_process_ends_in_time(trouble: str, tmp_path: Path) -> None:
+    """wandb waits for its uploads and its helper at the end of the process too."""
     script = (
-        "import sys, time, pathlib; sys.path.insert(0, sys.argv[1])\n"
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1])\n"
         "from test_wandb import *\n"
         "logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
         "server = WandbServer().__enter__()\n"
         "os.environ.update(WANDB_BASE_URL=server.url, WANDB_API_KEY=API_KEY)\n"
-        "recorder = Recorder(pathlib.Path(sys.argv[2]), mode='online', finish_timeout=2.0)\n"
+        "recorder = Recorder(pathlib.Path(sys.argv[2]), mode='online', finish_timeout=3.0)\n"
         "recorder.rows(0, 20)\n"
-        "wait_until(lambda: recorder.sink._reached == 190); server.stop(); recorder.rows(20, 30)\n"
+        "wait_until(lambda: recorder.sink._reached == 190)\n"
+        "if sys.argv[3] == 'server stopped': server.stop()\n"
+        "else: [os.kill(process, signal.SIGSTOP) for process in helper_processes()]\n"
+        "recorder.rows(20, 200)\n"
         "print('finish', recorder.finish(), flush=True)\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "run")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=own_helper(),
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith("finish")
-    finished = time.perf_counter()
-    _, said = process.communicate(timeout=60)
-    assert time.perf_counter() - finished < 2.0 + MARGIN
-    assert "wandb sync" in said
-    assert process.returncode == 0
-    assert iterations(offline_runs(tmp_path / "run")[0]) == expected(30)
+    with (tmp_path / "said").open("w+") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "run"), trouble],
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            env=own_helper(),
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("finish")
+        assert process.wait(timeout=2.0 + MARGIN) == 0
+        process.stdout.close()
+    assert "wandb sync" in (tmp_path / "said").read_text()
+    if trouble == "server stopped":
+        assert iterations(offline_runs(tmp_path / "run")[0]) == expected(200)
 
 
 @pytest.mark.parametrize("failure", ["refused key", "malformed key", "no server"])
