@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from statistics import median
 from typing import Any
 
 import torch
@@ -13,6 +14,11 @@ from torch.utils._pytree import tree_leaves
 from metarun.algorithms.base import Algorithm
 from metarun.errors import UserError
 from metarun.tasks.base import Task
+
+GRAIN = 32_768
+"""Elements up to which torch uses one thread for an operation anyway."""
+LARGE = 500_000
+"""Elements from which on a second thread gains more than waiting for a busy machine's other core can cost."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -32,30 +38,26 @@ def choose_device(name: str) -> torch.device:
 
 
 class _Work(TorchDispatchMode):
-    """Counts operations and the elements they touch; a matrix product counts its multiplications."""
+    """Notes how many elements each operation touches, a matrix product or convolution its multiplications."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations = self.elements = 0
+        self.sizes: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        tensors = [t for t in tree_leaves((args, result)) if isinstance(t, torch.Tensor)]
-        self.operations += 1
-        self.elements += sum(t.numel() for t in tensors)
-        name = func.__name__
-        if "mm" in name or "convolution" in name:
-            # One output element of a product or convolution costs one multiplication a weight that it sees.
-            sizes = sorted((t.numel() for t in tensors), reverse=True)
-            self.elements += 8 * sizes[0]
+        sizes = [t.numel() for t in tree_leaves((args, result)) if isinstance(t, torch.Tensor)]
+        product = "mm" in func.__name__ or "convolution" in func.__name__
+        self.sizes.append(max(sizes, default=0) * (8 if product else 1))
         return result
 
 
 def choose_threads(algorithm: Algorithm, task: Task, meta_batch: int) -> int:
-    """Threads for one meta-step: all cores if its operations are large on average, else one.
+    """Threads for one meta-step: all cores if the operations that would be shared out are large, else one.
 
     Found by running the step on the ``meta`` device, which computes shapes and nothing else. Threads cost a few
-    microseconds an operation, and far more on a busy machine: a tiny recurrent net ran twenty times slower with two.
+    microseconds an operation, and far more on a busy machine: a tiny recurrent net ran twenty times slower with
+    two. So the many small operations of a rollout outweigh the few large ones of its update.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores == 1:
@@ -69,4 +71,5 @@ def choose_threads(algorithm: Algorithm, task: Task, meta_batch: int) -> int:
             dry.meta_step(dry_task.batch("train", range(meta_batch), dry.train_shape(task.shape)), 0)
     except Exception:  # a user's own module need not run on the meta device
         return cores
-    return cores if work.elements > 200_000 * work.operations else 1
+    shared = [size for size in work.sizes if size > GRAIN]
+    return cores if shared and median(shared) >= LARGE else 1
