@@ -33,7 +33,13 @@ def fits(task: str, algorithm: str, model: str) -> bool:
 
 FITTING = [cell for cell in EVERY if fits(*cell)]
 UNFIT = [cell for cell in EVERY if not fits(*cell)]
-COMMON = ["runner.plots=false", "tracker.wandb=disabled", "runner.threads=1", "runner.device=cpu", "name=contract"]
+COMMON = [
+    "runner.plots=false",
+    "tracker.wandb=disabled",
+    "runner.threads=1",
+    "runner.device=cpu",
+    "name=contract",
+]
 # The smallest of everything that still has the right shapes.
 SMALL = {
     "task=vision": ["task.test_ways=[]"],
@@ -75,12 +81,19 @@ def own_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     }
 
 
-def experiment(cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest) -> Experiment:
+def experiment(
+    cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest
+) -> Experiment:
     task, algorithm, model = cell
     if task in ("vision/omniglot", "nlp/intents"):
         request.getfixturevalue("data_root")
     words = [f"task={task}", f"algorithm={algorithm}", f"model={model}"]
-    small = [o for key, overrides in SMALL.items() if any(w == key or w.startswith(key + "/") for w in words) for o in overrides]
+    small = [
+        o
+        for key, overrides in SMALL.items()
+        if any(w == key or w.startswith(key + "/") for w in words)
+        for o in overrides
+    ]
     small.sort(key=lambda o: o.startswith("runner"))
     return build(compose([*words, *small, *own_data.get(task, []), *COMMON]).config)
 
@@ -93,12 +106,16 @@ def evaluated(run: Experiment) -> dict[str, Any]:
 def stepped(run: Experiment, iteration: int) -> dict[str, Any]:
     torch.manual_seed(iteration)
     size = run.runner.meta_batch
-    batch = run.task.batch("train", range(iteration * size, (iteration + 1) * size), run.algorithm.train_shape(run.task.shape))
+    batch = run.task.batch(
+        "train", range(iteration * size, (iteration + 1) * size), run.algorithm.train_shape(run.task.shape)
+    )
     return run.algorithm.meta_step(batch, iteration)
 
 
 @pytest.mark.parametrize("cell", FITTING, ids="-".join)
-def test_fitting_cell(cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest) -> None:
+def test_fitting_cell(
+    cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest
+) -> None:
     run = experiment(cell, own_data, request)
     metrics = stepped(run, 0)
     assert all(v.dim() == 0 and torch.isfinite(v) and not v.requires_grad for v in metrics.values())
@@ -122,7 +139,9 @@ def test_fitting_cell(cell: tuple[str, str, str], own_data: dict[str, list[str]]
 
 
 @pytest.mark.parametrize("cell", FITTING, ids="-".join)
-def test_step_on_the_meta_device(cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest) -> None:
+def test_step_on_the_meta_device(
+    cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest
+) -> None:
     run = experiment(cell, own_data, request)
     to_meta(run)
     assert all(p.device.type == "meta" for p in run.algorithm.parameters())
@@ -135,7 +154,9 @@ def to_meta(run: Experiment) -> None:
     run.algorithm.to("meta")
     run.task.to(torch.device("meta"))
     after = dict(run.algorithm.named_parameters())
-    for optimizer in (v for m in run.algorithm.modules() for v in vars(m).values() if isinstance(v, torch.optim.Optimizer)):
+    for optimizer in (
+        v for m in run.algorithm.modules() for v in vars(m).values() if isinstance(v, torch.optim.Optimizer)
+    ):
         for group in optimizer.param_groups:
             group["params"] = [after[before[id(p)]] for p in group["params"]]
 
@@ -144,7 +165,10 @@ def test_unfit_cells_are_refused_with_what_fits() -> None:
     refused = 0
     whole = {task: compose([f"task={task}"]).config for task in TASKS}
     for task, algorithm, model in UNFIT:
-        config = whole[task] | {"algorithm": complete("algorithm", algorithm), "model": complete("model", model)}
+        config = whole[task] | {
+            "algorithm": complete("algorithm", algorithm),
+            "model": complete("model", model),
+        }
         with pytest.raises(UserError, match="what fits: algorithm="):
             check(config)
         refused += 1

@@ -103,7 +103,9 @@ class SupervisedAlgorithm(Algorithm):
     def evaluate(self, batch: TaskBatch) -> Metrics:
         self.eval()
         with torch.no_grad():
-            judged = [judge(self.spec, learner(batch.query.x), batch.query.y) for learner in self.adaptations(batch.support)]
+            judged = [
+                judge(self.spec, learner(batch.query.x), batch.query.y) for learner in self.adaptations(batch.support)
+            ]
         return {name: torch.stack([each[name] for each in judged], dim=1) for name in judged[0]}
 
     def checkpoint(self) -> dict[str, Any]:
@@ -134,7 +136,8 @@ def with_head(model: nn.Module, spec: Spec, outputs: int, init_std: float | None
 
     A model whose inputs are not floats of ``spec.input_shape`` (token ids) says what to run it on: ``example()``.
     """
-    example = model.example() if hasattr(model, "example") else torch.zeros(2, *spec.input_shape)
+    own = getattr(model, "example", None)
+    example = own() if callable(own) else torch.zeros(2, *spec.input_shape)
     was_training = model.training
     with torch.no_grad():
         features = model.eval()(example).shape[-1]

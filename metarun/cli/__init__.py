@@ -34,10 +34,14 @@ Options of a training run
   --info [WHAT]         Hydra's information (defaults, searchpath, plugins, ...)
   eval "$(metarun -sc install=bash)"    tab completion (bash, zsh, fish)
 
-Results lie under outputs/<name>/<time>_s<seed>/. METARUN_DATA names your data's folder, METARUN_DEBUG=1 shows tracebacks.
+Results lie under outputs/<name>/<time>_s<seed>/. METARUN_DATA names your data's folder,
+METARUN_DEBUG=1 shows tracebacks.
 """
 
-_MODULES = {name: f"metarun.cli.{name}" for name in COMMANDS} | {"list": "metarun.cli.listing", "eval": "metarun.cli.evaluate"}
+_MODULES = {name: f"metarun.cli.{name}" for name in COMMANDS} | {
+    "list": "metarun.cli.listing",
+    "eval": "metarun.cli.evaluate",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

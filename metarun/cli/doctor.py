@@ -47,9 +47,17 @@ def _findings() -> Iterator[tuple[str, str, bool | None]]:
     yield "conf", str(conf_directory()), True
     data = os.environ.get("METARUN_DATA")
     if data:
-        yield "data", f"METARUN_DATA={data}" + ("" if Path(data).is_dir() else " is no directory"), Path(data).is_dir()
+        yield (
+            "data",
+            f"METARUN_DATA={data}" + ("" if Path(data).is_dir() else " is no directory"),
+            Path(data).is_dir(),
+        )
     else:
-        yield "data", "METARUN_DATA is not set; data sets are downloaded to the cache, or named by task.root", None
+        yield (
+            "data",
+            "METARUN_DATA is not set; data sets are downloaded to the cache, or named by task.root",
+            None,
+        )
     from metarun.tasks.files import cache_dir
 
     for name, place in (("cache", cache_dir()), ("outputs", Path("outputs"))):

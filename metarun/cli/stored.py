@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from metarun.training.experiment import Experiment
 
 
-def rebuild(command: str, words: Sequence[str], allowed: Sequence[str]) -> tuple[RunDirectory, Experiment, dict[str, Any]]:
+def rebuild(
+    command: str, words: Sequence[str], allowed: Sequence[str]
+) -> tuple[RunDirectory, Experiment, dict[str, Any]]:
     """The run directory that ``words`` begin with, its experiment, and the changes that the other words ask for.
 
     Only keys that start with one of ``allowed`` may be changed.
@@ -42,7 +44,7 @@ def rebuild(command: str, words: Sequence[str], allowed: Sequence[str]) -> tuple
     from metarun.config.build import build
 
     meta = directory.meta()
-    facts = {key: meta[key] for key in ("choices", "group") if key in meta}
+    facts: dict[str, Any] = {key: meta[key] for key in ("choices", "group") if key in meta}
     return directory, build(config, facts), changes
 
 

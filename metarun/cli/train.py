@@ -15,7 +15,18 @@ from metarun.config.compose import Composed, compose, default_name, resolve, use
 from metarun.config.paths import conf_directory, options, user_directories
 from metarun.errors import RunFailed, UserError, nearest
 
-_HYDRA_ONLY = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc", "--resolve", "--package", "-p"}
+_HYDRA_ONLY = {
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--hydra-help",
+    "--shell-completion",
+    "-sc",
+    "--resolve",
+    "--package",
+    "-p",
+}
 _FLAGS = (*_HYDRA_ONLY, "--multirun", "-m", "--config-dir", "-cd", "--help")
 _PRECHECKED = 32  # jobs of a sweep that are checked before the first starts
 
@@ -98,8 +109,8 @@ def _take_config_dir(words: Sequence[str]) -> list[str]:
 
 def _sweep(words: list[str], overrides: list[str]) -> int:
     """Hydra's multirun: every combination is checked first, then run; failures are collected to the end."""
-    for job in _jobs(overrides)[:_PRECHECKED]:
-        check(named(compose(job)))
+    for each in _jobs(overrides)[:_PRECHECKED]:
+        check(named(compose(each)))
     failures: list[str] = []
     count = 0
 

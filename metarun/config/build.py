@@ -31,9 +31,7 @@ def build(config: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> 
     model = construct(config["model"], spec=task.spec, texts=lambda: task.train_texts)
     task.prepare(model)
     algorithm = construct(config["algorithm"], model=model, spec=task.spec)
-    return Experiment(
-        task, algorithm, runner, tracker, seed=seed, name=config["name"], config=config, facts=facts
-    )
+    return Experiment(task, algorithm, runner, tracker, seed=seed, name=config["name"], config=config, facts=facts)
 
 
 def construct(values: Mapping[str, Any], **injected: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from metarun.config.declare import Declaration, Parameter, declaration
@@ -80,7 +80,7 @@ def _choices(annotation: Any) -> list[str]:
     return [word for part in inner for word in ([part] if isinstance(part, str) else _choices(part))]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _adapter(annotation: Any) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
@@ -106,7 +106,9 @@ def misfit(task: Mapping[str, Any], model: Mapping[str, Any] | None, algorithm: 
     modalities, role = model.get("modalities"), model.get("role")
     roles = algorithm.get("roles", ("features",))
     if role and role not in roles:
-        return f"the algorithm drives a model that is a {_or(roles)}, not a {role}".replace("a features", "an embedding")
+        return f"the algorithm drives a model that is a {_or(roles)}, not a {role}".replace(
+            "a features", "an embedding"
+        )
     if modality and modalities and modality not in modalities:
         return f"the model reads {_or(modalities)} and does not fit this task, whose inputs are {modality}"
     return None
@@ -117,10 +119,7 @@ def _fitting(task: Mapping[str, Any]) -> str:
     from metarun.config.catalogue import catalogue
 
     algorithms = {e.name: e.attributes for e in catalogue("algorithm") if not misfit(task, None, e.attributes)}
-    models = [
-        e.name for e in catalogue("model")
-        if any(not misfit(task, e.attributes, a) for a in algorithms.values())
-    ]
+    models = [e.name for e in catalogue("model") if any(not misfit(task, e.attributes, a) for a in algorithms.values())]
     return f"what fits: algorithm={','.join(algorithms)}   model={','.join(models)}"
 
 

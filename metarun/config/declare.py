@@ -13,7 +13,7 @@ import inspect
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Declaration:
     """Class attributes with literal values, inherited ones included."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def declaration(target: str) -> Declaration:
     """The declaration of the class at import path ``target``; raises :class:`UserError` if there is none."""
     module_name, _, name = target.rpartition(".")
@@ -82,7 +82,7 @@ def declaration(target: str) -> Declaration:
     return result
 
 
-@lru_cache(maxsize=None)
+@cache
 def _source(module_name: str) -> ast.Module | None:
     """The parsed module, or ``None`` if it has no Python source."""
     try:
@@ -146,7 +146,10 @@ def _aliases(tree: ast.Module) -> dict[str, Any]:
 def _parameters(arguments: ast.arguments, names: Mapping[str, Any]) -> tuple[dict[str, Parameter], bool]:
     positional = [*arguments.posonlyargs, *arguments.args][1:]
     defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
-    pairs = [*zip(positional, defaults, strict=False), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    pairs = [
+        *zip(positional, defaults, strict=False),
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]
     found = {a.arg: Parameter(_type(a.annotation, names), default is None) for a, default in pairs}
     return found, arguments.kwarg is not None
 
@@ -174,7 +177,16 @@ def _inspected(module_name: str, name: str) -> Declaration:
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             known = parameter.annotation if isinstance(parameter.annotation, type) else Any
             result.parameters[parameter.name] = Parameter(known, parameter.default is parameter.empty)
-    for attribute in ("kind", "modality", "modalities", "role", "roles", "kinds", "metric", "higher_is_better"):
+    for attribute in (
+        "kind",
+        "modality",
+        "modalities",
+        "role",
+        "roles",
+        "kinds",
+        "metric",
+        "higher_is_better",
+    ):
         if hasattr(thing, attribute):
             result.attributes[attribute] = getattr(thing, attribute)
     return result

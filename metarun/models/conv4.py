@@ -60,10 +60,11 @@ class Conv4(nn.Module):
             f"use at most depth={min(height, image_width).bit_length() - 1}, or downsample=stride",
         )
         inputs = [channels] + [width] * (depth - 1)
-        self.blocks = nn.Sequential(*(Block(n, width, downsample == "pool", norm_scale) for n in inputs))
-        self.reduce = reduce
-        for block in self.blocks:
+        blocks = [Block(n, width, downsample == "pool", norm_scale) for n in inputs]
+        for block in blocks:
             nn.init.xavier_uniform_(block.conv.weight)
+        self.blocks = nn.Sequential(*blocks)
+        self.reduce = reduce
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:

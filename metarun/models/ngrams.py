@@ -56,8 +56,7 @@ class NgramBag(nn.Module):
         )
         require(
             buckets >= 2 * dim,
-            f"model.buckets={buckets} must be at least twice model.dim={dim}: "
-            "a bucket names a place and a sign",
+            f"model.buckets={buckets} must be at least twice model.dim={dim}: a bucket names a place and a sign",
         )
         require(dropout < 1, "model.dropout=1 leaves nothing; give less than 1")
         self.longest, self.chars, self.max_ngrams = words, (chars[0], chars[1]), max_ngrams
@@ -90,9 +89,7 @@ class NgramBag(nn.Module):
             split = tokens.words(text)
             found = dict.fromkeys(i for word in split for i in ids_of_word(word))
             if self.longest > 1:
-                found.update(
-                    dict.fromkeys(bucket("w", g) for g in tokens.word_ngrams(split, self.longest) if " " in g)
-                )
+                found.update(dict.fromkeys(bucket("w", g) for g in tokens.word_ngrams(split, self.longest) if " " in g))
             rows.append(list(found)[: self.max_ngrams])
         return tokens.pad(rows)
 

@@ -42,9 +42,7 @@ class TextCNN(nn.Module):
         self.set_extra_state([word for word, count in held.items() if count >= min_texts])
         self.max_words = max_words
         self.embedding = nn.Parameter(torch.randn(len(self.vocabulary) + 2, embedding))
-        self.convolutions = nn.ModuleList(
-            nn.Conv1d(embedding, filters, width, padding=width) for width in widths
-        )
+        self.convolutions = nn.ModuleList(nn.Conv1d(embedding, filters, width, padding=width) for width in widths)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Word ids, int32 [N, L], 0 where there are no more words."""

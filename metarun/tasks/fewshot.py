@@ -91,9 +91,7 @@ class FewShot(Task):
         self.data = replace(self.data, x=self.data.x.to(device))
         return self
 
-    def rows(
-        self, split: Split, indices: Sequence[int], shape: EpisodeShape
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, split: Split, indices: Sequence[int], shape: EpisodeShape) -> tuple[np.ndarray, np.ndarray]:
         """Which classes [T, way] and which rows of the data [T, way, shot + query] make up the episodes."""
         drawn, per_class = self.draw(split, indices, shape.way), shape.shot + shape.query
         u = uniforms(self.seed, split, indices, shape.way * per_class, stream=1).reshape(-1, per_class)
@@ -140,9 +138,7 @@ class FewShot(Task):
         }
 
 
-def split_classes(
-    groups: Sequence[int] | np.ndarray, *, val: float, test: float, seed: int
-) -> dict[Split, np.ndarray]:
+def split_classes(groups: Sequence[int] | np.ndarray, *, val: float, test: float, seed: int) -> dict[Split, np.ndarray]:
     """Class ids of three splits: about ``val`` and ``test`` of all classes, the rest to train.
 
     ``groups`` [C] names each class's group, and a group stays whole (``range(C)``: every class for itself).

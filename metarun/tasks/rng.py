@@ -31,9 +31,7 @@ def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint
     return np.stack([c0, c1, c2, c3], axis=-1)
 
 
-def uniforms(
-    seed: int, split: Split, indices: Sequence[int], count: int, stream: int = 0
-) -> NDArray[np.float64]:
+def uniforms(seed: int, split: Split, indices: Sequence[int], count: int, stream: int = 0) -> NDArray[np.float64]:
     """``[len(indices), count]`` uniforms in [0, 1), row i depending on (seed, split, indices[i]) alone.
 
     ``stream`` (< 16) keeps different uses for one episode apart: classes from examples, tasks from noise.
@@ -78,9 +76,7 @@ def derived_seed(seed: int, split: Split, index: int, stream: int) -> int:
     return int(uniforms(seed, split, [index], 1, stream)[0, 0] * 2**53)
 
 
-def generator(
-    device: torch.device, seed: int, split: Split, index: int, stream: int = 8
-) -> torch.Generator | None:
+def generator(device: torch.device, seed: int, split: Split, index: int, stream: int = 8) -> torch.Generator | None:
     """A torch generator on ``device`` for noise inside an episode (policy actions, transitions).
 
     ``None`` on the ``meta`` device, which has no random numbers.

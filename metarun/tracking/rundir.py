@@ -101,7 +101,10 @@ class RunDirectory:
             return {}
 
     def write_status(self, state: State, why: str = "", **values: Any) -> None:
-        self._write("status.json", json.dumps({"state": state, "why": why, "time": now(), "pid": os.getpid(), **values}))
+        self._write(
+            "status.json",
+            json.dumps({"state": state, "why": why, "time": now(), "pid": os.getpid(), **values}),
+        )
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         self._write("summary.json", json.dumps(summary, indent=1))
@@ -199,9 +202,14 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10
+        ).stdout.strip()
 
-    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+    }
 
 
 def _cpu_name() -> str:

@@ -91,9 +91,7 @@ class WandbSink:
     No method raises, and none waits for W&B but ``finish``, which returns within ``finish_timeout`` seconds.
     """
 
-    def __init__(
-        self, directory: Path, arguments: dict[str, Any], settings: dict[str, Any], timeout: float
-    ) -> None:
+    def __init__(self, directory: Path, arguments: dict[str, Any], settings: dict[str, Any], timeout: float) -> None:
         self._directory = directory
         self._arguments = arguments  # of wandb.init
         self._settings = settings  # of wandb.Settings

@@ -30,9 +30,17 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"runner.device={name} is no device; allowed: auto, cpu, cuda, cuda:N, mps") from None
-    there = {"cpu": True, "cuda": has_cuda and (device.index or 0) < torch.cuda.device_count(), "mps": has_mps}
+    there = {
+        "cpu": True,
+        "cuda": has_cuda and (device.index or 0) < torch.cuda.device_count(),
+        "mps": has_mps,
+    }
     if not there.get(device.type, False):
-        found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["mps"] if has_mps else [])]
+        found = [
+            "cpu",
+            *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
+            *(["mps"] if has_mps else []),
+        ]
         raise UserError(f"runner.device={name} is not available here; this machine has {', '.join(found)} (or auto)")
     return device
 

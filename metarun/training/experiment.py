@@ -72,7 +72,12 @@ class Experiment:
             if not meta:
                 directory.write_config(self.config)
                 directory.write_meta(
-                    **provenance(), **self.facts, device=str(self.device), threads=threads, start=now(), end=None
+                    **provenance(),
+                    **self.facts,
+                    device=str(self.device),
+                    threads=threads,
+                    start=now(),
+                    end=None,
                 )
             progress = self._restored(directory)
             directory.write_status("running")
@@ -253,5 +258,8 @@ def warn_of_divergence(results: Mapping[str, Result]) -> None:
             if bad:
                 log.warning(
                     "%s of %d of %d test tasks is not finite: adaptation diverged there; a smaller algorithm.inner_lr "
-                    "or fewer algorithm.test_steps is the usual cure", name + suffix, bad, len(curve),
+                    "or fewer algorithm.test_steps is the usual cure",
+                    name + suffix,
+                    bad,
+                    len(curve),
                 )

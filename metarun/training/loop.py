@@ -56,7 +56,9 @@ def meta_train(run: Experiment, progress: Progress, stop: StopRequest) -> None:
         clock = last_save
         progress.metrics_size = run.metrics.size
         run.metrics.sync()
-        checkpoint.save(run.checkpoints / "last.pt", {"algorithm": algorithm.checkpoint(), "progress": progress.state()})
+        checkpoint.save(
+            run.checkpoints / "last.pt", {"algorithm": algorithm.checkpoint(), "progress": progress.state()}
+        )
 
     while True:
         if validation_due(progress, runner.validate_every, runner.iterations):
@@ -114,7 +116,12 @@ def validate(run: Experiment, progress: Progress, stop: StopRequest) -> None:
     runner, metric = run.runner, run.task.metric
     try:
         result = evaluate(
-            run.algorithm, run.task, "val", runner.val_episodes, batch=runner.eval_batch, stopped=lambda: stop.signal
+            run.algorithm,
+            run.task,
+            "val",
+            runner.val_episodes,
+            batch=runner.eval_batch,
+            stopped=lambda: stop.signal,
         )
     except Interrupted:
         return
@@ -125,7 +132,8 @@ def validate(run: Experiment, progress: Progress, stop: StopRequest) -> None:
     if progress.best is None or (value > progress.best if run.task.higher_is_better else value < progress.best):
         progress.best, progress.best_iteration = value, progress.iteration
         checkpoint.save(
-            run.checkpoints / "best.pt", {"algorithm": run.algorithm.checkpoint(), "iteration": progress.iteration}
+            run.checkpoints / "best.pt",
+            {"algorithm": run.algorithm.checkpoint(), "iteration": progress.iteration},
         )
     progress.validated = progress.iteration
     run.log(row)

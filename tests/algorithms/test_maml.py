@@ -40,7 +40,13 @@ def conv(downsample: str = "pool") -> nn.Module:
     return Conv4(SPEC, width=3, depth=2, downsample=downsample, reduce="flatten", norm_scale=True)
 
 
-def maml(model: nn.Module, steps: int, first_order: bool = False, norm: str = "transductive", adapt_norm: bool = True) -> MAML:
+def maml(
+    model: nn.Module,
+    steps: int,
+    first_order: bool = False,
+    norm: str = "transductive",
+    adapt_norm: bool = True,
+) -> MAML:
     return MAML(
         model, SPEC, inner_lr=LR, inner_steps=steps, test_steps=steps, first_order=first_order,
         adapt_norm=adapt_norm, norm=norm, head_init=None, train_shot=None, train_query=None,
@@ -104,9 +110,7 @@ def test_meta_gradient_equals_the_loop_unrolled_by_hand(
     assert relative(flat(meta_gradient(learner, data)), flat(by_hand(learner, data, downsample))) < 1e-12
 
 
-@pytest.mark.parametrize(
-    ("native", "norm"), [(False, "transductive"), (False, "support"), (True, "transductive")]
-)
+@pytest.mark.parametrize(("native", "norm"), [(False, "transductive"), (False, "support"), (True, "transductive")])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_meta_gradient_equals_finite_differences(steps: int, native: bool, norm: str) -> None:
     learner, data = maml(NativeNorm() if native else conv(), steps, norm=norm), batch()

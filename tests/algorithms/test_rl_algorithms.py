@@ -28,9 +28,7 @@ SPECS = pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous
 
 
 def navigation(horizon: int = 10, episodes: int = 1) -> Navigation:
-    return Navigation(
-        0, actions="scaled", reward="distance", horizon=horizon, episodes=episodes, test_goals="drawn"
-    )
+    return Navigation(0, actions="scaled", reward="distance", horizon=horizon, episodes=episodes, test_goals="drawn")
 
 
 def maml(spec: Spec, hidden: int = 5, **changed: Any) -> MAMLTRPO:
@@ -76,9 +74,7 @@ def rl2(spec: Spec, hidden: int = 32, **changed: Any) -> RL2:
     return RL2(GRUPolicy(spec, hidden=hidden, init_std=1.0), spec, **(values | changed))
 
 
-def random_rollout(
-    spec: Spec, generator: torch.Generator, tasks: int = 3, copies: int = 4, steps: int = 6
-) -> Rollout:
+def random_rollout(spec: Spec, generator: torch.Generator, tasks: int = 3, copies: int = 4, steps: int = 6) -> Rollout:
     """A float64 rollout of no environment, whose copies end after 2 to ``steps`` steps."""
     shape = (tasks, copies, steps)
     length = torch.randint(2, steps + 1, shape[:2], generator=generator)
@@ -164,8 +160,7 @@ def test_distributions_agree_with_those_of_torch(spec: Spec) -> None:
         action = torch.randint(0, 3, (40,), generator=g)
     else:
         theirs = [
-            torch.distributions.Independent(torch.distributions.Normal(o[:, :2], o[:, 2:].exp()), 1)
-            for o in outputs
+            torch.distributions.Independent(torch.distributions.Normal(o[:, :2], o[:, 2:].exp()), 1) for o in outputs
         ]
         action = torch.randn(40, 2, generator=g)
     torch.testing.assert_close(ours.log_prob(action), theirs[0].log_prob(action))
@@ -243,10 +238,7 @@ def test_meta_gradient_is_exact(spec: Spec, steps: int, inner_loss: str) -> None
 
     h = 1e-5
     differences = torch.stack(
-        [
-            (outer(theta + h * e) - outer(theta - h * e)).detach() / (2 * h)
-            for e in torch.eye(len(theta)).double()
-        ]
+        [(outer(theta + h * e) - outer(theta - h * e)).detach() / (2 * h) for e in torch.eye(len(theta)).double()]
     )
     assert float((found - differences).norm() / differences.norm()) < 1e-6
     leaf = theta.clone().requires_grad_()
@@ -377,9 +369,7 @@ def test_maml_evaluates_each_step_with_its_own_size() -> None:
 
 def test_maml_learns_to_navigate() -> None:
     task = navigation(horizon=20)
-    learner = maml(
-        CONTINUOUS, hidden=32, rollouts=10, test_rollouts=20, fisher_rollouts=3, inner_lr=0.5, max_kl=0.02
-    )
+    learner = maml(CONTINUOUS, hidden=32, rollouts=10, test_rollouts=20, fisher_rollouts=3, inner_lr=0.5, max_kl=0.02)
     judged = [learner.evaluate(task.batch("val", range(20)))["return"].mean(0)]
     for i in range(15):
         torch.manual_seed(i)
@@ -443,13 +433,9 @@ def test_rl2_resumes_exactly() -> None:
 # Any device
 
 
-@pytest.mark.parametrize(
-    "task", [Bandit(0, arms=3, pulls=4), navigation(episodes=2)], ids=["bandit", "navigation"]
-)
+@pytest.mark.parametrize("task", [Bandit(0, arms=3, pulls=4), navigation(episodes=2)], ids=["bandit", "navigation"])
 @pytest.mark.parametrize("make", [maml, rl2])
-def test_steps_run_on_the_meta_device(
-    task: Bandit | Navigation, make: Callable[[Spec], MAMLTRPO | RL2]
-) -> None:
+def test_steps_run_on_the_meta_device(task: Bandit | Navigation, make: Callable[[Spec], MAMLTRPO | RL2]) -> None:
     learner = make(task.spec).to("meta")
     task = task.to(torch.device("meta"))
     try:
@@ -462,13 +448,9 @@ def test_steps_run_on_the_meta_device(
     assert judged["return"].shape[0] == 4
 
 
-@pytest.mark.parametrize(
-    "task", [Bandit(0, arms=3, pulls=4), navigation(episodes=2)], ids=["bandit", "navigation"]
-)
+@pytest.mark.parametrize("task", [Bandit(0, arms=3, pulls=4), navigation(episodes=2)], ids=["bandit", "navigation"])
 @pytest.mark.parametrize("make", [maml, rl2])
-def test_every_learner_can_be_pictured(
-    task: Bandit | Navigation, make: Callable[[Spec], MAMLTRPO | RL2]
-) -> None:
+def test_every_learner_can_be_pictured(task: Bandit | Navigation, make: Callable[[Spec], MAMLTRPO | RL2]) -> None:
     figure = task.picture(make(task.spec))
     assert all(ax.lines for ax in figure.axes)
 

@@ -14,7 +14,13 @@ import pytest
 from metarun.cli import main
 
 SINE = "task=regression/sinusoid"
-QUICK = ["runner.iterations=2", "runner.test_episodes=2", "runner.val_episodes=2", "runner.plots=false", "tracker.wandb=disabled"]
+QUICK = [
+    "runner.iterations=2",
+    "runner.test_episodes=2",
+    "runner.val_episodes=2",
+    "runner.plots=false",
+    "tracker.wandb=disabled",
+]
 
 # (words, what the message must say)
 MISTAKES: list[tuple[str, list[str]]] = [
@@ -146,9 +152,15 @@ def unchanged(run: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name not in ("metarun.log", ".lock")}
 
 
+def edit(path: Path, old: str, new: str) -> None:
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "truncated checkpoint": (
-        lambda run: os.truncate(run / "checkpoints/last.pt", 500), ["resume", "runner.iterations=4"], "last.pt is damaged"),
+        lambda run: os.truncate(run / "checkpoints/last.pt", 500),
+        ["resume", "runner.iterations=4"], "last.pt is damaged"),
     "empty checkpoint": (
         lambda run: os.truncate(run / "checkpoints/last.pt", 0), ["eval"], "last.pt is damaged"),
     "missing checkpoint": (
@@ -158,14 +170,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "config is empty": (
         lambda run: (run / "config.yaml").write_text(""), ["resume"], "is empty or not a configuration"),
     "config was edited wrongly": (
-        lambda run: (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("meta_batch: 25", "meta_batch: x")),
+        lambda run: edit(run / "config.yaml", "meta_batch: 25", "meta_batch: x"),
         ["resume"], "runner.meta_batch=x"),
     "meta.json is damaged": (
         lambda run: (run / "meta.json").write_text("{"), ["resume"], "meta.json is damaged"),
     "another model": (
-        lambda run: (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("- 40", "- 41")),
+        lambda run: edit(run / "config.yaml", "- 40", "- 41"),
         ["eval"], "does not fit this model"),
-    "a key that resume cannot change": (lambda run: None, ["resume", "task.shot=2"], "resume cannot change 'task.shot'"),
+    "a key that resume cannot change": (
+        lambda run: None, ["resume", "task.shot=2"], "resume cannot change 'task.shot'"),
     "a misspelt key of resume": (lambda run: None, ["resume", "runner.iteratons=9"], "did you mean 'iterations'"),
     "a misspelt key of eval": (lambda run: None, ["eval", "task.shots=9"], "did you mean 'shot'"),
     "fewer iterations": (lambda run: None, ["resume", "runner.iterations=1"], "can only be raised"),
@@ -208,7 +221,14 @@ def test_unwritable_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_nan_stops_with_the_iteration_and_the_likely_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [SINE, *QUICK, "runner.iterations=20", "runner.log_every=1", "algorithm.inner_lr=1e30", "name=wild"]
+    words = [
+        SINE,
+        *QUICK,
+        "runner.iterations=20",
+        "runner.log_every=1",
+        "algorithm.inner_lr=1e30",
+        "name=wild",
+    ]
     assert main(words) == 1
     said = capsys.readouterr().err
     assert "became NaN or infinite at iteration" in said

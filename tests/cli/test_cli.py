@@ -17,8 +17,8 @@ from metarun.cli import main
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tracking"))
 
-from wandb_file import read  # noqa: E402
-from wandb_server import API_KEY, WandbServer  # noqa: E402
+from wandb_file import read
+from wandb_server import API_KEY, WandbServer
 
 SINE = ["task=regression/sinusoid", "runner.iterations=20", "runner.validate_every=10", "runner.val_episodes=20",
         "runner.test_episodes=20", "runner.log_every=5", "runner.plots=false"]  # fmt: skip
@@ -30,7 +30,11 @@ def runs(root: Path) -> list[Path]:
 
 @pytest.mark.parametrize(
     ("words", "seconds", "status"),
-    [(["--help"], 0.15, 0), (["list"], 0.5, 0), (["task=regression/sinusoid", "algorithm.inner_lrr=1"], 1.0, 2)],
+    [
+        (["--help"], 0.15, 0),
+        (["list"], 0.5, 0),
+        (["task=regression/sinusoid", "algorithm.inner_lrr=1"], 1.0, 2),
+    ],
 )
 def test_quick_answers_do_not_import_torch(words: list[str], seconds: float, status: int) -> None:
     script = (

@@ -14,14 +14,24 @@ from pathlib import Path
 import pytest
 import torch
 
-FAST = ["runner.checkpoint_seconds=0.1", "runner.plots=false", "runner.test_episodes=40", "runner.val_episodes=20"]
+FAST = [
+    "runner.checkpoint_seconds=0.1",
+    "runner.plots=false",
+    "runner.test_episodes=40",
+    "runner.val_episodes=20",
+]
 RUNS = {
-    "sinusoid": ["task=regression/sinusoid", "runner.iterations=1200", "runner.validate_every=150", "runner.log_every=7"],
+    "sinusoid": [
+        "task=regression/sinusoid", "runner.iterations=1200", "runner.validate_every=150", "runner.log_every=7",
+    ],
     "glyphs": [
         "task=vision/glyphs", "model.width=8", "algorithm.train_way=5", "task.test_ways=[]",
         "runner.iterations=160", "runner.validate_every=30", "runner.log_every=7",
     ],
-    "bandit": ["task=rl/bandit", "runner.meta_batch=50", "runner.iterations=60", "runner.validate_every=15", "runner.log_every=7"],
+    "bandit": [
+        "task=rl/bandit", "runner.meta_batch=50",
+        "runner.iterations=60", "runner.validate_every=15", "runner.log_every=7",
+    ],
 }  # fmt: skip
 
 
@@ -61,7 +71,8 @@ def assert_same(run: Path, undisturbed: Path) -> None:
     assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
     for name in ("last.pt", "best.pt"):
         ours, theirs = (
-            torch.load(r / "checkpoints" / name, weights_only=True)["algorithm"]["parameters"] for r in (run, undisturbed)
+            torch.load(r / "checkpoints" / name, weights_only=True)["algorithm"]["parameters"]
+            for r in (run, undisturbed)
         )
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[k], theirs[k]) for k in ours if isinstance(ours[k], torch.Tensor))

@@ -141,9 +141,7 @@ def test_idf_is_that_of_the_meta_train_texts_and_new_ngrams_weigh_most() -> None
     known, new = (model.encode([word])[0].long() for word in ("a", "quixotic"))
     assert model.log_idf[known[0]].exp().item() == pytest.approx(math.log(7 / 4) + 1)
     assert model.log_idf[new].exp().tolist() == pytest.approx([math.log(7) + 1] * len(new))
-    assert torch.equal(
-        bag().encode(TEXTS), NgramBag(["other"], **BAG).encode(TEXTS)
-    )  # ids need no vocabulary
+    assert torch.equal(bag().encode(TEXTS), NgramBag(["other"], **BAG).encode(TEXTS))  # ids need no vocabulary
 
 
 def test_hashes_are_the_same_in_every_process() -> None:

@@ -20,9 +20,7 @@ class Numbers(FewShot):
 SIZES = np.array([7, 9, 12, 8] * 6)
 
 
-def numbers(
-    seed: int = 0, way: int = 3, shot: int = 2, query: int = 4, test_ways: tuple[int, ...] = (5,)
-) -> Numbers:
+def numbers(seed: int = 0, way: int = 3, shot: int = 2, query: int = 4, test_ways: tuple[int, ...] = (5,)) -> Numbers:
     offsets = np.concatenate([[0], np.cumsum(SIZES)])
     data = ClassData(torch.arange(offsets[-1])[:, None], offsets, [f"c{i}" for i in range(len(SIZES))])
     classes = {"train": range(12), "val": range(12, 16), "test": range(16, 24)}
@@ -40,9 +38,7 @@ def class_of(rows: torch.Tensor) -> np.ndarray:
 def test_an_episode_does_not_depend_on_its_batch():
     task = numbers()
     together = tensors(task.batch("train", [3, 4]))
-    apart = [
-        torch.cat(pair) for pair in zip(*(tensors(task.batch("train", [i])) for i in (3, 4)), strict=True)
-    ]
+    apart = [torch.cat(pair) for pair in zip(*(tensors(task.batch("train", [i])) for i in (3, 4)), strict=True)]
     assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
 
 

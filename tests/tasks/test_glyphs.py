@@ -181,9 +181,7 @@ def test_picture(task, channels):
     assert [int(text.get_text()) for text in main.texts] == expected.tolist()
     assert len(main.lines) == int((expected != batch.query.y[0]).sum())
     drawn = seen.rows("test", [0], seen.shape)[0][0]
-    assert [label.get_text().split()[0] for label in left.get_yticklabels()] == [
-        seen.data.names[c] for c in drawn
-    ]
+    assert [label.get_text().split()[0] for label in left.get_yticklabels()] == [seen.data.names[c] for c in drawn]
     figure.savefig("picture.png")
 
 

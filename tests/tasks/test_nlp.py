@@ -54,9 +54,7 @@ def test_published_folds_partition_the_classes(dataset: str) -> None:
 
 
 @pytest.mark.data
-@pytest.mark.parametrize(
-    ("dataset", "texts"), [("BANKING77", 13083), ("HWU64", 11036), ("Liu", 25478), ("OOS", 22500)]
-)
+@pytest.mark.parametrize(("dataset", "texts"), [("BANKING77", 13083), ("HWU64", 11036), ("Liu", 25478), ("OOS", 22500)])
 def test_folds_are_the_published_class_lists(data_root: Path, dataset: str, texts: int) -> None:
     for fold in range(1, 6):
         task = Intents(0, **{**INTENTS, "dataset": dataset, "fold": fold, "root": str(data_root)})
@@ -135,11 +133,7 @@ def test_by_domain_needs_domains(tmp_path: Path) -> None:
 # The user's own files
 
 FRUITS = ["apple", "banana", "cherry", "damson", "elderberry", "fig", "grape", "hawthorn"]
-ROWS = [
-    (f"{head} {fruit}, {fruit}s", f"class{i}")
-    for head in ("a", "the", "my")
-    for i, fruit in enumerate(FRUITS)
-]
+ROWS = [(f"{head} {fruit}, {fruit}s", f"class{i}") for head in ("a", "the", "my") for i, fruit in enumerate(FRUITS)]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -171,8 +165,7 @@ def test_own_file(tmp_path: Path, ending: str) -> None:
 
 def test_own_split(tmp_path: Path) -> None:
     home = {
-        f"class{i}": split
-        for i, split in enumerate(["test", "val", "train", "train", "test", "val", "test", "train"])
+        f"class{i}": split for i, split in enumerate(["test", "val", "train", "train", "test", "val", "test", "train"])
     }
     mine = [{"q": text, "intent": label, "part": home[label]} for text, label in ROWS]
     names = {"text": "q", "label": "intent", "split": "part"}

@@ -155,8 +155,7 @@ def test_zips_folders_and_roots_give_the_same(data_root, tmp_path):
     for name in list(zipped.characters)[::50]:
         pairs = zip(folder.characters[name], zipped.characters[name], strict=True)
         assert all(
-            np.array_equal(folder.image(f, 28, "nearest", 1), zipped.image(z, 28, "nearest", 1))
-            for f, z in pairs
+            np.array_equal(folder.image(f, 28, "nearest", 1), zipped.image(z, 28, "nearest", 1)) for f, z in pairs
         )
     drawing = own / part / folder.characters["Keble/character01"][0]
     stamp = folder.stamp

@@ -19,9 +19,7 @@ from metarun.tasks.rl.navigation import Navigation, Plane
 OPTIONS = list(product(["scaled", "clipped"], ["distance", "squared_distance"]))
 
 
-def navigation(
-    actions: str = "scaled", reward: str = "distance", horizon: int = 12, episodes: int = 1
-) -> Navigation:
+def navigation(actions: str = "scaled", reward: str = "distance", horizon: int = 12, episodes: int = 1) -> Navigation:
     options: dict[str, Any] = {"actions": actions, "reward": reward, "test_goals": "drawn"}
     return Navigation(3, horizon=horizon, episodes=episodes, **options)
 
@@ -117,9 +115,7 @@ def test_oracle_is_what_a_perfect_walker_gets(reward: str) -> None:
 def test_the_authors_test_goals() -> None:
     task = Navigation(0, actions="scaled", reward="distance", horizon=5, episodes=1, test_goals="authors")
     goals = task.goals("test", range(41))
-    assert goals[0] == pytest.approx(
-        [0.417022 - 0.5, 0.72032449 - 0.5]
-    )  # the first draws of MT19937 seeded with 1
+    assert goals[0] == pytest.approx([0.417022 - 0.5, 0.72032449 - 0.5])  # the first draws of MT19937 seeded with 1
     assert (goals[40] == goals[0]).all()
     assert not (task.goals("val", [0]) == goals[0]).any()
 
@@ -157,9 +153,7 @@ def test_a_bandit_pays_as_often_as_its_arms_do() -> None:
     assert set(reward.unique().tolist()) == {0.0, 1.0}
     for arm in range(3):
         paid = reward[action == arm].view(4, -1).mean(1)
-        np.testing.assert_allclose(
-            paid, task.probabilities("train", range(4))[:, arm], atol=4 * 0.5 / math.sqrt(20000)
-        )
+        np.testing.assert_allclose(paid, task.probabilities("train", range(4))[:, arm], atol=4 * 0.5 / math.sqrt(20000))
 
 
 def test_bandit_references() -> None:

@@ -377,9 +377,7 @@ def test_finished_run_trained_longer(tmp_path: Path, server: WandbServer) -> Non
     ]
 
 
-def test_server_stops_in_mid_run(
-    tmp_path: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_server_stops_in_mid_run(tmp_path: Path, server: WandbServer, caplog: pytest.LogCaptureFixture) -> None:
     directory = tmp_path / "run"
     recorder = Recorder(directory, mode=None, finish_timeout=4.0)
     recorder.rows(0, 20)
@@ -399,9 +397,7 @@ def test_server_stops_in_mid_run(
     assert f"wandb sync {next(directory.glob('wandb/offline-run-*'))}" in messages(caplog)
 
 
-def test_synced_copy_is_complete(
-    tmp_path: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_synced_copy_is_complete(tmp_path: Path, server: WandbServer, caplog: pytest.LogCaptureFixture) -> None:
     """The line that is printed, carried out: W&B then has every row once."""
     recorder = Recorder(tmp_path / "run")
     recorder.rows(0, 10)
@@ -522,9 +518,7 @@ def test_start_fails_to_offline(
     assert "wandb sync" in messages(caplog)
 
 
-def test_nothing_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_nothing_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def broken(**_: object) -> None:
         raise OSError("no space left on device")
 

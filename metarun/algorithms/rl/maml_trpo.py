@@ -114,9 +114,7 @@ class MAMLTRPO(ControlAlgorithm):
         output = functional_call(self.model, self.named(phi), (seen.flatten(1, 2),))
         return distribution(self.spec, output.view(*seen.shape[:3], -1))
 
-    def experience(
-        self, env: Environment, phi: Tensor, episodes: int, generator: torch.Generator | None
-    ) -> Experience:
+    def experience(self, env: Environment, phi: Tensor, episodes: int, generator: torch.Generator | None) -> Experience:
         """``episodes`` rollouts a task with its policy."""
         parameters = self.named(phi)
 

@@ -17,9 +17,7 @@ from metarun.types import SPLITS, Fraction, Positive
 
 _CLINC = "https://raw.githubusercontent.com/clinc/oos-eval/master/data/"
 _BANKING = "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/master/banking_data/"
-_FOLDS = (
-    "https://raw.githubusercontent.com/tdopierre/ProtAugment/6352ababa740133708daed815666b5bf39850d98/data/"
-)
+_FOLDS = "https://raw.githubusercontent.com/tdopierre/ProtAugment/6352ababa740133708daed815666b5bf39850d98/data/"
 
 FILES = {
     "text/clinc150/data_full.json": (
@@ -95,8 +93,7 @@ class Intents(TextFewShot):
             digits = FOLDS[dataset][fold - 1]
             require(
                 len(digits) == len(examples),
-                f"{dataset}/full.jsonl has {len(examples)} classes in place of {len(digits)}: "
-                "not the published file",
+                f"{dataset}/full.jsonl has {len(examples)} classes in place of {len(digits)}: not the published file",
             )
             classes = {s: [c for c, d in enumerate(digits) if d == str(i)] for i, s in enumerate(SPLITS)}
             self.partition = {"split": f"fold {fold}"}

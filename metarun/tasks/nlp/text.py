@@ -130,8 +130,7 @@ def _value(path: Path, number: int, row: dict[str, Any], key: str, column: str) 
     if column not in row:
         there = ", ".join(map(str, row)) or "nothing"
         raise UserError(
-            f"{path}, line {number}: no column '{column}' (task.{key}); "
-            f"there is {there}{nearest(column, row)}"
+            f"{path}, line {number}: no column '{column}' (task.{key}); there is {there}{nearest(column, row)}"
         )
     value = row[column]
     require(

@@ -70,7 +70,13 @@ class Sinusoid(Task):
             if len(fits) > 1:
                 ax.plot(grid, fits[0][task], ":", color="tab:blue", label="before adaptation")
             ax.plot(grid, fits[-1][task], color="tab:red", label="after adaptation")
-            ax.plot(support.x[task, :, 0].cpu(), support.y[task, :, 0].cpu(), "^", color="tab:purple", label="support")
+            ax.plot(
+                support.x[task, :, 0].cpu(),
+                support.y[task, :, 0].cpu(),
+                "^",
+                color="tab:purple",
+                label="support",
+            )
             ax.set_xlabel("x")
         figure.axes[0].legend(fontsize=8)
         figure.suptitle("Sinusoids of the meta-test split, fitted from their support points")

@@ -95,9 +95,7 @@ class Arms(Environment):
     def observe(self, state: Tensor) -> Tensor:
         return state.new_ones(*state.shape[:2], 1)
 
-    def step(
-        self, state: Tensor, action: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         chance = self.pays.expand(-1, action.shape[1], -1).gather(-1, action[..., None])[..., 0]
         paid = torch.rand(action.shape, generator=generator, device=self.device) < chance
         return state, paid.to(self.pays.dtype), torch.ones_like(paid)

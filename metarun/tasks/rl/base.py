@@ -43,7 +43,5 @@ class Environment(ABC):
         """Observations [T, E, observation size] of a state."""
 
     @abstractmethod
-    def step(
-        self, state: Tensor, action: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         """(next state, reward [T, E], terminated [T, E]) of actions [T, E] (discrete) or [T, E, size]."""

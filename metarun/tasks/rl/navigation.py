@@ -150,9 +150,7 @@ class Plane(Environment):
     def observe(self, state: Tensor) -> Tensor:
         return state
 
-    def step(
-        self, state: Tensor, action: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         move = action.clamp(-1, 1) * TOP_SPEED if self.scaled else action.clamp(-TOP_SPEED, TOP_SPEED)
         state = state + move
         offset = state - self.goals

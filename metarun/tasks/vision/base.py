@@ -101,9 +101,7 @@ class ImageFewShot(FewShot):
                 main.text(j + 0.04, label + 0.06, str(guess), **text)
                 if guess != label:
                     xs, ys = (j + 0.01, j + 0.99), (label + 0.01, label + 0.99)
-                    main.plot(
-                        [*xs, *xs[::-1], xs[0]], [ys[0], ys[0], ys[1], ys[1], ys[0]], color=colour, lw=2
-                    )
+                    main.plot([*xs, *xs[::-1], xs[0]], [ys[0], ys[0], ys[1], ys[1], ys[0]], color=colour, lw=2)
         return figure
 
     def _pixels(self) -> tuple[int, int, int]:
@@ -123,9 +121,7 @@ def warped(x: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
     flat = x.flatten(0, 1)
     flat = flat.float() / 255 if flat.dtype == torch.uint8 else flat
     grid = F.affine_grid(theta, list(flat.shape), align_corners=False)
-    return F.grid_sample(flat, grid, padding_mode="border", align_corners=False).view(
-        tasks, images, *x.shape[2:]
-    )
+    return F.grid_sample(flat, grid, padding_mode="border", align_corners=False).view(tasks, images, *x.shape[2:])
 
 
 def _displayed(x: torch.Tensor) -> NDArray[np.float32]:

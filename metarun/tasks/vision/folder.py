@@ -50,9 +50,7 @@ class Folder(ImageFewShot):
         split_seed: int,
         augment: NonNegative,
     ) -> None:
-        require(
-            root is not None, "task.root is not set: name the folder that holds one folder of images a class"
-        )
+        require(root is not None, "task.root is not set: name the folder that holds one folder of images a class")
         base = Path(str(root)).expanduser()
         require(base.is_dir(), f"task.root={root}: {'not a folder' if base.exists() else 'no such folder'}")
         own = (base / "train").is_dir()
@@ -103,13 +101,9 @@ def list_classes(folder: Path) -> dict[str, list[Path]]:
         if not entry.is_dir() or entry.name.startswith("."):
             continue
         images = [
-            file
-            for file in sorted(entry.iterdir())
-            if file.suffix.lower() in ENDINGS and not file.name.startswith(".")
+            file for file in sorted(entry.iterdir()) if file.suffix.lower() in ENDINGS and not file.name.startswith(".")
         ]
-        require(
-            bool(images), f"{entry}: no images in this class's folder ({', '.join(e[1:] for e in ENDINGS)})"
-        )
+        require(bool(images), f"{entry}: no images in this class's folder ({', '.join(e[1:] for e in ENDINGS)})")
         classes[entry.name] = images
     require(bool(classes), f"{folder}: holds no folders; it must hold one folder of images a class")
     return classes

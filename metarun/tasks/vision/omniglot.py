@@ -88,9 +88,7 @@ class Omniglot(ImageFewShot):
             for part in self.turned:
                 classes[part] = np.concatenate([classes[part] + turn * characters for turn in range(4)])
         self.preprocessing = {"size": size, "resize": resize, "invert": invert}
-        self.partition = (
-            {"split": split} if split == "vinyals" else {"split": split, "split_seed": split_seed}
-        )
+        self.partition = {"split": split} if split == "vinyals" else {"split": split, "split_seed": split_seed}
         shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
         super().__init__(data, classes, seed=seed, name="omniglot", **shape)  # type: ignore[arg-type]
 
@@ -106,9 +104,7 @@ class Omniglot(ImageFewShot):
         return {**super().protocol(), **self.partition, **turned, **self.preprocessing}
 
 
-def split_characters(
-    names: Sequence[str], split: str, seed: int, val_classes: int
-) -> dict[Split, NDArray[np.int64]]:
+def split_characters(names: Sequence[str], split: str, seed: int, val_classes: int) -> dict[Split, NDArray[np.int64]]:
     """Character numbers of each split; ``names`` are ``Alphabet/characterNN``, the background set first."""
     if split == "vinyals":
         val = np.array([belongs(name, VINYALS_VAL) for name in names])
@@ -137,9 +133,7 @@ def split_characters(
     for i in permutation(seed, len(unique)):
         if val.sum() < val_classes:
             val |= alphabets == unique[i]
-    require(
-        not val[:background].all(), f"task.val_classes={val_classes}: must leave some of the {background}"
-    )
+    require(not val[:background].all(), f"task.val_classes={val_classes}: must leave some of the {background}")
     return {
         "train": np.flatnonzero(~val[:background]),
         "val": np.flatnonzero(val),
