@@ -60,7 +60,7 @@ class ImageFewShot(FewShot):
         at = support.x.shape[1]
         images = at + query.x.shape[1]
         u = uniforms(self.seed, split, indices, 6 * images, stream=3).reshape(len(indices), images, 2, 3)
-        maps = torch.from_numpy(self.augment * (2 * u - 1) * [1, 1, 0.5]).float().to(self.device)
+        maps = torch.from_numpy(self.augment * (2 * u - 1) * [1, 1, 0.5]).to(self.device, torch.get_default_dtype())
         return TaskBatch(
             replace(support, x=warped(support.x, maps[:, :at])),
             replace(query, x=warped(query.x, maps[:, at:])),
@@ -119,7 +119,7 @@ def warped(x: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
     tasks, images = x.shape[:2]
     theta = maps.flatten(0, 1) + torch.eye(2, 3, device=x.device)
     flat = x.flatten(0, 1)
-    flat = flat.float() / 255 if flat.dtype == torch.uint8 else flat
+    flat = flat.to(theta.dtype) / 255 if flat.dtype == torch.uint8 else flat
     grid = F.affine_grid(theta, list(flat.shape), align_corners=False)
     return F.grid_sample(flat, grid, padding_mode="border", align_corners=False).view(tasks, images, *x.shape[2:])
 
