@@ -21,7 +21,7 @@ COMMANDS = {
 HELP = """metarun: one runner for meta-learning
 
   metarun task=vision/omniglot model=conv4 algorithm=maml seed=1
-  metarun -m task=vision/glyphs algorithm=maml,anil,protonet seed=0,1,2     every combination, one run each
+  metarun -m task=vision/glyphs algorithm=maml,protonet seed=0,1,2     every combination, one run each
   metarun resume outputs/glyphs-protonet/2026-01-31_12-00-00-000000_s0
 
 Commands

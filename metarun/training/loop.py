@@ -93,7 +93,8 @@ def validation_due(progress: Progress, every: int, total: int) -> bool:
 def train_row(progress: Progress) -> dict[str, Any]:
     """The means since the last row, read back from the device in one transfer; stops the run if one is not finite."""
     names = list(progress.pending[0])
-    table = torch.stack([torch.stack([m[name].double() for name in names]) for m in progress.pending]).cpu()
+    dtype = torch.get_default_dtype()
+    table = torch.stack([torch.stack([m[name].to(dtype) for name in names]) for m in progress.pending]).cpu().double()
     first = progress.iteration - len(progress.pending)
     progress.pending = []
     finite = torch.isfinite(table).all(dim=1)

@@ -46,7 +46,7 @@ class Sinusoid(Task):
         amplitude, phase = self.curves(split, indices)
         x = 10 * uniforms(self.seed, split, indices, shape.shot + shape.query, stream=1) - 5
         values = np.stack([x, amplitude * np.sin(x - phase)], axis=-1)
-        points = torch.from_numpy(values).to(self.device, torch.get_default_dtype())
+        points = torch.from_numpy(values).to(torch.get_default_dtype()).to(self.device)
         support, query = points.split([shape.shot, shape.query], dim=1)
         return TaskBatch(*(Labelled(part[..., :1], part[..., 1:]) for part in (support, query)))
 

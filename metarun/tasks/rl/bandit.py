@@ -42,7 +42,7 @@ class Bandit(Task):
         return uniforms(self.seed, split, indices, self.arms)
 
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Arms:
-        pays = torch.from_numpy(self.probabilities(split, indices)).to(self.device, torch.get_default_dtype())
+        pays = torch.from_numpy(self.probabilities(split, indices)).to(torch.get_default_dtype()).to(self.device)
         return Arms(pays, self, split, indices)
 
     def protocol(self) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Navigation(Task):
         return GOAL_RANGE * (2 * uniforms(self.seed, split, indices, 2) - 1)
 
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Plane:
-        goals = torch.from_numpy(self.goals(split, indices)).to(self.device, torch.get_default_dtype())
+        goals = torch.from_numpy(self.goals(split, indices)).to(torch.get_default_dtype()).to(self.device)
         return Plane(goals, self, split, indices)
 
     def protocol(self) -> dict[str, Any]:

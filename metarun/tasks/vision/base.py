@@ -60,7 +60,7 @@ class ImageFewShot(FewShot):
         at = support.x.shape[1]
         images = at + query.x.shape[1]
         u = uniforms(self.seed, split, indices, 6 * images, stream=3).reshape(len(indices), images, 2, 3)
-        maps = torch.from_numpy(self.augment * (2 * u - 1) * [1, 1, 0.5]).to(self.device, torch.get_default_dtype())
+        maps = torch.from_numpy(self.augment * (2 * u - 1) * [1, 1, 0.5]).to(torch.get_default_dtype()).to(self.device)
         return TaskBatch(
             replace(support, x=warped(support.x, maps[:, :at])),
             replace(query, x=warped(query.x, maps[:, at:])),
