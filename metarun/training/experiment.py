@@ -99,7 +99,7 @@ class Experiment:
             return summary
 
     def test(self, split: Split = "test", stop: StopRequest | None = None) -> dict[str, Result]:
-        """Judge the learner as it is: ``{suffix: result}`` for the task's shape and each further one."""
+        """Judge the learner as it is: ``{suffix: result}`` for the task's shape and each further one it accepts."""
         return {
             suffix: evaluate(
                 self.algorithm,
@@ -111,6 +111,7 @@ class Experiment:
                 stopped=lambda: stop.signal if stop else None,
             )
             for suffix, shape in self.task.variants().items()
+            if self.algorithm.accepts(shape)
         }
 
     def load(self, path: Path) -> int:

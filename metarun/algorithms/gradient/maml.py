@@ -72,6 +72,9 @@ class MAML(SupervisedAlgorithm):
     def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
         return shape and shape.changed(shot=self.train_shot, query=self.train_query)
 
+    def accepts(self, shape: EpisodeShape | None) -> bool:
+        return shape is None or self.spec.kind != "classification" or shape.way == self.spec.output_size
+
     def predict(self, parameters: Parameters, x: Tensor) -> Tensor:
         """One task's predictions [N, outputs]; ``parameters`` replace the network's own of the same names."""
         return functional_call(self.net, parameters, (x,))
