@@ -20,7 +20,7 @@ from metarun.tracking.rundir import MetricsFile, RunDirectory, now, provenance
 from metarun.tracking.settings import Tracker
 from metarun.tracking.wandb import WandbSink
 from metarun.training import checkpoint
-from metarun.training.device import choose_device, choose_threads
+from metarun.training.device import choose_device, choose_threads, keep_freed_memory
 from metarun.training.loop import Progress, meta_train
 from metarun.training.settings import Runner
 from metarun.training.signals import StopRequest
@@ -69,6 +69,7 @@ class Experiment:
             meta = directory.meta()
             threads = meta.get("threads") or self.runner.threads or self._threads()
             torch.set_num_threads(threads)
+            keep_freed_memory()
             if not meta:
                 directory.write_config(self.config)
                 directory.write_meta(
