@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from metarun.config.build import build
 from metarun.config.catalogue import catalogue
 from metarun.config.check import CLOSED, INJECTED, check, misfit
 from metarun.config.compose import compose
-from metarun.config.declare import declaration
+from metarun.config.declare import declaration, is_section
 from metarun.errors import UserError
 from metarun.training.experiment import Experiment
 
@@ -177,16 +178,24 @@ def test_unfit_cells_are_refused_with_what_fits() -> None:
     assert refused == len(UNFIT)
 
 
+@cache
 def complete(group: str, name: str) -> dict[str, Any]:
-    """The keys of an option of ``group``, as a composition without a tuned pair would give them."""
-    entry = {"model": MODELS, "algorithm": ALGORITHMS}[group][name]
-    return {key: value for key, value in entry.section.items() if key != "defaults"}
+    """The keys of an option of ``group``, resolved."""
+    return compose([f"{group}={name}"]).config[group]
 
 
 def declared_sections() -> Iterator[tuple[str, Path, dict[str, Any], str]]:
+    """Every section with a class, those inside others too."""
+
+    def within(name: str, path: Path, section: dict[str, Any]) -> Iterator[tuple[str, Path, dict[str, Any], str]]:
+        yield name, path, section, str(section["_target_"])
+        for key, value in section.items():
+            if is_section(value):
+                yield from within(f"{name}.{key}", path, value)
+
     for group in ("task", "model", "algorithm"):
         for entry in catalogue(group):
-            yield f"{group}/{entry.name}", entry.path, entry.section, str(entry.section["_target_"])
+            yield from within(f"{group}/{entry.name}", entry.path, entry.section)
     for group, target in CLOSED.items():
         for entry in catalogue(group):
             yield f"{group}/{entry.name}", entry.path, entry.section, target
@@ -205,7 +214,8 @@ def test_a_value_is_declared_once() -> None:
             stated = [line for line in path.read_text().splitlines() if line.strip().startswith(f"{key}:")]
             assert all("#" in line for line in stated), f"{name}: {key} has no comment"
         walked += 1
-    assert walked == len(TASKS) + len(MODELS) + len(ALGORITHMS) + 2
+    pieces = 4 * sum("GradientLearner" in a.declaration.target for a in ALGORITHMS.values() if a.declaration)
+    assert walked == len(TASKS) + len(MODELS) + len(ALGORITHMS) + pieces + 2
 
 
 def test_every_recipe_composes_and_fits() -> None:

@@ -1,0 +1,200 @@
+"""The gradient engine: a learner that adapts by gradient steps, put together from four exchangeable pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, judge, with_head
+from metarun.algorithms.gradient.adapts import Adapts
+from metarun.algorithms.gradient.losses import InnerLoss
+from metarun.algorithms.gradient.outer import OuterGradient
+from metarun.algorithms.gradient.parameters import Parameters
+from metarun.algorithms.gradient.rules import Rule, State
+from metarun.models.norm import set_policy, statistics_from
+from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.types import Count, Positive, Rate
+
+Dims = Any
+"""Which dimension of an argument is the tasks': 0, ``None`` (shared by all), or nested dictionaries of these."""
+
+
+class GradientLearner(SupervisedAlgorithm):
+    """Learns from where, and with learned pieces how, a few gradient steps learn a task.
+
+    The model gets a linear head. On a task with support set S and query set Q, what ``adapts`` starts at phi_0
+    (the meta-parameters theta themselves, as a rule) and takes ``inner_steps`` steps
+
+        phi_k+1 = phi_k + u(g_k),   g_k = gradient of l(phi_k; S)
+
+    of the ``rule`` u on the inner ``loss`` l, a mean over the support set; ``outer`` turns the adapted phi_K and
+    Q into a gradient by theta and by all that the pieces themselves learn. MAML (Finn, Abbeel & Levine 2017,
+    arXiv:1703.03400, Algorithm 2): all parameters, SGD, the task's loss, unrolled.
+
+    ``inner_lr`` is the rule's step size, or what a learned one starts from. ``test_steps`` steps are taken on
+    test tasks; ``inner_steps=0`` is joint pre-training on all tasks. ``head_init`` is the head's standard
+    deviation (null: torch's own initialisation). Meta-trains on episodes of ``train_shot`` and ``train_query``
+    where given. ``norm``: ``transductive`` or ``support``; a running average has no meaning for parameters that
+    change with every task.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: Spec,
+        *,
+        adapts: Adapts,
+        rule: Rule,
+        loss: InnerLoss,
+        outer: OuterGradient,
+        inner_lr: Rate,
+        inner_steps: Count,
+        test_steps: Count,
+        norm: Literal["transductive", "support"],
+        head_init: Rate | None,
+        train_shot: Positive | None,
+        train_query: Positive | None,
+        outer_lr: Rate,
+        halve_every: Positive | None,
+    ) -> None:
+        super().__init__()
+        self.spec, self.norm = spec, norm
+        self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
+        self.train_shot, self.train_query = train_shot, train_query
+        self.net = with_head(model, spec, spec.output_size, head_init)
+        set_policy(self.net, norm, elementary=True)
+        self.adapts, self.rule, self.loss, self.outer = adapts, rule, loss, outer
+        self.adapted_names = adapts.attach(self.net)
+        own = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
+        rule.prepare({name: own[name] for name in self.adapted_names}, inner_lr, inner_steps)
+        loss.prepare(spec)
+        # vmap's batching rule of torch's own batch norm gives a wrong second-order gradient: loop over tasks there.
+        self.batched = not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.net.modules())
+        self.learn_with(outer_lr, halve_every)
+
+    @property
+    def model(self) -> nn.Module:  # type: ignore[override]
+        """The model without the head."""
+        return self.net[0]
+
+    def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
+        return shape and shape.changed(shot=self.train_shot, query=self.train_query)
+
+    # One task.
+
+    def predict(self, parameters: Parameters, x: Tensor) -> Tensor:
+        """Predictions [N, outputs]; ``parameters`` replace the network's own of the same names."""
+        return functional_call(self.net, parameters, (x,))
+
+    def predict_query(self, parameters: Parameters, support: Tensor, query: Tensor) -> Tensor:
+        """Query predictions, normalised as the policy says."""
+        if self.norm == "support":
+            with statistics_from(self.net, len(support)):
+                return self.predict(parameters, torch.cat([support, query]))[len(support) :]
+        return self.predict(parameters, query)
+
+    def inner_gradient(self, parameters: Parameters, initial: Parameters, x: Tensor, y: Tensor) -> Parameters:
+        """Of the inner loss on the support set (x, y), by ``parameters``."""
+        return grad(lambda p: self.loss(self.predict(p, x), y, p, initial))(parameters)
+
+    def inner_step(
+        self,
+        step: int,
+        first_order: bool,
+        parameters: Parameters,
+        state: State,
+        initial: Parameters,
+        x: Tensor,
+        y: Tensor,
+    ) -> tuple[Parameters, State]:
+        """Parameters and the rule's state after one more step; ``state`` is ``None`` before the first."""
+        gradients = self.inner_gradient(parameters, initial, x, y)
+        if first_order:
+            gradients = {name: g.detach() for name, g in gradients.items()}
+        changes, state = self.rule.update(gradients, self.rule.init(parameters) if state is None else state, step)
+        return {name: p + changes[name] for name, p in parameters.items()}, state
+
+    # Many tasks.
+
+    def trajectory(
+        self, support: Labelled, steps: int, first_order: bool = False
+    ) -> Iterator[tuple[Parameters, Dims, State]]:
+        """Parameters after 0..``steps`` steps, the dimension of their tasks, and the rule's state."""
+        initial, shared = self.adapts.initial(self, support)
+        parameters, dims, state = initial, shared, None
+        yield parameters, dims, state
+        for step in range(steps):
+            move = self.over_tasks(
+                partial(self.inner_step, step, first_order), (dims, None if state is None else 0, shared, 0, 0)
+            )
+            parameters, state = move(parameters, state, initial, support.x, support.y)
+            dims = 0
+            yield parameters, dims, state
+
+    def adapted(self, support: Labelled, first_order: bool = False) -> tuple[Parameters, Dims]:
+        """Parameters after the inner loop of meta-training, and the dimension of their tasks."""
+        *_, (parameters, dims, _) = self.trajectory(support, self.inner_steps, first_order)
+        return parameters, dims
+
+    def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
+        for parameters, dims, _ in self.trajectory(support, self.test_steps if steps is None else steps):
+            yield partial(self.answers, parameters, dims, support)
+
+    def answers(self, parameters: Parameters, dims: Dims, support: Labelled, query: Tensor) -> Tensor:
+        """Predictions [T, Nq, outputs] for the inputs ``query`` [T, Nq, ...]."""
+        return self.over_tasks(self.predict_query, (dims, 0, 0))(parameters, support.x, query)
+
+    def query_loss(self, parameters: Parameters, dims: Dims, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        """Mean loss of adapted learners on their query sets; and that with the other metrics, detached."""
+        judged = judge(self.spec, self.answers(parameters, dims, batch.support, batch.query.x), batch.query.y)
+        means = {name: value.mean() for name, value in judged.items()}
+        loss = means["loss" if self.spec.kind == "classification" else "mse"]
+        return loss, {name: value.detach() for name, value in means.items()}
+
+    def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        return self.outer(self, batch)
+
+    def over_tasks(self, f: Callable[..., Any], dims: tuple[Dims, ...]) -> Callable[..., Any]:
+        """``f`` of one task as a function of many: batched where that is exact, else one task after another."""
+        if self.batched:
+            return vmap(f, in_dims=dims, randomness="different")
+
+        def loop(*arguments: Any) -> Any:
+            tasks = range(len(arguments[-1]))
+            return _stack([f(*(_pick(a, d, t) for a, d in zip(arguments, dims, strict=True))) for t in tasks])
+
+        return loop
+
+    def protocol(self) -> dict[str, Any]:
+        pieces = {"adapts": self.adapts, "rule": self.rule, "loss": self.loss, "outer": self.outer}
+        return {
+            "norm": self.norm,
+            "inner_steps": self.inner_steps,
+            "test_steps": self.test_steps,
+            "inner_lr": self.inner_lr,
+            **{name: f"{type(piece).__name__}({piece.extra_repr()})" for name, piece in pieces.items()},
+        }
+
+
+def _pick(value: Any, dims: Dims, task: int) -> Any:
+    """One task's part of an argument of :meth:`GradientLearner.over_tasks`."""
+    if dims is None:
+        return value
+    if isinstance(value, dict):
+        return {k: _pick(v, dims[k] if isinstance(dims, dict) else dims, task) for k, v in value.items()}
+    return value[task]
+
+
+def _stack(values: Sequence[Any]) -> Any:
+    """The inverse: a result of many tasks from those of each."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {k: _stack([v[k] for v in values]) for k in first}
+    if isinstance(first, tuple):
+        return tuple(map(_stack, zip(*values, strict=True)))
+    return torch.stack(list(values))
