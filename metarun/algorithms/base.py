@@ -131,8 +131,8 @@ def judge(spec: Spec, prediction: Tensor, y: Tensor) -> Metrics:
     return {"accuracy": (prediction.argmax(-1) == y).float().mean(1), "loss": loss}
 
 
-def with_head(model: nn.Module, spec: Spec, outputs: int, init_std: float | None) -> nn.Sequential:
-    """``model`` followed by a linear head; its width is found by running the model once.
+def dry_run(model: nn.Module, spec: Spec) -> Tensor:
+    """What ``model`` makes of two examples, with nothing in it changed.
 
     A model whose inputs are not floats of ``spec.input_shape`` (token ids) says what to run it on: ``example()``.
     """
@@ -140,9 +140,14 @@ def with_head(model: nn.Module, spec: Spec, outputs: int, init_std: float | None
     example = own() if callable(own) else torch.zeros(2, *spec.input_shape)
     was_training = model.training
     with torch.no_grad():
-        features = model.eval()(example).shape[-1]
+        features = model.eval()(example)
     model.train(was_training)
-    head = nn.Linear(features, outputs)
+    return features
+
+
+def with_head(model: nn.Module, spec: Spec, outputs: int, init_std: float | None) -> nn.Sequential:
+    """``model`` followed by a linear head; its width is found by running the model once."""
+    head = nn.Linear(dry_run(model, spec).shape[-1], outputs)
     if init_std is not None:
         nn.init.trunc_normal_(head.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
         nn.init.zeros_(head.bias)

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.overrides import TorchFunctionMode
 
-from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, judge, with_head
+from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge, with_head
 from metarun.algorithms.gradient.adapts import Adapts
 from metarun.algorithms.gradient.losses import InnerLoss
 from metarun.algorithms.gradient.outer import OuterGradient
@@ -73,8 +74,9 @@ class GradientLearner(SupervisedAlgorithm):
         own = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
         rule.prepare({name: own[name] for name in self.adapted_names}, inner_lr, inner_steps)
         loss.prepare(spec)
-        # vmap's batching rule of torch's own batch norm gives a wrong second-order gradient: loop over tasks there.
-        self.batched = not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.net.modules())
+        with _Unbatchable() as found:
+            dry_run(model, spec)
+        self.batched = not found.any
         self.learn_with(outer_lr, halve_every)
 
     @property
@@ -179,6 +181,20 @@ class GradientLearner(SupervisedAlgorithm):
             "inner_lr": self.inner_lr,
             **{name: f"{type(piece).__name__}({piece.extra_repr()})" for name, piece in pieces.items()},
         }
+
+
+class _Unbatchable(TorchFunctionMode):
+    """Notes whether torch's own batch, layer or instance normalisation is called, by a module or as a function.
+
+    Their batching rules under ``vmap`` give wrong second-order gradients, without a word, where their inputs or
+    factors differ from task to task.
+    """
+
+    any = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.any |= getattr(func, "__name__", "").endswith(("batch_norm", "layer_norm", "instance_norm"))
+        return func(*args, **(kwargs or {}))
 
 
 def _pick(value: Any, dims: Dims, task: int) -> Any:

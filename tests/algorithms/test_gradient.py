@@ -1,0 +1,231 @@
+"""Every gradient-based method, as its YAML puts it together, against independent derivations in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metarun.algorithms.base import judge
+from metarun.algorithms.gradient.learner import GradientLearner
+from metarun.config.build import construct
+from metarun.config.compose import compose
+from metarun.models.norm import BatchNorm
+from metarun.tasks.base import Labelled, Spec, TaskBatch
+
+WAY, SHOT, TASKS, LR = 3, 2, 2, 0.3
+SPEC = Spec("classification", "image", (1, 6, 6), WAY)
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
+    "batch": lambda: BatchNorm(3),
+    "layer": lambda: nn.LayerNorm([3, 4, 4]),
+    "native": lambda: nn.BatchNorm2d(3),
+}
+Move = Callable[[dict[str, Tensor], dict[str, Tensor], int], dict[str, Tensor]]
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def body(norm: str = "none") -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 3, 3), NORMS[norm](), nn.Tanh(), nn.Flatten())
+
+
+def build(name: str, model: nn.Module, spec: Spec = SPEC, **changes: Any) -> GradientLearner:
+    """The learner of conf/algorithm/<name>.yaml with other values; ``outer__first_order`` is outer.first_order."""
+    section = compose([f"algorithm={name}"]).config["algorithm"]
+    for key, value in {"inner_lr": LR, "inner_steps": 3, "test_steps": 3, **changes}.items():
+        inner, _, leaf = key.rpartition("__")
+        (section[inner] if inner else section)[leaf] = value
+    return construct(section, model=model, spec=spec)
+
+
+def batch() -> TaskBatch:
+    y = torch.arange(WAY).repeat_interleave(SHOT).expand(TASKS, -1)
+    return TaskBatch(*(Labelled(torch.randn(TASKS, WAY * SHOT, 1, 6, 6), y, WAY) for _ in range(2)))
+
+
+def perturb(learner: GradientLearner) -> GradientLearner:
+    """Away from the symmetric values (ones, zeros, equal rates) that a wrong gradient might not show at."""
+    with torch.no_grad():
+        for p in learner.parameters():
+            p += 0.1 * torch.randn_like(p) * (p.abs().mean() + 0.1)
+    return learner
+
+
+def outer_gradient(learner: GradientLearner, data: TaskBatch) -> dict[str, Tensor]:
+    learner.zero_grad()
+    learner.outer_loss(data)[0].backward()
+    return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in learner.named_parameters()}
+
+
+def unrolled_by_hand(learner: GradientLearner, data: TaskBatch, names: list[str], move: Move) -> dict[str, Tensor]:
+    """The outer gradient by torch.autograd through one task after another; ``move`` gives phi_k+1 - phi_k."""
+    meta = {n: p for n, p in learner.named_parameters() if p.requires_grad}
+    total = torch.zeros(())
+    for (sx, sy), (qx, qy) in zip(data.support.tasks(), data.query.tasks(), strict=True):
+        phi = {n: dict(learner.net.named_parameters())[n] for n in names}
+        for step in range(learner.inner_steps):
+            loss = F.cross_entropy(functional_call(learner.net, phi, (sx,)), sy)
+            gradients = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
+            changes = move(phi, dict(zip(phi, gradients, strict=True)), step)
+            phi = {n: p + changes[n] for n, p in phi.items()}
+        total = total + F.cross_entropy(functional_call(learner.net, phi, (qx,)), qy) / TASKS
+    gradients = torch.autograd.grad(total, list(meta.values()), allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(meta.items(), gradients, strict=True)}
+
+
+def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Relative distance of two gradients."""
+    assert a.keys() == b.keys()
+    x, y = (torch.cat([g[n].flatten() for n in a]) for g in (a, b))
+    return float((x - y).norm() / y.norm())
+
+
+def finite_difference(learner: GradientLearner, data: TaskBatch, direction: dict[str, Tensor]) -> float:
+    """The derivative of the adapted learners' query loss along ``direction``, through the whole inner loop."""
+    values = []
+    for eps in (1e-5, -1e-5):
+        with torch.no_grad():
+            for n, p in learner.named_parameters():
+                p += eps * direction[n]
+            *_, adapted = learner.adaptations(data.support, learner.inner_steps)
+            values.append(judge(SPEC, adapted(data.query.x), data.query.y)["loss"].mean().item())
+            for n, p in learner.named_parameters():
+                p -= eps * direction[n]
+    return (values[0] - values[1]) / 2e-5
+
+
+def plain(phi: dict[str, Tensor], g: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    return {n: -LR * g[n] for n in g}
+
+
+EXACT = ["maml", "anil", "boil"]
+"""Methods whose outer gradient is the query loss's own."""
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", EXACT)
+def test_outer_gradient_equals_finite_differences(name: str, norm: str) -> None:
+    learner, data = perturb(build(name, body(norm))), batch()
+    assert learner.batched is (norm in ("none", "batch"))
+    gradient = outer_gradient(learner, data)
+    for _ in range(3):
+        direction = {n: torch.randn_like(p) for n, p in learner.named_parameters()}
+        exact = sum(float((gradient[n] * direction[n]).sum()) for n in gradient)
+        assert finite_difference(learner, data, direction) == pytest.approx(exact, rel=1e-5, abs=1e-7)
+
+
+ADAPTED = {"maml": ["0.0.weight", "0.0.bias", "1.weight", "1.bias"], "anil": ["1.weight", "1.bias"],
+           "boil": ["0.0.weight", "0.0.bias"]}  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ADAPTED)
+def test_what_adapts_against_a_loop_unrolled_by_hand(name: str, norm: str) -> None:
+    learner, data = perturb(build(name, body(norm))), batch()
+    assert apart(outer_gradient(learner, data), unrolled_by_hand(learner, data, ADAPTED[name], plain)) < 1e-12
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_first_order_takes_inner_gradients_as_constants(norm: str) -> None:
+    learner, data = perturb(build("fomaml", body(norm))), batch()
+
+    def constant(phi: dict[str, Tensor], g: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        return {n: -LR * g[n].detach() for n in g}
+
+    by_hand = unrolled_by_hand(learner, data, ADAPTED["maml"], constant)
+    assert apart(outer_gradient(learner, data), by_hand) < 1e-12
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "native"])
+def test_normalisation_alone_adapts(norm: str) -> None:
+    learner, data = perturb(build("maml", body(norm), adapts__part="norm")), batch()
+    by_hand = unrolled_by_hand(learner, data, ["0.1.weight", "0.1.bias"], plain)
+    assert apart(outer_gradient(learner, data), by_hand) < 1e-12
+
+
+class OwnFunction(nn.Module):
+    """A user's own module that calls normalisation as a function: no layer of it can be seen from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.factor = nn.Parameter(torch.randn(36, 8)), nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(F.layer_norm(x.flatten(1) @ self.weight, [8], self.factor))
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_vmap_over_torchs_own_normalisation_is_wrong_and_is_not_used(norm: str) -> None:
+    """It differs from the loop by far more than rounding, and finite differences side with the loop."""
+    model = body("native") if norm == "batch" else OwnFunction()
+    learner, data = perturb(build("maml", model, adapts__norm=True)), batch()
+    assert not learner.batched
+    loop = outer_gradient(learner, data)
+    learner.batched = True
+    batched = outer_gradient(learner, data)
+    learner.batched = False
+    assert apart(batched, loop) > 1e-4
+    direction = {n: batched[n] - loop[n] for n in loop}
+    along = {k: sum(float((g[n] * direction[n]).sum()) for n in g) for k, g in (("loop", loop), ("vmap", batched))}
+    numeric = finite_difference(learner, data, direction)
+    assert abs(along["loop"] - numeric) < 1e-3 * abs(along["vmap"] - numeric)
+
+
+# Each method learns: on sinusoids, or on a family of random clusters, in seconds.
+
+
+def clusters(tasks: range) -> TaskBatch:
+    """Every task has classes of its own, which differ in four of 36 numbers only; the rest is strong noise."""
+    noise = torch.Generator().manual_seed(tasks.start)
+    y = torch.arange(WAY).repeat_interleave(SHOT).expand(len(tasks), -1)
+    centres = 2 * torch.randn(len(tasks), WAY, 4, generator=noise)
+
+    def draw() -> Labelled:
+        x = 2 * torch.randn(len(tasks), WAY * SHOT, 36, generator=noise)
+        x[..., :4] = x[..., :4] / 4 + centres.repeat_interleave(SHOT, 1)
+        return Labelled(x.view(len(tasks), WAY * SHOT, 1, 6, 6), y, WAY)
+
+    return TaskBatch(draw(), draw())
+
+
+def learned_clusters(name: str, steps: int, **changes: Any) -> tuple[float, float]:
+    """Accuracy on new tasks before and after ``steps`` outer steps."""
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh())
+    learner = build(name, model, **{"outer_lr": 0.01, **changes})
+
+    def accuracy() -> float:
+        return float(learner.evaluate(clusters(range(10**6, 10**6 + 100)))["accuracy"][:, -1].mean())
+
+    before = accuracy()
+    for i in range(steps):
+        torch.manual_seed(i)
+        learner.meta_step(clusters(range(8 * i, 8 * i + 8)), i)
+    return before, accuracy()
+
+
+LEARN_CLUSTERS: dict[str, dict[str, Any]] = {
+    "maml": {},
+    "fomaml": {},
+    "anil": {},
+    "boil": {"inner_lr": 0.1, "inner_steps": 5, "test_steps": 5},
+}
+
+
+@pytest.mark.parametrize("name", LEARN_CLUSTERS)
+def test_learns_clusters(name: str) -> None:
+    before, after = learned_clusters(name, 100, **LEARN_CLUSTERS[name])
+    assert after > before + 0.15, (before, after)
