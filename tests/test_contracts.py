@@ -62,8 +62,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (8, 7, 8)
-    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (81, 2, 5)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (8, 7, 10)
+    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (107, 2, 7)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 

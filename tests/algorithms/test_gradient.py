@@ -26,6 +26,7 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
     "layer": lambda: nn.LayerNorm([3, 4, 4]),
     "native": lambda: nn.BatchNorm2d(3),
 }
+RULES = "metarun.algorithms.gradient.rules"
 Move = Callable[[dict[str, Tensor], dict[str, Tensor], int], dict[str, Tensor]]
 
 
@@ -110,7 +111,7 @@ def plain(phi: dict[str, Tensor], g: dict[str, Tensor], step: int) -> dict[str, 
     return {n: -LR * g[n] for n in g}
 
 
-EXACT = ["maml", "anil", "boil"]
+EXACT = ["maml", "anil", "boil", "metasgd", "lslr"]
 """Methods whose outer gradient is the query loss's own."""
 
 
@@ -135,6 +136,46 @@ ADAPTED = {"maml": ["0.0.weight", "0.0.bias", "1.weight", "1.bias"], "anil": ["1
 def test_what_adapts_against_a_loop_unrolled_by_hand(name: str, norm: str) -> None:
     learner, data = perturb(build(name, body(norm))), batch()
     assert apart(outer_gradient(learner, data), unrolled_by_hand(learner, data, ADAPTED[name], plain)) < 1e-12
+
+
+def test_meta_sgd_against_a_loop_unrolled_by_hand() -> None:
+    learner, data = perturb(build("metasgd", body("batch"))), batch()
+    alpha = dict(zip(learner.adapted_names, learner.rule.rates, strict=True))
+
+    def move(phi: dict[str, Tensor], g: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        return {n: -alpha[n] * g[n] for n in g}
+
+    by_hand = unrolled_by_hand(learner, data, ADAPTED["maml"], move)
+    assert min(float(by_hand[f"rule.rates.{i}"].norm()) for i in range(4)) > 0
+    assert apart(outer_gradient(learner, data), by_hand) < 1e-12
+
+
+def test_rates_per_layer_and_step_against_a_loop_unrolled_by_hand() -> None:
+    learner, data = perturb(build("lslr", body("batch"))), batch()
+
+    def move(phi: dict[str, Tensor], g: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        return {n: -learner.rule.rates[step, ADAPTED["maml"].index(n)] * g[n] for n in g}
+
+    by_hand = unrolled_by_hand(learner, data, ADAPTED["maml"], move)
+    assert by_hand["rule.rates"].shape == (3, 4)
+    assert float(by_hand["rule.rates"].abs().min()) > 0
+    assert apart(outer_gradient(learner, data), by_hand) < 1e-12
+    *_, one_more = learner.adaptations(data.support, 4)
+    assert one_more(data.query.x).isfinite().all()
+
+
+def test_momentum_against_a_loop_unrolled_by_hand() -> None:
+    learner, data = (
+        perturb(build("maml", body("batch"), rule={"_target_": f"{RULES}.Momentum", "momentum": 0.9})),
+        batch(),
+    )
+    past: list[dict[str, Tensor]] = []
+
+    def move(phi: dict[str, Tensor], g: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        past[:] = [*past[:step], g]
+        return {n: -LR * sum(0.9 ** (step - k) * past[k][n] for k in range(step + 1)) for n in g}
+
+    assert apart(outer_gradient(learner, data), unrolled_by_hand(learner, data, ADAPTED["maml"], move)) < 1e-12
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -183,7 +224,7 @@ def test_vmap_over_torchs_own_normalisation_is_wrong_and_is_not_used(norm: str) 
     assert abs(along["loop"] - numeric) < 1e-3 * abs(along["vmap"] - numeric)
 
 
-# Each method learns: on sinusoids, or on a family of random clusters, in seconds.
+# Each method learns, in seconds.
 
 
 def clusters(tasks: range) -> TaskBatch:
@@ -222,6 +263,8 @@ LEARN_CLUSTERS: dict[str, dict[str, Any]] = {
     "fomaml": {},
     "anil": {},
     "boil": {"inner_lr": 0.1, "inner_steps": 5, "test_steps": 5},
+    "metasgd": {},
+    "lslr": {},
 }
 
 
