@@ -57,13 +57,14 @@ SMALL = {
     "model=conv4": ["model.width=4"],
     "algorithm=rl2": ["runner.meta_batch=6"],
     "algorithm=maml_trpo": ["runner.meta_batch=2", "algorithm.rollouts=3"],
+    "algorithm=reptile": ["algorithm.inner_steps=2", "algorithm.test_steps=3"],
     **{f"algorithm={name}": ["runner.meta_batch=2"] for name in GRADIENT},
 }  # fmt: skip
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (8, 7, 10)
-    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (107, 2, 7)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (8, 7, 11)
+    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (120, 2, 8)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun.algorithms.base import judge
-from metarun.algorithms.gradient.learner import GradientLearner
+from metarun.algorithms.gradient.learner import GradientLearner, minibatches
 from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.models.norm import BatchNorm
 from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.regression.sinusoid import Sinusoid
 
 WAY, SHOT, TASKS, LR = 3, 2, 2, 0.3
 SPEC = Spec("classification", "image", (1, 6, 6), WAY)
@@ -189,6 +191,71 @@ def test_first_order_takes_inner_gradients_as_constants(norm: str) -> None:
     assert apart(outer_gradient(learner, data), by_hand) < 1e-12
 
 
+@pytest.mark.parametrize("carry", [True, False])
+@pytest.mark.parametrize("norm", NORMS)
+def test_reptile_against_torchs_adam_on_one_task_after_another(norm: str, carry: bool) -> None:
+    changes = {"rule__carry": carry, "outer_lr": 0.5, "decay_over": 4, "inner_lr": 0.01, "inner_batch": None}
+    learner = perturb(build("reptile", body(norm), **changes))
+    net = copy.deepcopy(learner.net)
+    adam = torch.optim.Adam(net.parameters(), lr=0.01, betas=(0.0, 0.999), eps=1e-8)
+    for iteration in range(3):
+        data = batch()
+        learner.meta_step(data, iteration)
+        learner.evaluate(data)  # leaves the moments as they are
+        theta = [p.detach().clone() for p in net.parameters()]
+        moved = [torch.zeros_like(p) for p in theta]
+        for x, y in data.support.tasks():
+            if not carry:
+                adam = torch.optim.Adam(net.parameters(), lr=0.01, betas=(0.0, 0.999), eps=1e-8)
+            with torch.no_grad():
+                for p, t in zip(net.parameters(), theta, strict=True):
+                    p.copy_(t)
+            for _ in range(3):
+                adam.zero_grad()
+                F.cross_entropy(net(x), y).backward()
+                adam.step()
+            moved = [m + (p.detach() - t) / TASKS for m, p, t in zip(moved, net.parameters(), theta, strict=True)]
+        with torch.no_grad():
+            for p, t, m in zip(net.parameters(), theta, moved, strict=True):
+                p.copy_(t + 0.5 * (1 - iteration / 4) * m)
+    expected = dict(net.named_parameters())
+    # Where batch norm cancels a bias, its gradient is rounding, which Adam's division blows up.
+    names = [n for n in expected if not (n == "0.0.bias" and norm in ("batch", "native"))]
+    for name in names:
+        assert torch.allclose(learner.net.get_parameter(name), expected[name], rtol=0, atol=1e-10), name
+
+
+def test_second_order_through_adam_against_a_loop_unrolled_by_hand() -> None:
+    rule = {"_target_": f"{RULES}.Adam", "beta1": 0.9, "beta2": 0.99, "eps": 1e-3, "carry": False}
+    learner, data = perturb(build("maml", body(), rule=rule)), batch()
+    past: list[dict[str, Tensor]] = []
+
+    def move(phi: dict[str, Tensor], g: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        past[:] = [*past[:step], g]
+        changes, t = {}, step + 1
+        for n in g:
+            m = sum((1 - 0.9) * 0.9 ** (step - k) * past[k][n] for k in range(t)) / (1 - 0.9**t)
+            v = sum((1 - 0.99) * 0.99 ** (step - k) * past[k][n] ** 2 for k in range(t)) / (1 - 0.99**t)
+            changes[n] = -LR * m / (v**0.5 + 1e-3)
+        return changes
+
+    assert apart(outer_gradient(learner, data), unrolled_by_hand(learner, data, ADAPTED["maml"], move)) < 1e-12
+    dead = build("maml", nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.ReLU()), rule=rule)
+    with torch.no_grad():
+        dead.model[1].bias.fill_(-100.0)  # type: ignore[index]
+    assert all(g.isfinite().all() for g in outer_gradient(dead, data).values())
+
+
+def test_minibatches_use_the_support_set_up_before_they_repeat() -> None:
+    support = Labelled(torch.arange(6.0).expand(3, 6), torch.arange(6).expand(3, 6))
+    drawn = [x for x, y in minibatches(support, 6, 4) if torch.equal(x, y.double())]
+    assert [x.shape for x in drawn] == [(3, 4)] * 6
+    for task in torch.cat(drawn, 1).view(3, 4, 6):
+        assert all(sorted(epoch.tolist()) == list(range(6)) for epoch in task)
+    assert not torch.equal(drawn[0][0], drawn[0][1])
+    assert all(torch.equal(x, support.x) for x, _ in minibatches(support, 2, 6))
+
+
 @pytest.mark.parametrize("norm", ["batch", "layer", "native"])
 def test_normalisation_alone_adapts(norm: str) -> None:
     learner, data = perturb(build("maml", body(norm), adapts__part="norm")), batch()
@@ -272,3 +339,28 @@ LEARN_CLUSTERS: dict[str, dict[str, Any]] = {
 def test_learns_clusters(name: str) -> None:
     before, after = learned_clusters(name, 100, **LEARN_CLUSTERS[name])
     assert after > before + 0.15, (before, after)
+
+
+LEARN_SINUSOIDS: dict[str, tuple[int, dict[str, Any]]] = {
+    "maml": (200, {"inner_lr": 0.01}),
+    "reptile": (150, {"inner_lr": 0.02, "inner_steps": 5, "test_steps": 10, "outer_lr": 1.0, "decay_over": 150}),
+}
+
+
+@pytest.mark.parametrize("name", LEARN_SINUSOIDS)
+def test_learns_sinusoids(name: str) -> None:
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    task = Sinusoid(0, shot=10, query=10)
+    steps, changes = LEARN_SINUSOIDS[name]
+    model = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh())
+    learner = build(name, model, task.spec, **{"outer_lr": 0.01, **changes})
+
+    def error() -> float:
+        return float(learner.evaluate(task.batch("val", range(100)))["mse"][:, -1].mean())
+
+    before = error()
+    for i in range(steps):
+        torch.manual_seed(i)
+        learner.meta_step(task.batch("train", range(5 * i, 5 * i + 5)), i)
+    assert error() < 0.6 * before, (before, error())

@@ -192,8 +192,8 @@ PROTO: dict[str, Any] = {
 }  # fmt: skip
 GRADIENT: dict[str, Any] = {
     "inner_lr": 0.1, "inner_steps": 2, "test_steps": 2, "norm": "transductive", "head_init": None,
-    "train_shot": None, "train_query": None, "outer_lr": 0.01,
-    "halve_every": None,
+    "train_shot": None, "train_query": None, "outer_lr": 0.01, "halve_every": None, "decay_over": None,
+    "inner_batch": None, "test_batch": None, "outer_optimizer": "adam",
 }  # fmt: skip
 SPEC = Spec("classification", "text", (), 2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from math import ceil
 from typing import Any, Literal
 
 import torch
@@ -38,7 +39,10 @@ class GradientLearner(SupervisedAlgorithm):
     arXiv:1703.03400, Algorithm 2): all parameters, SGD, the task's loss, unrolled.
 
     ``inner_lr`` is the rule's step size, or what a learned one starts from. ``test_steps`` steps are taken on
-    test tasks; ``inner_steps=0`` is joint pre-training on all tasks. ``head_init`` is the head's standard
+    test tasks; ``inner_steps=0`` is joint pre-training on all tasks. Steps are on the whole support set, or on
+    ``inner_batch`` (``test_batch``) examples of it. The outer step is Adam's or plain descent
+    (``outer_optimizer``) at ``outer_lr``, halved every ``halve_every`` iterations or falling linearly to 0
+    ``decay_over`` them. ``head_init`` is the head's standard
     deviation (null: torch's own initialisation). Meta-trains on episodes of ``train_shot`` and ``train_query``
     where given. ``norm``: ``transductive`` or ``support``; a running average has no meaning for parameters that
     change with every task.
@@ -55,17 +59,23 @@ class GradientLearner(SupervisedAlgorithm):
         outer: OuterGradient,
         inner_lr: Rate,
         inner_steps: Count,
+        inner_batch: Positive | None,
         test_steps: Count,
+        test_batch: Positive | None,
         norm: Literal["transductive", "support"],
         head_init: Rate | None,
         train_shot: Positive | None,
         train_query: Positive | None,
+        outer_optimizer: Literal["adam", "sgd"],
         outer_lr: Rate,
         halve_every: Positive | None,
+        decay_over: Count | None,
     ) -> None:
         super().__init__()
         self.spec, self.norm = spec, norm
-        self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
+        self.inner_lr = inner_lr
+        self.inner_steps, self.inner_batch = inner_steps, inner_batch
+        self.test_steps, self.test_batch = test_steps, test_batch
         self.train_shot, self.train_query = train_shot, train_query
         self.net = with_head(model, spec, spec.output_size, head_init)
         set_policy(self.net, norm, elementary=True)
@@ -77,7 +87,7 @@ class GradientLearner(SupervisedAlgorithm):
         with _Unbatchable() as found:
             dry_run(model, spec)
         self.batched = not found.any
-        self.learn_with(outer_lr, halve_every)
+        self.learn_with(outer_lr, halve_every, decay_over, outer_optimizer)
 
     @property
     def model(self) -> nn.Module:  # type: ignore[override]
@@ -124,27 +134,37 @@ class GradientLearner(SupervisedAlgorithm):
     # Many tasks.
 
     def trajectory(
-        self, support: Labelled, steps: int, first_order: bool = False
+        self, support: Labelled, steps: int, size: int | None, first_order: bool = False
     ) -> Iterator[tuple[Parameters, Dims, State]]:
-        """Parameters after 0..``steps`` steps, the dimension of their tasks, and the rule's state."""
+        """Parameters after 0..``steps`` steps on ``size`` examples, the dimension of their tasks, the rule's state."""
         initial, shared = self.adapts.initial(self, support)
         parameters, dims, state = initial, shared, None
         yield parameters, dims, state
-        for step in range(steps):
+        for step, (x, y) in enumerate(minibatches(support, steps, size)):
             move = self.over_tasks(
                 partial(self.inner_step, step, first_order), (dims, None if state is None else 0, shared, 0, 0)
             )
-            parameters, state = move(parameters, state, initial, support.x, support.y)
+            parameters, state = move(parameters, state, initial, x, y)
             dims = 0
             yield parameters, dims, state
 
     def adapted(self, support: Labelled, first_order: bool = False) -> tuple[Parameters, Dims]:
         """Parameters after the inner loop of meta-training, and the dimension of their tasks."""
-        *_, (parameters, dims, _) = self.trajectory(support, self.inner_steps, first_order)
-        return parameters, dims
+        if not self.rule.carries:
+            *_, (parameters, dims, _) = self.trajectory(support, self.inner_steps, self.inner_batch, first_order)
+            return parameters, dims
+        each = []
+        for task in range(len(support.y)):
+            one = support.map(lambda values, task=task: values[task : task + 1])  # type: ignore[misc]
+            *_, (parameters, dims, state) = self.trajectory(one, self.inner_steps, self.inner_batch, first_order)
+            if state is not None:
+                self.rule.keep(_pick(state, 0, 0))
+            each.append(parameters if dims is None else _pick(parameters, dims, 0))
+        return _stack(each), 0
 
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
-        for parameters, dims, _ in self.trajectory(support, self.test_steps if steps is None else steps):
+        steps = self.test_steps if steps is None else steps
+        for parameters, dims, _ in self.trajectory(support, steps, self.test_batch):
             yield partial(self.answers, parameters, dims, support)
 
     def answers(self, parameters: Parameters, dims: Dims, support: Labelled, query: Tensor) -> Tensor:
@@ -181,6 +201,23 @@ class GradientLearner(SupervisedAlgorithm):
             "inner_lr": self.inner_lr,
             **{name: f"{type(piece).__name__}({piece.extra_repr()})" for name, piece in pieces.items()},
         }
+
+
+def minibatches(support: Labelled, steps: int, size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """(x, y) for each step: the whole support set, or the next ``size`` examples of it in random order.
+
+    Every task has an order of its own, drawn anew whenever it is used up.
+    """
+    tasks, examples = support.y.shape[:2]
+    if size is None or size >= examples:
+        yield from [(support.x, support.y)] * steps
+        return
+    device = support.y.device
+    order = torch.rand(tasks, ceil(steps * size / examples), examples, device=device).argsort(-1).flatten(1)
+    row = torch.arange(tasks, device=device)[:, None]
+    for step in range(steps):
+        chosen = order[:, step * size : (step + 1) * size]
+        yield support.x[row, chosen], support.y[row, chosen]
 
 
 class _Unbatchable(TorchFunctionMode):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Metrics
@@ -37,3 +38,20 @@ class Unrolled(OuterGradient):
 
     def extra_repr(self) -> str:
         return f"first_order={self.first_order}"
+
+
+class Difference(OuterGradient):
+    """From the adapted parameters towards the meta-learned ones: d = mean over tasks of theta - phi (Reptile).
+
+    Nichol, Achiam & Schulman 2018, arXiv:1803.02999, Algorithm 2: plain descent theta <- theta - epsilon d moves
+    theta the fraction epsilon (``algorithm.outer_lr``) of the way to the mean phi. What does not adapt, and what
+    the other pieces would learn, gets no gradient. The query set is for the log only.
+    """
+
+    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        with torch.no_grad():
+            adapted, dims = learner.adapted(batch.support)
+            _, metrics = learner.query_loss(adapted, dims, batch)
+        initial, _ = learner.adapts.initial(learner, batch.support)
+        squares = [(p - adapted[name]).square().sum() for name, p in initial.items()]
+        return torch.stack(squares).sum() / (2 * len(batch.support.y)), metrics

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from metarun.algorithms.gradient.parameters import Parameters
-from metarun.types import Fraction
+from metarun.algorithms.gradient.parameters import Parameters, flatten, unflatten
+from metarun.types import Fraction, Rate
 
 State = Any
 """Tensors in nested dictionaries; empty where a rule remembers nothing."""
@@ -33,6 +33,10 @@ class Rule(nn.Module):
 
     def update(self, gradients: Parameters, state: State, step: int) -> tuple[Parameters, State]:
         """What is added to each parameter at ``step`` (0, 1, ...), and the new state."""
+        raise NotImplementedError
+
+    def keep(self, state: State) -> None:
+        """Take over the state after a task, for the next one to begin with (a rule that ``carries``)."""
         raise NotImplementedError
 
 
@@ -88,3 +92,49 @@ class Momentum(Rule):
 
     def extra_repr(self) -> str:
         return f"momentum={self.momentum}"
+
+
+class Adam(Rule):
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1), step size ``algorithm.inner_lr``.
+
+    If ``carry``, moments and step count go on from one meta-training task to the next and from one outer step to
+    the next, and every test task starts from them as they stand: the inner optimizer of Reptile's authors, with
+    ``beta1=0`` (arXiv:1803.02999, section 6.1 and code). Else each task starts from zeros.
+    """
+
+    count: Tensor
+    first: Tensor
+    second: Tensor
+
+    def __init__(self, *, beta1: Fraction, beta2: Fraction, eps: Rate, carry: bool) -> None:
+        super().__init__()
+        self.beta1, self.beta2, self.eps, self.carries = beta1, beta2, eps, carry
+
+    def prepare(self, parameters: Parameters, lr: float, steps: int) -> None:
+        super().prepare(parameters, lr, steps)
+        if self.carries:
+            for name, value in self.fresh(parameters).items():
+                self.register_buffer(name, value)
+
+    def fresh(self, parameters: Parameters) -> State:
+        zeros = torch.zeros_like(flatten(parameters)).detach()
+        return {"count": zeros.new_zeros(()), "first": zeros, "second": zeros.clone()}
+
+    def init(self, parameters: Parameters) -> State:
+        return dict(self.named_buffers()) if self.carries else self.fresh(parameters)
+
+    def update(self, gradients: Parameters, state: State, step: int) -> tuple[Parameters, State]:
+        g = flatten(gradients)
+        count = state["count"] + 1
+        first = self.beta1 * state["first"] + (1 - self.beta1) * g
+        second = self.beta2 * state["second"] + (1 - self.beta2) * g.square()
+        # The root's derivative at 0, where a unit is dead, would be infinite, and times 0 not a number.
+        scale = (second / (1 - self.beta2**count)).clamp_min(torch.finfo(g.dtype).tiny).sqrt() + self.eps
+        change = -self.lr * first / (1 - self.beta1**count) / scale
+        return unflatten(change, gradients), {"count": count, "first": first, "second": second}
+
+    def keep(self, state: State) -> None:
+        self.count, self.first, self.second = (state[name].detach() for name in ("count", "first", "second"))
+
+    def extra_repr(self) -> str:
+        return f"beta1={self.beta1}, beta2={self.beta2}, carry={self.carries}"
