@@ -63,8 +63,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (8, 7, 11)
-    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (120, 2, 8)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (8, 7, 12)
+    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (133, 2, 9)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 

@@ -113,7 +113,7 @@ def plain(phi: dict[str, Tensor], g: dict[str, Tensor], step: int) -> dict[str, 
     return {n: -LR * g[n] for n in g}
 
 
-EXACT = ["maml", "anil", "boil", "metasgd", "lslr"]
+EXACT = ["maml", "anil", "boil", "metasgd", "lslr", "cavia"]
 """Methods whose outer gradient is the query loss's own."""
 
 
@@ -178,6 +178,38 @@ def test_momentum_against_a_loop_unrolled_by_hand() -> None:
         return {n: -LR * sum(0.9 ** (step - k) * past[k][n] for k in range(step + 1)) for n in g}
 
     assert apart(outer_gradient(learner, data), unrolled_by_hand(learner, data, ADAPTED["maml"], move)) < 1e-12
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_context_against_a_loop_unrolled_by_hand(norm: str) -> None:
+    """FiLM after the convolution's normalisation, written out for the context of one task after another."""
+    learner, data = perturb(build("cavia", body(norm), adapts__layer="1", adapts__size=2)), batch()
+    names = [n for n, _ in learner.named_parameters()]
+    assert learner.adapted_names == ["0.1.1.context"]
+    first, after, (normalise, film) = learner.net[0][0], learner.net[0][2:], learner.net[0][1]  # type: ignore[index]
+
+    def forward(c: Tensor, x: Tensor) -> Tensor:
+        y = normalise(first(x))
+        y = y * (1 + film.scale.weight @ c)[None, :, None, None] + (film.shift.weight @ c)[None, :, None, None]
+        return learner.net[1](after(y))
+
+    total = torch.zeros(())
+    for (sx, sy), (qx, qy) in zip(data.support.tasks(), data.query.tasks(), strict=True):
+        c = torch.zeros(2, requires_grad=True)
+        for _ in range(3):
+            c = c - LR * torch.autograd.grad(F.cross_entropy(forward(c, sx), sy), c, create_graph=True)[0]
+        total = total + F.cross_entropy(forward(c, qx), qy) / TASKS
+    gradients = torch.autograd.grad(total, list(learner.parameters()))
+    assert apart(outer_gradient(learner, data), dict(zip(names, gradients, strict=True))) < 1e-12
+
+
+def test_context_added_to_the_first_layer_is_context_beside_the_input() -> None:
+    spec = Spec("regression", "vector", (4,), 1)
+    learner = build("cavia", nn.Sequential(nn.Linear(4, 3)), spec, adapts={
+        "_target_": "metarun.algorithms.gradient.adapts.Context", "size": 2, "layer": "0", "scale": False})  # fmt: skip
+    (linear, film), x, c = learner.model[0], torch.randn(5, 4), torch.randn(2)  # type: ignore[index]
+    beside = F.linear(torch.cat([x, c.expand(5, 2)], 1), torch.cat([linear.weight, film.shift.weight], 1), linear.bias)
+    assert torch.allclose(learner.predict({"0.0.1.context": c}, x), learner.net[1](beside))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -331,6 +363,7 @@ LEARN_CLUSTERS: dict[str, dict[str, Any]] = {
     "anil": {},
     "boil": {"inner_lr": 0.1, "inner_steps": 5, "test_steps": 5},
     "metasgd": {},
+    "cavia": {},
     "lslr": {},
 }
 
@@ -343,6 +376,17 @@ def test_learns_clusters(name: str) -> None:
 
 LEARN_SINUSOIDS: dict[str, tuple[int, dict[str, Any]]] = {
     "maml": (200, {"inner_lr": 0.01}),
+    "cavia": (
+        200,
+        {
+            "adapts__layer": "0",
+            "adapts__size": 4,
+            "adapts__scale": False,
+            "inner_steps": 1,
+            "test_steps": 1,
+            "inner_lr": 1.0,
+        },
+    ),
     "reptile": (150, {"inner_lr": 0.02, "inner_steps": 5, "test_steps": 10, "outer_lr": 1.0, "decay_over": 150}),
 }
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from metarun.algorithms.base import dry_run
 from metarun.algorithms.gradient.parameters import Parameters
-from metarun.errors import require
+from metarun.errors import nearest, require
 from metarun.models.norm import BatchNorm
-from metarun.tasks.base import Labelled
+from metarun.tasks.base import Labelled, Spec
+from metarun.types import Positive
 
 if TYPE_CHECKING:
     from metarun.algorithms.gradient.learner import GradientLearner
@@ -23,7 +26,7 @@ class Adapts(nn.Module):
     A subclass gives :meth:`attach`; :meth:`initial` only where the start depends on the task.
     """
 
-    def attach(self, net: nn.Sequential) -> list[str]:
+    def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
         """Names in ``net`` (the model, then its head) of what adapts; whatever they need may be added to it."""
         raise NotImplementedError
 
@@ -45,7 +48,7 @@ class Part(Adapts):
         super().__init__()
         self.part, self.norm = part, norm or part == "norm"
 
-    def attach(self, net: nn.Sequential) -> list[str]:
+    def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
         affine = {
             f"{module}.{name}"
             for module, layer in net.named_modules()
@@ -62,3 +65,55 @@ class Part(Adapts):
 
     def extra_repr(self) -> str:
         return f"part={self.part}, norm={self.norm}"
+
+
+class Context(Adapts):
+    """``size`` numbers c of added context adapt, from 0; the network and how it reads them are meta-learned.
+
+    CAVIA (Zintgraf et al. 2019, arXiv:1810.03642, equations 2-4). They modulate the output y of the model's
+    ``layer`` (a dotted name; null: the features that the head reads), channel by channel: y + B c, which at a
+    network's first linear layer is the same as c beside its input; with ``scale``, y (1 + A c) + B c (FiLM, the
+    paper's for images). A shift before batch normalisation would be cancelled: name the normalisation itself.
+    """
+
+    def __init__(self, *, size: Positive, layer: str | None, scale: bool) -> None:
+        super().__init__()
+        self.size, self.layer, self.scale = size, layer, scale
+
+    def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
+        name, layers = self.layer or "", dict(net[0].named_modules())
+        require(
+            name in layers,
+            f"algorithm.adapts.layer={name}: the model has no such layer{nearest(name, layers)}"
+            f"   its layers: {', '.join(filter(None, layers))}",
+        )
+        shapes: list[torch.Size] = []
+        with layers[name].register_forward_hook(lambda module, inputs, y: shapes.append(y.shape)):
+            dry_run(net[0], spec)
+        film = FiLM(self.size, shapes[0][1], self.scale)
+        if not name:
+            net.insert(1, film)
+            return ["1.context"]
+        net.set_submodule(f"0.{name}", nn.Sequential(layers[name], film))
+        return [f"0.{name}.1.context"]
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, layer={self.layer}, scale={self.scale}"
+
+
+class FiLM(nn.Module):
+    """y [N, channels, ...] -> y + B c, or y (1 + A c) + B c, with the ``context`` c [size]."""
+
+    context: Tensor
+
+    def __init__(self, size: int, channels: int, scale: bool) -> None:
+        super().__init__()
+        self.register_buffer("context", torch.zeros(size))
+        self.shift = nn.Linear(size, channels, bias=False)
+        self.scale = nn.Linear(size, channels, bias=False) if scale else None
+
+    def forward(self, y: Tensor) -> Tensor:
+        shape = [1, -1] + [1] * (y.dim() - 2)
+        if self.scale is not None:
+            y = y * (1 + self.scale(self.context).view(shape))
+        return y + self.shift(self.context).view(shape)

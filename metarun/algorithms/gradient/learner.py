@@ -80,7 +80,7 @@ class GradientLearner(SupervisedAlgorithm):
         self.net = with_head(model, spec, spec.output_size, head_init)
         set_policy(self.net, norm, elementary=True)
         self.adapts, self.rule, self.loss, self.outer = adapts, rule, loss, outer
-        self.adapted_names = adapts.attach(self.net)
+        self.adapted_names = adapts.attach(self.net, spec)
         own = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
         rule.prepare({name: own[name] for name in self.adapted_names}, inner_lr, inner_steps)
         loss.prepare(spec)
