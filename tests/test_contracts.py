@@ -58,13 +58,14 @@ SMALL = {
     "algorithm=rl2": ["runner.meta_batch=6"],
     "algorithm=maml_trpo": ["runner.meta_batch=2", "algorithm.rollouts=3"],
     "algorithm=reptile": ["algorithm.inner_steps=2", "algorithm.test_steps=3"],
+    "algorithm=imaml": ["algorithm.inner_steps=2", "algorithm.test_steps=3"],
     **{f"algorithm={name}": ["runner.meta_batch=2"] for name in GRADIENT},
 }  # fmt: skip
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (8, 7, 12)
-    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (133, 2, 9)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (8, 7, 13)
+    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (146, 2, 10)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 

@@ -213,6 +213,51 @@ def test_context_added_to_the_first_layer_is_context_beside_the_input() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
+def test_implicit_gradient_against_the_hessian_written_out(norm: str) -> None:
+    """(I + H / strength)^-1 g with H a whole matrix, at whatever phi the inner loop ends."""
+    learner, data = (
+        perturb(build("imaml", body(norm), outer__iterations=400, loss__strength=1.0, inner_lr=0.1)),
+        batch(),
+    )
+    theta = {n: learner.net.get_parameter(n).detach() for n in ADAPTED["maml"]}
+    sizes = [p.numel() for p in theta.values()]
+    expected = torch.zeros(sum(sizes))
+    for (sx, sy), (qx, qy) in zip(data.support.tasks(), data.query.tasks(), strict=True):
+
+        def loss(vector: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            parts = zip(theta.items(), vector.split(sizes), strict=True)
+            return F.cross_entropy(functional_call(learner.net, {n: v.view_as(p) for (n, p), v in parts}, (x,)), y)
+
+        start = torch.cat([p.flatten() for p in theta.values()])
+        phi = start.clone().requires_grad_()
+        for _ in range(3):
+            g = torch.autograd.grad(loss(phi, sx, sy), phi)[0]
+            phi = (phi - 0.1 * (g + (phi - start))).detach().requires_grad_()
+        hessian = torch.autograd.functional.hessian(lambda v, x=sx, y=sy: loss(v, x, y), phi)
+        g = torch.autograd.grad(loss(phi, qx, qy), phi)[0]
+        expected += torch.linalg.solve(torch.eye(len(phi)) + hessian, g) / TASKS
+    got = outer_gradient(learner, data)
+    assert float((torch.cat([got[f"net.{n}"].flatten() for n in theta]) - expected).norm() / expected.norm()) < 1e-8
+
+
+def test_implicit_gradient_converges_to_the_unrolled_one_where_the_inner_problem_is_convex() -> None:
+    """A linear head on a fixed embedding, pulled to its start: the body's direct gradient and theta's through the pull."""
+    data, model = batch(), body()
+    changes = {"adapts__part": "head", "loss__strength": 0.5, "inner_lr": 0.3, "outer__iterations": 60}
+    errors = []
+    for steps in (5, 20, 80, 200):
+        torch.manual_seed(0)
+        implicit = build("imaml", copy.deepcopy(model), **changes, inner_steps=steps)
+        torch.manual_seed(0)
+        outer = {"_target_": "metarun.algorithms.gradient.outer.Unrolled", "first_order": False}
+        unrolled = build("imaml", copy.deepcopy(model), **{**changes, "outer": outer}, inner_steps=300)
+        errors.append(apart(outer_gradient(implicit, data), outer_gradient(unrolled, data)))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 1e-3
+    assert errors[-1] < 1e-9
+
+
+@pytest.mark.parametrize("norm", NORMS)
 def test_first_order_takes_inner_gradients_as_constants(norm: str) -> None:
     learner, data = perturb(build("fomaml", body(norm))), batch()
 
@@ -364,6 +409,7 @@ LEARN_CLUSTERS: dict[str, dict[str, Any]] = {
     "boil": {"inner_lr": 0.1, "inner_steps": 5, "test_steps": 5},
     "metasgd": {},
     "cavia": {},
+    "imaml": {"inner_lr": 0.3, "inner_steps": 8, "test_steps": 8, "loss__strength": 1.0, "outer_lr": 0.03},
     "lslr": {},
 }
 

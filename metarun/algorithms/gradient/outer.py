@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.func import vjp
 
 from metarun.algorithms.base import Metrics
+from metarun.algorithms.gradient.parameters import Parameters, flatten, unflatten
+from metarun.algorithms.solve import conjugate_gradient
+from metarun.errors import require
 from metarun.tasks.base import TaskBatch
+from metarun.types import NonNegative, Positive
 
 if TYPE_CHECKING:
     from metarun.algorithms.gradient.learner import GradientLearner
@@ -55,3 +61,49 @@ class Difference(OuterGradient):
         initial, _ = learner.adapts.initial(learner, batch.support)
         squares = [(p - adapted[name]).square().sum() for name, p in initial.items()]
         return torch.stack(squares).sum() / (2 * len(batch.support.y)), metrics
+
+
+class Implicit(OuterGradient):
+    """By the implicit function theorem, as if the inner loop had ended where the inner loss F is stationary.
+
+        d l(phi; Q) / d theta = partial l / partial theta - (d2F / d theta d phi) v,   (d2F / d phi2) v = dl / d phi
+
+    with v found by ``iterations`` of conjugate gradients, ``damping`` added to the Hessian. For the proximal F the
+    right-hand side is (I + H / strength)^-1 dl / d phi, H the Hessian of the support loss: iMAML (Rajeswaran et al.
+    2019, arXiv:1909.04630, Lemma 1 and Algorithm 2). Memory does not grow with the steps; what shapes the way to phi
+    and not F itself, such as learned rates, gets no gradient. Raises :class:`~metarun.errors.UserError` without
+    inner steps.
+    """
+
+    def __init__(self, *, iterations: Positive, damping: NonNegative) -> None:
+        super().__init__()
+        self.iterations, self.damping = iterations, damping
+
+    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        require(learner.inner_steps > 0, "algorithm.inner_steps=0: an implicit gradient needs an inner loop")
+        (x, y), names = (batch.support.x, batch.support.y), learner.adapted_names
+        with torch.no_grad():
+            phi, _ = learner.adapted(batch.support)
+        initial, shared = learner.adapts.initial(learner, batch.support)
+        loss, metrics = learner.query_loss({n: p.requires_grad_() for n, p in phi.items()}, 0, batch)
+        pull = dict(zip(names, torch.autograd.grad(loss, [phi[n] for n in names], retain_graph=True), strict=True))
+        phi = {n: p.detach() for n, p in phi.items()}
+        with torch.no_grad():
+            v = learner.over_tasks(partial(self.solve, learner), (0, 0, shared, 0, 0))(pull, phi, initial, x, y)
+        slope = learner.over_tasks(learner.inner_gradient, (0, shared, 0, 0))(phi, initial, x, y)
+        return loss - torch.stack([(slope[n] * v[n]).sum() for n in names]).sum(), metrics
+
+    def solve(
+        self, learner: GradientLearner, pull: Parameters, phi: Parameters, initial: Parameters, x: Tensor, y: Tensor
+    ) -> Parameters:
+        """One task's v."""
+
+        def slope(vector: Tensor) -> Tensor:
+            return flatten(learner.inner_gradient(unflatten(vector, phi), initial, x, y))
+
+        product = vjp(slope, flatten(phi))[1]
+        v = conjugate_gradient(lambda u: product(u)[0] + self.damping * u, flatten(pull), self.iterations)
+        return unflatten(v, phi)
+
+    def extra_repr(self) -> str:
+        return f"iterations={self.iterations}, damping={self.damping}"
