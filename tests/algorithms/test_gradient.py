@@ -113,7 +113,7 @@ def plain(phi: dict[str, Tensor], g: dict[str, Tensor], step: int) -> dict[str, 
     return {n: -LR * g[n] for n in g}
 
 
-EXACT = ["maml", "anil", "boil", "metasgd", "lslr", "cavia"]
+EXACT = ["maml", "anil", "boil", "metasgd", "lslr", "cavia", "protomaml"]
 """Methods whose outer gradient is the query loss's own."""
 
 
@@ -203,6 +203,34 @@ def test_context_against_a_loop_unrolled_by_hand(norm: str) -> None:
     assert apart(outer_gradient(learner, data), dict(zip(names, gradients, strict=True))) < 1e-12
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_prototypes_as_head_against_a_loop_unrolled_by_hand(norm: str) -> None:
+    learner, data = perturb(build("protomaml", body(norm), inner_lr=0.05)), batch()
+    embed, total = learner.net[0], torch.zeros(())
+    meta = {f"net.0.{n}": p for n, p in embed.named_parameters()}
+    for (sx, sy), (qx, qy) in zip(data.support.tasks(), data.query.tasks(), strict=True):
+        c = torch.stack([embed(sx)[sy == k].mean(0) for k in range(WAY)])
+        assert torch.allclose(  # the start is a prototypical network, up to what is the same for all classes
+            F.linear(embed(qx), 2 * c, -(c**2).sum(1)).softmax(1), (-(torch.cdist(embed(qx), c) ** 2)).softmax(1)
+        )
+        # Copies: the inner gradient by the body is taken at a given head, not through the prototypes.
+        phi = [embed[0].weight.clone(), embed[0].bias.clone(), 2 * c, -(c**2).sum(1)]  # type: ignore[index]
+
+        def loss(phi: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
+            features = functional_call(embed, {"0.weight": phi[0], "0.bias": phi[1]}, (x,))
+            return F.cross_entropy(F.linear(features, phi[2], phi[3]), y)
+
+        for _ in range(3):
+            gradients = torch.autograd.grad(loss(phi, sx, sy), phi, create_graph=True)
+            phi = [p - 0.05 * g for p, g in zip(phi, gradients, strict=True)]
+        total = total + loss(phi, qx, qy) / TASKS
+    by_hand = dict(zip(meta, torch.autograd.grad(total, list(meta.values())), strict=True))
+    got = outer_gradient(learner, data)
+    assert not got.pop("net.1.weight").any()
+    assert not got.pop("net.1.bias").any()
+    assert apart(got, by_hand) < 1e-12
+
+
 def test_context_added_to_the_first_layer_is_context_beside_the_input() -> None:
     spec = Spec("regression", "vector", (4,), 1)
     learner = build("cavia", nn.Sequential(nn.Linear(4, 3)), spec, adapts={
@@ -241,7 +269,7 @@ def test_implicit_gradient_against_the_hessian_written_out(norm: str) -> None:
 
 
 def test_implicit_gradient_converges_to_the_unrolled_one_where_the_inner_problem_is_convex() -> None:
-    """A linear head on a fixed embedding, pulled to its start: the body's direct gradient and theta's through the pull."""
+    """A linear head alone adapts, pulled to its start: the body's direct gradient, and the head's through the pull."""
     data, model = batch(), body()
     changes = {"adapts__part": "head", "loss__strength": 0.5, "inner_lr": 0.3, "outer__iterations": 60}
     errors = []
@@ -409,6 +437,7 @@ LEARN_CLUSTERS: dict[str, dict[str, Any]] = {
     "boil": {"inner_lr": 0.1, "inner_steps": 5, "test_steps": 5},
     "metasgd": {},
     "cavia": {},
+    "protomaml": {"inner_lr": 0.05},
     "imaml": {"inner_lr": 0.3, "inner_steps": 8, "test_steps": 8, "loss__strength": 1.0, "outer_lr": 0.03},
     "lslr": {},
 }

@@ -95,6 +95,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     (f"{SINE} name=a/b", ["name='a/b'", "cannot contain '/'"]),
     # combinations that do not fit, with what does
     (f"{SINE} algorithm=protonet", ["does not fit this task, which is regression", "what fits: algorithm=", "maml"]),
+    (f"{SINE} algorithm=protomaml", ["does not fit this task, which is regression", "what fits: algorithm=", "maml"]),
     (f"{SINE} model=conv4", ["the model reads image", "what fits:", "model=", "mlp"]),
     ("task=rl/navigation algorithm=protonet", ["classification", "control", "maml_trpo"]),
     ("task=rl/bandit model=mlp_policy", ["recurrent_policy"]),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.base import dry_run
 from metarun.algorithms.gradient.parameters import Parameters
+from metarun.algorithms.metric.protonet import prototypes
 from metarun.errors import nearest, require
 from metarun.models.norm import BatchNorm
 from metarun.tasks.base import Labelled, Spec
@@ -117,3 +118,30 @@ class FiLM(nn.Module):
         if self.scale is not None:
             y = y * (1 + self.scale(self.context).view(shape))
         return y + self.shift(self.context).view(shape)
+
+
+class Prototypes(Part):
+    """All parameters, the head from the support set: weights 2 c_k and biases -|c_k|^2 of the class means c_k.
+
+    Proto-MAML (Triantafillou et al. 2020, arXiv:1903.03096, section 3.1): before the first step the learner is a
+    prototypical network. The outer gradient also passes through the c_k; the head itself has nothing to learn.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("classification",)
+
+    def __init__(self, *, norm: bool) -> None:
+        super().__init__(part="all", norm=norm)
+
+    def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
+        net[-1].requires_grad_(False)
+        return super().attach(net, spec)
+
+    def initial(self, learner: GradientLearner, support: Labelled) -> tuple[Parameters, Any]:
+        shared, _ = super().initial(learner, support)
+        features = learner.over_tasks(learner.net[:-1], (0,))(support.x)
+        centres = prototypes(features, support.y, support.way)
+        head = {"1.weight": 2 * centres, "1.bias": -centres.square().sum(-1)}
+        return shared | head, {name: 0 if name in head else None for name in shared}
+
+    def extra_repr(self) -> str:
+        return f"norm={self.norm}"
