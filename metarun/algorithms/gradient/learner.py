@@ -40,12 +40,11 @@ class GradientLearner(SupervisedAlgorithm):
 
     ``inner_lr`` is the rule's step size, or what a learned one starts from. ``test_steps`` steps are taken on
     test tasks; ``inner_steps=0`` is joint pre-training on all tasks. Steps are on the whole support set, or on
-    ``inner_batch`` (``test_batch``) examples of it. The outer step is Adam's or plain descent
-    (``outer_optimizer``) at ``outer_lr``, halved every ``halve_every`` iterations or falling linearly to 0
-    ``decay_over`` them. ``head_init`` is the head's standard
-    deviation (null: torch's own initialisation). Meta-trains on episodes of ``train_shot`` and ``train_query``
-    where given. ``norm``: ``transductive`` or ``support``; a running average has no meaning for parameters that
-    change with every task.
+    ``inner_batch`` (``test_batch``) examples of it. The outer step is Adam's or plain descent's
+    (``outer_optimizer``) of size ``outer_lr``, halved every ``halve_every`` iterations, or falling linearly to 0
+    over ``decay_over``. ``head_init`` is the standard deviation of the head's weights (null: torch's own
+    initialisation). Meta-trains on episodes of ``train_shot`` and ``train_query`` where given. ``norm``:
+    ``transductive`` or ``support``; a running average has no meaning for parameters that change with every task.
     """
 
     def __init__(
@@ -149,7 +148,10 @@ class GradientLearner(SupervisedAlgorithm):
             yield parameters, dims, state
 
     def adapted(self, support: Labelled, first_order: bool = False) -> tuple[Parameters, Dims]:
-        """Parameters after the inner loop of meta-training, and the dimension of their tasks."""
+        """Parameters after the inner loop of meta-training, and the dimension of their tasks.
+
+        One task after another where the rule carries its state on.
+        """
         if not self.rule.carries:
             *_, (parameters, dims, _) = self.trajectory(support, self.inner_steps, self.inner_batch, first_order)
             return parameters, dims
