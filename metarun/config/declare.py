@@ -87,7 +87,10 @@ def declaration(target: str) -> Declaration:
         if path is None or _foreign(path):
             result.ancestors += (path or ast.unparse(base),)
         else:
-            inherited = declaration(path)
+            try:
+                inherited = declaration(path)
+            except UserError:
+                return _inspected(module_name, name)
             result.ancestors += inherited.ancestors
             result.parameters = dict(inherited.parameters)
             result.takes_any = inherited.takes_any
@@ -161,9 +164,8 @@ def _base_path(tree: ast.Module, module: str, classes: Mapping[str, Any], base: 
     match base:
         case ast.Name(id=name):
             return f"{module}.{name}" if name in classes else _imported_from(tree, name)
-        case ast.Attribute(value=ast.Name(id=holder), attr=name):
-            path = _imported_from(tree, holder)
-            return f"{path}.{name}" if path else None
+        case ast.Attribute(value=ast.Name(id=holder), attr=name) if path := _imported_from(tree, holder):
+            return f"{path}.{name}"
     return None
 
 

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from metarun.algorithms.base import judge
 from metarun.algorithms.gradient.learner import GradientLearner, minibatches
 from metarun.config.build import construct
+from metarun.config.catalogue import catalogue
 from metarun.config.compose import compose
 from metarun.models.norm import BatchNorm
 from metarun.tasks.base import Labelled, Spec, TaskBatch
@@ -42,6 +43,21 @@ def _float64() -> Iterator[None]:
 
 def body(norm: str = "none") -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 3, 3), NORMS[norm](), nn.Tanh(), nn.Flatten())
+
+
+class Odd(nn.Module):
+    """A user's own module: a weight used twice under two names, torch's batch norm in a list, a bare parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.norms = nn.ModuleList([nn.BatchNorm1d(6)])
+        self.temperature = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.norms[0](self.first(x.flatten(0, 2))) * self.temperature)
+        return torch.tanh(self.second(x)).view(-1, 36)
 
 
 def build(name: str, model: nn.Module, spec: Spec = SPEC, **changes: Any) -> GradientLearner:
@@ -117,11 +133,12 @@ EXACT = ["maml", "anil", "boil", "metasgd", "lslr", "cavia", "protomaml"]
 """Methods whose outer gradient is the query loss's own."""
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", [*NORMS, "support", "odd"])
 @pytest.mark.parametrize("name", EXACT)
 def test_outer_gradient_equals_finite_differences(name: str, norm: str) -> None:
-    learner, data = perturb(build(name, body(norm))), batch()
-    assert learner.batched is (norm in ("none", "batch"))
+    model = Odd() if norm == "odd" else body("batch" if norm == "support" else norm)
+    learner, data = perturb(build(name, model, norm="support" if norm == "support" else "transductive")), batch()
+    assert learner.batched is (norm in ("none", "batch", "support"))
     gradient = outer_gradient(learner, data)
     for _ in range(3):
         direction = {n: torch.randn_like(p) for n, p in learner.named_parameters()}
@@ -396,6 +413,33 @@ def test_vmap_over_torchs_own_normalisation_is_wrong_and_is_not_used(norm: str) 
     assert abs(along["loop"] - numeric) < 1e-3 * abs(along["vmap"] - numeric)
 
 
+METHODS = [e.name for e in catalogue("algorithm") if "adapts" in e.section]
+
+
+def test_every_method_is_walked() -> None:
+    assert len(METHODS) == 11
+    assert {*EXACT, "fomaml", "pretrain", "reptile", "imaml"} == {*METHODS}
+    assert {*LEARN_CLUSTERS, *LEARN_SINUSOIDS} == {*METHODS} - {"pretrain"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_users_odd_module_steps_is_restored_and_runs_on_the_meta_device(name: str) -> None:
+    def step(learner: GradientLearner, iteration: int) -> None:
+        torch.manual_seed(iteration)
+        learner.meta_step(batch(), iteration)
+
+    learner, again = build(name, Odd()), build(name, Odd())
+    step(learner, 0)
+    again.restore(copy.deepcopy(learner.checkpoint()))
+    for each in (learner, again):
+        step(each, 1)
+    for key, value in learner.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+    assert learner.evaluate(batch())["loss"].isfinite().all()
+    dry = copy.deepcopy(learner).to("meta")
+    assert all(v.device.type == "meta" for v in dry.meta_step(batch().map(lambda x: x.to("meta")), 0).values())
+
+
 # Each method learns, in seconds.
 
 
@@ -462,7 +506,7 @@ LEARN_SINUSOIDS: dict[str, tuple[int, dict[str, Any]]] = {
             "inner_lr": 1.0,
         },
     ),
-    "reptile": (150, {"inner_lr": 0.02, "inner_steps": 5, "test_steps": 10, "outer_lr": 1.0, "decay_over": 150}),
+    "reptile": (80, {"inner_lr": 0.02, "inner_steps": 5, "test_steps": 10, "outer_lr": 1.0, "decay_over": 80}),
 }
 
 
