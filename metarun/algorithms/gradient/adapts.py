@@ -33,8 +33,7 @@ class Adapts(nn.Module):
 
     def initial(self, learner: GradientLearner, support: Labelled) -> tuple[Parameters, Any]:
         """Where adaptation starts, and the dimension of tasks: ``None`` (shared), 0, or a dictionary of both."""
-        named = dict(learner.net.named_parameters()) | dict(learner.net.named_buffers())
-        return {name: named[name] for name in learner.adapted_names}, None
+        return learner.meta_learned(), None
 
 
 class Part(Adapts):
@@ -137,7 +136,7 @@ class Prototypes(Part):
         return super().attach(net, spec)
 
     def initial(self, learner: GradientLearner, support: Labelled) -> tuple[Parameters, Any]:
-        shared, _ = super().initial(learner, support)
+        shared = learner.meta_learned()
         features = learner.over_tasks(learner.net[:-1], (0,))(support.x)
         centres = prototypes(features, support.y, support.way)
         head = {"1.weight": 2 * centres, "1.bias": -centres.square().sum(-1)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import ceil
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -80,8 +81,7 @@ class GradientLearner(SupervisedAlgorithm):
         set_policy(self.net, norm, elementary=True)
         self.adapts, self.rule, self.loss, self.outer = adapts, rule, loss, outer
         self.adapted_names = adapts.attach(self.net, spec)
-        own = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
-        rule.prepare({name: own[name] for name in self.adapted_names}, inner_lr, inner_steps)
+        rule.prepare(self.meta_learned(), inner_lr, inner_steps)
         loss.prepare(spec)
         with _Unbatchable() as found:
             dry_run(model, spec)
@@ -95,6 +95,10 @@ class GradientLearner(SupervisedAlgorithm):
 
     def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
         return shape and shape.changed(shot=self.train_shot, query=self.train_query)
+
+    def meta_learned(self) -> Parameters:
+        """What adapts, as the network holds it."""
+        return {name: attrgetter(name)(self.net) for name in self.adapted_names}
 
     # One task.
 
