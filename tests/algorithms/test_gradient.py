@@ -17,6 +17,7 @@ from metarun.algorithms.gradient.learner import GradientLearner, minibatches
 from metarun.config.build import construct
 from metarun.config.catalogue import catalogue
 from metarun.config.compose import compose
+from metarun.errors import UserError
 from metarun.models.norm import BatchNorm
 from metarun.tasks.base import Labelled, Spec, TaskBatch
 from metarun.tasks.regression.sinusoid import Sinusoid
@@ -411,6 +412,53 @@ def test_vmap_over_torchs_own_normalisation_is_wrong_and_is_not_used(norm: str) 
     along = {k: sum(float((g[n] * direction[n]).sum()) for n in g) for k, g in (("loop", loop), ("vmap", batched))}
     numeric = finite_difference(learner, data, direction)
     assert abs(along["loop"] - numeric) < 1e-3 * abs(along["vmap"] - numeric)
+
+
+G = "metarun.algorithms.gradient"
+ADAPTS: dict[str, dict[str, Any]] = {
+    "all": {"_target_": f"{G}.adapts.Part", "part": "all", "norm": True},
+    "head": {"_target_": f"{G}.adapts.Part", "part": "head", "norm": False},
+    "norm": {"_target_": f"{G}.adapts.Part", "part": "norm", "norm": True},
+    "context": {"_target_": f"{G}.adapts.Context", "size": 3, "layer": None, "scale": True},
+    "prototypes": {"_target_": f"{G}.adapts.Prototypes", "norm": False},
+}
+EVERY_RULE: dict[str, dict[str, Any]] = {
+    "sgd": {"_target_": f"{RULES}.SGD"},
+    "metasgd": {"_target_": f"{RULES}.MetaSGD"},
+    "lslr": {"_target_": f"{RULES}.LSLR"},
+    "momentum": {"_target_": f"{RULES}.Momentum", "momentum": 0.9},
+    "adam": {"_target_": f"{RULES}.Adam", "beta1": 0.9, "beta2": 0.99, "eps": 1.0, "carry": False},
+    "lasting adam": {"_target_": f"{RULES}.Adam", "beta1": 0.9, "beta2": 0.99, "eps": 1.0, "carry": True},
+}
+OUTER: dict[str, dict[str, Any]] = {
+    "unrolled": {"_target_": f"{G}.outer.Unrolled", "first_order": False},
+    "first order": {"_target_": f"{G}.outer.Unrolled", "first_order": True},
+    "difference": {"_target_": f"{G}.outer.Difference"},
+    "implicit": {"_target_": f"{G}.outer.Implicit", "iterations": 3, "damping": 0.0},
+}
+
+
+@pytest.mark.parametrize("rule", EVERY_RULE)
+@pytest.mark.parametrize("adapts", ADAPTS)
+def test_every_combination_of_pieces_steps_and_unrolled_ones_are_exact(adapts: str, rule: str) -> None:
+    data, loss = batch(), {"_target_": f"{G}.losses.Proximal", "strength": 0.5}
+    for outer, section in OUTER.items():
+        changes = {"adapts": ADAPTS[adapts], "rule": EVERY_RULE[rule], "outer": section, "loss": loss, "inner_lr": 0.1}
+        if (adapts, outer) == ("context", "difference"):
+            with pytest.raises(UserError, match="starts at no learned value"):
+                build("maml", body("batch"), **changes)
+            continue
+        learner = perturb(build("maml", body("batch"), **changes))
+        if outer == "unrolled" and rule != "lasting adam":
+            gradient = outer_gradient(learner, data)
+            direction = {n: torch.randn_like(p) for n, p in learner.named_parameters()}
+            exact = sum(float((gradient[n] * direction[n]).sum()) for n in gradient)
+            assert finite_difference(learner, data, direction) == pytest.approx(exact, rel=1e-5, abs=1e-7)
+        before = [p.clone() for p in learner.parameters()]
+        assert all(v.isfinite() for v in learner.meta_step(data, 0).values())
+        after = list(learner.parameters())
+        assert all(p.isfinite().all() for p in after)
+        assert any(not torch.equal(p, q) for p, q in zip(before, after, strict=True))
 
 
 METHODS = [e.name for e in catalogue("algorithm") if "adapts" in e.section]

@@ -59,6 +59,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     (f"{SINE} algorithm.rule._target_={PIECES}.rules.SDG", ["algorithm.rule._target_", "did you mean 'SGD'"]),
     (f"{SINE} algorithm.rule._target_={PIECES}.losses.TaskLoss", ["algorithm.rule._target_", "is no", "rules.Rule"]),
     (f"{SINE} algorithm=cavia algorithm.adapts.layer=layer.0", ["has no such layer", "did you mean 'layers.0'"]),
+    (f"{SINE} algorithm=imaml algorithm.inner_steps=0", ["algorithm.inner_steps=0", "needs an inner loop"]),
     (f"{SINE} algorithm.adapts.part=norm", ["algorithm.adapts.part=norm", "no parameters there"]),
     # words that are no overrides
     (f"{SINE} seed=", ["seed"]),

@@ -83,6 +83,7 @@ class GradientLearner(SupervisedAlgorithm):
         self.adapted_names = adapts.attach(self.net, spec)
         rule.prepare(self.meta_learned(), inner_lr, inner_steps)
         loss.prepare(spec)
+        outer.prepare(self)
         with _Unbatchable() as found:
             dry_run(model, spec)
         self.batched = not found.any

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 class OuterGradient(nn.Module):
     """Gives a loss whose gradient by the meta-parameters is the outer gradient; its value need mean nothing."""
 
+    def prepare(self, learner: GradientLearner) -> None:
+        """Called once, with the rest of the learner; raises :class:`~metarun.errors.UserError` where that cannot be."""
+
     def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         """That loss, and the means over tasks of what the adapted learners are judged by on their query sets."""
         raise NotImplementedError
@@ -54,6 +57,12 @@ class Difference(OuterGradient):
     the other pieces would learn, gets no gradient. The query set is for the log only.
     """
 
+    def prepare(self, learner: GradientLearner) -> None:
+        learned = any(p.requires_grad for p in learner.meta_learned().values())
+        require(
+            learned, "algorithm.outer: the difference moves only what adapts, and here that starts at no learned value"
+        )
+
     def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         with torch.no_grad():
             adapted, dims = learner.adapted(batch.support)
@@ -71,16 +80,17 @@ class Implicit(OuterGradient):
     with v found by ``iterations`` of conjugate gradients, ``damping`` added to the Hessian. For the proximal F the
     right-hand side is (I + H / strength)^-1 dl / d phi, H the Hessian of the support loss: iMAML (Rajeswaran et al.
     2019, arXiv:1909.04630, Lemma 1 and Algorithm 2). Memory does not grow with the steps; what shapes the way to phi
-    and not F itself, such as learned rates, gets no gradient. Raises :class:`~metarun.errors.UserError` without
-    inner steps.
+    and not F itself, such as learned rates, gets no gradient.
     """
 
     def __init__(self, *, iterations: Positive, damping: NonNegative) -> None:
         super().__init__()
         self.iterations, self.damping = iterations, damping
 
-    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+    def prepare(self, learner: GradientLearner) -> None:
         require(learner.inner_steps > 0, "algorithm.inner_steps=0: an implicit gradient needs an inner loop")
+
+    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         (x, y), names = (batch.support.x, batch.support.y), learner.adapted_names
         with torch.no_grad():
             phi, _ = learner.adapted(batch.support)
