@@ -47,12 +47,12 @@ COMMON = [
 ]
 # The smallest of everything that still has the right shapes.
 SMALL = {
-    "task=vision": ["task.test_ways=[]"],
-    "task=nlp": ["task.test_ways=[]"],
+    "task=vision": ["task.test_ways=[4]"],
+    "task=nlp": ["task.test_ways=[4]"],
     "task=nlp/intents": ["task.dataset=HWU64"],
     "task=rl/navigation": ["task.horizon=10"],
-    "task=vision/folder": ["task.way=2", "task.query=2"],
-    "task=nlp/text": ["task.way=2", "task.query=2"],
+    "task=vision/folder": ["task.way=2", "task.query=2", "task.test_ways=[]"],
+    "task=nlp/text": ["task.way=2", "task.query=2", "task.test_ways=[]"],
     "algorithm=protonet": ["algorithm.train_way=null", "algorithm.train_query=2"],
     "model=conv4": ["model.width=4"],
     "algorithm=rl2": ["runner.meta_batch=6"],
@@ -101,7 +101,6 @@ def experiment(
         if any(w == key or w.startswith(key + "/") for w in words)
         for o in overrides
     ]
-    small.sort(key=lambda o: o.startswith("runner"))
     return build(compose([*words, *small, *own_data.get(task, []), *COMMON]).config)
 
 
@@ -132,6 +131,9 @@ def test_fitting_cell(
         assert values.dim() == 2
         assert torch.isfinite(values).all()
     assert run.task.metric in evaluated(run)
+    for shape in run.task.variants().values():
+        if run.algorithm.accepts(shape):
+            run.algorithm.evaluate(run.task.batch("test", range(1), shape))
 
     # A checkpoint holds all that changes: the next step and its evaluation are repeated to the bit.
     torch.save(state, "state.pt")

@@ -43,6 +43,10 @@ class Algorithm(nn.Module, ABC):
         """The episodes it meta-trains on, given the ones it will be tested on."""
         return shape
 
+    def accepts(self, shape: EpisodeShape | None) -> bool:
+        """Whether it can be tested on such episodes; a learner with a head cannot change the number of classes."""
+        return True
+
     def protocol(self) -> dict[str, Any]:
         """What a reader must know to compare a number: normalisation policy, steps at test."""
         return {}

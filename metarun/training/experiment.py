@@ -20,7 +20,7 @@ from metarun.tracking.rundir import MetricsFile, RunDirectory, now, provenance
 from metarun.tracking.settings import Tracker
 from metarun.tracking.wandb import WandbSink
 from metarun.training import checkpoint
-from metarun.training.device import choose_device, choose_threads
+from metarun.training.device import choose_device, choose_threads, keep_freed_memory
 from metarun.training.loop import Progress, meta_train
 from metarun.training.settings import Runner
 from metarun.training.signals import StopRequest
@@ -69,6 +69,7 @@ class Experiment:
             meta = directory.meta()
             threads = meta.get("threads") or self.runner.threads or self._threads()
             torch.set_num_threads(threads)
+            keep_freed_memory()
             if not meta:
                 directory.write_config(self.config)
                 directory.write_meta(
@@ -99,7 +100,7 @@ class Experiment:
             return summary
 
     def test(self, split: Split = "test", stop: StopRequest | None = None) -> dict[str, Result]:
-        """Judge the learner as it is: ``{suffix: result}`` for the task's shape and each further one."""
+        """Judge the learner as it is: ``{suffix: result}`` for the task's shape and each further one it accepts."""
         return {
             suffix: evaluate(
                 self.algorithm,
@@ -111,6 +112,7 @@ class Experiment:
                 stopped=lambda: stop.signal if stop else None,
             )
             for suffix, shape in self.task.variants().items()
+            if self.algorithm.accepts(shape)
         }
 
     def load(self, path: Path) -> int:

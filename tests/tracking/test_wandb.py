@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from wandb_file import OfflineRun, read
 from wandb_server import API_KEY, ServedRun, WandbServer
 
-import wandb
 from metarun.tracking import wandb as sink_module
 from metarun.tracking.wandb import WandbSink, requested_mode
 

@@ -27,6 +27,9 @@ class Adapts(nn.Module):
     A subclass gives :meth:`attach`; :meth:`initial` only where the start depends on the task.
     """
 
+    any_way: bool = False
+    """Whether the head is made anew for each task, and so for any number of classes."""
+
     def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
         """Names in ``net`` (the model, then its head) of what adapts; whatever they need may be added to it."""
         raise NotImplementedError
@@ -127,6 +130,7 @@ class Prototypes(Part):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("classification",)
+    any_way = True
 
     def __init__(self, *, norm: bool) -> None:
         super().__init__(part="all", norm=norm)

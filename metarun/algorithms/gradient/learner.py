@@ -97,6 +97,11 @@ class GradientLearner(SupervisedAlgorithm):
     def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
         return shape and shape.changed(shot=self.train_shot, query=self.train_query)
 
+    def accepts(self, shape: EpisodeShape | None) -> bool:
+        if shape is None or self.spec.kind != "classification" or self.adapts.any_way:
+            return True
+        return shape.way == self.spec.output_size
+
     def meta_learned(self) -> Parameters:
         """What adapts, as the network holds it."""
         return {name: attrgetter(name)(self.net) for name in self.adapted_names}

@@ -1,0 +1,38 @@
+"""An experiment in plain Python, without any configuration file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from metarun.algorithms.gradient.adapts import Part
+from metarun.algorithms.gradient.learner import GradientLearner
+from metarun.algorithms.gradient.losses import TaskLoss
+from metarun.algorithms.gradient.outer import Unrolled
+from metarun.algorithms.gradient.rules import SGD
+from metarun.models.mlp import MLP
+from metarun.tasks.regression.sinusoid import Sinusoid
+from metarun.tracking.settings import Tracker
+from metarun.training.experiment import Experiment
+from metarun.training.settings import Runner
+
+
+def test_a_run_from_python(tmp_path: Path) -> None:
+    task = Sinusoid(0, shot=5, query=5)
+    model = MLP(task.spec, hidden=[8], activation="relu", batch_norm=False, init="torch")
+    algorithm = GradientLearner(
+        model, task.spec, adapts=Part(part="all", norm=False), rule=SGD(), loss=TaskLoss(),
+        outer=Unrolled(first_order=False), inner_lr=0.01, inner_steps=1, inner_batch=None, test_steps=2,
+        test_batch=None, norm="transductive", head_init=None, train_shot=None, train_query=None,
+        outer_optimizer="adam", outer_lr=0.01, halve_every=None, decay_over=None,
+    )  # fmt: skip
+    runner = Runner(
+        iterations=30, meta_batch=4, device="cpu", threads=1, precision="float32", validate_every=10, val_episodes=8,
+        test_episodes=8, eval_batch=4, log_every=10, checkpoint_seconds=60, select="best", plots=False,
+        directory=str(tmp_path),
+    )  # fmt: skip
+    tracker = Tracker(wandb="disabled", project="x", entity=None, group=None, tags=[], init_timeout=1, finish_timeout=1)
+    summary = Experiment(task, algorithm, runner, tracker, seed=0, name="notebook").run()
+    assert summary["test"]["mse"]["n"] == 8
+    (stored,) = tmp_path.glob("notebook/*_s0/summary.json")
+    assert json.loads(stored.read_text()) == summary
