@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from metarun.config.build import build
 from metarun.config.catalogue import catalogue
 from metarun.config.check import CLOSED, INJECTED, check, misfit
 from metarun.config.compose import compose
-from metarun.config.declare import declaration
+from metarun.config.declare import declaration, is_section
 from metarun.errors import UserError
 from metarun.training.experiment import Experiment
 
@@ -32,6 +33,10 @@ def fits(task: str, algorithm: str, model: str) -> bool:
 
 
 FITTING = [cell for cell in EVERY if fits(*cell)]
+IDLE = [cell for cell in FITTING if cell[1:] == ("boil", "tfidf")]
+"""The body alone adapts, and has no parameters: refused when built."""
+WORKING = [cell for cell in FITTING if cell not in IDLE]
+GRADIENT = [name for name, e in ALGORITHMS.items() if str(e.section["_target_"]).endswith("GradientLearner")]
 UNFIT = [cell for cell in EVERY if not fits(*cell)]
 COMMON = [
     "runner.plots=false",
@@ -52,16 +57,16 @@ SMALL = {
     "model=conv4": ["model.width=4"],
     "algorithm=rl2": ["runner.meta_batch=6"],
     "algorithm=maml_trpo": ["runner.meta_batch=2", "algorithm.rollouts=3"],
-    "algorithm=maml": ["runner.meta_batch=2"],
-    "algorithm=fomaml": ["runner.meta_batch=2"],
-    "algorithm=pretrain": ["runner.meta_batch=2"],
+    "algorithm=reptile": ["algorithm.inner_steps=2", "algorithm.test_steps=3"],
+    "algorithm=imaml": ["algorithm.inner_steps=2", "algorithm.test_steps=3"],
+    **{f"algorithm={name}": ["runner.meta_batch=2"] for name in GRADIENT},
 }  # fmt: skip
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (8, 7, 6)
-    assert len(FITTING) == 55
-    assert len(UNFIT) == len(EVERY) - 55
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (8, 7, 14)
+    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (158, 2, 11)
+    assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +118,7 @@ def stepped(run: Experiment, iteration: int) -> dict[str, Any]:
     return run.algorithm.meta_step(batch, iteration)
 
 
-@pytest.mark.parametrize("cell", FITTING, ids="-".join)
+@pytest.mark.parametrize("cell", WORKING, ids="-".join)
 def test_fitting_cell(
     cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest
 ) -> None:
@@ -142,7 +147,7 @@ def test_fitting_cell(
     json.dumps(run.protocol())
 
 
-@pytest.mark.parametrize("cell", FITTING, ids="-".join)
+@pytest.mark.parametrize("cell", WORKING, ids="-".join)
 def test_step_on_the_meta_device(
     cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest
 ) -> None:
@@ -150,6 +155,14 @@ def test_step_on_the_meta_device(
     to_meta(run)
     assert all(p.device.type == "meta" for p in run.algorithm.parameters())
     assert all(v.device.type == "meta" for v in stepped(run, 0).values())
+
+
+@pytest.mark.parametrize("cell", IDLE, ids="-".join)
+def test_nothing_to_adapt_is_refused(
+    cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest
+) -> None:
+    with pytest.raises(UserError, match="no parameters there to adapt"):
+        experiment(cell, own_data, request)
 
 
 def to_meta(run: Experiment) -> None:
@@ -179,16 +192,24 @@ def test_unfit_cells_are_refused_with_what_fits() -> None:
     assert refused == len(UNFIT)
 
 
+@cache
 def complete(group: str, name: str) -> dict[str, Any]:
-    """The keys of an option of ``group``, as a composition without a tuned pair would give them."""
-    entry = {"model": MODELS, "algorithm": ALGORITHMS}[group][name]
-    return {key: value for key, value in entry.section.items() if key != "defaults"}
+    """The keys of an option of ``group``, resolved."""
+    return compose([f"{group}={name}"]).config[group]
 
 
 def declared_sections() -> Iterator[tuple[str, Path, dict[str, Any], str]]:
+    """Every section with a class, those inside others too."""
+
+    def within(name: str, path: Path, section: dict[str, Any]) -> Iterator[tuple[str, Path, dict[str, Any], str]]:
+        yield name, path, section, str(section["_target_"])
+        for key, value in section.items():
+            if is_section(value):
+                yield from within(f"{name}.{key}", path, value)
+
     for group in ("task", "model", "algorithm"):
         for entry in catalogue(group):
-            yield f"{group}/{entry.name}", entry.path, entry.section, str(entry.section["_target_"])
+            yield from within(f"{group}/{entry.name}", entry.path, entry.section)
     for group, target in CLOSED.items():
         for entry in catalogue(group):
             yield f"{group}/{entry.name}", entry.path, entry.section, target
@@ -207,7 +228,7 @@ def test_a_value_is_declared_once() -> None:
             stated = [line for line in path.read_text().splitlines() if line.strip().startswith(f"{key}:")]
             assert all("#" in line for line in stated), f"{name}: {key} has no comment"
         walked += 1
-    assert walked == len(TASKS) + len(MODELS) + len(ALGORITHMS) + 2
+    assert walked == len(TASKS) + len(MODELS) + len(ALGORITHMS) + 4 * len(GRADIENT) + 2
 
 
 def test_every_recipe_composes_and_fits() -> None:

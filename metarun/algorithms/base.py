@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,7 @@ class Algorithm(nn.Module, ABC):
 
 
 class SupervisedAlgorithm(Algorithm):
-    """Learns from support sets by a differentiable loss on query sets; Adam turns its gradient into the step.
+    """Learns from support sets by a differentiable loss on query sets; an optimizer turns its gradient into the step.
 
     A subclass gives :meth:`adaptations` and :meth:`outer_loss`, and calls :meth:`learn_with` at the end of its
     constructor.
@@ -81,11 +81,18 @@ class SupervisedAlgorithm(Algorithm):
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         """The loss whose gradient by the meta-parameters is followed, and what to log (detached scalars)."""
 
-    def learn_with(self, outer_lr: float, halve_every: int | None = None) -> None:
-        """Adam at ``outer_lr``, halved every ``halve_every`` iterations if given."""
+    def learn_with(
+        self,
+        outer_lr: float,
+        halve_every: int | None = None,
+        decay_over: int | None = None,
+        optimizer: Literal["adam", "sgd"] = "adam",
+    ) -> None:
+        """Step by ``outer_lr``, halved every ``halve_every`` or falling linearly to 0 ``decay_over`` iterations."""
         parameters = [p for p in self.parameters() if p.requires_grad]
-        self.outer_lr, self.halve_every = outer_lr, halve_every
-        self.optimizer = torch.optim.Adam(parameters, lr=outer_lr) if parameters else None
+        self.outer_lr, self.halve_every, self.decay_over = outer_lr, halve_every, decay_over
+        kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
+        self.optimizer = kind(parameters, lr=outer_lr) if parameters else None
 
     def adapt(self, support: Labelled) -> Adapted:
         """The learner adapted to each of T tasks."""
@@ -96,13 +103,17 @@ class SupervisedAlgorithm(Algorithm):
         self.train()
         loss, metrics = self.outer_loss(batch)
         if self.optimizer is not None:
-            if self.halve_every:
-                for group in self.optimizer.param_groups:
-                    group["lr"] = self.outer_lr * 0.5 ** (iteration // self.halve_every)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate(iteration)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
         return metrics
+
+    def rate(self, iteration: int) -> float:
+        """The outer step size at ``iteration``."""
+        halved = 0.5 ** (iteration // self.halve_every) if self.halve_every else 1.0
+        return self.outer_lr * halved * (max(0.0, 1 - iteration / self.decay_over) if self.decay_over else 1.0)
 
     def evaluate(self, batch: TaskBatch) -> Metrics:
         self.eval()
@@ -135,8 +146,8 @@ def judge(spec: Spec, prediction: Tensor, y: Tensor) -> Metrics:
     return {"accuracy": (prediction.argmax(-1) == y).float().mean(1), "loss": loss}
 
 
-def with_head(model: nn.Module, spec: Spec, outputs: int, init_std: float | None) -> nn.Sequential:
-    """``model`` followed by a linear head; its width is found by running the model once.
+def dry_run(model: nn.Module, spec: Spec) -> Tensor:
+    """What ``model`` makes of two examples, with nothing in it changed.
 
     A model whose inputs are not floats of ``spec.input_shape`` (token ids) says what to run it on: ``example()``.
     """
@@ -144,9 +155,14 @@ def with_head(model: nn.Module, spec: Spec, outputs: int, init_std: float | None
     example = own() if callable(own) else torch.zeros(2, *spec.input_shape)
     was_training = model.training
     with torch.no_grad():
-        features = model.eval()(example).shape[-1]
+        features = model.eval()(example)
     model.train(was_training)
-    head = nn.Linear(features, outputs)
+    return features
+
+
+def with_head(model: nn.Module, spec: Spec, outputs: int, init_std: float | None) -> nn.Sequential:
+    """``model`` followed by a linear head; its width is found by running the model once."""
+    head = nn.Linear(dry_run(model, spec).shape[-1], outputs)
     if init_std is not None:
         nn.init.trunc_normal_(head.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
         nn.init.zeros_(head.bias)

@@ -6,6 +6,7 @@ import textwrap
 
 from metarun.config.catalogue import Entry, catalogue
 from metarun.config.check import INJECTED
+from metarun.config.declare import declaration, is_section
 from metarun.errors import UserError, nearest
 
 _GROUPS = ("task", "model", "algorithm", "experiment", "runner", "tracker")
@@ -31,6 +32,11 @@ def _show(entry: Entry) -> None:
         print(textwrap.indent(declared.doc.strip(), "  "))
         print(f"\n  class  {declared.target}")
     print(f"  file   {entry.path}\n")
+    for key, section in entry.section.items():
+        if is_section(section):
+            piece = declaration(str(section["_target_"]))
+            print(f"  {key}: {piece.target}")
+            print(textwrap.indent(piece.doc.strip(), "    ") + "\n")
     print(textwrap.indent(entry.path.read_text().rstrip(), "    "))
     if declared is not None:
         unset = [n for n in declared.parameters if n not in INJECTED and n not in entry.section]

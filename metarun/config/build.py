@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from metarun.config.check import check
+from metarun.config.declare import is_section
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,13 +39,18 @@ def construct(values: Mapping[str, Any], **injected: Any) -> Any:
     """The object that ``_target_`` and its arguments describe; ``injected`` where its constructor asks for them.
 
     A callable among ``injected`` that is asked for is called first: costly values are made only on demand.
+    Sections among the arguments are built in the same way.
     """
     module_name, _, name = str(values["_target_"]).rpartition(".")
     try:
         constructor = getattr(importlib.import_module(module_name), name)
     except ImportError as error:
         raise UserError(f"{values['_target_']} needs a package that is not installed: {error}") from None
-    arguments = {key: value for key, value in values.items() if key != "_target_"}
+    arguments = {
+        key: construct(value, **injected) if is_section(value) else value
+        for key, value in values.items()
+        if key != "_target_"
+    }
     for parameter in inspect.signature(constructor).parameters:
         if parameter in injected and parameter not in arguments:
             value = injected[parameter]

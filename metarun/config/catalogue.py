@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from metarun.config.declare import Declaration, declaration
+from metarun.config.declare import Declaration, attributes, declaration, is_section
 from metarun.config.paths import options
 from metarun.errors import UserError
 
@@ -35,8 +36,8 @@ class Entry:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """The capabilities of its class."""
-        return self.declaration.attributes if self.declaration else {}
+        """The capabilities of its class, within those of the classes it is put together from."""
+        return attributes(self.section) if is_section(self.section) else {}
 
     @property
     def line(self) -> str:
@@ -57,10 +58,16 @@ def catalogue(group: str) -> Iterator[Entry]:
         inner = content.get(group)
         own = inner if isinstance(inner, dict) else content
         parents = [d for d in content.get("defaults") or [] if isinstance(d, str) and d in found and d != name]
-        return {key: value for parent in parents for key, value in section(parent).items()} | own
+        return reduce(_merged, [*map(section, parents), own], {})
 
     for name, (path, content) in found.items():
         yield Entry(group, name, path, content, section(name))
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``below`` with the keys of ``above``, sections inside merged alike: what Hydra makes of the two."""
+    both = {k: _merged(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+    return {**below, **above, **both}
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from metarun.config.declare import Declaration, Parameter, declaration
+from metarun.config.declare import Component, Declaration, Parameter, attributes, declaration, is_section
 from metarun.errors import UserError, nearest
 
 INJECTED = ("seed", "spec", "texts", "model")
@@ -29,12 +29,20 @@ def check(config: Mapping[str, Any]) -> None:
     for section, target in CLOSED.items():
         check_arguments(section, config.get(section) or {}, declaration(target))
     for section in OPEN:
-        values = config.get(section)
-        if not isinstance(values, Mapping) or "_target_" not in values:
-            raise UserError(f"{section} has no _target_ (the import path of its class)")
-        arguments = {key: value for key, value in values.items() if key != "_target_"}
-        check_arguments(section, arguments, declaration(str(values["_target_"])))
+        check_section(section, config.get(section))
     check_fit(config)
+
+
+def check_section(section: str, values: Any) -> Declaration:
+    """Check the arguments of the class that ``values`` names; returns what that declares."""
+    if not is_section(values):
+        raise UserError(f"{section} has no _target_ (the import path of its class)")
+    try:
+        declared = declaration(str(values["_target_"]))
+    except UserError as error:
+        raise UserError(f"{section}.{error}") from None
+    check_arguments(section, {key: value for key, value in values.items() if key != "_target_"}, declared)
+    return declared
 
 
 def check_arguments(section: str, values: Mapping[str, Any], declared: Declaration) -> None:
@@ -42,7 +50,11 @@ def check_arguments(section: str, values: Mapping[str, Any], declared: Declarati
     allowed = [name for name in declared.parameters if name not in INJECTED]
     for name, value in values.items():
         if name in declared.parameters and name not in INJECTED:
-            check_value(f"{section}.{name}", value, declared.parameters[name])
+            annotation = declared.parameters[name].annotation
+            if isinstance(annotation, Component) or is_section(value):
+                check_component(f"{section}.{name}", value, annotation)
+            else:
+                check_value(f"{section}.{name}", value, declared.parameters[name])
         elif not declared.takes_any:
             raise UserError(
                 f"unknown key '{section}.{name}' for {declared.target}{nearest(name, allowed)}"
@@ -51,6 +63,16 @@ def check_arguments(section: str, values: Mapping[str, Any], declared: Declarati
     for name in allowed:
         if declared.parameters[name].required and name not in values:
             raise UserError(f"{section}.{name} is missing; {declared.target} needs it")
+
+
+def check_component(key: str, value: Any, annotation: Any) -> None:
+    """Check a section inside a section: its own arguments, and that its class is the one that is asked for."""
+    wanted = declaration(annotation.path) if isinstance(annotation, Component) else None
+    if wanted is not None and not is_section(value) and not wanted.is_module:
+        return  # a type of the user's own: its constructor will judge
+    given = check_section(key, value)
+    if wanted is not None and given.ancestors and wanted.target not in given.ancestors:
+        raise UserError(f"{key}._target_={given.target}: that is no {wanted.target}")
 
 
 def check_value(key: str, value: Any, parameter: Parameter) -> None:
@@ -89,9 +111,9 @@ def _adapter(annotation: Any) -> Any:
 
 def check_fit(config: Mapping[str, Any]) -> None:
     """Refuse a model or algorithm that cannot work on the task, with what does."""
-    task, model, algorithm = (declaration(str(config[s]["_target_"])) for s in OPEN)
-    if why := misfit(task.attributes, model.attributes, algorithm.attributes):
-        fits = _fitting(task.attributes)
+    task, model, algorithm = (attributes(config[s]) for s in OPEN)
+    if why := misfit(task, model, algorithm):
+        fits = _fitting(task)
         raise UserError(f"{why}\n  {fits}" if fits else why)
 
 

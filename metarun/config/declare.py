@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -32,17 +32,31 @@ class Parameter:
     required: bool
 
 
+@dataclass(frozen=True)
+class Component:
+    """The annotation of a parameter that takes an object of a class: in the configuration, a section of its own."""
+
+    path: str
+
+
 @dataclass
 class Declaration:
     """What is known of a class from its source."""
 
     target: str
+    ancestors: tuple[str, ...] = ()
+    """Import path of the class and of those it inherits from; what is not ours as the source names it."""
     doc: str = ""
     parameters: dict[str, Parameter] = field(default_factory=dict)
     takes_any: bool = False
     """Whether the constructor has ``**kwargs``."""
     attributes: dict[str, Any] = field(default_factory=dict)
     """Class attributes with literal values, inherited ones included."""
+
+    @property
+    def is_module(self) -> bool:
+        """Whether it is known to be a torch module, and so can only be built, not written as a plain value."""
+        return any(path.startswith("torch.nn.") and path.endswith(".Module") for path in self.ancestors)
 
 
 @cache
@@ -61,21 +75,33 @@ def declaration(target: str) -> Declaration:
         raise UserError(f"_target_: module '{module_name}' has no class '{name}'{nearest(name, classes)}")
     node = classes[name]
     names = _NAMES | _aliases(tree)
-    result = Declaration(target)
+
+    def annotated(annotation: ast.expr | None) -> Any:
+        known = _type(annotation, names)
+        path = _base_path(tree, module_name, classes, annotation) if known is Any and annotation else None
+        return known if path is None or _foreign(path) else Component(path)
+
+    result = Declaration(target, (target,))
     for base in node.bases:
         path = _base_path(tree, module_name, classes, base)
-        if path and path.split(".")[0] not in _FOREIGN:
-            inherited = declaration(path)
+        if path is None or _foreign(path):
+            result.ancestors += (path or ast.unparse(base),)
+        else:
+            try:
+                inherited = declaration(path)
+            except UserError:
+                return _inspected(module_name, name)
+            result.ancestors += inherited.ancestors
             result.parameters = dict(inherited.parameters)
             result.takes_any = inherited.takes_any
             result.attributes |= inherited.attributes
     result.doc = ast.get_docstring(node) or ""
     result.attributes |= dict(_literals(node))
     if init := next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None):
-        result.parameters, result.takes_any = _parameters(init.args, names)
+        result.parameters, result.takes_any = _parameters(init.args, annotated)
     elif any("dataclass" in ast.unparse(d) for d in node.decorator_list):
         result.parameters = {
-            n.target.id: Parameter(_type(n.annotation, names), n.value is None)
+            n.target.id: Parameter(annotated(n.annotation), n.value is None)
             for n in node.body
             if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
         }
@@ -101,9 +127,31 @@ def _source(module_name: str) -> ast.Module | None:
         raise UserError(f"_target_: {spec.origin}, line {error.lineno}: {error.msg}") from None
 
 
+def attributes(section: Mapping[str, Any]) -> dict[str, Any]:
+    """What a section's class declares, its ``kinds`` narrowed to what every section inside it can do too."""
+    declared = dict(declaration(str(section["_target_"])).attributes)
+    for inner in section.values():
+        if is_section(inner) and (kinds := attributes(inner).get("kinds")):
+            declared["kinds"] = tuple(k for k in declared.get("kinds", kinds) if k in kinds)
+    return declared
+
+
+def is_section(value: Any) -> bool:
+    """Whether a configuration's value describes an object."""
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def _foreign(path: str) -> bool:
+    return path.split(".")[0] in _FOREIGN
+
+
 def _imported_from(tree: ast.Module, name: str) -> str | None:
-    """Where ``name`` comes from in this module's own ``from ... import`` lines."""
+    """Where ``name`` comes from in this module's own ``import`` lines."""
     for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.asname == name or (alias.asname is None and alias.name == name):
+                    return alias.name
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
@@ -112,9 +160,13 @@ def _imported_from(tree: ast.Module, name: str) -> str | None:
 
 
 def _base_path(tree: ast.Module, module: str, classes: Mapping[str, Any], base: ast.expr) -> str | None:
-    if not isinstance(base, ast.Name):
-        return None  # nn.Module and the like: nothing of ours is declared there
-    return f"{module}.{base.id}" if base.id in classes else _imported_from(tree, base.id)
+    """The import path of what ``base`` names: a class of the same module, or an imported one, also by its module."""
+    match base:
+        case ast.Name(id=name):
+            return f"{module}.{name}" if name in classes else _imported_from(tree, name)
+        case ast.Attribute(value=ast.Name(id=holder), attr=name) if path := _imported_from(tree, holder):
+            return f"{path}.{name}"
+    return None
 
 
 def _literals(node: ast.ClassDef) -> typing.Iterator[tuple[str, Any]]:
@@ -143,14 +195,16 @@ def _aliases(tree: ast.Module) -> dict[str, Any]:
     return found
 
 
-def _parameters(arguments: ast.arguments, names: Mapping[str, Any]) -> tuple[dict[str, Parameter], bool]:
+def _parameters(
+    arguments: ast.arguments, annotated: Callable[[ast.expr | None], Any]
+) -> tuple[dict[str, Parameter], bool]:
     positional = [*arguments.posonlyargs, *arguments.args][1:]
     defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
     pairs = [
         *zip(positional, defaults, strict=False),
         *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
     ]
-    found = {a.arg: Parameter(_type(a.annotation, names), default is None) for a, default in pairs}
+    found = {a.arg: Parameter(annotated(a.annotation), default is None) for a, default in pairs}
     return found, arguments.kwarg is not None
 
 
@@ -170,7 +224,8 @@ def _inspected(module_name: str, name: str) -> Declaration:
         raise UserError(f"_target_: module '{module_name}' has no '{name}'") from None
     except ImportError as error:
         raise UserError(f"_target_: cannot import '{module_name}': {error}") from None
-    result = Declaration(f"{module_name}.{name}", inspect.getdoc(thing) or "")
+    lineage = tuple(f"{c.__module__}.{c.__qualname__}" for c in inspect.getmro(thing)) if inspect.isclass(thing) else ()
+    result = Declaration(f"{module_name}.{name}", lineage, inspect.getdoc(thing) or "")
     for parameter in inspect.signature(thing).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             result.takes_any = True

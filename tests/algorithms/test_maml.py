@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algorithms.gradient.maml import MAML
+from metarun.algorithms.gradient.adapts import Part
+from metarun.algorithms.gradient.learner import GradientLearner
+from metarun.algorithms.gradient.losses import TaskLoss
+from metarun.algorithms.gradient.outer import Unrolled
+from metarun.algorithms.gradient.rules import SGD
 from metarun.models.conv4 import Conv4
 from metarun.tasks.base import Labelled, Spec, TaskBatch
 
@@ -46,11 +50,12 @@ def maml(
     first_order: bool = False,
     norm: str = "transductive",
     adapt_norm: bool = True,
-) -> MAML:
-    return MAML(
-        model, SPEC, inner_lr=LR, inner_steps=steps, test_steps=steps, first_order=first_order,
-        adapt_norm=adapt_norm, norm=norm, head_init=None, train_shot=None, train_query=None,
-        outer_lr=1e-3, halve_every=None,
+) -> GradientLearner:
+    return GradientLearner(
+        model, SPEC, adapts=Part(part="all", norm=adapt_norm), rule=SGD(), loss=TaskLoss(),
+        outer=Unrolled(first_order=first_order), inner_lr=LR, inner_steps=steps, test_steps=steps, norm=norm,
+        head_init=None, train_shot=None, train_query=None, outer_lr=1e-3, halve_every=None,
+        inner_batch=None, test_batch=None, outer_optimizer="adam", decay_over=None,
     )  # fmt: skip
 
 
@@ -59,13 +64,13 @@ def batch(tasks: int = 2) -> TaskBatch:
     return TaskBatch(*(Labelled(torch.randn(tasks, WAY * SHOT, 1, 8, 8), y, WAY) for _ in range(2)))
 
 
-def meta_gradient(learner: MAML, data: TaskBatch) -> dict[str, Tensor]:
+def meta_gradient(learner: GradientLearner, data: TaskBatch) -> dict[str, Tensor]:
     learner.zero_grad()
     learner.outer_loss(data)[0].backward()
     return {name: p.grad.clone() for name, p in learner.net.named_parameters()}
 
 
-def by_hand(learner: MAML, data: TaskBatch, downsample: str) -> dict[str, Tensor]:
+def by_hand(learner: GradientLearner, data: TaskBatch, downsample: str) -> dict[str, Tensor]:
     """The same gradient, written out: F.conv2d, F.batch_norm, and torch.autograd through every inner step."""
     start = dict(learner.net.named_parameters())
 
@@ -83,7 +88,7 @@ def by_hand(learner: MAML, data: TaskBatch, downsample: str) -> dict[str, Tensor
         for _ in range(learner.inner_steps):
             loss = F.cross_entropy(forward(p, sx), sy)
             inner = [name for name in p if name in learner.adapted_names]
-            grads = torch.autograd.grad(loss, [p[n] for n in inner], create_graph=not learner.first_order)
+            grads = torch.autograd.grad(loss, [p[n] for n in inner], create_graph=not learner.outer.first_order)
             p = p | {n: p[n] - LR * g for n, g in zip(inner, grads, strict=True)}
         total = total + F.cross_entropy(forward(p, qx), qy)
     gradients = torch.autograd.grad(total / len(data.support.y), list(start.values()))
@@ -139,7 +144,7 @@ def test_first_order_differs_and_batching_over_tasks_does_not() -> None:
     second = flat(meta_gradient(learner, data))
     learner.batched = False
     assert relative(flat(meta_gradient(learner, data)), second) < 1e-12
-    learner.first_order = True
+    learner.outer.first_order = True
     assert relative(flat(meta_gradient(learner, data)), second) > 1e-3
 
 

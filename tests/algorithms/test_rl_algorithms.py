@@ -15,7 +15,8 @@ from metarun.algorithms.rl.collect import Rollout
 from metarun.algorithms.rl.distributions import Categorical, Gaussian, distribution, sampling_noise
 from metarun.algorithms.rl.maml_trpo import MAMLTRPO, Experience
 from metarun.algorithms.rl.rl2 import RL2
-from metarun.algorithms.rl.trpo import conjugate_gradient, differentiate
+from metarun.algorithms.rl.trpo import differentiate
+from metarun.algorithms.solve import conjugate_gradient
 from metarun.models.policies import GRUPolicy, MLPPolicy
 from metarun.tasks.base import Spec
 from metarun.tasks.rl.bandit import Bandit

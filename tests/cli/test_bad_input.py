@@ -14,6 +14,7 @@ import pytest
 from metarun.cli import main
 
 SINE = "task=regression/sinusoid"
+PIECES = "metarun.algorithms.gradient"
 QUICK = [
     "runner.iterations=2",
     "runner.test_episodes=2",
@@ -45,10 +46,21 @@ MISTAKES: list[tuple[str, list[str]]] = [
     (f"{SINE} runner.iteration=3", ["unknown key 'runner.iteration'", "did you mean 'runner.iterations'"]),
     (f"{SINE} tracker.wnadb=offline", ["unknown key 'tracker.wnadb'", "did you mean 'tracker.wandb'"]),
     (f"{SINE} algoritm.inner_lr=.1", ["unknown key 'algoritm.inner_lr'", "did you mean 'algorithm'"]),
-    (f"{SINE} +algorithm.momentum=.9", ["unknown key 'algorithm.momentum'", "allowed: inner_lr"]),
+    (f"{SINE} +algorithm.momentum=.9", ["unknown key 'algorithm.momentum'", "allowed: adapts, rule"]),
     (f"{SINE} +runner.epochs=3", ["unknown key 'runner.epochs'"]),
     (f"{SINE} +foo=3", ["unknown key 'foo'"]),
     (f"{SINE} ~algorithm.inner_lr", ["algorithm.inner_lr is missing"]),
+    # names, types and classes inside a section of a section
+    (f"{SINE} algorithm.adapts.prat=head", ["unknown key", "did you mean 'algorithm.adapts.part'"]),
+    (f"{SINE} +algorithm.outer.first_ordre=true", ["'algorithm.outer.first_ordre'", "'first_order'"]),
+    (f"{SINE} ~algorithm.outer.first_order", ["algorithm.outer.first_order is missing"]),
+    (f"{SINE} algorithm.adapts.part=hed", ["algorithm.adapts.part=hed", "did you mean 'head'"]),
+    (f"{SINE} algorithm.rule=sgd", ["algorithm.rule has no _target_"]),
+    (f"{SINE} algorithm.rule._target_={PIECES}.rules.SDG", ["algorithm.rule._target_", "did you mean 'SGD'"]),
+    (f"{SINE} algorithm.rule._target_={PIECES}.losses.TaskLoss", ["algorithm.rule._target_", "is no", "rules.Rule"]),
+    (f"{SINE} algorithm=cavia algorithm.adapts.layer=layer.0", ["has no such layer", "did you mean 'layers.0'"]),
+    (f"{SINE} algorithm=imaml algorithm.inner_steps=0", ["algorithm.inner_steps=0", "needs an inner loop"]),
+    (f"{SINE} algorithm.adapts.part=norm", ["algorithm.adapts.part=norm", "no parameters there"]),
     # words that are no overrides
     (f"{SINE} seed=", ["seed"]),
     (f"{SINE} seed=[", ["["]),
@@ -62,7 +74,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     (f"{SINE} runner.plots=maybe", ["runner.plots=maybe", "valid boolean"]),
     (f"{SINE} algorithm.inner_steps=abc", ["algorithm.inner_steps=abc", "valid integer"]),
     (f"{SINE} algorithm.inner_steps=true", ["algorithm.inner_steps=True", "valid integer"]),
-    (f"{SINE} algorithm.first_order=1", ["algorithm.first_order=1", "valid boolean"]),
+    (f"{SINE} algorithm.outer.first_order=1", ["algorithm.outer.first_order=1", "valid boolean"]),
     (f"{SINE} algorithm.outer_lr=fast", ["algorithm.outer_lr=fast", "valid number"]),
     (f"{SINE} model.hidden=40", ["model.hidden=40"]),
     (f"{SINE} model.hidden=[40,x]", ["model.hidden", "[1] should be a valid integer"]),
@@ -84,6 +96,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     (f"{SINE} name=a/b", ["name='a/b'", "cannot contain '/'"]),
     # combinations that do not fit, with what does
     (f"{SINE} algorithm=protonet", ["does not fit this task, which is regression", "what fits: algorithm=", "maml"]),
+    (f"{SINE} algorithm=protomaml", ["does not fit this task, which is regression", "what fits: algorithm=", "maml"]),
     (f"{SINE} model=conv4", ["the model reads image", "what fits:", "model=", "mlp"]),
     ("task=rl/navigation algorithm=protonet", ["classification", "control", "maml_trpo"]),
     ("task=rl/bandit model=mlp_policy", ["recurrent_policy"]),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from metarun.cli import main
@@ -167,6 +170,30 @@ def test_own_configuration_adds_and_shadows(tmp_path: Path, capsys: pytest.Captu
     assert main(["--config-dir", str(own), *SINE, "model=mine", "model.width=wide"]) == 2
     assert "model.width=wide: should be a valid integer" in capsys.readouterr().err
     assert main([*SINE, "model=mine"]) == 2
+
+
+def readme_block(name: str) -> str:
+    """The example file ``name`` as the README prints it."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    lines = text.split(f"    # {name}\n")[1].splitlines()
+    inside = list(itertools.takewhile(lambda line: not line or line.startswith("    "), lines))
+    end = next((i for i, line in enumerate(inside) if line.startswith(("    # my_", "    metarun "))), len(inside))
+    return textwrap.dedent("\n".join(inside[:end])) + "\n"
+
+
+def test_own_update_rule_of_the_readme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my_conf" / "algorithm").mkdir(parents=True)
+    for name in ("my_rules.py", "my_conf/algorithm/sign.yaml"):
+        (tmp_path / name).write_text(readme_block(name))
+        assert len(readme_block(name).splitlines()) <= 30
+    own = ["--config-dir", "my_conf", *SINE, "algorithm=sign", "algorithm.adapts.part=head", "name=own"]
+    assert main(own) == 0
+    (run,) = runs(tmp_path)
+    state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    assert state["algorithm"]["parameters"]["rule.rate"] != pytest.approx(0.01, abs=1e-7)
+    capsys.readouterr()
+    assert main([*own, "+algorithm.rule.ratee=1"]) == 2
+    assert "unknown key 'algorithm.rule.ratee'" in capsys.readouterr().err
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

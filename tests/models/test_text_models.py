@@ -13,7 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.gradient.maml import MAML
+from metarun.algorithms.gradient.adapts import Part
+from metarun.algorithms.gradient.learner import GradientLearner
+from metarun.algorithms.gradient.losses import TaskLoss
+from metarun.algorithms.gradient.outer import Unrolled
+from metarun.algorithms.gradient.rules import SGD
 from metarun.algorithms.metric.protonet import ProtoNet
 from metarun.errors import UserError
 from metarun.models.ngrams import NgramBag
@@ -187,14 +191,19 @@ PROTO: dict[str, Any] = {
     "outer_lr": 0.01, "halve_every": None,
 }  # fmt: skip
 GRADIENT: dict[str, Any] = {
-    "inner_lr": 0.1, "inner_steps": 2, "test_steps": 2, "first_order": False, "adapt_norm": False,
-    "norm": "transductive", "head_init": None, "train_shot": None, "train_query": None, "outer_lr": 0.01,
-    "halve_every": None,
+    "inner_lr": 0.1, "inner_steps": 2, "test_steps": 2, "norm": "transductive", "head_init": None,
+    "train_shot": None, "train_query": None, "outer_lr": 0.01, "halve_every": None, "decay_over": None,
+    "inner_batch": None, "test_batch": None, "outer_optimizer": "adam",
 }  # fmt: skip
 SPEC = Spec("classification", "text", (), 2)
 
 
-@pytest.mark.parametrize(("algorithm", "options"), [(ProtoNet, PROTO), (MAML, GRADIENT)])
+def maml(model: Any, spec: Spec, **options: Any) -> GradientLearner:
+    pieces = {"adapts": Part(part="all", norm=False), "rule": SGD(), "loss": TaskLoss()}
+    return GradientLearner(model, spec, **pieces, outer=Unrolled(first_order=False), **options)
+
+
+@pytest.mark.parametrize(("algorithm", "options"), [(ProtoNet, PROTO), (maml, GRADIENT)])
 @pytest.mark.parametrize(("cls", "values", "width"), MODELS)
 def test_learns_with_every_learner_and_on_the_meta_device(
     cls: Any, values: dict[str, Any], width: int | None, algorithm: Any, options: dict[str, Any]
@@ -221,7 +230,7 @@ def test_second_order_meta_gradient_of_a_text_model(cls: Any, values: dict[str, 
     small = {"dim": 32, "buckets": 128, "rank": 3, "dropout": 0.0} if cls is NgramBag else {}
     model = cls(TEXTS, **{**values, **small})
     batch = episodes(model)
-    learner = MAML(model, SPEC, **{**GRADIENT, "inner_lr": 0.5})
+    learner = maml(model, SPEC, **{**GRADIENT, "inner_lr": 0.5})
     parameters = [p for p in learner.parameters() if p.requires_grad]
     loss, _ = learner.outer_loss(batch)
     gradients = torch.autograd.grad(loss, parameters)

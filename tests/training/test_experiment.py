@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from metarun.algorithms.gradient.maml import MAML
+from metarun.algorithms.gradient.adapts import Part
+from metarun.algorithms.gradient.learner import GradientLearner
+from metarun.algorithms.gradient.losses import TaskLoss
+from metarun.algorithms.gradient.outer import Unrolled
+from metarun.algorithms.gradient.rules import SGD
 from metarun.models.mlp import MLP
 from metarun.tasks.regression.sinusoid import Sinusoid
 from metarun.tracking.settings import Tracker
@@ -16,9 +20,11 @@ from metarun.training.settings import Runner
 def test_a_run_from_python(tmp_path: Path) -> None:
     task = Sinusoid(0, shot=5, query=5)
     model = MLP(task.spec, hidden=[8], activation="relu", batch_norm=False, init="torch")
-    algorithm = MAML(
-        model, task.spec, inner_lr=0.01, inner_steps=1, test_steps=2, first_order=False, adapt_norm=False,
-        norm="transductive", head_init=None, train_shot=None, train_query=None, outer_lr=0.01, halve_every=None,
+    algorithm = GradientLearner(
+        model, task.spec, adapts=Part(part="all", norm=False), rule=SGD(), loss=TaskLoss(),
+        outer=Unrolled(first_order=False), inner_lr=0.01, inner_steps=1, inner_batch=None, test_steps=2,
+        test_batch=None, norm="transductive", head_init=None, train_shot=None, train_query=None,
+        outer_optimizer="adam", outer_lr=0.01, halve_every=None, decay_over=None,
     )  # fmt: skip
     runner = Runner(
         iterations=30, meta_batch=4, device="cpu", threads=1, precision="float32", validate_every=10, val_episodes=8,

@@ -14,7 +14,8 @@ from metarun.algorithms.rl.advantage import gae, linear_baseline, normalised
 from metarun.algorithms.rl.base import ControlAlgorithm
 from metarun.algorithms.rl.collect import Percept, Rollout, collect
 from metarun.algorithms.rl.distributions import Distribution, distribution
-from metarun.algorithms.rl.trpo import Product, conjugate_gradient, differentiate
+from metarun.algorithms.rl.trpo import differentiate
+from metarun.algorithms.solve import Product, conjugate_gradient
 from metarun.tasks.base import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.types import Count, Fraction, NonNegative, Positive, Rate

@@ -1,0 +1,150 @@
+"""What adapts to a task: the first of the gradient engine's four pieces."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from metarun.algorithms.base import dry_run
+from metarun.algorithms.gradient.parameters import Parameters
+from metarun.algorithms.metric.protonet import prototypes
+from metarun.errors import nearest, require
+from metarun.models.norm import BatchNorm
+from metarun.tasks.base import Labelled, Spec
+from metarun.types import Positive
+
+if TYPE_CHECKING:
+    from metarun.algorithms.gradient.learner import GradientLearner
+
+NORMS = (BatchNorm, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+class Adapts(nn.Module):
+    """Chooses, or adds, the parameters that adapt, and says where they start.
+
+    A subclass gives :meth:`attach`; :meth:`initial` only where the start depends on the task.
+    """
+
+    any_way: bool = False
+    """Whether the head is made anew for each task, and so for any number of classes."""
+
+    def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
+        """Names in ``net`` (the model, then its head) of what adapts; whatever they need may be added to it."""
+        raise NotImplementedError
+
+    def initial(self, learner: GradientLearner, support: Labelled) -> tuple[Parameters, Any]:
+        """Where adaptation starts, and the dimension of tasks: ``None`` (shared), 0, or a dictionary of both."""
+        return learner.meta_learned(), None
+
+
+class Part(Adapts):
+    """A part of the network, from its meta-learned values; the rest stays as meta-learned.
+
+    ``all``; only the ``head`` (ANIL: Raghu et al. 2020, arXiv:1909.09157); only the ``body`` (BOIL: Oh et al.
+    2021, arXiv:2008.08882); or only normalisation's factors and offsets (``norm``). These are otherwise left
+    out unless ``norm``: in MAML's own code they do not adapt.
+    """
+
+    def __init__(self, *, part: Literal["all", "head", "body", "norm"], norm: bool) -> None:
+        super().__init__()
+        self.part, self.norm = part, norm or part == "norm"
+
+    def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
+        affine = {
+            f"{module}.{name}"
+            for module, layer in net.named_modules()
+            if isinstance(layer, NORMS)
+            for name, _ in layer.named_parameters(recurse=False)
+        }
+        names = {name for name, _ in net.named_parameters()}
+        head = {f"{len(net) - 1}.{name}" for name, _ in net[-1].named_parameters()}
+        chosen = {"all": names, "head": head, "body": names - head, "norm": affine}[self.part]
+        if not self.norm:
+            chosen = chosen - affine
+        require(bool(chosen), f"algorithm.adapts.part={self.part}: this model has no parameters there to adapt")
+        return [name for name, _ in net.named_parameters() if name in chosen]
+
+    def extra_repr(self) -> str:
+        return f"part={self.part}, norm={self.norm}"
+
+
+class Context(Adapts):
+    """``size`` numbers c of added context adapt, from 0; the network and how it reads them are meta-learned.
+
+    CAVIA (Zintgraf et al. 2019, arXiv:1810.03642, equations 2-4). They modulate the output y of the model's
+    ``layer`` (a dotted name; null: the features that the head reads), channel by channel: y + B c, which at a
+    network's first linear layer is the same as c beside its input; with ``scale``, y (1 + A c) + B c (FiLM, the
+    paper's for images). A shift before batch normalisation would be cancelled: name the normalisation itself.
+    """
+
+    def __init__(self, *, size: Positive, layer: str | None, scale: bool) -> None:
+        super().__init__()
+        self.size, self.layer, self.scale = size, layer, scale
+
+    def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
+        name, layers = self.layer or "", dict(net[0].named_modules())
+        require(
+            name in layers,
+            f"algorithm.adapts.layer={name}: the model has no such layer{nearest(name, layers)}"
+            f"   its layers: {', '.join(filter(None, layers))}",
+        )
+        shapes: list[torch.Size] = []
+        with layers[name].register_forward_hook(lambda module, inputs, y: shapes.append(y.shape)):
+            dry_run(net[0], spec)
+        film = FiLM(self.size, shapes[0][1], self.scale)
+        if not name:
+            net.insert(1, film)
+            return ["1.context"]
+        net.set_submodule(f"0.{name}", nn.Sequential(layers[name], film))
+        return [f"0.{name}.1.context"]
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, layer={self.layer}, scale={self.scale}"
+
+
+class FiLM(nn.Module):
+    """y [N, channels, ...] -> y + B c, or y (1 + A c) + B c, with the ``context`` c [size]."""
+
+    context: Tensor
+
+    def __init__(self, size: int, channels: int, scale: bool) -> None:
+        super().__init__()
+        self.register_buffer("context", torch.zeros(size))
+        self.shift = nn.Linear(size, channels, bias=False)
+        self.scale = nn.Linear(size, channels, bias=False) if scale else None
+
+    def forward(self, y: Tensor) -> Tensor:
+        shape = [1, -1] + [1] * (y.dim() - 2)
+        if self.scale is not None:
+            y = y * (1 + self.scale(self.context).view(shape))
+        return y + self.shift(self.context).view(shape)
+
+
+class Prototypes(Part):
+    """All parameters, the head from the support set: weights 2 c_k and biases -|c_k|^2 of the class means c_k.
+
+    Proto-MAML (Triantafillou et al. 2020, arXiv:1903.03096, section 3.1): before the first step the learner is a
+    prototypical network. The outer gradient also passes through the c_k; the head itself has nothing to learn.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("classification",)
+    any_way = True
+
+    def __init__(self, *, norm: bool) -> None:
+        super().__init__(part="all", norm=norm)
+
+    def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
+        net[-1].requires_grad_(False)
+        return super().attach(net, spec)
+
+    def initial(self, learner: GradientLearner, support: Labelled) -> tuple[Parameters, Any]:
+        shared = learner.meta_learned()
+        features = learner.over_tasks(learner.net[:-1], (0,))(support.x)
+        centres = prototypes(features, support.y, support.way)
+        head = {"1.weight": 2 * centres, "1.bias": -centres.square().sum(-1)}
+        return shared | head, {name: 0 if name in head else None for name in shared}
+
+    def extra_repr(self) -> str:
+        return f"norm={self.norm}"

@@ -1,0 +1,45 @@
+"""What adaptation descends: the third of the gradient engine's four pieces."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from metarun.algorithms.base import task_loss
+from metarun.algorithms.gradient.parameters import Parameters
+from metarun.tasks.base import Spec
+from metarun.types import NonNegative
+
+
+class InnerLoss(nn.Module):
+    """A scalar of one task's support set; what it learns are ``nn.Parameter``, made in :meth:`prepare`."""
+
+    def prepare(self, spec: Spec) -> None:
+        """Called once, with the task family."""
+        self.kind = spec.kind
+
+    def forward(self, prediction: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
+        """``prediction`` [N, outputs] of the ``parameters`` that have moved from ``initial``, for targets ``y``."""
+        raise NotImplementedError
+
+
+class TaskLoss(InnerLoss):
+    """The task's own: mean cross-entropy or mean squared error."""
+
+    def forward(self, prediction: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
+        return task_loss(self.kind, prediction, y)
+
+
+class Proximal(TaskLoss):
+    """The task's own, and ``strength`` / 2 times the squared distance from where adaptation started (iMAML)."""
+
+    def __init__(self, *, strength: NonNegative) -> None:
+        super().__init__()
+        self.strength = strength
+
+    def forward(self, prediction: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
+        moved = torch.stack([(p - initial[name]).square().sum() for name, p in parameters.items()]).sum()
+        return super().forward(prediction, y, parameters, initial) + self.strength / 2 * moved
+
+    def extra_repr(self) -> str:
+        return f"strength={self.strength}"

@@ -1,0 +1,119 @@
+"""How the outer gradient is found: the last of the gradient engine's four pieces."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.func import vjp
+
+from metarun.algorithms.base import Metrics
+from metarun.algorithms.gradient.parameters import Parameters, flatten, unflatten
+from metarun.algorithms.solve import conjugate_gradient
+from metarun.errors import require
+from metarun.tasks.base import TaskBatch
+from metarun.types import NonNegative, Positive
+
+if TYPE_CHECKING:
+    from metarun.algorithms.gradient.learner import GradientLearner
+
+
+class OuterGradient(nn.Module):
+    """Gives a loss whose gradient by the meta-parameters is the outer gradient; its value need mean nothing."""
+
+    def prepare(self, learner: GradientLearner) -> None:
+        """Called once, with the rest of the learner; raises :class:`~metarun.errors.UserError` where that cannot be."""
+
+    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        """That loss, and the means over tasks of what the adapted learners are judged by on their query sets."""
+        raise NotImplementedError
+
+
+class Unrolled(OuterGradient):
+    """The query loss differentiated through every inner step (MAML); if ``first_order``, inner gradients are constants.
+
+    One step of SGD on all parameters: d l(phi; Q) / d theta = (I - lr H) g, H the support loss's Hessian at theta
+    and g the query loss's gradient at phi (Finn et al. 2017, section 2.2); first order (FOMAML, section 5.2): g.
+    """
+
+    def __init__(self, *, first_order: bool) -> None:
+        super().__init__()
+        self.first_order = first_order
+
+    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        return learner.query_loss(*learner.adapted(batch.support, self.first_order), batch)
+
+    def extra_repr(self) -> str:
+        return f"first_order={self.first_order}"
+
+
+class Difference(OuterGradient):
+    """From the adapted parameters towards the meta-learned ones: d = mean over tasks of theta - phi (Reptile).
+
+    Nichol, Achiam & Schulman 2018, arXiv:1803.02999, Algorithm 2: plain descent theta <- theta - epsilon d moves
+    theta the fraction epsilon (``algorithm.outer_lr``) of the way to the mean phi. What does not adapt, and what
+    the other pieces would learn, gets no gradient. The query set is for the log only.
+    """
+
+    def prepare(self, learner: GradientLearner) -> None:
+        learned = any(p.requires_grad for p in learner.meta_learned().values())
+        require(
+            learned, "algorithm.outer: the difference moves only what adapts, and here that starts at no learned value"
+        )
+
+    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        with torch.no_grad():
+            adapted, dims = learner.adapted(batch.support)
+            _, metrics = learner.query_loss(adapted, dims, batch)
+        initial, _ = learner.adapts.initial(learner, batch.support)
+        squares = [(p - adapted[name]).square().sum() for name, p in initial.items()]
+        return torch.stack(squares).sum() / (2 * len(batch.support.y)), metrics
+
+
+class Implicit(OuterGradient):
+    """By the implicit function theorem, as if the inner loop had ended where the inner loss F is stationary.
+
+        d l(phi; Q) / d theta = partial l / partial theta - (d2F / d theta d phi) v,   (d2F / d phi2) v = dl / d phi
+
+    with v found by ``iterations`` of conjugate gradients, ``damping`` added to the Hessian. For the proximal F the
+    right-hand side is (I + H / strength)^-1 dl / d phi, H the Hessian of the support loss: iMAML (Rajeswaran et al.
+    2019, arXiv:1909.04630, Lemma 1 and Algorithm 2). Memory does not grow with the steps; what shapes the way to phi
+    and not F itself, such as learned rates, gets no gradient.
+    """
+
+    def __init__(self, *, iterations: Positive, damping: NonNegative) -> None:
+        super().__init__()
+        self.iterations, self.damping = iterations, damping
+
+    def prepare(self, learner: GradientLearner) -> None:
+        require(learner.inner_steps > 0, "algorithm.inner_steps=0: an implicit gradient needs an inner loop")
+
+    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        (x, y), names = (batch.support.x, batch.support.y), learner.adapted_names
+        with torch.no_grad():
+            phi, _ = learner.adapted(batch.support)
+        initial, shared = learner.adapts.initial(learner, batch.support)
+        loss, metrics = learner.query_loss({n: p.requires_grad_() for n, p in phi.items()}, 0, batch)
+        pull = dict(zip(names, torch.autograd.grad(loss, [phi[n] for n in names], retain_graph=True), strict=True))
+        phi = {n: p.detach() for n, p in phi.items()}
+        with torch.no_grad():
+            v = learner.over_tasks(partial(self.solve, learner), (0, 0, shared, 0, 0))(pull, phi, initial, x, y)
+        slope = learner.over_tasks(learner.inner_gradient, (0, shared, 0, 0))(phi, initial, x, y)
+        return loss - torch.stack([(slope[n] * v[n]).sum() for n in names]).sum(), metrics
+
+    def solve(
+        self, learner: GradientLearner, pull: Parameters, phi: Parameters, initial: Parameters, x: Tensor, y: Tensor
+    ) -> Parameters:
+        """One task's v."""
+
+        def slope(vector: Tensor) -> Tensor:
+            return flatten(learner.inner_gradient(unflatten(vector, phi), initial, x, y))
+
+        product = vjp(slope, flatten(phi))[1]
+        v = conjugate_gradient(lambda u: product(u)[0] + self.damping * u, flatten(pull), self.iterations)
+        return unflatten(v, phi)
+
+    def extra_repr(self) -> str:
+        return f"iterations={self.iterations}, damping={self.damping}"
