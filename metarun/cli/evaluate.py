@@ -9,33 +9,31 @@ from metarun.cli.output import print_summary, set_up_logging
 from metarun.cli.stored import rebuild
 from metarun.errors import UserError
 from metarun.tracking.rundir import atomic_write
+from metarun.types import Split
 
 
 def run(words: list[str]) -> int:
     """The command. The result is also written to ``evaluations/<time>.json`` in the run directory."""
     set_up_logging()
-    split = "test"
-    if "--val" in words:
-        split = "val"
-        words = [w for w in words if w != "--val"]
+    split: Split = "val" if "--val" in words else "test"
+    words = [word for word in words if word != "--val"]
     for word in words:
         if word.startswith("-"):
             raise UserError(f"unknown option '{word}'   eval knows --val (judge on the validation split)")
+    # Imported here for torch's sake.
+    from metarun.evaluation.evaluator import final
+
     directory, experiment, changes = rebuild("eval", words, allowed=("task.", "algorithm.", "runner."))
     best, last = (directory.path / "checkpoints" / f"{name}.pt" for name in ("best", "last"))
     chosen = best if experiment.runner.select == "best" and best.is_file() else last
     iteration = experiment.load(chosen)
-    results = experiment.test("val" if split == "val" else "test")
+    results = experiment.test(split)
     summary = {
         "iterations": iteration,
         "checkpoint": chosen.name,
         "split": split,
         "changes": changes,
-        "test": {
-            name + suffix: estimate.as_dict()
-            for suffix, result in results.items()
-            for name, estimate in result.final().items()
-        },
+        "test": {name: estimate.as_dict() for name, estimate in final(results).items()},
         "protocol": experiment.protocol(),
         "adaptation": results[""].adaptation(experiment.task.metric),
     }

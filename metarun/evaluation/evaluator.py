@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -50,6 +50,11 @@ class Result:
         """``metric`` after each adaptation step; one entry for a learner that adapts at once."""
         columns = self.curves[metric].unbind(1)
         return [{"step": step, **Estimate.of(column).as_dict()} for step, column in enumerate(columns)]
+
+
+def final(results: Mapping[str, Result]) -> dict[str, Estimate]:
+    """The results of several episode shapes in one table, each metric's name followed by its shape's suffix."""
+    return {name + suffix: estimate for suffix, result in results.items() for name, estimate in result.final().items()}
 
 
 def evaluate(

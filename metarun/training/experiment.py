@@ -13,7 +13,7 @@ import torch
 
 from metarun.algorithms.base import Algorithm
 from metarun.errors import Interrupted, UserError
-from metarun.evaluation.evaluator import Result, evaluate
+from metarun.evaluation.evaluator import Result, evaluate, final
 from metarun.tasks.base import Task
 from metarun.tracking.console import Display
 from metarun.tracking.rundir import MetricsFile, RunDirectory, now, provenance
@@ -196,11 +196,7 @@ class Experiment:
             "seed": self.seed,
             "wall_s": round(progress.seconds, 1),
             "best_iteration": progress.best_iteration if self._selects() else None,
-            "test": {
-                name + suffix: estimate.as_dict()
-                for suffix, result in results.items()
-                for name, estimate in result.final().items()
-            },
+            "test": {name: estimate.as_dict() for name, estimate in final(results).items()},
             "references": self.task.references("test", range(self.runner.test_episodes)),
             "protocol": self.protocol(),
             "adaptation": results[""].adaptation(self.task.metric),
@@ -246,9 +242,8 @@ class Experiment:
 def test_row(iteration: int, results: Mapping[str, Result]) -> dict[str, Any]:
     """The last row of metrics.jsonl."""
     row: dict[str, Any] = {"iteration": iteration}
-    for suffix, result in results.items():
-        for name, estimate in result.final().items():
-            row |= {f"test/{name}{suffix}": estimate.mean, f"test/{name}{suffix}_ci95": estimate.ci95}
+    for name, estimate in final(results).items():
+        row |= {f"test/{name}": estimate.mean, f"test/{name}_ci95": estimate.ci95}
     return row
 
 
