@@ -11,7 +11,7 @@ from typing import Any
 from metarun.cli import COMMANDS
 from metarun.cli.output import print_summary, set_up_logging
 from metarun.config.check import check
-from metarun.config.compose import Composed, compose, default_name, resolve, use_directories
+from metarun.config.compose import Composed, chosen, compose, default_name, resolve, use_directories
 from metarun.config.paths import conf_directory, options, user_directories
 from metarun.errors import RunFailed, UserError, nearest
 
@@ -122,10 +122,9 @@ def _sweep(words: list[str], overrides: list[str]) -> int:
         hydra = HydraConfig.get()
         asked = " ".join(hydra.overrides.task)
         print(f"\nmetarun: run {count}: {asked}", file=sys.stderr)
-        choices = {k: v for k, v in hydra.runtime.choices.items() if "hydra" not in k and k != "tuned" and v}
         try:
             group = hydra.sweep.dir.rsplit("/", 1)[-1]
-            print_summary(train(Composed(resolve(config), choices), {"group": group}))
+            print_summary(train(Composed(resolve(config), chosen(hydra.runtime.choices)), {"group": group}))
         except (UserError, RunFailed) as error:
             print(f"metarun: {error}", file=sys.stderr)
             failures.append(f"{asked}: {error}")

@@ -51,8 +51,7 @@ def compose(overrides: Sequence[str]) -> Composed:
     """The configuration that ``overrides`` ask for, resolved; raises :class:`UserError` for what cannot be."""
     try:
         composed = _compose(overrides)
-        choices = {k: v for k, v in composed.hydra.runtime.choices.items() if "hydra" not in k and k != "tuned" and v}
-        return Composed(resolve(composed), choices)
+        return Composed(resolve(composed), chosen(composed.hydra.runtime.choices))
     except MissingConfigException as error:
         raise UserError(_unknown_option(error)) from None
     except ConfigCompositionException as error:
@@ -76,6 +75,11 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         raise UserError(_first_lines(error)) from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def chosen(choices: Mapping[str, str]) -> dict[str, str]:
+    """metarun's own of all groups' choices: without Hydra's, and without what follows from the others."""
+    return {group: name for group, name in choices.items() if "hydra" not in group and group != "tuned" and name}
 
 
 def default_name(choices: Mapping[str, str]) -> str:
