@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from metarun.bench.implementations import OURS, Implementation, Ready
-from metarun.bench.machine import added_by_step, limited_to, seconds
+from metarun.bench.machine import added_by_step, give_back_freed_memory, limited_to, seconds
 from metarun.bench.peers import BASE, PEERS
 from metarun.bench.workloads import Problem, Workload
 from metarun.training.device import keep_freed_memory
@@ -91,6 +91,7 @@ def compare(workload: Workload, rows: Sequence[Row], device: torch.device, round
         for row in running if turn % 2 else reversed(running):  # nobody always follows the same one
             one, repeats = ready[row.implementation.name]
             row.samples.append(seconds(one, device, repeats))
+    give_back_freed_memory()
 
 
 def reference(workload: Workload, device: torch.device) -> torch.Tensor:

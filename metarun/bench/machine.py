@@ -57,7 +57,8 @@ def seconds(ready: Ready, device: torch.device, repeats: int = 1) -> float:
 def added_by_step(ready: Ready, device: torch.device) -> float:
     """Peak memory of one step above what was held before it, in MB; a first step warms up what lasts.
 
-    On CUDA, of torch's allocations; else of the whole process, which must have been made for this alone.
+    On CUDA, of torch's allocations; else of the whole process, which should have been made for this alone. A library
+    that keeps what it has freed, as JAX may, shows less than it needs.
     """
     ready.step()
     if device.type == "cuda":
@@ -67,7 +68,7 @@ def added_by_step(ready: Ready, device: torch.device) -> float:
         ready.step()
         synchronise(device)
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    _give_back_freed_memory()
+    give_back_freed_memory()
     held = _resident("VmRSS")
     with contextlib.suppress(OSError):
         _RESET.write_text("5")  # the peak counts from here
@@ -75,7 +76,8 @@ def added_by_step(ready: Ready, device: torch.device) -> float:
     return (_resident("VmHWM") - held) / 1e6
 
 
-def _give_back_freed_memory() -> None:
+def give_back_freed_memory() -> None:
+    """To the system, where the C library keeps what was freed for later use."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -45,7 +45,7 @@ def _cells(row: Row, base: Row) -> Iterator[str]:
 def legend(measured: Mapping[str, Sequence[Row]]) -> str:
     """What columns and rows mean."""
     lines = {row.implementation.name: row.implementation.about for rows in measured.values() for row in rows} | {
-        "speed": f"{BASE.name}'s time over this one's in the same round: the median over rounds, the lowest, the highest",
+        "speed": f"{BASE.name}'s time over this one's in the same round: median over rounds, lowest, highest",
         "added MB": "peak memory of one step above what was held before it",
         "error": "relative distance of the float32 gradient from the float64 one",
     }

@@ -130,7 +130,7 @@ def _result_file(out: str) -> Path:
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"out={out}: cannot make this folder: {error.strerror}") from None
-    return Path(out) / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.json"
+    return Path(out) / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}.json"
 
 
 def _version(package: str) -> str | None:
