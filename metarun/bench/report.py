@@ -23,6 +23,7 @@ def table(workload: Workload, rows: Sequence[Row]) -> Table:
         box=box.SIMPLE_HEAD,
         title=f"{workload.name}   {workload.text}; {workload.tasks} task{'s'[: workload.tasks > 1]} an outer step",
         title_justify="left",
+        collapse_padding=True,
     )
     for heading in ("", "ms", "speed", "lowest", "highest", "added MB", "error"):
         result.add_column(heading, justify="right" if heading else "left", no_wrap=True)
@@ -37,7 +38,7 @@ def _cells(row: Row, base: Row) -> Iterator[str]:
         return
     ratios = row.ratios(base)
     yield f"{1e3 * median(row.samples):.4g}"
-    yield from (f"{value:.2f}" for value in (median(ratios), min(ratios), max(ratios)))
+    yield from (f"{value:.3g}" for value in (median(ratios), min(ratios), max(ratios)))
     yield "" if row.added_mb is None else f"{row.added_mb:.0f}"
     yield "" if row.error is None else f"{row.error:.1e}"
 
@@ -72,7 +73,7 @@ def picture(measured: Mapping[str, Sequence[Row]]) -> Figure:
         ax.axvline(1, color="0.3", lw=1, ls=":")
         ax.set_title(name, loc="left", fontsize=10)
         for y, value in enumerate(middle):
-            ax.annotate(f" {value:.2f}", (0, y), va="center", fontsize=8, color="white" if value > 0.5 else "black")
+            ax.annotate(f" {value:.3g}", (0, y), va="center", fontsize=8, color="white" if value > 0.5 else "black")
     panels[-1].set_xlabel(f"speed, {BASE.name} = 1")
     return figure
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -22,6 +23,8 @@ from metarun.errors import UserError, nearest, require
 if TYPE_CHECKING:
     from metarun.bench.implementations import Implementation
     from metarun.bench.settings import Settings
+
+log = logging.getLogger("metarun")
 
 END_TO_END = "end_to_end"
 
@@ -54,6 +57,10 @@ def run(words: list[str]) -> int:
         "load": os.getloadavg(),
         "peers": {peer.name: _version(peer.package) for peer in peers if peer.package},
     }
+    if result["load"][0] > 0.5:
+        log.warning(
+            "this machine is busy (load %.1f): times will scatter, those of small steps most", result["load"][0]
+        )
     console, measured = Console(highlight=False, soft_wrap=True), {}
     with limited_to(settings.threads, bind=any(peer.package == "jax" for peer in peers)):
         for name, workload in workloads.items():
