@@ -25,7 +25,7 @@ def table(workload: Workload, rows: Sequence[Row]) -> Table:
         title_justify="left",
         collapse_padding=True,
     )
-    for heading in ("", "ms", "speed", "lowest", "highest", "added MB", "error"):
+    for heading in ("", "ms", "speed", "lowest", "highest", "MB", "error", "in float64"):
         result.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for row in rows:
         result.add_row(row.implementation.name, *_cells(row, rows[0]))
@@ -40,15 +40,16 @@ def _cells(row: Row, base: Row) -> Iterator[str]:
     yield f"{1e3 * median(row.samples):.4g}"
     yield from (f"{value:.3g}" for value in (median(ratios), min(ratios), max(ratios)))
     yield "" if row.added_mb is None else f"{row.added_mb:.0f}"
-    yield "" if row.error is None else f"{row.error:.1e}"
+    yield from ("" if error is None else f"{error:.0e}" for error in (row.error, row.error_float64))
 
 
 def legend(measured: Mapping[str, Sequence[Row]]) -> str:
     """What columns and rows mean."""
     lines = {row.implementation.name: row.implementation.about for rows in measured.values() for row in rows} | {
         "speed": f"{BASE.name}'s time over this one's in the same round: median over rounds, lowest, highest",
-        "added MB": "peak memory of one step above what was held before it",
-        "error": "relative distance of the float32 gradient from the float64 one",
+        "MB": "peak memory of one step above what was held before it",
+        "error": "relative distance of the float32 gradient from a float64 loop's",
+        "in float64": "the same of the float64 gradient, on two tasks: whether it is the same function",
     }
     return "\n".join(f"{name:<22}{text}" for name, text in lines.items())
 

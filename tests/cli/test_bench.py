@@ -55,7 +55,7 @@ def test_every_implementation_finds_the_same_gradient(name: str, implementation:
     ready = implementation.make(Problem(workload, CPU, torch.float64))
     ready.step()
     gradient = flat(ready)
-    assert relative_error(gradient, compare.reference(workload, CPU)) < 1e-11
+    assert relative_error(gradient, compare.reference(workload)) < 1e-11
     if implementation.name != "metarun, whole step":  # which has moved its parameters
         ready.step()
         assert torch.equal(flat(ready), gradient) or relative_error(flat(ready), gradient) < 1e-12
@@ -71,7 +71,7 @@ def test_the_reference_against_finite_differences() -> None:
             for p, d in zip(learner.parameters(), direction, strict=True):
                 p += eps * d
         losses.append(learner.outer_loss(problem.batch)[0].item())
-    along = float(compare.reference(small("W2x5"), CPU) @ torch.cat([d.flatten() for d in direction]))
+    along = float(compare.reference(small("W2x5")) @ torch.cat([d.flatten() for d in direction]))
     assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(along, rel=1e-6)
 
 
@@ -113,7 +113,9 @@ def test_compared(capsys: pytest.CaptureFixture[str]) -> None:
     for row in rows[:-1]:
         assert len(row.samples) == 3
         assert row.error is not None
-        assert row.error < 1e-4
+        assert row.error < 1e-3  # within rounding of a tie a ReLU may fall the other way
+        assert row.error_float64 is not None
+        assert row.error_float64 < 1e-11
     said = rows[1].as_dict(rows[0])
     ratios = sorted(a / b for a, b in zip(rows[0].samples, rows[1].samples, strict=True))
     assert said["times_learn2learn"] == {"median": ratios[1], "lowest": ratios[0], "highest": ratios[2]}
