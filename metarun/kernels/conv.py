@@ -74,7 +74,7 @@ class Conv(Function):
         x = tasks_first(x, in_dims[0], info.batch_size)
         if in_dims[1] is None or info.batch_size == 1:
             w = w if in_dims[1] is None else w.select(in_dims[1], 0)
-            return Conv.apply(x.flatten(0, 1), w, geometry).unflatten(0, x.shape[:2]), 0
+            return Conv.apply(channels_last(x.flatten(0, 1)), w, geometry).unflatten(0, x.shape[:2]), 0
         patches = Unfold.apply(x, geometry)
         return as_images(patches @ as_matrix(w.movedim(in_dims[1], 0)).transpose(1, 2), geometry.output), 0
 
@@ -107,7 +107,7 @@ class ConvInput(Function):
         g = tasks_first(g, in_dims[0], info.batch_size)
         if in_dims[1] is None or info.batch_size == 1:
             w = w if in_dims[1] is None else w.select(in_dims[1], 0)
-            return ConvInput.apply(g.flatten(0, 1), w, geometry).unflatten(0, g.shape[:2]), 0
+            return ConvInput.apply(channels_last(g.flatten(0, 1)), w, geometry).unflatten(0, g.shape[:2]), 0
         return Fold.apply(as_rows(g) @ as_matrix(w.movedim(in_dims[1], 0)), geometry), 0
 
 
@@ -140,7 +140,7 @@ class ConvWeight(Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, g: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
         x, g = (tasks_first(t, dim, info.batch_size) for t, dim in ((x, in_dims[0]), (g, in_dims[1])))
         if info.batch_size == 1:
-            return ConvWeight.apply(x[0], g[0], geometry)[None], 0
+            return ConvWeight.apply(channels_last(x[0]), channels_last(g[0]), geometry)[None], 0
         w = as_rows(g).transpose(1, 2) @ Unfold.apply(x, geometry)
         return w.view(*w.shape[:2], *geometry.kernel, x.shape[2]).permute(0, 1, 4, 2, 3), 0
 
@@ -200,6 +200,11 @@ class Fold(Function):
 def tasks_first(x: Tensor, dim: int | None, tasks: int) -> Tensor:
     """The tasks' dimension moved to the front, or made if all share ``x``."""
     return x.expand(tasks, *x.shape) if dim is None else x.movedim(dim, 0)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """[N, C, H, W] with the channels of a pixel side by side in memory; as it is, if it lies so."""
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def as_rows(images: Tensor) -> Tensor:
