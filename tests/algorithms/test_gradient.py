@@ -405,7 +405,7 @@ class OwnFunction(nn.Module):
 def test_vmap_over_torchs_own_normalisation_is_wrong_and_is_not_used(
     norm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It differs from the loop by far more than rounding; finite differences side with the loop and with the kernels."""
+    """It differs from the loop by far more than rounding; finite differences side with the loop."""
     model = body("native") if norm == "batch" else OwnFunction()
     learner, data = perturb(build("maml", model, adapts__norm=True)), batch()
     assert learner.batched
