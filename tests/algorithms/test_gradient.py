@@ -130,7 +130,7 @@ def plain(phi: dict[str, Tensor], g: dict[str, Tensor], step: int) -> dict[str, 
     return {n: -LR * g[n] for n in g}
 
 
-EXACT = ["maml", "anil", "boil", "metasgd", "lslr", "cavia", "protomaml"]
+EXACT = ["maml", "anil", "boil", "metasgd", "metacurvature", "lslr", "cavia", "protomaml"]
 """Methods whose outer gradient is the query loss's own."""
 
 
@@ -168,6 +168,45 @@ def test_meta_sgd_against_a_loop_unrolled_by_hand() -> None:
     by_hand = unrolled_by_hand(learner, data, ADAPTED["maml"], move)
     assert min(float(by_hand[f"rule.rates.{i}"].norm()) for i in range(4)) > 0
     assert apart(outer_gradient(learner, data), by_hand) < 1e-12
+
+
+@pytest.mark.parametrize("whole_up_to", [2048, 3])
+@pytest.mark.parametrize("norm", NORMS)
+def test_curvature_against_its_matrix_written_out_in_a_loop_unrolled_by_hand(norm: str, whole_up_to: int) -> None:
+    """The factors' Kronecker product as one matrix on all of a tensor's gradient; some factors are diagonals."""
+    learner = perturb(build("metacurvature", body(norm), rule__whole_up_to=whole_up_to, inner_lr=0.1))
+    data, of, factors = batch(), dict[str, list[Tensor]](), iter(learner.rule.factors)
+    for name, count in zip(ADAPTED["maml"], (3, 1, 2, 1), strict=True):
+        of[name] = [next(factors) for _ in range(count)]
+    assert {n: [tuple(m.shape) for m in of[n]] for n in of} == {
+        "0.0.weight": [(3, 3), (1, 1), (9, 9) if whole_up_to > 8 else (9,)],
+        "0.0.bias": [(3,)],
+        "1.weight": [(3, 3), (48, 48) if whole_up_to > 8 else (48,)],
+        "1.bias": [(3,)],
+    }
+
+    def move(phi: dict[str, Tensor], g: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        changes = {}
+        for n in g:
+            whole = torch.ones(1, 1)
+            for m in of[n]:
+                whole = torch.kron(whole, m if m.dim() == 2 else m.diag())
+            changes[n] = (-0.1 * whole @ g[n].flatten()).view_as(g[n])
+        return changes
+
+    by_hand = unrolled_by_hand(learner, data, ADAPTED["maml"], move)
+    assert min(float(g.norm()) for n, g in by_hand.items() if n.startswith("rule")) > 0 or norm in ("batch", "native")
+    assert apart(outer_gradient(learner, data), by_hand) < 1e-12
+
+
+def test_curvature_starts_as_plain_descent() -> None:
+    data, model = batch(), body("batch")
+    torch.manual_seed(0)
+    curved = build("metacurvature", copy.deepcopy(model), inner_lr=0.1, inner_steps=2)
+    torch.manual_seed(0)
+    plain = build("maml", copy.deepcopy(model), inner_lr=0.1, inner_steps=2)
+    got = outer_gradient(curved, data)
+    assert apart({n: g for n, g in got.items() if n.startswith("net")}, outer_gradient(plain, data)) < 1e-12
 
 
 def test_rates_per_layer_and_step_against_a_loop_unrolled_by_hand() -> None:
@@ -426,6 +465,7 @@ EVERY_RULE: dict[str, dict[str, Any]] = {
     "sgd": {"_target_": f"{RULES}.SGD"},
     "metasgd": {"_target_": f"{RULES}.MetaSGD"},
     "lslr": {"_target_": f"{RULES}.LSLR"},
+    "curvature": {"_target_": f"{G}.curvature.MetaCurvature", "whole_up_to": 40},
     "momentum": {"_target_": f"{RULES}.Momentum", "momentum": 0.9},
     "adam": {"_target_": f"{RULES}.Adam", "beta1": 0.9, "beta2": 0.99, "eps": 1.0, "carry": False},
     "lasting adam": {"_target_": f"{RULES}.Adam", "beta1": 0.9, "beta2": 0.99, "eps": 1.0, "carry": True},
@@ -465,7 +505,7 @@ METHODS = [e.name for e in catalogue("algorithm") if "adapts" in e.section]
 
 
 def test_every_method_is_walked() -> None:
-    assert len(METHODS) == 11
+    assert len(METHODS) == 12
     assert {*EXACT, "fomaml", "pretrain", "reptile", "imaml"} == {*METHODS}
     assert {*LEARN_CLUSTERS, *LEARN_SINUSOIDS} == {*METHODS} - {"pretrain"}
 
@@ -532,6 +572,7 @@ LEARN_CLUSTERS: dict[str, dict[str, Any]] = {
     "protomaml": {"inner_lr": 0.05},
     "imaml": {"inner_lr": 0.3, "inner_steps": 8, "test_steps": 8, "loss__strength": 1.0, "outer_lr": 0.03},
     "lslr": {},
+    "metacurvature": {},
 }
 
 
