@@ -64,8 +64,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (8, 7, 15)
-    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (171, 2, 12)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (8, 7, 16)
+    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (184, 2, 13)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 

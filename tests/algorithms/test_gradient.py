@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from metarun.algorithms.base import judge
 from metarun.algorithms.gradient.learner import GradientLearner, minibatches
+from metarun.algorithms.gradient.lowrank import Added
 from metarun.config.build import construct
 from metarun.config.catalogue import catalogue
 from metarun.config.compose import compose
@@ -130,7 +131,7 @@ def plain(phi: dict[str, Tensor], g: dict[str, Tensor], step: int) -> dict[str, 
     return {n: -LR * g[n] for n in g}
 
 
-EXACT = ["maml", "anil", "boil", "metasgd", "metacurvature", "lslr", "cavia", "protomaml"]
+EXACT = ["maml", "anil", "boil", "metasgd", "metacurvature", "lslr", "cavia", "protomaml", "lowrank"]
 """Methods whose outer gradient is the query loss's own."""
 
 
@@ -258,6 +259,67 @@ def test_context_against_a_loop_unrolled_by_hand(norm: str) -> None:
         total = total + F.cross_entropy(forward(c, qx), qy) / TASKS
     gradients = torch.autograd.grad(total, list(learner.parameters()))
     assert apart(outer_gradient(learner, data), dict(zip(names, gradients, strict=True))) < 1e-12
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("norm", NORMS)
+def test_low_rank_additions_against_whole_weights_in_a_loop_unrolled_by_hand(norm: str, learned: bool) -> None:
+    """The plain network with weights W + B A put together, B from 0."""
+    bare, data = body(norm), batch()
+    torch.manual_seed(1)
+    learner = perturb(build("lowrank", bare, adapts__rank=2, adapts__learned=learned))
+    weights = [("0.0", (3, 1, 3, 3)), ("1", (3, 48))]
+    assert learner.adapted_names == [f"{n}.{part}.weight" for n, _ in weights for part in ("down", "up")]
+    net = nn.Sequential(body(norm), nn.Linear(48, WAY))
+    own = {n.replace(".layer.", "."): p for n, p in learner.net.named_parameters() if "down" not in n}
+    starts = {n: learner.net.get_submodule(n).down.weight for n, _ in weights}
+    meta = {f"net.{n}": p for n, p in learner.net.named_parameters()}
+    assert sum("down" in n for n in meta) == (2 if learned else 0)
+
+    def loss(phi: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
+        added = {}
+        for (n, shape), a, b in zip(weights, phi[::2], phi[1::2], strict=True):
+            added[f"{n}.weight"] = own[f"{n}.weight"] + (b.view(3, 2) @ a.view(2, -1)).view(shape)
+        return F.cross_entropy(functional_call(net, own | added, (x,)), y)
+
+    total = torch.zeros(())
+    for (sx, sy), (qx, qy) in zip(data.support.tasks(), data.query.tasks(), strict=True):
+        phi = [start for n, _ in weights for start in (starts[n].clone().requires_grad_(), torch.zeros(3, 2))]
+        phi[1::2] = [b.requires_grad_() for b in phi[1::2]]
+        for _ in range(3):
+            gradients = torch.autograd.grad(loss(phi, sx, sy), phi, create_graph=True)
+            phi = [p - LR * g for p, g in zip(phi, gradients, strict=True)]
+        total = total + loss(phi, qx, qy) / TASKS
+    by_hand = dict(zip(meta, torch.autograd.grad(total, list(meta.values())), strict=True))
+    assert apart(outer_gradient(learner, data), by_hand) < 1e-12
+
+
+@pytest.mark.parametrize("layer", [
+    lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, padding_mode="reflect"),
+    lambda: nn.Conv1d(4, 6, 5, dilation=2, padding="same", bias=False),
+    lambda: nn.Linear(7, 6),
+])  # fmt: skip
+def test_a_low_rank_addition_is_one_to_the_weight(layer: Callable[[], nn.Module]) -> None:
+    added = Added(layer(), 2, True)
+    plain, groups = added.layer, getattr(added.layer, "groups", 1)
+    x = torch.randn(5, 7) if isinstance(plain, nn.Linear) else torch.randn(5, 4, *[9] * (plain.weight.dim() - 2))
+    assert torch.equal(added(x), plain(x))
+    added.up.weight.copy_(torch.randn_like(added.up.weight))
+    b, a = added.up.weight.view(groups, 6 // groups, 2), added.down.weight.view(groups, 2, -1)
+    whole = plain.weight + (b @ a).view_as(plain.weight)
+    assert not torch.allclose(added(x), plain(x))
+    assert torch.allclose(added(x), functional_call(plain, {"weight": whole}, (x,)))
+
+
+def test_a_layer_used_in_two_places_gets_a_low_rank_addition_in_each() -> None:
+    twice = nn.Linear(36, 36)
+    learner = perturb(build("lowrank", nn.Sequential(nn.Flatten(), twice, nn.Tanh(), twice, nn.Tanh())))
+    assert len(learner.adapted_names) == 6
+    assert learner.model[1].layer is learner.model[3].layer  # type: ignore[index,union-attr]
+    data = batch()
+    gradient, direction = outer_gradient(learner, data), {n: torch.randn_like(p) for n, p in learner.named_parameters()}
+    exact = sum(float((gradient[n] * direction[n]).sum()) for n in gradient)
+    assert finite_difference(learner, data, direction) == pytest.approx(exact, rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -459,6 +521,7 @@ ADAPTS: dict[str, dict[str, Any]] = {
     "head": {"_target_": f"{G}.adapts.Part", "part": "head", "norm": False},
     "norm": {"_target_": f"{G}.adapts.Part", "part": "norm", "norm": True},
     "context": {"_target_": f"{G}.adapts.Context", "size": 3, "layer": None, "scale": True},
+    "low rank": {"_target_": f"{G}.lowrank.LowRank", "rank": 2, "learned": True},
     "prototypes": {"_target_": f"{G}.adapts.Prototypes", "norm": False},
 }
 EVERY_RULE: dict[str, dict[str, Any]] = {
@@ -505,7 +568,7 @@ METHODS = [e.name for e in catalogue("algorithm") if "adapts" in e.section]
 
 
 def test_every_method_is_walked() -> None:
-    assert len(METHODS) == 12
+    assert len(METHODS) == 13
     assert {*EXACT, "fomaml", "pretrain", "reptile", "imaml"} == {*METHODS}
     assert {*LEARN_CLUSTERS, *LEARN_SINUSOIDS} == {*METHODS} - {"pretrain"}
 
@@ -573,6 +636,7 @@ LEARN_CLUSTERS: dict[str, dict[str, Any]] = {
     "imaml": {"inner_lr": 0.3, "inner_steps": 8, "test_steps": 8, "loss__strength": 1.0, "outer_lr": 0.03},
     "lslr": {},
     "metacurvature": {},
+    "lowrank": {},
 }
 
 
