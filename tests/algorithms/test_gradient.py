@@ -131,7 +131,7 @@ def plain(phi: dict[str, Tensor], g: dict[str, Tensor], step: int) -> dict[str, 
     return {n: -LR * g[n] for n in g}
 
 
-EXACT = ["maml", "anil", "boil", "metasgd", "metacurvature", "lslr", "cavia", "protomaml", "lowrank"]
+EXACT = ["maml", "anil", "boil", "metasgd", "metacurvature", "lslr", "cavia", "protomaml", "lowrank", "warpgrad"]
 """Methods whose outer gradient is the query loss's own."""
 
 
@@ -320,6 +320,63 @@ def test_a_layer_used_in_two_places_gets_a_low_rank_addition_in_each() -> None:
     gradient, direction = outer_gradient(learner, data), {n: torch.randn_like(p) for n, p in learner.named_parameters()}
     exact = sum(float((gradient[n] * direction[n]).sum()) for n in gradient)
     assert finite_difference(learner, data, direction) == pytest.approx(exact, rel=1e-5, abs=1e-7)
+
+
+def warped_forward(learner: GradientLearner, phi: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The network of :func:`body` with a warp layer behind its convolution, written out."""
+    (_, warp), norm = learner.net[0][0], learner.net[0][1]  # type: ignore[index]
+    x = F.conv2d(x, phi["0.0.0.weight"], phi["0.0.0.bias"])
+    x = norm(F.conv2d(x, warp.weight, padding=1))
+    return F.linear(torch.tanh(x).flatten(1), phi["1.weight"], phi["1.bias"])
+
+
+WARPED = ["0.0.0.weight", "0.0.0.bias", "1.weight", "1.bias"]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_warp_layers_against_a_loop_unrolled_by_hand(norm: str) -> None:
+    learner, data = perturb(build("warpgrad", body(norm))), batch()
+    assert learner.adapted_names == WARPED
+    total = torch.zeros(())
+    for (sx, sy), (qx, qy) in zip(data.support.tasks(), data.query.tasks(), strict=True):
+        phi = {n: learner.net.get_parameter(n) for n in WARPED}
+        for _ in range(3):
+            loss = F.cross_entropy(warped_forward(learner, phi, sx), sy)
+            gradients = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
+            phi = {n: p - LR * g for (n, p), g in zip(phi.items(), gradients, strict=True)}
+        total = total + F.cross_entropy(warped_forward(learner, phi, qx), qy) / TASKS
+    meta = dict(learner.named_parameters())
+    by_hand = dict(zip(meta, torch.autograd.grad(total, list(meta.values())), strict=True))
+    assert float(by_hand["net.0.0.1.weight"].norm()) > 0
+    assert apart(outer_gradient(learner, data), by_hand) < 1e-12
+
+
+@pytest.mark.parametrize("after", [None, ["2"], ["0.0", "0", "3"]])
+def test_warp_layers_start_as_the_identity_wherever_they_are(after: list[str] | None) -> None:
+    """Of convolutions, blocks, layers within blocks, and vectors: the learner starts as MAML."""
+    data, model = batch(), nn.Sequential(nn.Sequential(nn.Conv2d(1, 3, 3), BatchNorm(3)), nn.Tanh(), nn.Conv2d(3, 4, 3),
+                                         nn.Flatten(), nn.Linear(16, 5), nn.Tanh())  # fmt: skip
+    torch.manual_seed(0)
+    warped = build("warpgrad", copy.deepcopy(model), inner_steps=2, adapts__after=after)
+    torch.manual_seed(0)
+    plain = build("maml", copy.deepcopy(model), inner_steps=2)
+    assert len(warped.adapted_names) == len(plain.adapted_names) == 8
+    warps = len(list(warped.parameters())) - len(list(plain.parameters()))
+    assert warps == (3 if after is None else len(after))
+    got, expected = outer_gradient(warped, data), outer_gradient(plain, data)
+    adapted = [[g[f"net.{n}"] for n in each.adapted_names] for each, g in ((warped, got), (plain, expected))]
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(*adapted, strict=True))
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"adapts__kernel": 2}, "kernel=2 has no middle"),
+    ({"adapts__after": ["7"]}, "after=7: the model has no such layer"),
+    ({"adapts__after": []}, "no layer to warp"),
+    ({"adapts__after": [""]}, "not the model"),
+])  # fmt: skip
+def test_where_no_warp_layer_can_be_is_said(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        build("warpgrad", body(), **changes)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -522,6 +579,7 @@ ADAPTS: dict[str, dict[str, Any]] = {
     "norm": {"_target_": f"{G}.adapts.Part", "part": "norm", "norm": True},
     "context": {"_target_": f"{G}.adapts.Context", "size": 3, "layer": None, "scale": True},
     "low rank": {"_target_": f"{G}.lowrank.LowRank", "rank": 2, "learned": True},
+    "warped": {"_target_": f"{G}.warp.Warped", "after": None, "kernel": 3, "norm": False},
     "prototypes": {"_target_": f"{G}.adapts.Prototypes", "norm": False},
 }
 EVERY_RULE: dict[str, dict[str, Any]] = {
@@ -568,7 +626,7 @@ METHODS = [e.name for e in catalogue("algorithm") if "adapts" in e.section]
 
 
 def test_every_method_is_walked() -> None:
-    assert len(METHODS) == 13
+    assert len(METHODS) == 14
     assert {*EXACT, "fomaml", "pretrain", "reptile", "imaml"} == {*METHODS}
     assert {*LEARN_CLUSTERS, *LEARN_SINUSOIDS} == {*METHODS} - {"pretrain"}
 
@@ -637,6 +695,7 @@ LEARN_CLUSTERS: dict[str, dict[str, Any]] = {
     "lslr": {},
     "metacurvature": {},
     "lowrank": {},
+    "warpgrad": {},
 }
 
 
