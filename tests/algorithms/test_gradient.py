@@ -15,6 +15,7 @@ from torch.func import functional_call
 from metarun.algorithms.base import judge
 from metarun.algorithms.gradient.learner import GradientLearner, minibatches
 from metarun.algorithms.gradient.lowrank import Added
+from metarun.algorithms.solve import neumann_series
 from metarun.config.build import construct
 from metarun.config.catalogue import catalogue
 from metarun.config.compose import compose
@@ -416,11 +417,18 @@ def test_context_added_to_the_first_layer_is_context_beside_the_input() -> None:
     assert torch.allclose(learner.predict({"0.0.1.context": c}, x), learner.net[1](beside))
 
 
+SOLVERS: dict[str, dict[str, Any]] = {
+    "cg": {"outer__solver": "cg", "outer__iterations": 400},
+    "neumann": {"outer__solver": "neumann", "outer__iterations": 400, "outer__step": 0.1},
+}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_implicit_gradient_against_the_hessian_written_out(norm: str) -> None:
+def test_implicit_gradient_against_the_hessian_written_out(norm: str, solver: str) -> None:
     """(I + H / strength)^-1 g with H a whole matrix, at whatever phi the inner loop ends."""
     learner, data = (
-        perturb(build("imaml", body(norm), outer__iterations=400, loss__strength=1.0, inner_lr=0.1)),
+        perturb(build("imaml", body(norm), **SOLVERS[solver], loss__strength=5.0, inner_lr=0.1)),
         batch(),
     )
     theta = {n: learner.net.get_parameter(n).detach() for n in ADAPTED["maml"]}
@@ -436,25 +444,40 @@ def test_implicit_gradient_against_the_hessian_written_out(norm: str) -> None:
         phi = start.clone().requires_grad_()
         for _ in range(3):
             g = torch.autograd.grad(loss(phi, sx, sy), phi)[0]
-            phi = (phi - 0.1 * (g + (phi - start))).detach().requires_grad_()
+            phi = (phi - 0.1 * (g + 5 * (phi - start))).detach().requires_grad_()
         hessian = torch.autograd.functional.hessian(lambda v, x=sx, y=sy: loss(v, x, y), phi)
         g = torch.autograd.grad(loss(phi, qx, qy), phi)[0]
-        expected += torch.linalg.solve(torch.eye(len(phi)) + hessian, g) / TASKS
+        expected += torch.linalg.solve(torch.eye(len(phi)) + hessian / 5, g) / TASKS
     got = outer_gradient(learner, data)
     assert float((torch.cat([got[f"net.{n}"].flatten() for n in theta]) - expected).norm() / expected.norm()) < 1e-8
 
 
-def test_implicit_gradient_converges_to_the_unrolled_one_where_the_inner_problem_is_convex() -> None:
+def test_neumann_series_is_its_sum_and_converges_to_the_solution() -> None:
+    a, b = torch.randn(5, 5), torch.randn(5)
+    a = a @ a.T / 5 + torch.eye(5)
+    step = float(1 / torch.linalg.eigvalsh(a).max())
+    summed = step * sum(torch.linalg.matrix_power(torch.eye(5) - step * a, j) @ b for j in range(4))
+    assert torch.allclose(neumann_series(lambda v: a @ v, b, 3, step), summed, rtol=0, atol=1e-14)
+    errors = [
+        float((neumann_series(lambda v: a @ v, b, n, step) - torch.linalg.solve(a, b)).norm()) for n in (1, 5, 25, 400)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-13
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_implicit_gradient_converges_to_the_unrolled_one_where_the_inner_problem_is_convex(solver: str) -> None:
     """A linear head alone adapts, pulled to its start: the body's direct gradient, and the head's through the pull."""
     data, model = batch(), body()
-    changes = {"adapts__part": "head", "loss__strength": 0.5, "inner_lr": 0.3, "outer__iterations": 60}
+    changes = {"adapts__part": "head", "loss__strength": 0.5, "inner_lr": 0.3, **SOLVERS[solver]}
     errors = []
     for steps in (5, 20, 80, 200):
         torch.manual_seed(0)
         implicit = build("imaml", copy.deepcopy(model), **changes, inner_steps=steps)
         torch.manual_seed(0)
         outer = {"_target_": "metarun.algorithms.gradient.outer.Unrolled", "first_order": False}
-        unrolled = build("imaml", copy.deepcopy(model), **{**changes, "outer": outer}, inner_steps=300)
+        others = {key: value for key, value in changes.items() if not key.startswith("outer__")}
+        unrolled = build("imaml", copy.deepcopy(model), **others, outer=outer, inner_steps=300)
         errors.append(apart(outer_gradient(implicit, data), outer_gradient(unrolled, data)))
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 1e-3
@@ -595,7 +618,8 @@ OUTER: dict[str, dict[str, Any]] = {
     "unrolled": {"_target_": f"{G}.outer.Unrolled", "first_order": False},
     "first order": {"_target_": f"{G}.outer.Unrolled", "first_order": True},
     "difference": {"_target_": f"{G}.outer.Difference"},
-    "implicit": {"_target_": f"{G}.outer.Implicit", "iterations": 3, "damping": 0.0},
+    "implicit": {"_target_": f"{G}.outer.Implicit", "solver": "cg", "iterations": 3, "damping": 0.0, "step": 0.1},
+    "neumann": {"_target_": f"{G}.outer.Implicit", "solver": "neumann", "iterations": 3, "damping": 0.0, "step": 0.1},
 }
 
 
@@ -697,6 +721,12 @@ LEARN_CLUSTERS: dict[str, dict[str, Any]] = {
     "lowrank": {},
     "warpgrad": {},
 }
+
+
+def test_learns_clusters_by_neumann_series() -> None:
+    changes = LEARN_CLUSTERS["imaml"] | {"outer__solver": "neumann", "outer__iterations": 20, "outer__step": 0.1}
+    before, after = learned_clusters("imaml", 100, **changes)
+    assert after > before + 0.15, (before, after)
 
 
 @pytest.mark.parametrize("name", LEARN_CLUSTERS)
