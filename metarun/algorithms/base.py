@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.algorithms.step import Plan, Stepper, known
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
 
 Metrics = dict[str, Tensor]
@@ -69,6 +71,13 @@ class SupervisedAlgorithm(Algorithm):
 
     kinds: ClassVar[tuple[str, ...]] = ("classification", "regression")
     optimizer: torch.optim.Optimizer | None
+    plan: Plan = Plan()
+    """How a step is computed; the runner may choose a faster one."""
+    whole: bool = False
+    """Whether the outer loss needs the meta-batch whole, and cannot be the mean of those of its parts."""
+    iteration: int = 0
+    """The current one, from 0."""
+    _stepper: Stepper | None = None
 
     @abstractmethod
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterable[Adapted]:
@@ -94,6 +103,14 @@ class SupervisedAlgorithm(Algorithm):
         kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
         self.optimizer = kind(parameters, lr=outer_lr) if parameters else None
 
+    def changes(self, iteration: int) -> tuple[Any, ...]:
+        """What the step at ``iteration`` depends on beside tensors: a captured step is valid while it is the same."""
+        return ()
+
+    def capturable(self) -> bool:
+        """Whether a step may be captured: it changes no state but the parameters, and all its parts are known."""
+        return known(self)
+
     def adapt(self, support: Labelled) -> Adapted:
         """The learner adapted to each of T tasks."""
         *_, adapted = self.adaptations(support)
@@ -101,14 +118,20 @@ class SupervisedAlgorithm(Algorithm):
 
     def meta_step(self, batch: TaskBatch, iteration: int) -> Metrics:
         self.train()
-        loss, metrics = self.outer_loss(batch)
-        if self.optimizer is not None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate(iteration)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+        self.iteration = iteration
+        if self.optimizer is None:
+            return self.outer_loss(batch)[1]
+        metrics = self.outer_gradient(batch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(iteration)
+        self.optimizer.step()
         return metrics
+
+    def outer_gradient(self, batch: TaskBatch) -> Metrics:
+        """Leave the gradient of the mean outer loss on the parameters, computed by :attr:`plan`; the metrics."""
+        if self._stepper is None:
+            self._stepper = Stepper(self)
+        return self._stepper.gradient(batch)
 
     def rate(self, iteration: int) -> float:
         """The outer step size at ``iteration``."""
@@ -122,6 +145,13 @@ class SupervisedAlgorithm(Algorithm):
                 judge(self.spec, learner(batch.query.x), batch.query.y) for learner in self.adaptations(batch.support)
             ]
         return {name: torch.stack([each[name] for each in judged], dim=1) for name in judged[0]}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SupervisedAlgorithm:
+        """A copy captures anew: recordings belong to one learner's parameters."""
+        new = object.__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update(copy.deepcopy({k: v for k, v in self.__dict__.items() if k != "_stepper"}, memo))
+        return new
 
     def checkpoint(self) -> dict[str, Any]:
         optimizer = {} if self.optimizer is None else self.optimizer.state_dict()

@@ -15,6 +15,7 @@ COMMANDS = {
     "show": "show NAME: what a task, model, algorithm or experiment is, and its keys with their defaults",
     "eval": "eval RUN [key=value ...]: judge a run's learner again, under another protocol if asked",
     "resume": "resume RUN [key=value ...]: go on where a run stopped, exactly",
+    "bench": "bench [key=value ...]: the outer step side by side with other libraries', whichever are installed",
     "doctor": "what this machine offers, and what is missing",
 }
 

@@ -3,9 +3,6 @@
 ``transductive``  statistics of the batch at hand, at test too (MAML, Relation Networks);
 ``support``       statistics of the support set, also for the query examples;
 ``running``       batch statistics while meta-training, their running average at test (Prototypical Networks).
-
-The statistics are written in elementary operations wherever an inner loop differentiates through them:
-the batching rule of torch's native batch norm gives a wrong second-order gradient under ``vmap``.
 """
 
 from __future__ import annotations
@@ -38,19 +35,17 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         self.momentum, self.eps = 0.1, 1e-5
         self.policy: NormPolicy = "running"
-        self.elementary = False
-        """Write the statistics in elementary operations (needed under an inner loop)."""
         self.rows: int | None = None
         """Take statistics from the first ``rows`` examples only."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rows is None and not self.elementary:
+        if self.rows is None:
             if self.policy == "running":
                 mean, var, batch = self.running_mean, self.running_var, self.training
             else:
                 mean, var, batch = None, None, True
             return F.batch_norm(x, mean, var, self.weight, self.bias, batch, self.momentum, self.eps)
-        measured = x if self.rows is None else x[: self.rows]
+        measured = x[: self.rows]
         over = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         mean = measured.mean(over, keepdim=True)
@@ -61,14 +56,14 @@ class BatchNorm(nn.Module):
         return x if self.bias is None else x + self.bias.view(shape)
 
 
-def set_policy(model: nn.Module, policy: NormPolicy, *, elementary: bool = False) -> None:
+def set_policy(model: nn.Module, policy: NormPolicy) -> None:
     """Give every normalisation layer of ``model`` the policy; torch's own layers included where they can follow.
 
     Raises :class:`~metarun.errors.UserError` for torch's own batch norm under ``support``.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, BatchNorm):
-            layer.policy, layer.elementary = policy, elementary
+            layer.policy = policy
         elif isinstance(layer, nn.modules.batchnorm._BatchNorm) and policy != "running":
             if policy == "support":
                 raise UserError(

@@ -23,15 +23,15 @@ LARGE = 500_000
 """Elements from which on a second thread gains more than waiting for a busy machine's other core can cost."""
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto``: CUDA, else Apple's MPS, else the CPU. Raises :class:`UserError` where ``name`` is not there."""
+def choose_device(name: str, key: str = "runner.device") -> torch.device:
+    """``auto``: CUDA, else Apple's MPS, else the CPU. Raises :class:`UserError` where ``key=name`` is not there."""
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if has_cuda else "mps" if has_mps else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"runner.device={name} is no device; allowed: auto, cpu, cuda, cuda:N, mps") from None
+        raise UserError(f"{key}={name} is no device; allowed: auto, cpu, cuda, cuda:N, mps") from None
     there = {
         "cpu": True,
         "cuda": has_cuda and (device.index or 0) < torch.cuda.device_count(),
@@ -43,7 +43,7 @@ def choose_device(name: str) -> torch.device:
             *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
             *(["mps"] if has_mps else []),
         ]
-        raise UserError(f"runner.device={name} is not available here; this machine has {', '.join(found)} (or auto)")
+        raise UserError(f"{key}={name} is not available here; this machine has {', '.join(found)} (or auto)")
     return device
 
 

@@ -16,6 +16,7 @@ from metarun.algorithms.base import judge
 from metarun.algorithms.gradient.learner import GradientLearner, minibatches
 from metarun.algorithms.gradient.lowrank import Added
 from metarun.algorithms.solve import neumann_series
+from metarun.algorithms.step import Plan
 from metarun.config.build import construct
 from metarun.config.catalogue import catalogue
 from metarun.config.compose import compose
@@ -141,8 +142,11 @@ EXACT = ["maml", "anil", "boil", "metasgd", "metacurvature", "lslr", "cavia", "p
 def test_outer_gradient_equals_finite_differences(name: str, norm: str) -> None:
     model = Odd() if norm == "odd" else body("batch" if norm == "support" else norm)
     learner, data = perturb(build(name, model, norm="support" if norm == "support" else "transductive")), batch()
-    assert learner.batched is (norm in ("none", "batch", "support"))
+    assert learner.batched
     gradient = outer_gradient(learner, data)
+    learner.plan = Plan(batched=False)
+    assert apart(gradient, outer_gradient(learner, data)) < 1e-11
+    learner.plan = Plan()
     for _ in range(3):
         direction = {n: torch.randn_like(p) for n, p in learner.named_parameters()}
         exact = sum(float((gradient[n] * direction[n]).sum()) for n in gradient)
@@ -579,18 +583,24 @@ class OwnFunction(nn.Module):
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
-def test_vmap_over_torchs_own_normalisation_is_wrong_and_is_not_used(norm: str) -> None:
-    """It differs from the loop by far more than rounding, and finite differences side with the loop."""
+def test_vmap_over_torchs_own_normalisation_is_wrong_and_is_not_used(
+    norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It differs from the loop by far more than rounding; finite differences side with the loop and with the kernels."""
     model = body("native") if norm == "batch" else OwnFunction()
     learner, data = perturb(build("maml", model, adapts__norm=True)), batch()
-    assert not learner.batched
+    assert learner.batched
+    kernels = outer_gradient(learner, data)
+    learner.plan = Plan(batched=False)
     loop = outer_gradient(learner, data)
-    learner.batched = True
-    batched = outer_gradient(learner, data)
-    learner.batched = False
-    assert apart(batched, loop) > 1e-4
-    direction = {n: batched[n] - loop[n] for n in loop}
-    along = {k: sum(float((g[n] * direction[n]).sum()) for n in g) for k, g in (("loop", loop), ("vmap", batched))}
+    learner.plan = Plan()
+    with monkeypatch.context() as without:
+        without.setattr("metarun.kernels.mode.REPLACED", {})
+        vmapped = outer_gradient(learner, data)
+    assert apart(kernels, loop) < 1e-11
+    assert apart(vmapped, loop) > 1e-4
+    direction = {n: vmapped[n] - loop[n] for n in loop}
+    along = {k: sum(float((g[n] * direction[n]).sum()) for n in g) for k, g in (("loop", loop), ("vmap", vmapped))}
     numeric = finite_difference(learner, data, direction)
     assert abs(along["loop"] - numeric) < 1e-3 * abs(along["vmap"] - numeric)
 

@@ -14,6 +14,7 @@ from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.algorithms.gradient.losses import TaskLoss
 from metarun.algorithms.gradient.outer import Unrolled
 from metarun.algorithms.gradient.rules import SGD
+from metarun.algorithms.step import Plan
 from metarun.models.conv4 import Conv4
 from metarun.tasks.base import Labelled, Spec, TaskBatch
 
@@ -30,7 +31,7 @@ def _float64() -> Iterator[None]:
 
 
 class NativeNorm(nn.Module):
-    """A user's own module, with torch's batch norm: takes the exact loop over tasks."""
+    """A user's own module, with torch's batch norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +120,7 @@ def test_meta_gradient_equals_the_loop_unrolled_by_hand(
 @pytest.mark.parametrize("steps", [1, 3])
 def test_meta_gradient_equals_finite_differences(steps: int, native: bool, norm: str) -> None:
     learner, data = maml(NativeNorm() if native else conv(), steps, norm=norm), batch()
-    assert learner.batched is not native
+    assert learner.batched
     gradient = meta_gradient(learner, data)
     parameters = dict(learner.net.named_parameters())
     for _ in range(4):
@@ -142,7 +143,7 @@ def test_meta_gradient_equals_finite_differences(steps: int, native: bool, norm:
 def test_first_order_differs_and_batching_over_tasks_does_not() -> None:
     data, learner = batch(), maml(conv(), 2)
     second = flat(meta_gradient(learner, data))
-    learner.batched = False
+    learner.plan = Plan(batched=False)
     assert relative(flat(meta_gradient(learner, data)), second) < 1e-12
     learner.outer.first_order = True
     assert relative(flat(meta_gradient(learner, data)), second) > 1e-3

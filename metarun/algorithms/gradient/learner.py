@@ -19,6 +19,7 @@ from metarun.algorithms.gradient.losses import InnerLoss
 from metarun.algorithms.gradient.outer import OuterGradient
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.rules import Rule, State
+from metarun.kernels.mode import REPLACED, TaskBatched
 from metarun.models.norm import set_policy, statistics_from
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.types import Count, Positive, Rate
@@ -78,7 +79,7 @@ class GradientLearner(SupervisedAlgorithm):
         self.test_steps, self.test_batch = test_steps, test_batch
         self.train_shot, self.train_query = train_shot, train_query
         self.net = with_head(model, spec, spec.output_size, head_init)
-        set_policy(self.net, norm, elementary=True)
+        set_policy(self.net, norm)
         self.adapts, self.rule, self.loss, self.outer = adapts, rule, loss, outer
         self.adapted_names = adapts.attach(self.net, spec)
         rule.prepare(self.meta_learned(), inner_lr, inner_steps)
@@ -86,8 +87,20 @@ class GradientLearner(SupervisedAlgorithm):
         outer.prepare(self)
         with _Unbatchable() as found:
             dry_run(model, spec)
-        self.batched = not found.any
+        self.batchable = not found.any
+        self.whole = rule.carries or outer.whole
         self.learn_with(outer_lr, halve_every, decay_over, outer_optimizer)
+
+    @property
+    def batched(self) -> bool:
+        """Whether inner loops run on all tasks at once: where that is exact, unless :attr:`plan` says otherwise."""
+        return self.batchable and self.plan.batched
+
+    def changes(self, iteration: int) -> tuple[Any, ...]:
+        return self.outer.signature(iteration)
+
+    def capturable(self) -> bool:
+        return super().capturable() and not self.whole
 
     @property
     def model(self) -> nn.Module:  # type: ignore[override]
@@ -196,7 +209,12 @@ class GradientLearner(SupervisedAlgorithm):
     def over_tasks(self, f: Callable[..., Any], dims: tuple[Dims, ...]) -> Callable[..., Any]:
         """``f`` of one task as a function of many: batched where that is exact, else one task after another."""
         if self.batched:
-            return vmap(f, in_dims=dims, randomness="different")
+
+            def batched(*arguments: Any) -> Any:
+                with TaskBatched():
+                    return vmap(f, in_dims=dims, randomness="different")(*arguments)
+
+            return batched
 
         def loop(*arguments: Any) -> Any:
             tasks = range(len(arguments[-1]))
@@ -232,17 +250,20 @@ def minibatches(support: Labelled, steps: int, size: int | None) -> Iterator[tup
         yield support.x[row, chosen], support.y[row, chosen]
 
 
-class _Unbatchable(TorchFunctionMode):
-    """Notes whether torch's own batch, layer or instance normalisation is called, by a module or as a function.
+UNTRUSTED = ("batch_norm", "layer_norm", "instance_norm", "group_norm", "lstm", "gru", "rnn_tanh", "rnn_relu")
 
-    Their batching rules under ``vmap`` give wrong second-order gradients, without a word, where their inputs or
-    factors differ from task to task.
+
+class _Unbatchable(TorchFunctionMode):
+    """Notes whether an operation is called whose batching rule under ``vmap`` cannot be trusted.
+
+    torch's own batch, layer and instance normalisation give wrong second-order gradients there, without a word; of
+    these, ``metarun.kernels`` replaces all but the last. Recurrent kernels have no rule.
     """
 
     any = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.any |= getattr(func, "__name__", "").endswith(("batch_norm", "layer_norm", "instance_norm"))
+        self.any |= func not in REPLACED and getattr(func, "__name__", "").endswith(UNTRUSTED)
         return func(*args, **(kwargs or {}))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 class OuterGradient(nn.Module):
     """Gives a loss whose gradient by the meta-parameters is the outer gradient; its value need mean nothing."""
+
+    whole: bool = False
+    """Whether it needs the meta-batch whole; else it may be given parts, whose gradients are averaged."""
+
+    def signature(self, iteration: int) -> tuple[Any, ...]:
+        """What it depends on at ``iteration`` beside tensors."""
+        return ()
 
     def prepare(self, learner: GradientLearner) -> None:
         """Called once, with the rest of the learner; raises :class:`~metarun.errors.UserError` where that cannot be."""

@@ -1,0 +1,32 @@
+"""higher: the loop of its MAML example, a functional network and a differentiable optimizer for each task."""
+
+from __future__ import annotations
+
+import torch
+
+from metarun.algorithms.base import task_loss
+from metarun.bench.implementations import Implementation, Ready, collected
+from metarun.bench.peers.networks import twin
+from metarun.bench.workloads import Problem
+
+
+def make(problem: Problem) -> Ready:
+    from higher import innerloop_ctx
+
+    learner = problem.learner()
+    net = twin(problem, learner)
+    kind, batch = learner.spec.kind, problem.batch
+    optimizer = torch.optim.SGD(net.parameters(), lr=learner.inner_lr)
+
+    def step() -> None:
+        net.zero_grad()
+        for (sx, sy), (qx, qy) in zip(batch.support.tasks(), batch.query.tasks(), strict=True):
+            with innerloop_ctx(net, optimizer, copy_initial_weights=False) as (adapted, descent):
+                for _ in range(learner.inner_steps):
+                    descent.step(task_loss(kind, adapted(sx), sy))
+                (task_loss(kind, adapted(qx), qy) / len(batch.support.y)).backward()
+
+    return Ready(step, collected(net.parameters()))
+
+
+IMPLEMENTATION = Implementation("higher", "its own loop", ("maml",), make, "higher")

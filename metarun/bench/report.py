@@ -1,0 +1,93 @@
+"""What was measured, as tables, as a JSON file and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+
+from metarun.bench.compare import Row
+from metarun.bench.peers import BASE
+from metarun.bench.workloads import Workload
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def table(workload: Workload, rows: Sequence[Row]) -> Table:
+    """One workload's rows."""
+    result = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{workload.name}   {workload.text}; {workload.tasks} task{'s'[: workload.tasks > 1]} an outer step",
+        title_justify="left",
+        collapse_padding=True,
+    )
+    for heading in ("", "ms", "speed", "lowest", "highest", "MB", "error", "in float64"):
+        result.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for row in rows:
+        result.add_row(row.implementation.name, *_cells(row, rows[0]))
+    return result
+
+
+def _cells(row: Row, base: Row) -> Iterator[str]:
+    if row.failed is not None:
+        yield "failed"
+        return
+    ratios = row.ratios(base)
+    yield f"{1e3 * median(row.samples):.4g}"
+    yield from (f"{value:.3g}" for value in (median(ratios), min(ratios), max(ratios)))
+    yield "" if row.added_mb is None else f"{row.added_mb:.0f}"
+    yield from ("" if error is None else f"{error:.0e}" for error in (row.error, row.error_float64))
+
+
+def legend(measured: Mapping[str, Sequence[Row]]) -> str:
+    """What columns and rows mean."""
+    lines = {row.implementation.name: row.implementation.about for rows in measured.values() for row in rows} | {
+        "speed": f"{BASE.name}'s time over this one's in the same round: median over rounds, lowest, highest",
+        "MB": "peak memory of one step above what was held before it",
+        "error": "relative distance of the float32 gradient from a float64 loop's",
+        "in float64": "the same of the float64 gradient, on two tasks: whether it is the same function",
+    }
+    return "\n".join(f"{name:<22}{text}" for name, text in lines.items())
+
+
+def picture(measured: Mapping[str, Sequence[Row]]) -> Figure:
+    """Speed relative to learn2learn's loop, one panel a workload, from lowest to highest marked."""
+    from matplotlib.figure import Figure
+
+    heights = [len(rows) + 1.6 for rows in measured.values()]
+    figure = Figure(figsize=(8, 0.33 * sum(heights) + 0.5), layout="constrained")
+    panels = figure.subplots(len(measured), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for ax, (name, rows) in zip(panels, measured.items(), strict=True):
+        shown = [row for row in rows if row.failed is None]
+        ratios = [row.ratios(rows[0]) for row in shown]
+        middle = [median(r) for r in ratios]
+        reach = [[m - min(r) for m, r in zip(middle, ratios, strict=True)],
+                 [max(r) - m for m, r in zip(middle, ratios, strict=True)]]  # fmt: skip
+        colours = ["tab:blue" if row.implementation.name.startswith("metarun") else "0.6" for row in shown]
+        labels = [row.implementation.name for row in shown]
+        ax.barh(labels, middle, xerr=reach, color=colours, error_kw={"lw": 1, "capsize": 2})
+        ax.invert_yaxis()
+        ax.axvline(1, color="0.3", lw=1, ls=":")
+        ax.set_title(name, loc="left", fontsize=10)
+        for y, value in enumerate(middle):
+            ax.annotate(f" {value:.3g}", (0, y), va="center", fontsize=8, color="white" if value > 0.5 else "black")
+    panels[-1].set_xlabel(f"speed, {BASE.name} = 1")
+    return figure
+
+
+def as_json(workloads: Mapping[str, Workload], measured: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
+    """Every workload with all its samples."""
+    return [
+        {
+            "name": name,
+            "text": workloads[name].text,
+            "tasks": workloads[name].tasks,
+            "words": list(workloads[name].words),
+            "rows": [row.as_dict(rows[0]) for row in rows],
+        }
+        for name, rows in measured.items()
+    ]

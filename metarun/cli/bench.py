@@ -1,0 +1,147 @@
+"""``metarun bench [key=value ...]``: the outer step side by side with other libraries', and a run end to end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from metarun.cli.output import set_up_logging
+from metarun.config.check import check_value
+from metarun.config.declare import declaration
+from metarun.config.paths import conf_directory
+from metarun.errors import UserError, nearest, require
+
+if TYPE_CHECKING:
+    from metarun.bench.implementations import Implementation
+    from metarun.bench.settings import Settings
+
+log = logging.getLogger("metarun")
+
+END_TO_END = "end_to_end"
+
+
+def run(words: list[str]) -> int:
+    """The command. Results go to stdout and, with all samples, to ``<out>/<time>.json`` and ``.png``."""
+    set_up_logging()
+    settings = read(words)
+    # Imported here for torch's sake.
+    from rich.console import Console
+
+    from metarun.bench.compare import compare, measure_memory, rows_for
+    from metarun.bench.end_to_end import end_to_end
+    from metarun.bench.machine import limited_to
+    from metarun.bench.report import as_json, legend, picture, table
+    from metarun.bench.workloads import WORKLOADS
+    from metarun.tracking.rundir import atomic_write, now, provenance
+    from metarun.training.device import choose_device
+
+    names = chosen_workloads(settings.workloads, WORKLOADS)
+    peers = chosen_peers(settings.peers)
+    device = choose_device(settings.device, "device")
+    path = _result_file(settings.out)
+    workloads = {name: WORKLOADS[name].resized(settings.meta_batch) for name in names if name != END_TO_END}
+    result: dict[str, Any] = {
+        "start": now(),
+        **provenance(),
+        "settings": dataclasses.asdict(settings),
+        "device": str(device),
+        "load": os.getloadavg(),
+        "peers": {peer.name: _version(peer.package) for peer in peers if peer.package},
+    }
+    if result["load"][0] > 0.5:
+        log.warning(
+            "this machine is busy (load %.1f): times will scatter, those of small steps most", result["load"][0]
+        )
+    console, measured = Console(highlight=False, soft_wrap=True), {}
+    with limited_to(settings.threads, bind=any(peer.package == "jax" for peer in peers)):
+        for name, workload in workloads.items():
+            measured[name] = rows = rows_for(workload, peers)
+            compare(workload, rows, device, settings.rounds)
+            if settings.memory:
+                measure_memory(workload, rows, device, settings.threads)
+            console.print(table(workload, rows))
+        if END_TO_END in names:
+            whole = end_to_end(settings.iterations, settings.threads, device, settings.meta_batch)
+            console.print(
+                f"end to end   {whole.iterations} iterations of MAML on {whole.task}: {whole.seconds:.1f} s, of them "
+                f"{whole.outside:.2f} s or {100 * whole.share:.2f} % outside the outer steps"
+            )
+            result[END_TO_END] = {**dataclasses.asdict(whole), "share": whole.share}
+    result["workloads"] = as_json(workloads, measured)
+    atomic_write(path, json.dumps(result, indent=1).encode())
+    if measured:
+        console.print(legend(measured))
+        picture(measured).savefig(path.with_suffix(".png"), dpi=110)
+    console.print(f"results    {path}")
+    return 0
+
+
+def read(words: Sequence[str]) -> Settings:
+    """The keys on the command line over those of conf/bench/default.yaml, checked."""
+    from metarun.bench.settings import Settings
+
+    values: dict[str, Any] = yaml.safe_load((conf_directory() / "bench" / "default.yaml").read_text())
+    declared = declaration("metarun.bench.settings.Settings").parameters
+    for word in words:
+        key, separator, text = word.partition("=")
+        require(bool(separator), f"'{word}' is no setting; the form is key=value")
+        require(key in values, f"unknown key '{key}'{nearest(key, values)}   allowed: {', '.join(values)}")
+        if key in ("workloads", "peers"):
+            values[key] = None if text == "null" else [part for part in text.split(",") if part]
+            continue
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"{key}={text}: not a value") from None
+    for key, value in values.items():
+        check_value(key, value, declared[key])
+    return Settings(**values)
+
+
+def chosen_workloads(asked: Iterable[str], known: Iterable[str]) -> list[str]:
+    """The workloads of the given names, ``W5`` standing for all that begin with ``W5-``, each once."""
+    every = [*known, END_TO_END]
+    chosen: list[str] = []
+    for name in asked:
+        found = [k for k in every if k == name or k.startswith(f"{name}-")]
+        require(bool(found), f"workloads: unknown workload '{name}'{nearest(name, every)}   known: {', '.join(every)}")
+        chosen += [k for k in found if k not in chosen]
+    require(bool(chosen), f"workloads: name at least one of {', '.join(every)}")
+    return chosen
+
+
+def chosen_peers(asked: Sequence[str] | None) -> list[Implementation]:
+    """The peers of the given names beside the base, which always takes part; those installed where ``None``."""
+    from metarun.bench.peers import BASE, PEERS, installed
+
+    others = {name: peer for name, peer in PEERS.items() if peer is not BASE}
+    if asked is None:
+        return [peer for peer in others.values() if installed(peer)]
+    for name in asked:
+        require(name in PEERS, f"peers: unknown peer '{name}'{nearest(name, PEERS)}   known: {', '.join(PEERS)}")
+        require(installed(PEERS[name]), f"peers: {name} is not installed here; scripts/peers installs the peers")
+    return [peer for name, peer in others.items() if name in asked]
+
+
+def _result_file(out: str) -> Path:
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={out}: cannot make this folder: {error.strerror}") from None
+    return Path(out) / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}.json"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,222 @@
+"""Two-dimensional convolution that ``torch.func.vmap`` turns into fast operations on all tasks at once.
+
+Weights that all tasks share (an inner loop's first step) take torch's own convolution over the images of all tasks;
+weights that differ take one batched matrix product of the images' patches. Both keep images channels-last, task by
+task: a tensor [T, B, C, H, W] lies in memory as [T, B, H, W, C], which is a matrix [T, B H W, C] without a copy.
+
+The three functions are closed under differentiation, so derivatives of any order are exact:
+
+    Conv(x, w)          y = x * w
+    ConvInput(g, w)     its adjoint in x
+    ConvWeight(x, g)    its adjoint in w
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+
+class Geometry(NamedTuple):
+    """Everything about a convolution but its tensors; each pair is (vertical, horizontal)."""
+
+    size: tuple[int, int]
+    """Of the input images."""
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    @property
+    def output(self) -> tuple[int, int]:
+        """Size of the output images."""
+        sizes = zip(self.size, self.kernel, self.stride, self.padding, strict=True)
+        return tuple((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)  # type: ignore[return-value]
+
+    @property
+    def uncovered(self) -> tuple[int, int]:
+        """Rows and columns at the end of the padded image that no patch reaches."""
+        sizes = zip(self.size, self.kernel, self.stride, self.padding, strict=True)
+        return tuple((n + 2 * p - k) % s for n, k, s, p in sizes)  # type: ignore[return-value]
+
+
+def conv2d(x: Tensor, w: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    """``x`` [B, C, H, W] with ``w`` [O, C, kh, kw] -> [B, O, H', W'], as ``F.conv2d`` without bias."""
+    return Conv.apply(x, w, Geometry((x.shape[2], x.shape[3]), (w.shape[2], w.shape[3]), stride, padding))
+
+
+class Conv(Function):
+    """y = x * w."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+        return torch.ops.aten.convolution(x, w, None, geometry.stride, geometry.padding, [1, 1], False, [0, 0], 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.geometry = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        return (
+            ConvInput.apply(g, w, ctx.geometry) if ctx.needs_input_grad[0] else None,
+            ConvWeight.apply(x, g, ctx.geometry) if ctx.needs_input_grad[1] else None,
+            None,
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, w: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
+        x = tasks_first(x, in_dims[0], info.batch_size)
+        if in_dims[1] is None or info.batch_size == 1:
+            w = w if in_dims[1] is None else w.select(in_dims[1], 0)
+            return Conv.apply(channels_last(x.flatten(0, 1)), w, geometry).unflatten(0, x.shape[:2]), 0
+        patches = Unfold.apply(x, geometry)
+        return as_images(patches @ as_matrix(w.movedim(in_dims[1], 0)).transpose(1, 2), geometry.output), 0
+
+
+class ConvInput(Function):
+    """The adjoint of y = x * w in x, applied to ``g`` [B, O, H', W']."""
+
+    @staticmethod
+    def forward(g: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+        return torch.ops.aten.convolution(
+            g, w, None, geometry.stride, geometry.padding, [1, 1], True, geometry.uncovered, 1
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.geometry = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
+        g, w = ctx.saved_tensors
+        return (
+            Conv.apply(u, w, ctx.geometry) if ctx.needs_input_grad[0] else None,
+            ConvWeight.apply(u, g, ctx.geometry) if ctx.needs_input_grad[1] else None,
+            None,
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], g: Tensor, w: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
+        g = tasks_first(g, in_dims[0], info.batch_size)
+        if in_dims[1] is None or info.batch_size == 1:
+            w = w if in_dims[1] is None else w.select(in_dims[1], 0)
+            return ConvInput.apply(channels_last(g.flatten(0, 1)), w, geometry).unflatten(0, g.shape[:2]), 0
+        return Fold.apply(as_rows(g) @ as_matrix(w.movedim(in_dims[1], 0)), geometry), 0
+
+
+class ConvWeight(Function):
+    """The adjoint of y = x * w in w, applied to ``x`` [B, C, H, W] and ``g`` [B, O, H', W']."""
+
+    @staticmethod
+    def forward(x: Tensor, g: Tensor, geometry: Geometry) -> Tensor:
+        shape = (g.shape[1], x.shape[1], *geometry.kernel)
+        like = g.new_empty(1).expand(shape)
+        return torch.ops.aten.convolution_backward(
+            g, x, like, None, geometry.stride, geometry.padding, [1, 1], False, [0, 0], 1, [False, True, False]
+        )[1]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.geometry = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        x, g = ctx.saved_tensors
+        return (
+            ConvInput.apply(g, v, ctx.geometry) if ctx.needs_input_grad[0] else None,
+            Conv.apply(x, v, ctx.geometry) if ctx.needs_input_grad[1] else None,
+            None,
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, g: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
+        x, g = (tasks_first(t, dim, info.batch_size) for t, dim in ((x, in_dims[0]), (g, in_dims[1])))
+        if info.batch_size == 1:
+            return ConvWeight.apply(channels_last(x[0]), channels_last(g[0]), geometry)[None], 0
+        w = as_rows(g).transpose(1, 2) @ Unfold.apply(x, geometry)
+        return w.view(*w.shape[:2], *geometry.kernel, x.shape[2]).permute(0, 1, 4, 2, 3), 0
+
+
+class Unfold(Function):
+    """The patches of images [T, B, C, H, W] as rows: [T, B H' W', kh kw C]."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, geometry: Geometry) -> Tensor:
+        (vertical, horizontal), (h, w) = geometry.padding, geometry.output
+        images = F.pad(x.permute(0, 1, 3, 4, 2), (0, 0, horizontal, horizontal, vertical, vertical))
+        tasks, batch, _, _, channels = images.shape
+        t, b, row, column, one = images.stride()
+        patches = images.as_strided(
+            (tasks, batch, h, w, *geometry.kernel, channels),
+            (t, b, row * geometry.stride[0], column * geometry.stride[1], row, column, one),
+        )
+        return patches.reshape(tasks, batch * h * w, -1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.geometry = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return Fold.apply(g, ctx.geometry), None
+
+
+class Fold(Function):
+    """The adjoint of :class:`Unfold`: patches [T, B H' W', kh kw C] summed where they overlap."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(patches: Tensor, geometry: Geometry) -> Tensor:
+        (height, width), (vertical, horizontal), (h, w) = geometry.size, geometry.padding, geometry.output
+        (down, across), (kh, kw) = geometry.stride, geometry.kernel
+        parts = patches.view(patches.shape[0], -1, h, w, kh, kw, patches.shape[2] // (kh * kw))
+        images = parts.new_zeros(*parts.shape[:2], height + 2 * vertical, width + 2 * horizontal, parts.shape[-1])
+        for i in range(kh):
+            for j in range(kw):
+                images[:, :, i : i + down * h : down, j : j + across * w : across].add_(parts[:, :, :, :, i, j])
+        inner = images[:, :, vertical : vertical + height, horizontal : horizontal + width]
+        return inner.permute(0, 1, 4, 2, 3)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.geometry = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor, None]:
+        return Unfold.apply(u, ctx.geometry), None
+
+
+def tasks_first(x: Tensor, dim: int | None, tasks: int) -> Tensor:
+    """The tasks' dimension moved to the front, or made if all share ``x``."""
+    return x.expand(tasks, *x.shape) if dim is None else x.movedim(dim, 0)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """[N, C, H, W] with the channels of a pixel side by side in memory; as it is, if it lies so."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def as_rows(images: Tensor) -> Tensor:
+    """[T, B, C, H, W] -> [T, B H W, C], a view of channels-last images."""
+    return images.permute(0, 1, 3, 4, 2).flatten(1, 3)
+
+
+def as_images(rows: Tensor, size: tuple[int, int]) -> Tensor:
+    """The inverse of :func:`as_rows` for images of ``size``."""
+    return rows.view(rows.shape[0], -1, *size, rows.shape[2]).permute(0, 1, 4, 2, 3)
+
+
+def as_matrix(w: Tensor) -> Tensor:
+    """Weights [T, O, C, kh, kw] -> [T, O, kh kw C], a view of channels-last weights."""
+    return w.permute(0, 1, 3, 4, 2).flatten(2)

@@ -1,0 +1,84 @@
+"""The operations of a network that are replaced by exact and fast ones while it is evaluated on many tasks at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.utils import _pair
+from torch.overrides import TorchFunctionMode
+
+from metarun.kernels.conv import conv2d
+from metarun.kernels.norm import normalise
+
+
+class TaskBatched(TorchFunctionMode):
+    """Within the block, :data:`REPLACED` operations are those of ``metarun.kernels``, whichever module calls them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return REPLACED.get(func, func)(*args, **(kwargs or {}))
+
+
+def _conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    if groups != 1 or _pair(dilation) != (1, 1) or isinstance(padding, str) or x.dim() != 4:
+        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    y = conv2d(x, weight, tuple(_pair(stride)), tuple(_pair(padding)))  # type: ignore[arg-type]
+    return y if bias is None else y + bias.view(-1, 1, 1)
+
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    rows = x.movedim(1, -1)
+    if training or running_mean is None or running_var is None:
+        return normalise(rows.flatten(0, -2), weight, bias, eps).view(rows.shape).movedim(-1, 1)
+    return _affine((rows - running_mean) * torch.rsqrt(running_var + eps), weight, bias).movedim(-1, 1)
+
+
+def _layer_norm(
+    x: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    return _affine(_standardised(x, list(range(-len(normalized_shape), 0)), eps), weight, bias)
+
+
+def _group_norm(
+    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    groups = _standardised(x.reshape(x.shape[0], num_groups, -1), [-1], eps).view(x.shape)
+    return _affine(groups.movedim(1, -1), weight, bias).movedim(-1, 1)
+
+
+def _standardised(x: Tensor, dims: list[int], eps: float) -> Tensor:
+    centred = x - x.mean(dims, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+REPLACED: dict[Any, Callable[..., Any]] = {
+    torch.conv2d: _conv2d,
+    F.batch_norm: _batch_norm,
+    F.layer_norm: _layer_norm,
+    F.group_norm: _group_norm,
+}
