@@ -27,3 +27,16 @@ def conjugate_gradient(product: Product, b: Tensor, iterations: int) -> Tensor:
         before, norm = norm, residual @ residual
         direction = residual + norm / before.clamp_min(tiny) * direction
     return x
+
+
+def neumann_series(product: Product, b: Tensor, iterations: int, step: float) -> Tensor:
+    """x with ``product(x)`` close to ``b`` [P]: step * sum over j = 0..iterations of (1 - step * product)^j b.
+
+    The truncated Neumann series of Lorraine, Vicol & Duvenaud 2020, arXiv:1911.02590, Algorithm 3. It converges
+    where ``product``'s eigenvalues lie between 0 and 2 / ``step``, and diverges where one lies outside.
+    """
+    total, term = b, b
+    for _ in range(iterations):
+        term = term - step * product(term)
+        total = total + term
+    return step * total

@@ -14,6 +14,8 @@ from torch.func import functional_call
 
 from metarun.algorithms.base import judge
 from metarun.algorithms.gradient.learner import GradientLearner, minibatches
+from metarun.algorithms.gradient.lowrank import Added
+from metarun.algorithms.solve import neumann_series
 from metarun.algorithms.step import Plan
 from metarun.config.build import construct
 from metarun.config.catalogue import catalogue
@@ -131,7 +133,7 @@ def plain(phi: dict[str, Tensor], g: dict[str, Tensor], step: int) -> dict[str, 
     return {n: -LR * g[n] for n in g}
 
 
-EXACT = ["maml", "anil", "boil", "metasgd", "lslr", "cavia", "protomaml"]
+EXACT = ["maml", "anil", "boil", "metasgd", "metacurvature", "lslr", "cavia", "protomaml", "lowrank", "warpgrad"]
 """Methods whose outer gradient is the query loss's own."""
 
 
@@ -172,6 +174,45 @@ def test_meta_sgd_against_a_loop_unrolled_by_hand() -> None:
     by_hand = unrolled_by_hand(learner, data, ADAPTED["maml"], move)
     assert min(float(by_hand[f"rule.rates.{i}"].norm()) for i in range(4)) > 0
     assert apart(outer_gradient(learner, data), by_hand) < 1e-12
+
+
+@pytest.mark.parametrize("whole_up_to", [2048, 3])
+@pytest.mark.parametrize("norm", NORMS)
+def test_curvature_against_its_matrix_written_out_in_a_loop_unrolled_by_hand(norm: str, whole_up_to: int) -> None:
+    """The factors' Kronecker product as one matrix on all of a tensor's gradient; some factors are diagonals."""
+    learner = perturb(build("metacurvature", body(norm), rule__whole_up_to=whole_up_to, inner_lr=0.1))
+    data, of, factors = batch(), dict[str, list[Tensor]](), iter(learner.rule.factors)
+    for name, count in zip(ADAPTED["maml"], (3, 1, 2, 1), strict=True):
+        of[name] = [next(factors) for _ in range(count)]
+    assert {n: [tuple(m.shape) for m in of[n]] for n in of} == {
+        "0.0.weight": [(3, 3), (1, 1), (9, 9) if whole_up_to > 8 else (9,)],
+        "0.0.bias": [(3,)],
+        "1.weight": [(3, 3), (48, 48) if whole_up_to > 8 else (48,)],
+        "1.bias": [(3,)],
+    }
+
+    def move(phi: dict[str, Tensor], g: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        changes = {}
+        for n in g:
+            whole = torch.ones(1, 1)
+            for m in of[n]:
+                whole = torch.kron(whole, m if m.dim() == 2 else m.diag())
+            changes[n] = (-0.1 * whole @ g[n].flatten()).view_as(g[n])
+        return changes
+
+    by_hand = unrolled_by_hand(learner, data, ADAPTED["maml"], move)
+    assert min(float(g.norm()) for n, g in by_hand.items() if n.startswith("rule")) > 0 or norm in ("batch", "native")
+    assert apart(outer_gradient(learner, data), by_hand) < 1e-12
+
+
+def test_curvature_starts_as_plain_descent() -> None:
+    data, model = batch(), body("batch")
+    torch.manual_seed(0)
+    curved = build("metacurvature", copy.deepcopy(model), inner_lr=0.1, inner_steps=2)
+    torch.manual_seed(0)
+    plain = build("maml", copy.deepcopy(model), inner_lr=0.1, inner_steps=2)
+    got = outer_gradient(curved, data)
+    assert apart({n: g for n, g in got.items() if n.startswith("net")}, outer_gradient(plain, data)) < 1e-12
 
 
 def test_rates_per_layer_and_step_against_a_loop_unrolled_by_hand() -> None:
@@ -225,6 +266,124 @@ def test_context_against_a_loop_unrolled_by_hand(norm: str) -> None:
     assert apart(outer_gradient(learner, data), dict(zip(names, gradients, strict=True))) < 1e-12
 
 
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("norm", NORMS)
+def test_low_rank_additions_against_whole_weights_in_a_loop_unrolled_by_hand(norm: str, learned: bool) -> None:
+    """The plain network with weights W + B A put together, B from 0."""
+    bare, data = body(norm), batch()
+    torch.manual_seed(1)
+    learner = perturb(build("lowrank", bare, adapts__rank=2, adapts__learned=learned))
+    weights = [("0.0", (3, 1, 3, 3)), ("1", (3, 48))]
+    assert learner.adapted_names == [f"{n}.{part}.weight" for n, _ in weights for part in ("down", "up")]
+    net = nn.Sequential(body(norm), nn.Linear(48, WAY))
+    own = {n.replace(".layer.", "."): p for n, p in learner.net.named_parameters() if "down" not in n}
+    starts = {n: learner.net.get_submodule(n).down.weight for n, _ in weights}
+    meta = {f"net.{n}": p for n, p in learner.net.named_parameters()}
+    assert sum("down" in n for n in meta) == (2 if learned else 0)
+
+    def loss(phi: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
+        added = {}
+        for (n, shape), a, b in zip(weights, phi[::2], phi[1::2], strict=True):
+            added[f"{n}.weight"] = own[f"{n}.weight"] + (b.view(3, 2) @ a.view(2, -1)).view(shape)
+        return F.cross_entropy(functional_call(net, own | added, (x,)), y)
+
+    total = torch.zeros(())
+    for (sx, sy), (qx, qy) in zip(data.support.tasks(), data.query.tasks(), strict=True):
+        phi = [start for n, _ in weights for start in (starts[n].clone().requires_grad_(), torch.zeros(3, 2))]
+        phi[1::2] = [b.requires_grad_() for b in phi[1::2]]
+        for _ in range(3):
+            gradients = torch.autograd.grad(loss(phi, sx, sy), phi, create_graph=True)
+            phi = [p - LR * g for p, g in zip(phi, gradients, strict=True)]
+        total = total + loss(phi, qx, qy) / TASKS
+    by_hand = dict(zip(meta, torch.autograd.grad(total, list(meta.values())), strict=True))
+    assert apart(outer_gradient(learner, data), by_hand) < 1e-12
+
+
+@pytest.mark.parametrize("layer", [
+    lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, padding_mode="reflect"),
+    lambda: nn.Conv1d(4, 6, 5, dilation=2, padding="same", bias=False),
+    lambda: nn.Linear(7, 6),
+])  # fmt: skip
+def test_a_low_rank_addition_is_one_to_the_weight(layer: Callable[[], nn.Module]) -> None:
+    added = Added(layer(), 2, True)
+    plain, groups = added.layer, getattr(added.layer, "groups", 1)
+    x = torch.randn(5, 7) if isinstance(plain, nn.Linear) else torch.randn(5, 4, *[9] * (plain.weight.dim() - 2))
+    assert torch.equal(added(x), plain(x))
+    added.up.weight.copy_(torch.randn_like(added.up.weight))
+    b, a = added.up.weight.view(groups, 6 // groups, 2), added.down.weight.view(groups, 2, -1)
+    whole = plain.weight + (b @ a).view_as(plain.weight)
+    assert not torch.allclose(added(x), plain(x))
+    assert torch.allclose(added(x), functional_call(plain, {"weight": whole}, (x,)))
+
+
+def test_a_layer_used_in_two_places_gets_a_low_rank_addition_in_each() -> None:
+    twice = nn.Linear(36, 36)
+    learner = perturb(build("lowrank", nn.Sequential(nn.Flatten(), twice, nn.Tanh(), twice, nn.Tanh())))
+    assert len(learner.adapted_names) == 6
+    assert learner.model[1].layer is learner.model[3].layer  # type: ignore[index,union-attr]
+    data = batch()
+    gradient, direction = outer_gradient(learner, data), {n: torch.randn_like(p) for n, p in learner.named_parameters()}
+    exact = sum(float((gradient[n] * direction[n]).sum()) for n in gradient)
+    assert finite_difference(learner, data, direction) == pytest.approx(exact, rel=1e-5, abs=1e-7)
+
+
+def warped_forward(learner: GradientLearner, phi: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The network of :func:`body` with a warp layer behind its convolution, written out."""
+    (_, warp), norm = learner.net[0][0], learner.net[0][1]  # type: ignore[index]
+    x = F.conv2d(x, phi["0.0.0.weight"], phi["0.0.0.bias"])
+    x = norm(F.conv2d(x, warp.weight, padding=1))
+    return F.linear(torch.tanh(x).flatten(1), phi["1.weight"], phi["1.bias"])
+
+
+WARPED = ["0.0.0.weight", "0.0.0.bias", "1.weight", "1.bias"]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_warp_layers_against_a_loop_unrolled_by_hand(norm: str) -> None:
+    learner, data = perturb(build("warpgrad", body(norm))), batch()
+    assert learner.adapted_names == WARPED
+    total = torch.zeros(())
+    for (sx, sy), (qx, qy) in zip(data.support.tasks(), data.query.tasks(), strict=True):
+        phi = {n: learner.net.get_parameter(n) for n in WARPED}
+        for _ in range(3):
+            loss = F.cross_entropy(warped_forward(learner, phi, sx), sy)
+            gradients = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
+            phi = {n: p - LR * g for (n, p), g in zip(phi.items(), gradients, strict=True)}
+        total = total + F.cross_entropy(warped_forward(learner, phi, qx), qy) / TASKS
+    meta = dict(learner.named_parameters())
+    by_hand = dict(zip(meta, torch.autograd.grad(total, list(meta.values())), strict=True))
+    assert float(by_hand["net.0.0.1.weight"].norm()) > 0
+    assert apart(outer_gradient(learner, data), by_hand) < 1e-12
+
+
+@pytest.mark.parametrize("after", [None, ["2"], ["0.0", "0", "3"]])
+def test_warp_layers_start_as_the_identity_wherever_they_are(after: list[str] | None) -> None:
+    """Of convolutions, blocks, layers within blocks, and vectors: the learner starts as MAML."""
+    data, model = batch(), nn.Sequential(nn.Sequential(nn.Conv2d(1, 3, 3), BatchNorm(3)), nn.Tanh(), nn.Conv2d(3, 4, 3),
+                                         nn.Flatten(), nn.Linear(16, 5), nn.Tanh())  # fmt: skip
+    torch.manual_seed(0)
+    warped = build("warpgrad", copy.deepcopy(model), inner_steps=2, adapts__after=after)
+    torch.manual_seed(0)
+    plain = build("maml", copy.deepcopy(model), inner_steps=2)
+    assert len(warped.adapted_names) == len(plain.adapted_names) == 8
+    warps = len(list(warped.parameters())) - len(list(plain.parameters()))
+    assert warps == (3 if after is None else len(after))
+    got, expected = outer_gradient(warped, data), outer_gradient(plain, data)
+    adapted = [[g[f"net.{n}"] for n in each.adapted_names] for each, g in ((warped, got), (plain, expected))]
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(*adapted, strict=True))
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"adapts__kernel": 2}, "kernel=2 has no middle"),
+    ({"adapts__after": ["7"]}, "after=7: the model has no such layer"),
+    ({"adapts__after": []}, "no layer to warp"),
+    ({"adapts__after": [""]}, "not the model"),
+])  # fmt: skip
+def test_where_no_warp_layer_can_be_is_said(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        build("warpgrad", body(), **changes)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_prototypes_as_head_against_a_loop_unrolled_by_hand(norm: str) -> None:
     learner, data = perturb(build("protomaml", body(norm), inner_lr=0.05)), batch()
@@ -262,11 +421,18 @@ def test_context_added_to_the_first_layer_is_context_beside_the_input() -> None:
     assert torch.allclose(learner.predict({"0.0.1.context": c}, x), learner.net[1](beside))
 
 
+SOLVERS: dict[str, dict[str, Any]] = {
+    "cg": {"outer__solver": "cg", "outer__iterations": 400},
+    "neumann": {"outer__solver": "neumann", "outer__iterations": 400, "outer__step": 0.1},
+}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_implicit_gradient_against_the_hessian_written_out(norm: str) -> None:
+def test_implicit_gradient_against_the_hessian_written_out(norm: str, solver: str) -> None:
     """(I + H / strength)^-1 g with H a whole matrix, at whatever phi the inner loop ends."""
     learner, data = (
-        perturb(build("imaml", body(norm), outer__iterations=400, loss__strength=1.0, inner_lr=0.1)),
+        perturb(build("imaml", body(norm), **SOLVERS[solver], loss__strength=5.0, inner_lr=0.1)),
         batch(),
     )
     theta = {n: learner.net.get_parameter(n).detach() for n in ADAPTED["maml"]}
@@ -282,25 +448,40 @@ def test_implicit_gradient_against_the_hessian_written_out(norm: str) -> None:
         phi = start.clone().requires_grad_()
         for _ in range(3):
             g = torch.autograd.grad(loss(phi, sx, sy), phi)[0]
-            phi = (phi - 0.1 * (g + (phi - start))).detach().requires_grad_()
+            phi = (phi - 0.1 * (g + 5 * (phi - start))).detach().requires_grad_()
         hessian = torch.autograd.functional.hessian(lambda v, x=sx, y=sy: loss(v, x, y), phi)
         g = torch.autograd.grad(loss(phi, qx, qy), phi)[0]
-        expected += torch.linalg.solve(torch.eye(len(phi)) + hessian, g) / TASKS
+        expected += torch.linalg.solve(torch.eye(len(phi)) + hessian / 5, g) / TASKS
     got = outer_gradient(learner, data)
     assert float((torch.cat([got[f"net.{n}"].flatten() for n in theta]) - expected).norm() / expected.norm()) < 1e-8
 
 
-def test_implicit_gradient_converges_to_the_unrolled_one_where_the_inner_problem_is_convex() -> None:
+def test_neumann_series_is_its_sum_and_converges_to_the_solution() -> None:
+    a, b = torch.randn(5, 5), torch.randn(5)
+    a = a @ a.T / 5 + torch.eye(5)
+    step = float(1 / torch.linalg.eigvalsh(a).max())
+    summed = step * sum(torch.linalg.matrix_power(torch.eye(5) - step * a, j) @ b for j in range(4))
+    assert torch.allclose(neumann_series(lambda v: a @ v, b, 3, step), summed, rtol=0, atol=1e-14)
+    errors = [
+        float((neumann_series(lambda v: a @ v, b, n, step) - torch.linalg.solve(a, b)).norm()) for n in (1, 5, 25, 400)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-13
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_implicit_gradient_converges_to_the_unrolled_one_where_the_inner_problem_is_convex(solver: str) -> None:
     """A linear head alone adapts, pulled to its start: the body's direct gradient, and the head's through the pull."""
     data, model = batch(), body()
-    changes = {"adapts__part": "head", "loss__strength": 0.5, "inner_lr": 0.3, "outer__iterations": 60}
+    changes = {"adapts__part": "head", "loss__strength": 0.5, "inner_lr": 0.3, **SOLVERS[solver]}
     errors = []
     for steps in (5, 20, 80, 200):
         torch.manual_seed(0)
         implicit = build("imaml", copy.deepcopy(model), **changes, inner_steps=steps)
         torch.manual_seed(0)
         outer = {"_target_": "metarun.algorithms.gradient.outer.Unrolled", "first_order": False}
-        unrolled = build("imaml", copy.deepcopy(model), **{**changes, "outer": outer}, inner_steps=300)
+        others = {key: value for key, value in changes.items() if not key.startswith("outer__")}
+        unrolled = build("imaml", copy.deepcopy(model), **others, outer=outer, inner_steps=300)
         errors.append(apart(outer_gradient(implicit, data), outer_gradient(unrolled, data)))
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 1e-3
@@ -430,12 +611,15 @@ ADAPTS: dict[str, dict[str, Any]] = {
     "head": {"_target_": f"{G}.adapts.Part", "part": "head", "norm": False},
     "norm": {"_target_": f"{G}.adapts.Part", "part": "norm", "norm": True},
     "context": {"_target_": f"{G}.adapts.Context", "size": 3, "layer": None, "scale": True},
+    "low rank": {"_target_": f"{G}.lowrank.LowRank", "rank": 2, "learned": True},
+    "warped": {"_target_": f"{G}.warp.Warped", "after": None, "kernel": 3, "norm": False},
     "prototypes": {"_target_": f"{G}.adapts.Prototypes", "norm": False},
 }
 EVERY_RULE: dict[str, dict[str, Any]] = {
     "sgd": {"_target_": f"{RULES}.SGD"},
     "metasgd": {"_target_": f"{RULES}.MetaSGD"},
     "lslr": {"_target_": f"{RULES}.LSLR"},
+    "curvature": {"_target_": f"{G}.curvature.MetaCurvature", "whole_up_to": 40},
     "momentum": {"_target_": f"{RULES}.Momentum", "momentum": 0.9},
     "adam": {"_target_": f"{RULES}.Adam", "beta1": 0.9, "beta2": 0.99, "eps": 1.0, "carry": False},
     "lasting adam": {"_target_": f"{RULES}.Adam", "beta1": 0.9, "beta2": 0.99, "eps": 1.0, "carry": True},
@@ -444,7 +628,8 @@ OUTER: dict[str, dict[str, Any]] = {
     "unrolled": {"_target_": f"{G}.outer.Unrolled", "first_order": False},
     "first order": {"_target_": f"{G}.outer.Unrolled", "first_order": True},
     "difference": {"_target_": f"{G}.outer.Difference"},
-    "implicit": {"_target_": f"{G}.outer.Implicit", "iterations": 3, "damping": 0.0},
+    "implicit": {"_target_": f"{G}.outer.Implicit", "solver": "cg", "iterations": 3, "damping": 0.0, "step": 0.1},
+    "neumann": {"_target_": f"{G}.outer.Implicit", "solver": "neumann", "iterations": 3, "damping": 0.0, "step": 0.1},
 }
 
 
@@ -475,7 +660,7 @@ METHODS = [e.name for e in catalogue("algorithm") if "adapts" in e.section]
 
 
 def test_every_method_is_walked() -> None:
-    assert len(METHODS) == 11
+    assert len(METHODS) == 14
     assert {*EXACT, "fomaml", "pretrain", "reptile", "imaml"} == {*METHODS}
     assert {*LEARN_CLUSTERS, *LEARN_SINUSOIDS} == {*METHODS} - {"pretrain"}
 
@@ -542,7 +727,16 @@ LEARN_CLUSTERS: dict[str, dict[str, Any]] = {
     "protomaml": {"inner_lr": 0.05},
     "imaml": {"inner_lr": 0.3, "inner_steps": 8, "test_steps": 8, "loss__strength": 1.0, "outer_lr": 0.03},
     "lslr": {},
+    "metacurvature": {},
+    "lowrank": {},
+    "warpgrad": {},
 }
+
+
+def test_learns_clusters_by_neumann_series() -> None:
+    changes = LEARN_CLUSTERS["imaml"] | {"outer__solver": "neumann", "outer__iterations": 20, "outer__step": 0.1}
+    before, after = learned_clusters("imaml", 100, **changes)
+    assert after > before + 0.15, (before, after)
 
 
 @pytest.mark.parametrize("name", LEARN_CLUSTERS)

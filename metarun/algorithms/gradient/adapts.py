@@ -84,24 +84,36 @@ class Context(Adapts):
         self.size, self.layer, self.scale = size, layer, scale
 
     def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
-        name, layers = self.layer or "", dict(net[0].named_modules())
-        require(
-            name in layers,
-            f"algorithm.adapts.layer={name}: the model has no such layer{nearest(name, layers)}"
-            f"   its layers: {', '.join(filter(None, layers))}",
-        )
-        shapes: list[torch.Size] = []
-        with layers[name].register_forward_hook(lambda module, inputs, y: shapes.append(y.shape)):
-            dry_run(net[0], spec)
-        film = FiLM(self.size, shapes[0][1], self.scale)
+        name = self.layer or ""
+        layer = layer_named(name, net[0], "algorithm.adapts.layer")
+        film = FiLM(self.size, output_shape(layer, net[0], spec)[1], self.scale)
         if not name:
             net.insert(1, film)
             return ["1.context"]
-        net.set_submodule(f"0.{name}", nn.Sequential(layers[name], film))
+        net.set_submodule(f"0.{name}", nn.Sequential(layer, film))
         return [f"0.{name}.1.context"]
 
     def extra_repr(self) -> str:
         return f"size={self.size}, layer={self.layer}, scale={self.scale}"
+
+
+def layer_named(name: str, model: nn.Module, key: str) -> nn.Module:
+    """The layer of the dotted ``name``; UserError that names the configuration's ``key`` where there is none."""
+    layers = dict(model.named_modules())
+    require(
+        name in layers,
+        f"{key}={name}: the model has no such layer{nearest(name, layers)}"
+        f"   its layers: {', '.join(filter(None, layers))}",
+    )
+    return layers[name]
+
+
+def output_shape(layer: nn.Module, model: nn.Module, spec: Spec) -> torch.Size:
+    """Of what ``layer`` makes in ``model`` of two examples."""
+    shapes: list[torch.Size] = []
+    with layer.register_forward_hook(lambda module, inputs, y: shapes.append(y.shape)):
+        dry_run(model, spec)
+    return shapes[0]
 
 
 class FiLM(nn.Module):

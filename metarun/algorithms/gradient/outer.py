@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from torch.func import vjp
 
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.gradient.parameters import Parameters, flatten, unflatten
-from metarun.algorithms.solve import conjugate_gradient
+from metarun.algorithms.solve import conjugate_gradient, neumann_series
 from metarun.errors import require
 from metarun.tasks.base import TaskBatch
-from metarun.types import NonNegative, Positive
+from metarun.types import NonNegative, Positive, Rate
 
 if TYPE_CHECKING:
     from metarun.algorithms.gradient.learner import GradientLearner
@@ -84,15 +84,18 @@ class Implicit(OuterGradient):
 
         d l(phi; Q) / d theta = partial l / partial theta - (d2F / d theta d phi) v,   (d2F / d phi2) v = dl / d phi
 
-    with v found by ``iterations`` of conjugate gradients, ``damping`` added to the Hessian. For the proximal F the
+    with v found by ``iterations`` of conjugate gradients (``cg``), or of the Neumann series of step size ``step``
+    (``neumann``: Lorraine et al. 2020, arXiv:1911.02590), ``damping`` added to the Hessian. For the proximal F the
     right-hand side is (I + H / strength)^-1 dl / d phi, H the Hessian of the support loss: iMAML (Rajeswaran et al.
     2019, arXiv:1909.04630, Lemma 1 and Algorithm 2). Memory does not grow with the steps; what shapes the way to phi
     and not F itself, such as learned rates, gets no gradient.
     """
 
-    def __init__(self, *, iterations: Positive, damping: NonNegative) -> None:
+    def __init__(
+        self, *, solver: Literal["cg", "neumann"], iterations: Positive, damping: NonNegative, step: Rate
+    ) -> None:
         super().__init__()
-        self.iterations, self.damping = iterations, damping
+        self.solver, self.iterations, self.damping, self.step = solver, iterations, damping, step
 
     def prepare(self, learner: GradientLearner) -> None:
         require(learner.inner_steps > 0, "algorithm.inner_steps=0: an implicit gradient needs an inner loop")
@@ -118,9 +121,17 @@ class Implicit(OuterGradient):
         def slope(vector: Tensor) -> Tensor:
             return flatten(learner.inner_gradient(unflatten(vector, phi), initial, x, y))
 
-        product = vjp(slope, flatten(phi))[1]
-        v = conjugate_gradient(lambda u: product(u)[0] + self.damping * u, flatten(pull), self.iterations)
+        hessian, b = vjp(slope, flatten(phi))[1], flatten(pull)
+
+        def product(u: Tensor) -> Tensor:
+            return hessian(u)[0] + self.damping * u
+
+        if self.solver == "cg":
+            v = conjugate_gradient(product, b, self.iterations)
+        else:
+            v = neumann_series(product, b, self.iterations, self.step)
         return unflatten(v, phi)
 
     def extra_repr(self) -> str:
-        return f"iterations={self.iterations}, damping={self.damping}"
+        step = f", step={self.step}" if self.solver == "neumann" else ""
+        return f"solver={self.solver}, iterations={self.iterations}, damping={self.damping}{step}"

@@ -1,0 +1,70 @@
+"""Warp layers: meta-learned layers between those that adapt, which shape the gradients of the layers before them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from metarun.algorithms.gradient.adapts import Part, layer_named, output_shape
+from metarun.errors import require
+from metarun.tasks.base import Spec
+from metarun.types import Positive
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Warped(Part):
+    """All of the model's and the head's own parameters, warp layers w between them being the same for all tasks.
+
+    WarpGrad (Flennerhag et al. 2020, arXiv:1909.00025, sections 2.2 and 2.3): a task layer h of weights theta
+    becomes w(h(x; theta)); adaptation moves theta alone, by a gradient that has come through w's Jacobian, and so
+    is preconditioned by what w has learned. Here w is linear, over channels or over windows of ``kernel`` places
+    (1 keeps places apart), and starts as the identity, that is as MAML; what makes it nonlinear in theta is the
+    rest of the network. The authors' are convolutions with batch normalisation behind each block of the network:
+    give ``after`` those blocks' dotted names. null: after every linear and convolution layer, but the head.
+
+    What w learns from is the outer gradient's choice. Unrolled: w and the initialisation together, from the query
+    loss after the last step, through the whole inner loop; the objective of MAML with w among its parameters, not
+    the paper's own (section 2.4), which sums over the points of the inner loop without going through it.
+    """
+
+    def __init__(self, *, after: Sequence[str] | None, kernel: Positive, norm: bool) -> None:
+        super().__init__(part="all", norm=norm)
+        self.after, self.kernel = after, kernel
+
+    def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
+        require(self.kernel % 2 == 1, f"algorithm.adapts.kernel={self.kernel} has no middle; give an odd number")
+        names = self.after
+        if names is None:
+            names = [n for n, m in net[0].named_modules() if isinstance(m, (nn.Linear, *CONVOLUTIONS))]
+        require(bool(names), "algorithm.adapts.after: this model has no layer to warp, linear or convolution")
+        require(all(names), "algorithm.adapts.after: give layers of the model, not the model")
+        layers = {name: layer_named(name, net[0], "algorithm.adapts.after") for name in names}
+        warps = {name: identity(name, m, output_shape(m, net[0], spec), self.kernel) for name, m in layers.items()}
+        # Inner layers first: a replaced outer one would change their names.
+        for name in sorted(layers, key=lambda name: name.count("."), reverse=True):
+            net.set_submodule(f"0.{name}", nn.Sequential(layers[name], warps[name]))
+        inserted = {f"{name}.weight" for name, m in net.named_modules() if any(m is w for w in warps.values())}
+        return [name for name in super().attach(net, spec) if name not in inserted]
+
+    def extra_repr(self) -> str:
+        return f"after={self.after}, kernel={self.kernel}, norm={self.norm}"
+
+
+def identity(name: str, layer: nn.Module, shape: torch.Size, kernel: int) -> nn.Module:
+    """A layer from ``shape``, which ``layer`` makes, to the same, equal to the identity until it learns."""
+    if isinstance(layer, nn.Linear) or len(shape) == 2:
+        linear = nn.Linear(shape[-1], shape[-1], bias=False)
+        nn.init.eye_(linear.weight)
+        return linear
+    require(
+        3 <= len(shape) <= 5,
+        f"algorithm.adapts.after={name}: it makes {len(shape)} dimensions; a warp layer follows 2 to 5: examples, "
+        "channels, and 0 to 3 of places",
+    )
+    channels = shape[1]
+    convolution = CONVOLUTIONS[len(shape) - 3](channels, channels, kernel, padding=kernel // 2, bias=False)
+    nn.init.dirac_(convolution.weight)
+    return convolution
