@@ -33,7 +33,7 @@ def fits(task: str, algorithm: str, model: str) -> bool:
 
 
 FITTING = [cell for cell in EVERY if fits(*cell)]
-IDLE = [cell for cell in FITTING if cell[1:] == ("boil", "tfidf")]
+IDLE = [cell for cell in FITTING if cell[1:] in (("boil", "tfidf"), ("boil", "linear"))]
 """The body alone adapts, and has no parameters: refused when built."""
 WORKING = [cell for cell in FITTING if cell not in IDLE]
 GRADIENT = [name for name, e in ALGORITHMS.items() if str(e.section["_target_"]).endswith("GradientLearner")]
@@ -60,6 +60,9 @@ SMALL = {
     "algorithm=reptile": ["algorithm.inner_steps=2", "algorithm.test_steps=3"],
     "algorithm=imaml": ["algorithm.inner_steps=2", "algorithm.test_steps=3"],
     **{f"algorithm={name}": ["runner.meta_batch=2"] for name in GRADIENT},
+    "algorithm=scratch": ["algorithm.test_steps=3"],
+    **{f"algorithm={name}": ["runner.meta_batch=2", "algorithm.inner_steps=4", "algorithm.outer.unroll=2",
+                             "algorithm.test_steps=3"] for name in ("l2l", "l2l_mlp", "pes")},
 }  # fmt: skip
 
 

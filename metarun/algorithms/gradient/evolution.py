@@ -37,8 +37,8 @@ class Evolution(Windows):
     step of the inner loop or, with ``along``, the sum of those after every step.
     """
 
-    def __init__(self, *, sigma: Rate, unroll: Positive | None, along: bool) -> None:
-        super().__init__(unroll=unroll)
+    def __init__(self, *, sigma: Rate, unroll: Positive | None, log: bool, along: bool) -> None:
+        super().__init__(unroll=unroll, log=log)
         self.sigma, self.along = sigma, along
 
     def prepare(self, learner: GradientLearner) -> None:
@@ -88,7 +88,7 @@ class Evolution(Windows):
         initial, _, parameters, _, state, first = walk
         last = first + self.window(learner, first)
         support, query = (part.map(twice) for part in (batch.support, batch.query))
-        losses, judged = torch.zeros_like(next(iter(meta.values()))).flatten(1).sum(1), {}
+        losses, judged = next(iter(meta.values())).new_zeros(2 * len(batch.support.y)), {}
         for step, (x, y) in enumerate(minibatches(batch.support, last - first, learner.inner_batch), first):
             move = with_meta(learner, partial(learner.inner_step, step, False))
             dims = (0, 0, None if state is None else 0, 0, 0, 0)
@@ -97,7 +97,7 @@ class Evolution(Windows):
                 answer = learner.over_tasks(with_meta(learner, learner.predict_query), (0, 0, 0, 0))
                 judged = judge(learner.spec, answer(meta, parameters, support.x, query.x), query.y)
             if self.along or step + 1 == learner.inner_steps:
-                losses = losses + judged["loss" if learner.spec.kind == "classification" else "mse"]
+                losses = losses + self.heights(judged)
         means = {name: value.mean() for name, value in judged.items()}
         return Walk(initial, 0, parameters, 0, state, last), losses, means
 

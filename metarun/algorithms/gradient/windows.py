@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from metarun.algorithms.base import Metrics
+from metarun.algorithms.base import Metrics, judge
 from metarun.algorithms.gradient.learner import Walk
 from metarun.algorithms.gradient.outer import OuterGradient
 from metarun.errors import require
 from metarun.tasks.base import Labelled, TaskBatch
 from metarun.types import Positive
+
+SMALLEST = 1e-10
+"""Added to a loss before its logarithm is taken, as in the paper."""
 
 if TYPE_CHECKING:
     from metarun.algorithms.gradient.learner import GradientLearner
@@ -26,12 +29,14 @@ class Windows(OuterGradient):
 
     The next outer step goes on from where this one's inner loops ended, on the same tasks; after
     ``algorithm.inner_steps`` steps all begin anew on the meta-batch that is then at hand, and those in between go
-    unused. What is kept is a part of the checkpoint.
+    unused. What is kept is a part of the checkpoint. Losses count as they are or, with ``log``, by the logarithm of
+    each task's, so that late, small ones count as much as early, large ones (Wichrowska et al. 2017,
+    arXiv:1703.04813, section 3.3).
     """
 
-    def __init__(self, *, unroll: Positive | None) -> None:
+    def __init__(self, *, unroll: Positive | None, log: bool) -> None:
         super().__init__()
-        self.unroll = unroll
+        self.unroll, self.log = unroll, log
         self.whole = unroll is not None
         """Whether it needs the whole meta-batch at once: its tasks are kept together."""
         self.kept: dict[str, Any] | None = None
@@ -45,6 +50,11 @@ class Windows(OuterGradient):
         """How many inner steps to take now, ``step`` having been taken."""
         return min(self.unroll or learner.inner_steps, learner.inner_steps - step)
 
+    def heights(self, judged: Metrics) -> Tensor:
+        """What each task's learner is to lower, [T], from what it is judged by."""
+        losses = judged["loss"] if "loss" in judged else judged["mse"]
+        return (losses + SMALLEST).log() if self.log else losses
+
     def keep(self, learner: GradientLearner, batch: TaskBatch, walk: Walk, **more: Any) -> None:
         """Where to go on in the next outer step, unless the inner loops have ended."""
         self.kept = None
@@ -57,7 +67,8 @@ class Windows(OuterGradient):
         """The tasks that the inner loops are on: those kept, else ``batch``."""
         if self.kept is None:
             return batch
-        return TaskBatch(*(Labelled(*self.kept[part], self.kept["way"]) for part in ("support", "query")))
+        (sx, sy), (qx, qy), way = (self.kept[part] for part in ("support", "query", "way"))
+        return TaskBatch(Labelled(sx, sy, way), Labelled(qx, qy, way))
 
     def get_extra_state(self) -> dict[str, Any] | None:
         return self.kept
@@ -71,19 +82,19 @@ class Windows(OuterGradient):
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
-        return f"unroll={self.unroll}"
+        return f"unroll={self.unroll}, log={self.log}"
 
 
 class Truncated(Windows):
     """Backpropagation through the steps of a window: of the query losses after each of them, summed.
 
-    L = sum over k of l(phi_k; Q) (Andrychowicz et al. 2016, arXiv:1606.04474, equation 3 with all w_k = 1), where
-    what lies before the window is a constant. With ``first_order`` the gradients that the rule sees are constants
+    L = sum over k of l(phi_k; Q) (Andrychowicz et al. 2016, arXiv:1606.04474, equation 3 with all w_k = 1), a mean
+    over tasks; what lies before the window is a constant. With ``first_order`` the gradients that the rule sees are constants
     too (the paper's dashed edges), which spares second derivatives. Where ``unroll`` is null nothing is cut off.
     """
 
-    def __init__(self, *, unroll: Positive | None, first_order: bool) -> None:
-        super().__init__(unroll=unroll)
+    def __init__(self, *, unroll: Positive | None, log: bool, first_order: bool) -> None:
+        super().__init__(unroll=unroll, log=log)
         self.first_order = first_order
 
     def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
@@ -91,11 +102,11 @@ class Truncated(Windows):
         walk = learner.begin(batch.support) if self.kept is None else Walk(*self.kept["walk"])
         steps, losses = self.window(learner, walk.step), []
         trajectory = learner.trajectory(batch.support, steps, learner.inner_batch, self.first_order, walk)
-        for parameters, dims, state in islice(trajectory, 1, None):
-            loss, metrics = learner.query_loss(parameters, dims, batch)
-            losses.append(loss)
+        for parameters, dims, state in islice(trajectory, 1, None):  # noqa: B007
+            judged = judge(learner.spec, learner.answers(parameters, dims, batch.support, batch.query.x), batch.query.y)
+            losses.append(self.heights(judged).mean())
         self.keep(learner, batch, Walk(walk.initial, walk.shared, parameters, dims, state, walk.step + steps))
-        return torch.stack(losses).sum(), metrics
+        return torch.stack(losses).sum(), {name: value.detach().mean() for name, value in judged.items()}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, first_order={self.first_order}"
