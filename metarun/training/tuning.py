@@ -32,7 +32,7 @@ COMPILATION = 40.0
 """Seconds that compiling a step may take, and must promise to save."""
 SMALL = 0.02
 """Seconds up to which a step is worth compiling: longer ones spend their time in matrix products."""
-MEMORY = 256e6
+MEMORY = 400e6
 """Bytes that a step's tensors may add where a smaller part of the meta-batch would do with less."""
 EXACT = 1e-8
 """Relative difference from the plain loop's gradient, in float64, up to which a way to compute it counts as exact."""
