@@ -33,7 +33,12 @@ def fits(task: str, algorithm: str, model: str) -> bool:
 
 
 FITTING = [cell for cell in EVERY if fits(*cell)]
-IDLE = [cell for cell in FITTING if cell[1:] in {("boil", "tfidf"), ("warpgrad", "tfidf"), ("warpgrad", "ngram_bag")}]
+NOTHING_THERE = {
+    "boil": {"tfidf", "linear"},
+    "warpgrad": {"tfidf", "linear", "ngram_bag"},
+    "warpgrad_steps": {"tfidf", "linear", "ngram_bag"},
+}
+IDLE = [cell for cell in FITTING if cell[2] in NOTHING_THERE.get(cell[1], ())]
 """The body alone adapts, and has no parameters; or is warped, and has no layers: refused when built."""
 WORKING = [cell for cell in FITTING if cell not in IDLE]
 GRADIENT = [name for name, e in ALGORITHMS.items() if str(e.section["_target_"]).endswith("GradientLearner")]
@@ -60,12 +65,15 @@ SMALL = {
     "algorithm=reptile": ["algorithm.inner_steps=2", "algorithm.test_steps=3"],
     "algorithm=imaml": ["algorithm.inner_steps=2", "algorithm.test_steps=3"],
     **{f"algorithm={name}": ["runner.meta_batch=2"] for name in GRADIENT},
+    "algorithm=scratch": ["algorithm.test_steps=3"],
+    **{f"algorithm={name}": ["runner.meta_batch=2", "algorithm.inner_steps=4", "algorithm.outer.unroll=2",
+                             "algorithm.test_steps=3"] for name in ("l2l", "l2l_mlp", "pes")},
 }  # fmt: skip
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (8, 7, 17)
-    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (197, 6, 14)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (9, 8, 23)
+    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (395, 25, 20)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 

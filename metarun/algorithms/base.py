@@ -191,9 +191,13 @@ def dry_run(model: nn.Module, spec: Spec) -> Tensor:
 
 
 def with_head(model: nn.Module, spec: Spec, outputs: int, init_std: float | None) -> nn.Sequential:
-    """``model`` followed by a linear head; its width is found by running the model once."""
-    head = nn.Linear(dry_run(model, spec).shape[-1], outputs)
+    """``model`` followed by a linear head, without offsets if its ``head_bias`` is false.
+
+    The head's width is found by running the model once.
+    """
+    head = nn.Linear(dry_run(model, spec).shape[-1], outputs, bias=getattr(model, "head_bias", True))
     if init_std is not None:
         nn.init.trunc_normal_(head.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
-        nn.init.zeros_(head.bias)
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
     return nn.Sequential(model, head)

@@ -119,7 +119,7 @@ class _OuterLoss(nn.Module):
 
 
 def compiled(graph: Any, inputs: list[Tensor]) -> Callable[..., list[Tensor]]:
-    """``graph`` as machine code by torch's own compiler; raises what that raises, such as for want of a C++ compiler."""
+    """``graph`` as machine code by torch's own compiler; raises what that raises, as for want of a C++ compiler."""
     import torch._inductor
 
     if any(torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in graph.graph.nodes):
@@ -127,9 +127,9 @@ def compiled(graph: Any, inputs: list[Tensor]) -> Callable[..., list[Tensor]]:
     for node in graph.graph.nodes:
         node.meta.clear()
     with torch.no_grad():
-        code = torch._inductor.compile(graph, inputs, options={"cpp_wrapper": inputs[0].device.type == "cpu"})
+        code = torch._inductor.compile(graph, list(inputs), options={"cpp_wrapper": inputs[0].device.type == "cpu"})
         code(*inputs)
-    return code  # type: ignore[no-any-return]
+    return code
 
 
 def cuda_graph(graph: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Callable[..., list[Tensor]]:
@@ -194,6 +194,8 @@ class Stepper:
             try:
                 self.captured[key] = Captured(self.algorithm, part, self.algorithm.plan.capture)
             except Exception as error:
-                log.warning("the step could not be captured and runs uncaptured (%s)", " ".join(str(error).split())[:200])
+                log.warning(
+                    "the step could not be captured and runs uncaptured (%s)", " ".join(str(error).split())[:200]
+                )
                 self.captured[key] = None
         return self.captured[key]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from metarun.algorithms.step import Plan
 from metarun.bench.workloads import Method, Problem
+from metarun.training.tuning import tuned
+
+log = logging.getLogger("metarun")
+
+LONG = 60_000
+"""Iterations of the run whose plan is timed: MAML's on Omniglot."""
 
 EVERY: tuple[Method, ...] = ("maml", "fomaml", "anil", "reptile", "protonet")
 
@@ -41,32 +50,43 @@ def collected(parameters: Iterable[nn.Parameter]) -> Callable[[], list[Tensor]]:
     return lambda: [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 
 
-def engine(problem: Problem, *, batched: bool = True) -> Ready:
-    """The learner's own outer gradient; one task after another unless ``batched``."""
+def planned(problem: Problem) -> Any:
+    """The learner, with the plan that a long run here would find (in float64: captured, no search)."""
     learner = problem.learner()
-    if not batched:
-        learner.batched = False
+    if problem.dtype == torch.float64:
+        learner.plan = Plan(capture="graph" if learner.capturable() and not learner.whole else "none")
+    elif found := tuned(learner, problem.batch, LONG, None, True):
+        learner.plan = found.plan
+        log.info("%s: %s", problem.workload.name, found)
+    return learner
 
-    def step() -> None:
-        learner.zero_grad()
-        learner.outer_loss(problem.batch)[0].backward()
 
-    return Ready(step, collected(learner.parameters()))
+def plain(problem: Problem) -> Any:
+    """The learner as a loop over tasks."""
+    learner = problem.learner()
+    learner.plan = Plan(batched=False, chunk=1)
+    return learner
+
+
+def gradient(problem: Problem, learner: Callable[[Problem], Any]) -> Ready:
+    """The outer gradient alone."""
+    made = learner(problem)
+    return Ready(lambda: made.outer_gradient(problem.batch), collected(made.parameters()))
 
 
 def outer_step(problem: Problem) -> Ready:
     """The whole outer step of a run, its optimizer's part included."""
-    learner = problem.learner()
+    learner = planned(problem)
     return Ready(lambda: learner.meta_step(problem.batch, 0), collected(learner.parameters()))
 
 
 OURS = [
-    Implementation("metarun", "the engine, as a run uses it", EVERY, engine),
+    Implementation("metarun", "the engine, as a run uses it", EVERY, partial(gradient, learner=planned)),
     Implementation("metarun, whole step", "the same and the outer optimizer's step", EVERY, outer_step),
     Implementation(
         "metarun, plain loop",
         "the same learner, one task after another",
         ("maml", "fomaml", "anil", "reptile"),
-        partial(engine, batched=False),
+        partial(gradient, learner=plain),
     ),
 ]

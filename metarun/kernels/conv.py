@@ -70,7 +70,9 @@ class Conv(Function):
         )
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, w: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, w: Tensor, geometry: Geometry
+    ) -> tuple[Tensor, int]:
         x = tasks_first(x, in_dims[0], info.batch_size)
         if in_dims[1] is None or info.batch_size == 1:
             w = w if in_dims[1] is None else w.select(in_dims[1], 0)
@@ -103,7 +105,9 @@ class ConvInput(Function):
         )
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], g: Tensor, w: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], g: Tensor, w: Tensor, geometry: Geometry
+    ) -> tuple[Tensor, int]:
         g = tasks_first(g, in_dims[0], info.batch_size)
         if in_dims[1] is None or info.batch_size == 1:
             w = w if in_dims[1] is None else w.select(in_dims[1], 0)
@@ -137,7 +141,9 @@ class ConvWeight(Function):
         )
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, g: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, g: Tensor, geometry: Geometry
+    ) -> tuple[Tensor, int]:
         x, g = (tasks_first(t, dim, info.batch_size) for t, dim in ((x, in_dims[0]), (g, in_dims[1])))
         if info.batch_size == 1:
             return ConvWeight.apply(channels_last(x[0]), channels_last(g[0]), geometry)[None], 0

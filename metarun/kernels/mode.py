@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from metarun.kernels.conv import conv2d
 from metarun.kernels.norm import normalise
+from metarun.kernels.pool import max_pool2d
 
 
 class TaskBatched(TorchFunctionMode):
@@ -33,8 +34,23 @@ def _conv2d(
 ) -> Tensor:
     if groups != 1 or _pair(dilation) != (1, 1) or isinstance(padding, str) or x.dim() != 4:
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    y = conv2d(x, weight, tuple(_pair(stride)), tuple(_pair(padding)))  # type: ignore[arg-type]
+    y = conv2d(x, weight, tuple(_pair(stride)), tuple(_pair(padding)))
     return y if bias is None else y + bias.view(-1, 1, 1)
+
+
+def _max_pool2d(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    if _pair(dilation) != (1, 1) or ceil_mode or return_indices or x.dim() != 4:
+        return F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload]
+    stride = kernel_size if stride is None or stride == () or stride == [] else stride
+    return max_pool2d(x, tuple(_pair(kernel_size)), tuple(_pair(stride)), tuple(_pair(padding)))
 
 
 def _batch_norm(
@@ -78,6 +94,7 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 REPLACED: dict[Any, Callable[..., Any]] = {
     torch.conv2d: _conv2d,
+    F.max_pool2d: _max_pool2d,
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
     F.group_norm: _group_norm,

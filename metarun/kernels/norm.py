@@ -120,9 +120,7 @@ class NormaliseBackward(Function):
     """The first derivative, itself differentiable."""
 
     @staticmethod
-    def forward(
-        g: Tensor, x: Tensor, mean: Tensor, r: Tensor, w: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(g: Tensor, x: Tensor, mean: Tensor, r: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         return backward(g, x, mean, r, w)
 
     @staticmethod

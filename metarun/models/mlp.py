@@ -29,7 +29,7 @@ class MLP(nn.Module):
         spec: Spec,
         *,
         hidden: Sequence[Positive],
-        activation: Literal["relu", "tanh"],
+        activation: Literal["relu", "tanh", "sigmoid"],
         batch_norm: bool,
         init: Literal["torch", "finn"],
     ) -> None:
@@ -41,7 +41,7 @@ class MLP(nn.Module):
             if init == "finn":
                 finn_init(linear)
             layers += [linear, *([BatchNorm(width)] if batch_norm else [])]
-            layers.append(nn.ReLU() if activation == "relu" else nn.Tanh())
+            layers.append({"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}[activation]())
             inputs = width
         self.layers = nn.Sequential(*layers)
 

@@ -36,6 +36,7 @@ class ClassData:
 class FewShot(Task):
     """N-way K-shot episodes: ``way`` classes, each with ``shot`` support and ``query`` query examples.
 
+    Without query examples (0) an episode is an optimisation problem: learners are judged on the support set itself.
     A family loads its data and calls ``super().__init__``; everything else is here. Labels are
     0..way-1 in the order drawn, and rows are ordered by label, then by example.
     """
@@ -115,7 +116,8 @@ class FewShot(Task):
             y = labels.expand(tasks, -1, part.shape[2]).reshape(tasks, -1)
             return Labelled(self.examples(index), y, shape.way)
 
-        return TaskBatch(gather(support), gather(query))
+        learned = gather(support)
+        return TaskBatch(learned, gather(query) if shape.query else learned)
 
     def examples(self, index: Tensor) -> Tensor:
         """Model inputs for rows ``index`` [T, N] of the data: [T, N, ...]."""

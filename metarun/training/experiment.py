@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from metarun.algorithms.base import Algorithm
+from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
 from metarun.errors import Interrupted, UserError
 from metarun.evaluation.evaluator import Result, evaluate, final
 from metarun.tasks.base import Task
@@ -21,9 +21,10 @@ from metarun.tracking.settings import Tracker
 from metarun.tracking.wandb import WandbSink
 from metarun.training import checkpoint
 from metarun.training.device import choose_device, choose_threads, keep_freed_memory
-from metarun.training.loop import Progress, meta_train
+from metarun.training.loop import Progress, meta_batch_indices, meta_train
 from metarun.training.settings import Runner
 from metarun.training.signals import StopRequest
+from metarun.training.tuning import Tuned, tuned
 from metarun.types import Split
 
 log = logging.getLogger("metarun")
@@ -81,6 +82,7 @@ class Experiment:
                     end=None,
                 )
             progress = self._restored(directory)
+            self._plan(directory, progress)
             directory.write_status("running")
             log.info("run directory %s", directory.path)
             try:
@@ -136,6 +138,23 @@ class Experiment:
         """One row, to metrics.jsonl first."""
         self.metrics.write(row)
         self.sink.log(row)
+
+    def _plan(self, directory: RunDirectory, progress: Progress) -> None:
+        """Settle how steps are computed: as the run did before it was stopped, or as is fastest here."""
+        kept = directory.meta().get("step")
+        if kept is not None:
+            step: Tuned | None = Tuned.of(kept)
+        elif progress.iteration or not self.runner.iterations:
+            return
+        else:
+            shape = self.algorithm.train_shape(self.task.shape)
+            batch = self.task.batch("train", meta_batch_indices(0, self.runner.meta_batch), shape)
+            step = tuned(self.algorithm, batch, self.runner.iterations, self.runner.chunk, self.runner.tune)
+            if step is not None:
+                directory.write_meta(step=step.as_dict())
+        if step is not None and isinstance(self.algorithm, SupervisedAlgorithm):
+            self.algorithm.plan = step.plan
+            log.info("step: %s", step)
 
     def _restored(self, directory: RunDirectory) -> Progress:
         """Where the directory's last checkpoint left off, taken over; a fresh start without one."""

@@ -20,6 +20,10 @@ class Runner:
     """auto, cpu, cuda, cuda:N or mps."""
     threads: Positive | None
     """CPU threads; null chooses by the size of the work and keeps the choice with the run."""
+    tune: bool
+    """Find the fastest exact way to compute a step, where the run is long enough for that to pay."""
+    chunk: Positive | None
+    """Tasks of the meta-batch whose graph is held at once: less memory, more time; null: chosen."""
     precision: Literal["float32", "float64"]
     validate_every: Count
     """Iterations between validations; 0 for none."""

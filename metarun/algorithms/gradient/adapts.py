@@ -52,22 +52,26 @@ class Part(Adapts):
         self.part, self.norm = part, norm or part == "norm"
 
     def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
-        affine = {
-            f"{module}.{name}"
-            for module, layer in net.named_modules()
-            if isinstance(layer, NORMS)
-            for name, _ in layer.named_parameters(recurse=False)
-        }
         names = {name for name, _ in net.named_parameters()}
         head = {f"{len(net) - 1}.{name}" for name, _ in net[-1].named_parameters()}
-        chosen = {"all": names, "head": head, "body": names - head, "norm": affine}[self.part]
+        chosen = {"all": names, "head": head, "body": names - head, "norm": affine(net)}[self.part]
         if not self.norm:
-            chosen = chosen - affine
+            chosen = chosen - affine(net)
         require(bool(chosen), f"algorithm.adapts.part={self.part}: this model has no parameters there to adapt")
         return [name for name, _ in net.named_parameters() if name in chosen]
 
     def extra_repr(self) -> str:
         return f"part={self.part}, norm={self.norm}"
+
+
+def affine(net: nn.Module) -> set[str]:
+    """Names of the factors and offsets of normalisation layers."""
+    return {
+        f"{module}.{name}"
+        for module, layer in net.named_modules()
+        if isinstance(layer, NORMS)
+        for name, _ in layer.named_parameters(recurse=False)
+    }
 
 
 class Context(Adapts):
@@ -148,6 +152,7 @@ class Prototypes(Part):
         super().__init__(part="all", norm=norm)
 
     def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
+        require(net[-1].bias is not None, "algorithm.adapts: prototypes need a head with offsets; model.bias=true")
         net[-1].requires_grad_(False)
         return super().attach(net, spec)
 

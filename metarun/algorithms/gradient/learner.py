@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import ceil
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,24 @@ from metarun.types import Count, Positive, Rate
 
 Dims = Any
 """Which dimension of an argument is the tasks': 0, ``None`` (shared by all), or nested dictionaries of these."""
+
+
+RECORDED = 32
+"""Inner steps up to which a step is captured: the recording, and the time that making it takes, grow with them."""
+
+
+class Walk(NamedTuple):
+    """Where the inner loops of many tasks stand, after ``step`` steps."""
+
+    initial: Parameters
+    shared: Dims
+    """The dimension of tasks of ``initial``."""
+    parameters: Parameters
+    dims: Dims
+    """The same of ``parameters``."""
+    state: State
+    """The rule's; ``None`` before the first step."""
+    step: int
 
 
 class GradientLearner(SupervisedAlgorithm):
@@ -100,7 +118,7 @@ class GradientLearner(SupervisedAlgorithm):
         return self.outer.signature(iteration)
 
     def capturable(self) -> bool:
-        return super().capturable() and not self.whole
+        return super().capturable() and not self.whole and self.inner_steps <= RECORDED
 
     @property
     def model(self) -> nn.Module:  # type: ignore[override]
@@ -155,14 +173,21 @@ class GradientLearner(SupervisedAlgorithm):
 
     # Many tasks.
 
-    def trajectory(
-        self, support: Labelled, steps: int, size: int | None, first_order: bool = False
-    ) -> Iterator[tuple[Parameters, Dims, State]]:
-        """Parameters after 0..``steps`` steps on ``size`` examples, the dimension of their tasks, the rule's state."""
+    def begin(self, support: Labelled) -> Walk:
+        """The inner loops before their first step."""
         initial, shared = self.adapts.initial(self, support)
-        parameters, dims, state = initial, shared, None
+        return Walk(initial, shared, initial, shared, None, 0)
+
+    def trajectory(
+        self, support: Labelled, steps: int, size: int | None, first_order: bool = False, start: Walk | None = None
+    ) -> Iterator[tuple[Parameters, Dims, State]]:
+        """Parameters after 0..``steps`` steps on ``size`` examples, the dimension of their tasks, the rule's state.
+
+        From their beginning, or from wherever ``start`` says that they stand.
+        """
+        initial, shared, parameters, dims, state, done = start or self.begin(support)
         yield parameters, dims, state
-        for step, (x, y) in enumerate(minibatches(support, steps, size)):
+        for step, (x, y) in enumerate(minibatches(support, steps, size), done):
             move = self.over_tasks(
                 partial(self.inner_step, step, first_order), (dims, None if state is None else 0, shared, 0, 0)
             )
@@ -183,8 +208,8 @@ class GradientLearner(SupervisedAlgorithm):
             one = support.map(lambda values, task=task: values[task : task + 1])  # type: ignore[misc]
             *_, (parameters, dims, state) = self.trajectory(one, self.inner_steps, self.inner_batch, first_order)
             if state is not None:
-                self.rule.keep(_pick(state, 0, 0))
-            each.append(parameters if dims is None else _pick(parameters, dims, 0))
+                self.rule.keep(one_of(state, 0, 0))
+            each.append(parameters if dims is None else one_of(parameters, dims, 0))
         return _stack(each), 0
 
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
@@ -218,7 +243,7 @@ class GradientLearner(SupervisedAlgorithm):
 
         def loop(*arguments: Any) -> Any:
             tasks = range(len(arguments[-1]))
-            return _stack([f(*(_pick(a, d, t) for a, d in zip(arguments, dims, strict=True))) for t in tasks])
+            return _stack([f(*(one_of(a, d, t) for a, d in zip(arguments, dims, strict=True))) for t in tasks])
 
         return loop
 
@@ -267,12 +292,12 @@ class _Unbatchable(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _pick(value: Any, dims: Dims, task: int) -> Any:
+def one_of(value: Any, dims: Dims, task: int) -> Any:
     """One task's part of an argument of :meth:`GradientLearner.over_tasks`."""
     if dims is None:
         return value
     if isinstance(value, dict):
-        return {k: _pick(v, dims[k] if isinstance(dims, dict) else dims, task) for k, v in value.items()}
+        return {k: one_of(v, dims[k] if isinstance(dims, dict) else dims, task) for k, v in value.items()}
     return value[task]
 
 

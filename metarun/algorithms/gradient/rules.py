@@ -94,6 +94,32 @@ class Momentum(Rule):
         return f"momentum={self.momentum}"
 
 
+def root(x: Tensor) -> Tensor:
+    """The square root; its derivative at 0, where a unit is dead, would be infinite, and times 0 not a number."""
+    return x.clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+
+
+class RMSprop(Rule):
+    """RMSprop: v <- decay v + (1 - decay) g^2, u = -lr g / (sqrt(v) + eps); v = 0 at the start of each task.
+
+    Tieleman & Hinton 2012, Coursera lecture 6.5.
+    """
+
+    def __init__(self, *, decay: Fraction, eps: Rate) -> None:
+        super().__init__()
+        self.decay, self.eps = decay, eps
+
+    def init(self, parameters: Parameters) -> State:
+        return {name: torch.zeros_like(p) for name, p in parameters.items()}
+
+    def update(self, gradients: Parameters, state: State, step: int) -> tuple[Parameters, State]:
+        second = {name: self.decay * state[name] + (1 - self.decay) * g.square() for name, g in gradients.items()}
+        return {name: -self.lr * g / (root(second[name]) + self.eps) for name, g in gradients.items()}, second
+
+    def extra_repr(self) -> str:
+        return f"decay={self.decay}"
+
+
 class Adam(Rule):
     """Adam (Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1), step size ``algorithm.inner_lr``.
 
@@ -128,8 +154,7 @@ class Adam(Rule):
         count = state["count"] + 1
         first = self.beta1 * state["first"] + (1 - self.beta1) * g
         second = self.beta2 * state["second"] + (1 - self.beta2) * g.square()
-        # The root's derivative at 0, where a unit is dead, would be infinite, and times 0 not a number.
-        scale = (second / (1 - self.beta2**count)).clamp_min(torch.finfo(g.dtype).tiny).sqrt() + self.eps
+        scale = root(second / (1 - self.beta2**count)) + self.eps
         change = -self.lr * first / (1 - self.beta1**count) / scale
         return unflatten(change, gradients), {"count": count, "first": first, "second": second}
 

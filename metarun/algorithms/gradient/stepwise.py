@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.gradient.learner import minibatches
 from metarun.algorithms.gradient.outer import OuterGradient
 from metarun.errors import require
 from metarun.tasks.base import TaskBatch
@@ -36,15 +34,12 @@ class Stepwise(OuterGradient):
         require(not learner.rule.carries, "algorithm.rule.carry=true: steps on their own have no state to carry on")
 
     def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
-        initial, shared = learner.adapts.initial(learner, batch.support)
-        parameters, dims, state, losses = initial, shared, None, []
-        for step, (x, y) in enumerate(minibatches(batch.support, learner.inner_steps, learner.inner_batch)):
-            move = learner.over_tasks(
-                partial(learner.inner_step, step, False), (dims, None if state is None else 0, shared, 0, 0)
-            )
-            moved, state = move(parameters, state, initial, x, y)
-            loss, metrics = learner.query_loss(moved, 0, batch)
+        walk, losses = learner.begin(batch.support), []
+        for _ in range(learner.inner_steps):
+            *_, (moved, dims, state) = learner.trajectory(batch.support, 1, learner.inner_batch, start=walk)
+            loss, metrics = learner.query_loss(moved, dims, batch)
             losses.append(loss)
-            parameters, dims = {name: p + (moved[name] - p).detach() for name, p in initial.items()}, 0
+            constant = {name: p + (moved[name] - p).detach() for name, p in walk.initial.items()}
             state = tree_map_only(Tensor, Tensor.detach, state)
+            walk = walk._replace(parameters=constant, dims=dims, state=state, step=walk.step + 1)
         return torch.stack(losses).mean(), metrics

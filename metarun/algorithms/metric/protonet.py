@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, judge
@@ -87,7 +86,8 @@ class ProtoNet(SupervisedAlgorithm):
 
 def prototypes(support: Tensor, y: Tensor, way: int) -> Tensor:
     """Mean support embedding a class: ``support`` [T, N, F], ``y`` [T, N] -> [T, way, F]."""
-    member = F.one_hot(y, way).to(support.dtype).transpose(1, 2)
+    # F.one_hot reads its input back from the device to check it.
+    member = (y[:, None] == torch.arange(way, device=y.device)[:, None]).to(support.dtype)
     return member @ support / member.sum(-1, keepdim=True)
 
 

@@ -58,13 +58,11 @@ class ImageFewShot(FewShot):
             return batch
         support, query = batch.support, batch.query
         at = support.x.shape[1]
-        images = at + query.x.shape[1]
+        images = at + (0 if query is support else query.x.shape[1])
         u = uniforms(self.seed, split, indices, 6 * images, stream=3).reshape(len(indices), images, 2, 3)
         maps = torch.from_numpy(self.augment * (2 * u - 1) * [1, 1, 0.5]).to(torch.get_default_dtype()).to(self.device)
-        return TaskBatch(
-            replace(support, x=warped(support.x, maps[:, :at])),
-            replace(query, x=warped(query.x, maps[:, at:])),
-        )
+        learned = replace(support, x=warped(support.x, maps[:, :at]))
+        return TaskBatch(learned, learned if query is support else replace(query, x=warped(query.x, maps[:, at:])))
 
     def picture(self, algorithm: SupervisedAlgorithm) -> Figure:  # type: ignore[override]
         """One test episode: a row a class, its support images, then query images with the label predicted.
@@ -79,10 +77,11 @@ class ImageFewShot(FewShot):
         with torch.no_grad():
             predicted = algorithm.adapt(batch.support)(batch.query.x)[0].argmax(-1).cpu()
         right = float((predicted == batch.query.y[0].cpu()).float().mean())
-        way, shots, queries = min(shape.way, 10), min(shape.shot, 5), min(shape.query, 10)
+        each = shape.query or shape.shot
+        way, shots, queries = min(shape.way, 10), min(shape.shot, 5), min(each, 10)
         support = _displayed(batch.support.x[0]).reshape(shape.way, shape.shot, *self._pixels())
-        query = _displayed(batch.query.x[0]).reshape(shape.way, shape.query, *self._pixels())
-        guesses = predicted.view(shape.way, shape.query)
+        query = _displayed(batch.query.x[0]).reshape(shape.way, each, *self._pixels())
+        guesses = predicted.view(shape.way, each)
 
         figure = Figure(figsize=(0.75 * (shots + queries) + 1.6, 0.8 * way + 0.7), layout="constrained")
         left, main = figure.subplots(1, 2, width_ratios=[shots, queries])

@@ -16,7 +16,7 @@ from metarun.errors import UserError, require
 from metarun.tasks.fewshot import ClassData, split_classes
 from metarun.tasks.files import Arrays, cached
 from metarun.tasks.vision.base import ImageFewShot, decode
-from metarun.types import SPLITS, Fraction, NonNegative, Positive, Split
+from metarun.types import SPLITS, Count, Fraction, NonNegative, Positive, Split
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -41,7 +41,7 @@ class Folder(ImageFewShot):
         root: str | None,
         way: Positive,
         shot: Positive,
-        query: Positive,
+        query: Count,
         test_ways: Sequence[Positive],
         size: Positive,
         colour: Literal["rgb", "grey"],

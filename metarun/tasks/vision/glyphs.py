@@ -17,7 +17,7 @@ from metarun.errors import UserError, require
 from metarun.tasks.fewshot import ClassData, split_classes
 from metarun.tasks.files import Arrays, cached
 from metarun.tasks.vision.base import ImageFewShot
-from metarun.types import Fraction, NonNegative, Positive
+from metarun.types import Count, Fraction, NonNegative, Positive
 
 STYLES = (
     *(f"DejaVuSans{s}" for s in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -61,7 +61,7 @@ class Glyphs(ImageFewShot):
         *,
         way: Positive,
         shot: Positive,
-        query: Positive,
+        query: Count,
         test_ways: Sequence[Positive],
         size: Positive,
         val: Fraction,

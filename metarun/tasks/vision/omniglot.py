@@ -19,7 +19,7 @@ from metarun.tasks.fewshot import ClassData
 from metarun.tasks.files import Arrays, cached, download, find
 from metarun.tasks.rng import permutation, uniforms
 from metarun.tasks.vision.base import ImageFewShot, decode
-from metarun.types import Positive, Split
+from metarun.types import Count, Positive, Split
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{part}.zip"
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
@@ -62,7 +62,7 @@ class Omniglot(ImageFewShot):
         root: str | None,
         way: Positive,
         shot: Positive,
-        query: Positive,
+        query: Count,
         test_ways: Sequence[Positive],
         split: Literal["random", "vinyals", "lake"],
         split_seed: int,

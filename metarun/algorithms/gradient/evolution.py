@@ -1,0 +1,127 @@
+"""The outer gradient by evolution strategies: from the losses of perturbed meta-parameters, without a derivative."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metarun.algorithms.base import Metrics, judge
+from metarun.algorithms.gradient.learner import Walk, minibatches, one_of
+from metarun.algorithms.gradient.parameters import Parameters
+from metarun.algorithms.gradient.windows import Windows
+from metarun.errors import require
+from metarun.tasks.base import Labelled, TaskBatch
+from metarun.types import Positive, Rate
+
+if TYPE_CHECKING:
+    from metarun.algorithms.gradient.learner import GradientLearner
+
+
+class Evolution(Windows):
+    """Antithetic evolution strategies: every task of the meta-batch is met by a pair of particles, theta +- e.
+
+    For e ~ N(0, ``sigma``^2 I) drawn for each task and L+, L- the losses of its pair,
+
+        d = mean over tasks of e (L+ - L-) / (2 sigma^2)
+
+    is without bias the gradient of L smoothed by N(0, sigma^2 I) (Salimans et al. 2017, arXiv:1703.03864). Both of
+    a pair see the same random numbers. Where the inner loop is cut into windows of ``unroll`` steps, the particles
+    go on from where they are, each pair with a new e, and the sum of all its e so far stands in e's place before the
+    losses of the window: persistent evolution strategies, which for windows of any length are without the bias of
+    truncation (Vicol, Metz & Sohl-Dickstein 2021, arXiv:2112.13835, Algorithm 2). L is the query loss after the last
+    step of the inner loop or, with ``along``, the sum of those after every step.
+    """
+
+    def __init__(self, *, sigma: Rate, unroll: Positive | None, log: bool, along: bool) -> None:
+        super().__init__(unroll=unroll, log=log)
+        self.sigma, self.along = sigma, along
+
+    def prepare(self, learner: GradientLearner) -> None:
+        super().prepare(learner)
+        self.learns = [name for name, p in learner.named_parameters() if p.requires_grad]
+        require(bool(self.learns), "algorithm.outer: evolution strategies need a meta-parameter, and here is none")
+
+    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        theta = {name: learner.get_parameter(name) for name in self.learns}
+        batch = self.tasks(batch)
+        tasks, some = len(batch.support.y), next(iter(theta.values()))
+        with torch.no_grad():
+            noise = {n: self.sigma * torch.randn(tasks, *p.shape, dtype=p.dtype, device=p.device)
+                     for n, p in theta.items()}  # fmt: skip
+            plus, minus = ({n: p + sign * noise[n] for n, p in theta.items()} for sign in (1, -1))
+            particles = {n: torch.cat([plus[n], minus[n]]) for n in theta}
+            if self.kept is None:
+                with torch.random.fork_rng([some.device] if some.is_cuda else []):
+                    start = self.begin(learner, plus, batch.support)
+                mirrored = self.begin(learner, minus, batch.support)
+                start = {n: torch.cat([p, mirrored[n]]) for n, p in start.items()}
+                walk, drift = Walk(start, 0, start, 0, None, 0), noise
+            else:
+                walk = Walk(*self.kept["walk"])
+                drift = {n: e + self.kept["drift"][n] for n, e in noise.items()}
+            walk, losses, metrics = self.run(learner, particles, walk, batch)
+            self.keep(learner, batch, walk, drift=drift)
+            slope = (losses[:tasks] - losses[tasks:]) / (2 * self.sigma**2 * tasks)
+            gradient = {n: torch.tensordot(slope, e, 1) for n, e in drift.items()}
+        return torch.stack([(gradient[n] * p).sum() for n, p in theta.items()]).sum(), metrics
+
+    def begin(self, learner: GradientLearner, meta: Parameters, support: Labelled) -> Parameters:
+        """Where each task's particle starts."""
+
+        def one(x: Tensor, y: Tensor) -> Parameters:
+            return one_of(*learner.adapts.initial(learner, Labelled(x[None], y[None], support.way)), 0)
+
+        return learner.over_tasks(with_meta(learner, one), (0, 0, 0))(meta, support.x, support.y)
+
+    def run(
+        self, learner: GradientLearner, meta: Parameters, walk: Walk, batch: TaskBatch
+    ) -> tuple[Walk, Tensor, Metrics]:
+        """A window of all particles: where they then stand, their losses [2T], and what they are judged by at its end.
+
+        The first T are the tasks' theta + e, the others theta - e.
+        """
+        initial, _, parameters, _, state, first = walk
+        last = first + self.window(learner, first)
+        support, query = (part.map(twice) for part in (batch.support, batch.query))
+        losses, judged = next(iter(meta.values())).new_zeros(2 * len(batch.support.y)), {}
+        for step, (x, y) in enumerate(minibatches(batch.support, last - first, learner.inner_batch), first):
+            move = with_meta(learner, partial(learner.inner_step, step, False))
+            dims = (0, 0, None if state is None else 0, 0, 0, 0)
+            parameters, state = learner.over_tasks(move, dims)(meta, parameters, state, initial, twice(x), twice(y))
+            if self.along or step + 1 == last:
+                answer = learner.over_tasks(with_meta(learner, learner.predict_query), (0, 0, 0, 0))
+                judged = judge(learner.spec, answer(meta, parameters, support.x, query.x), query.y)
+            if self.along or step + 1 == learner.inner_steps:
+                losses = losses + self.heights(judged)
+        means = {name: value.mean() for name, value in judged.items()}
+        return Walk(initial, 0, parameters, 0, state, last), losses, means
+
+    def extra_repr(self) -> str:
+        return f"sigma={self.sigma}, {super().extra_repr()}, along={self.along}"
+
+
+class _WithMeta(nn.Module):
+    """Holds a learner, so that its parameters can be replaced while a function of it runs."""
+
+    def __init__(self, learner: GradientLearner, f: Callable[..., Any]) -> None:
+        super().__init__()
+        self.learner, self.f = learner, f
+
+    def forward(self, *arguments: Any) -> Any:
+        return self.f(*arguments)
+
+
+def with_meta(learner: GradientLearner, f: Callable[..., Any]) -> Callable[..., Any]:
+    """``f``, which uses ``learner``, as a function of the learner's meta-parameters and its own arguments."""
+    held = _WithMeta(learner, f)
+    return lambda meta, *arguments: functional_call(held, {f"learner.{n}": p for n, p in meta.items()}, arguments)
+
+
+def twice(x: Tensor) -> Tensor:
+    """The tasks [T, ...] once for each half of the particles, [2T, ...]."""
+    return torch.cat([x, x])

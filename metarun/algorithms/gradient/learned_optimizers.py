@@ -1,0 +1,115 @@
+"""Learned optimizers: update rules that are small networks, the same for every entry of every parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import exp, tanh
+
+import torch
+from torch import Tensor, nn
+
+from metarun.algorithms.gradient.parameters import Parameters, flatten, unflatten
+from metarun.algorithms.gradient.rules import Rule, State
+from metarun.types import Fraction, Positive, Rate
+
+
+class LSTMOptimizer(Rule):
+    """A coordinatewise LSTM: u = lr m, (m, h') = LSTM(g, h), every entry of every parameter with a state h of its own.
+
+    Andrychowicz et al. 2016, arXiv:1606.04474, section 2.1: layers of ``hidden`` units and a linear output. ``lr``
+    is ``algorithm.inner_lr``, the scale of the output. Gradients enter as :func:`log_and_sign` with p =
+    ``log_range`` (null: as they are).
+    """
+
+    def __init__(self, *, hidden: Sequence[Positive], log_range: Rate | None) -> None:
+        super().__init__()
+        self.hidden, self.log_range = hidden, log_range
+        self.cells = nn.ModuleList(LSTMCell(*sizes) for sizes in pairwise([2 if log_range else 1, *hidden]))
+        self.output = nn.Linear(hidden[-1], 1)
+
+    def init(self, parameters: Parameters) -> State:
+        values = flatten(parameters)
+        zeros = [torch.zeros_like(values)[:, None].expand(-1, width) for width in self.hidden]
+        return {f"layer{i}": {"output": zero, "cell": zero} for i, zero in enumerate(zeros)}
+
+    def update(self, gradients: Parameters, state: State, step: int) -> tuple[Parameters, State]:
+        g = flatten(gradients)
+        x = log_and_sign(g, self.log_range) if self.log_range else g[:, None]
+        new = {}
+        for cell, (layer, past) in zip(self.cells, state.items(), strict=True):
+            x, kept = cell(x, past["output"], past["cell"])
+            new[layer] = {"output": x, "cell": kept}
+        return unflatten(self.lr * self.output(x).squeeze(-1), gradients), new
+
+    def extra_repr(self) -> str:
+        return f"hidden={list(self.hidden)}, log_range={self.log_range}"
+
+
+class LSTMCell(nn.Module):
+    """One step of a long short-term memory, in elementary operations: they have second derivatives and batch.
+
+    The forget gate's offset is raised by 1, as in the authors' library (Jozefowicz et al. 2015).
+    """
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.gates = nn.Linear(inputs + width, 4 * width)
+
+    def forward(self, x: Tensor, output: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` [P, inputs]; the last ``output`` and ``cell`` [P, width] -> the new ones."""
+        take, forget, new, give = self.gates(torch.cat([x, output], -1)).chunk(4, -1)
+        cell = torch.sigmoid(forget + 1) * cell + torch.sigmoid(take) * torch.tanh(new)
+        return torch.sigmoid(give) * torch.tanh(cell), cell
+
+
+def log_and_sign(g: Tensor, p: float) -> Tensor:
+    """Gradients of very different size as two inputs, [P] -> [P, 2] (Andrychowicz et al. 2016, appendix A).
+
+    (log|g| / p, sign g) where |g| >= exp(-p), else (-1, exp(p) g).
+    """
+    return torch.stack([g.abs().clamp_min(exp(-p)).log() / p, (exp(p) * g).clamp(-1, 1)], -1)
+
+
+class MLPOptimizer(Rule):
+    """A small multilayer perceptron of each entry's gradient and momenta: u = lr d exp(s), (d, s) its two outputs.
+
+    In the manner of Metz et al. 2019 (arXiv:1810.10180, appendix A). Inputs for every entry: the gradient and its
+    running means with the ``decays``, all divided by the root mean square r of the tensor's gradient; log r; and
+    tanh(k / t) of the step k for t of 10, 100 and 1000. So the direction does not depend on a loss's scale, the
+    length may. ``lr`` is ``algorithm.inner_lr``.
+    """
+
+    def __init__(self, *, hidden: Sequence[Positive], decays: Sequence[Fraction]) -> None:
+        super().__init__()
+        self.hidden, self.decays = hidden, decays
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise([1 + len(decays) + 1 + 3, *hidden]):
+            layers += [nn.Linear(inputs, outputs), nn.Tanh()]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden[-1], 2))
+
+    def init(self, parameters: Parameters) -> State:
+        return {str(i): {name: torch.zeros_like(p) for name, p in parameters.items()} for i in range(len(self.decays))}
+
+    def update(self, gradients: Parameters, state: State, step: int) -> tuple[Parameters, State]:
+        state = {
+            str(i): {name: decay * state[str(i)][name] + (1 - decay) * g for name, g in gradients.items()}
+            for i, decay in enumerate(self.decays)
+        }
+        inputs = [self.inputs([g, *(means[name] for means in state.values())], step) for name, g in gradients.items()]
+        direction, length = self.layers(torch.cat(inputs)).unbind(-1)
+        return unflatten(self.lr * direction * length.exp(), gradients), state
+
+    def inputs(self, values: Sequence[Tensor], step: int) -> Tensor:
+        """Of one tensor with P entries, [P, inputs]; ``values`` are its gradient and the running means of that."""
+        flat = torch.stack([v.flatten() for v in values], -1)
+        size = flat[:, :1].square().mean(0, keepdim=True).clamp_min(SMALLEST**2).sqrt()
+        times = [torch.full_like(flat[:, :1], tanh(step / t)) for t in (10, 100, 1000)]
+        return torch.cat([flat / size, size.log().expand_as(flat[:, :1]), *times], -1)
+
+    def extra_repr(self) -> str:
+        return f"hidden={list(self.hidden)}, decays={list(self.decays)}"
+
+
+SMALLEST = 1e-8
+"""A tensor's gradient counts as no smaller than this."""

@@ -1,0 +1,117 @@
+"""Long inner loops a window of steps at a time: where they stand is kept from one outer step to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from metarun.algorithms.base import Metrics, judge
+from metarun.algorithms.gradient.learner import Walk
+from metarun.algorithms.gradient.outer import OuterGradient
+from metarun.errors import require
+from metarun.tasks.base import Labelled, TaskBatch
+from metarun.types import Positive
+
+SMALLEST = 1e-10
+"""Added to a loss before its logarithm is taken, as in the paper."""
+
+if TYPE_CHECKING:
+    from metarun.algorithms.gradient.learner import GradientLearner
+
+
+class Windows(OuterGradient):
+    """An outer gradient of ``unroll`` inner steps an outer step (null: of the whole inner loop).
+
+    The next outer step goes on from where this one's inner loops ended, on the same tasks; after
+    ``algorithm.inner_steps`` steps all begin anew on the meta-batch that is then at hand, and those in between go
+    unused. What is kept is a part of the checkpoint. Losses count as they are or, with ``log``, by the logarithm of
+    each task's, so that late, small ones count as much as early, large ones (Wichrowska et al. 2017,
+    arXiv:1703.04813, section 3.3).
+    """
+
+    def __init__(self, *, unroll: Positive | None, log: bool) -> None:
+        super().__init__()
+        self.unroll, self.log = unroll, log
+        self.whole = unroll is not None
+        """Whether it needs the whole meta-batch at once: its tasks are kept together."""
+        self.kept: dict[str, Any] | None = None
+        """What goes on, as tensors and plain values; ``None`` where the next outer step begins anew."""
+
+    def prepare(self, learner: GradientLearner) -> None:
+        require(learner.inner_steps > 0, "algorithm.inner_steps=0: a window of the inner loop needs one")
+        require(not learner.rule.carries, "algorithm.rule.carry=true: long inner loops keep a rule's state themselves")
+
+    def window(self, learner: GradientLearner, step: int) -> int:
+        """How many inner steps to take now, ``step`` having been taken."""
+        return min(self.unroll or learner.inner_steps, learner.inner_steps - step)
+
+    def heights(self, judged: Metrics) -> Tensor:
+        """What each task's learner is to lower, [T], from what it is judged by."""
+        losses = judged["loss"] if "loss" in judged else judged["mse"]
+        return (losses + SMALLEST).log() if self.log else losses
+
+    def keep(self, learner: GradientLearner, batch: TaskBatch, walk: Walk, **more: Any) -> None:
+        """Where to go on in the next outer step, unless the inner loops have ended."""
+        self.kept = None
+        if walk.step < learner.inner_steps:
+            support, query = batch.support, batch.query
+            tasks = {"support": (support.x, support.y), "query": (query.x, query.y), "way": support.way}
+            self.kept = mapped(lambda t: t.detach().clone(), {"walk": tuple(walk), **tasks, **more})
+
+    def tasks(self, batch: TaskBatch) -> TaskBatch:
+        """The tasks that the inner loops are on: those kept, else ``batch``."""
+        if self.kept is None:
+            return batch
+        (sx, sy), (qx, qy), way = (self.kept[part] for part in ("support", "query", "way"))
+        return TaskBatch(Labelled(sx, sy, way), Labelled(qx, qy, way))
+
+    def get_extra_state(self) -> dict[str, Any] | None:
+        return self.kept
+
+    def set_extra_state(self, state: dict[str, Any] | None) -> None:
+        self.kept = state
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Windows:
+        """What ``to`` moves."""
+        self.kept = mapped(fn, self.kept)
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        return f"unroll={self.unroll}, log={self.log}"
+
+
+class Truncated(Windows):
+    """Backpropagation through the steps of a window: of the query losses after each of them, summed.
+
+    L = sum over k of l(phi_k; Q) (Andrychowicz et al. 2016, arXiv:1606.04474, equation 3 with all w_k = 1), a mean
+    over tasks; what lies before the window is a constant. With ``first_order`` the gradients that the rule sees are
+    constants too (the paper's dashed edges), which spares second derivatives. Where ``unroll`` is null nothing is cut off.
+    """
+
+    def __init__(self, *, unroll: Positive | None, log: bool, first_order: bool) -> None:
+        super().__init__(unroll=unroll, log=log)
+        self.first_order = first_order
+
+    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        batch = self.tasks(batch)
+        walk = learner.begin(batch.support) if self.kept is None else Walk(*self.kept["walk"])
+        steps, losses = self.window(learner, walk.step), []
+        trajectory = learner.trajectory(batch.support, steps, learner.inner_batch, self.first_order, walk)
+        for parameters, dims, state in islice(trajectory, 1, None):  # noqa: B007
+            judged = judge(learner.spec, learner.answers(parameters, dims, batch.support, batch.query.x), batch.query.y)
+            losses.append(self.heights(judged).mean())
+        self.keep(learner, batch, Walk(walk.initial, walk.shared, parameters, dims, state, walk.step + steps))
+        return torch.stack(losses).sum(), {name: value.detach().mean() for name, value in judged.items()}
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, first_order={self.first_order}"
+
+
+def mapped(f: Callable[[Tensor], Tensor], values: Any) -> Any:
+    """``f`` of every tensor in nested dictionaries and tuples."""
+    return tree_map_only(Tensor, f, values)

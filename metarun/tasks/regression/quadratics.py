@@ -1,0 +1,66 @@
+"""Quadratic functions to be minimised: the optimisation problems that learned optimizers are first trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import pi, sqrt
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarun.errors import require
+from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
+from metarun.tasks.rng import uniforms
+from metarun.types import Positive, Split
+
+
+class Quadratics(Task):
+    """f(theta) = |W theta - y|^2 with a random W [shot, size] and y [shot] (Andrychowicz et al. 2016, section 3.1).
+
+    As a regression: the support set are the rows of W with the entries of y as targets, both times sqrt(shot), so
+    that the mean squared error of a linear model without offset, whose weights are theta, is f(theta) itself. The
+    query set is the support set: a learner is judged by how far it minimises. Entries are drawn from N(0, 1)
+    (``normal``: the paper) or U[0, 1] (``uniform``: the authors' code). The splits are independent draws.
+    """
+
+    kind: ClassVar[str] = "regression"
+    modality: ClassVar[str] = "vector"
+    metric: ClassVar[str] = "mse"
+    higher_is_better: ClassVar[bool] = False
+
+    def __init__(
+        self, seed: int, *, shot: Positive, size: Positive, distribution: Literal["normal", "uniform"]
+    ) -> None:
+        self.seed, self.distribution = seed, distribution
+        self.shape: EpisodeShape = EpisodeShape(0, shot, 0)
+        self.spec = Spec("regression", self.modality, (size,), 1)
+
+    def check(self, split: Split, shape: EpisodeShape) -> None:
+        require(shape.query == 0, f"algorithm.train_query={shape.query}: quadratics are judged on their support set")
+
+    def entries(self, split: Split, indices: Sequence[int], shot: int) -> NDArray[np.float64]:
+        """W and y side by side, [T, shot, size + 1]."""
+        size = self.spec.input_shape[0] + 1
+        u = uniforms(self.seed, split, indices, shot * size)
+        if self.distribution == "normal":
+            v = uniforms(self.seed, split, indices, shot * size, stream=1)
+            u = np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * pi * v)  # Box and Muller
+        return u.reshape(-1, shot, size)
+
+    def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
+        shot = (shape or self.shape).shot
+        values = sqrt(shot) * self.entries(split, indices, shot)
+        rows = torch.from_numpy(values).to(torch.get_default_dtype()).to(self.device)
+        support = Labelled(rows[..., :-1], rows[..., -1:])
+        return TaskBatch(support, support)
+
+    def protocol(self) -> dict[str, Any]:
+        return {
+            "data": "quadratics",
+            "shot": self.shape.shot,
+            "size": self.spec.input_shape[0],
+            "distribution": self.distribution,
+            "query": "the support set",
+        }

@@ -1,0 +1,255 @@
+"""The fastest exact way to compute a step on this machine, found when a run starts and kept with it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
+from metarun.algorithms.step import Plan
+from metarun.tasks.base import TaskBatch
+from metarun.tasks.files import atomic, cache_dir
+
+log = logging.getLogger("metarun")
+
+WORTH = 30.0
+"""Seconds a run's steps must take in all for a search to pay."""
+COMPILATION = 40.0
+"""Seconds that compiling a step may take, and must promise to save."""
+SMALL = 0.02
+"""Seconds up to which a step is worth compiling: longer ones spend their time in matrix products."""
+MEMORY = 256e6
+"""Bytes that a step's tensors may add where a smaller part of the meta-batch would do with less."""
+EXACT = 1e-8
+"""Relative difference from the plain loop's gradient, in float64, up to which a way to compute it counts as exact."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A plan, and what was measured of it; ``None`` where nothing was."""
+
+    plan: Plan
+    milliseconds: float | None = None
+    plain_milliseconds: float | None = None
+    """Of the plain loop: one task after another, nothing captured."""
+    peak_mb: float | None = None
+    """What the tensors of a step add to memory at their peak."""
+    error: float | None = None
+    """Relative difference from the plain loop's gradient, in float64 on two tasks."""
+    short: int | None = None
+    """A run of up to so many iterations was too short for a search."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Tuned:
+        """The inverse of :meth:`as_dict`."""
+        return cls(**{**values, "plan": Plan(**values["plan"])})
+
+    def __str__(self) -> str:
+        words = [str(self.plan)]
+        if self.milliseconds is not None:
+            words.append(f"{self.milliseconds:.3g} ms a step (plain loop: {self.plain_milliseconds:.3g} ms)")
+        if self.peak_mb is not None:
+            words.append(f"{self.peak_mb:.3g} MB at its peak")
+        if self.error is not None:
+            words.append(f"gradient checked to {self.error:.1g}")
+        return "; ".join(words)
+
+
+def tuned(algorithm: Algorithm, batch: Any, iterations: int, chunk: int | None, search: bool) -> Tuned | None:
+    """How to compute ``algorithm``'s steps on meta-batches like ``batch``; ``None`` for algorithms without a choice.
+
+    Found once for each learner, shape and device, and kept in the cache. ``chunk`` fixes the tasks at once.
+    """
+    if not isinstance(algorithm, SupervisedAlgorithm) or algorithm.optimizer is None:
+        return None
+    path = cache_dir() / "plans" / f"{digest(algorithm, batch, chunk, search)}.json"
+    try:
+        kept = Tuned.of(json.loads(path.read_text()))
+        if kept.short is None or iterations <= kept.short:
+            return kept
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    found = choose(algorithm, batch, iterations, chunk, search)
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(found.as_dict()))
+    return found
+
+
+def digest(algorithm: SupervisedAlgorithm, batch: TaskBatch, chunk: int | None, search: bool) -> str:
+    """Of everything that the choice depends on."""
+    tensors = (batch.support.x, batch.support.y, batch.query.x, batch.query.y)
+    device = tensors[0].device
+    facts = [
+        repr(algorithm),
+        {k: v for k, v in sorted(vars(algorithm).items()) if isinstance(v, (int, float, str, bool, type(None)))},
+        [(list(t.shape), str(t.dtype)) for t in (*tensors, *algorithm.parameters())],
+        [torch.cuda.get_device_name(device) if device.type == "cuda" else device.type, torch.get_num_threads()],
+        [torch.__version__, chunk, search],
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def choose(algorithm: SupervisedAlgorithm, batch: TaskBatch, iterations: int, chunk: int | None, search: bool) -> Tuned:
+    """Time the candidates, drop those that are not exact or need too much memory, and take the fastest."""
+    learner = copy.deepcopy(algorithm).train()
+    tasks = len(batch.query.y)
+    default = Plan(chunk=chunk)
+    if learner.whole:
+        return Tuned(default)
+    first = seconds(learner, batch, default, 1)
+    if not search or first * iterations < WORTH:
+        return Tuned(default, peak_mb=peak(learner, batch, default) / 1e6, short=iterations if search else None)
+    log.info("finding the fastest exact way to compute a step (kept for later runs)")
+    plain = Plan(batched=False, chunk=1)
+    exactness = Exactness(algorithm, batch)
+    if exactness.random:
+        return Tuned(default, 1e3 * first, None, peak(learner, batch, default) / 1e6)
+    limit = max(MEMORY, peak(learner, batch, plain))
+    capture = "graph" if learner.capturable() else "none"
+    sizes = [chunk] if chunk else sorted({tasks, ceil(tasks / 2), ceil(tasks / 4), 1}, reverse=True)
+    plain_seconds = seconds(learner, batch, plain, 1)
+    candidates = [Plan(chunk=size, capture=capture) for size in sizes]  # type: ignore[arg-type]
+    best = Tuned(plain, 1e3 * plain_seconds, 1e3 * plain_seconds, peak(learner, batch, plain) / 1e6, 0.0)
+    for plan in candidates:
+        used = peak(learner, batch, replace(plan, capture="none"))
+        if used > limit and plan.chunk != 1:
+            continue
+        error = exactness.error(plan)
+        trial = timed(Tuned(plan, None, best.plain_milliseconds, used / 1e6, error), learner, batch)
+        best = faster(best, trial)
+        if trial.milliseconds is not None and trial.milliseconds > 1.3 * (best.milliseconds or 0):
+            break  # smaller parts are slower still
+    spent = (best.milliseconds or 0) / 1e3
+    if best.plan.capture == "graph" and spent < SMALL and spent * iterations / 2 > COMPILATION:
+        plan = replace(best.plan, capture="compiled")
+        candidate = Tuned(plan, None, best.plain_milliseconds, best.peak_mb, exactness.error(plan))
+        best = faster(best, timed(candidate, learner, batch))
+    return best
+
+
+def timed(candidate: Tuned, learner: SupervisedAlgorithm, batch: TaskBatch) -> Tuned:
+    """The candidate with its time, unless it is not exact."""
+    if candidate.error is None or not candidate.error <= EXACT:
+        log.warning("not used, as its gradient is off by %.1g: %s", candidate.error, candidate.plan)
+        return candidate
+    spent = 1e3 * seconds(learner, batch, candidate.plan)
+    log.info("  %.4g ms: %s", spent, candidate.plan)
+    return replace(candidate, milliseconds=spent)
+
+
+def faster(best: Tuned, trial: Tuned) -> Tuned:
+    """The faster of two; the best so far if the other was not timed."""
+    return trial if (trial.milliseconds or float("inf")) < (best.milliseconds or float("inf")) else best
+
+
+class Exactness:
+    """Compares the gradients of plans with the plain loop's, in float64: there no unit's input is so near to a kink
+    of its nonlinearity that rounding decides the side, which in float32 moves gradients by more than rounding does.
+    """
+
+    def __init__(self, algorithm: SupervisedAlgorithm, batch: TaskBatch) -> None:
+        on_cpu = batch.query.x.device.type == "mps"  # which has no float64
+        self.learner = copy.deepcopy(algorithm).double().train()
+        few = TaskBatch(batch.support.map(lambda t: t[:2]), batch.query.map(lambda t: t[:2, :10]))  # float64 is slow
+        self.batch = few.map(lambda t: t.double() if t.is_floating_point() else t)
+        if on_cpu:
+            self.learner, self.batch = self.learner.cpu(), self.batch.map(lambda t: t.cpu())
+        self.errors: dict[Plan, float] = {}
+        plain = Plan(batched=False, chunk=1)
+        self.truth = self.gradient(plain)
+        self.random = not torch.equal(self.truth, self.gradient(plain, seed=1))
+        """Whether the step draws random numbers of its own, so that no two ways can be compared."""
+
+    def error(self, plan: Plan) -> float:
+        """Relative difference; infinite where the plan cannot be carried out."""
+        plan = replace(plan, chunk=1 if plan.chunk == 1 else None)
+        if plan not in self.errors:
+            try:
+                gradient = self.gradient(plan)
+                self.errors[plan] = float((gradient - self.truth).norm() / self.truth.norm())
+            except Exception as error:
+                log.warning("%s: %s", plan, " ".join(str(error).split())[:200])
+                self.errors[plan] = float("inf")
+        return self.errors[plan]
+
+    def gradient(self, plan: Plan, seed: int = 0) -> Tensor:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            torch.manual_seed(seed)
+            self.learner.plan = plan
+            self.learner.outer_gradient(self.batch)
+        finally:
+            torch.set_default_dtype(before)
+        return torch.cat([p.grad.flatten() for p in self.learner.parameters() if p.grad is not None]).detach().clone()
+
+
+def seconds(learner: SupervisedAlgorithm, batch: TaskBatch, plan: Plan, rounds: int = 3) -> float:
+    """The median time of a gradient, once warm."""
+    learner.plan = plan
+    times = []
+    for _ in range(rounds + 1):
+        wait(batch.query.x.device)
+        start = time.perf_counter()
+        learner.outer_gradient(batch)
+        wait(batch.query.x.device)
+        times.append(time.perf_counter() - start)
+    return median(times[1:])
+
+
+def wait(device: torch.device) -> None:
+    """Until what was asked of a GPU is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak(learner: SupervisedAlgorithm, batch: TaskBatch, plan: Plan) -> int:
+    """Bytes that the tensors of a step add at their peak, captured or not; without the scratch space of kernels."""
+    learner.plan = plan
+    with _Alive() as alive:
+        learner.outer_gradient(batch)
+    return alive.peak
+
+
+class _Alive(TorchDispatchMode):
+    """Adds up the storages that operations made and that are not freed yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[StorageWeakRef, int] = {}
+        self.now = self.peak = self.since = 0
+
+    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {StorageWeakRef(t.untyped_storage()) for t in tree_leaves(args) if isinstance(t, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = StorageWeakRef(tensor.untyped_storage())
+                if storage not in before and storage not in self.held:
+                    size = tensor.untyped_storage().nbytes()
+                    self.held[storage] = size
+                    self.now += size
+                    self.since += size
+        # Looked through whenever the peak could have grown, not at every operation.
+        if self.now > self.peak:
+            for storage in [s for s in self.held if s.expired()]:
+                self.now -= self.held.pop(storage)
+            self.peak = max(self.peak, self.now)
+        return result

@@ -1,0 +1,155 @@
+"""Ways to compute a step: in parts, captured, compiled; all give the same gradient."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from metarun.algorithms.gradient.learner import GradientLearner
+from metarun.algorithms.step import Captured, Plan, parts
+from metarun.config.build import construct
+from metarun.config.catalogue import catalogue
+from metarun.config.compose import compose
+from metarun.tasks.base import Labelled, Spec, TaskBatch
+
+WAY, TASKS = 3, 4
+SPEC = Spec("classification", "image", (1, 8, 8), WAY)
+METHODS = [e.name for e in catalogue("algorithm") if "adapts" in e.section]
+CONV4 = {"_target_": "metarun.models.conv4.Conv4", "width": 4, "depth": 2, "downsample": "pool", "reduce": "flatten",
+         "norm_scale": True}  # fmt: skip
+
+
+def build(name: str, model: nn.Module | None = None, **changes: Any) -> GradientLearner:
+    torch.manual_seed(0)
+    section = compose([f"algorithm={name}"]).config["algorithm"]
+    section |= {"inner_steps": min(section["inner_steps"], 3), **changes}
+    return construct(section, model=model or construct(CONV4, spec=SPEC), spec=SPEC)
+
+
+def batch(seed: int = 0) -> TaskBatch:
+    noise = torch.Generator().manual_seed(seed)
+    y = torch.arange(WAY).repeat_interleave(2).expand(TASKS, -1)
+    return TaskBatch(*(Labelled(torch.randn(TASKS, 2 * WAY, 1, 8, 8, generator=noise), y, WAY) for _ in range(2)))
+
+
+def gradient(learner: Any, plan: Plan, data: TaskBatch) -> list[torch.Tensor]:
+    learner.plan = plan
+    torch.manual_seed(1)
+    learner.outer_gradient(data)
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in learner.parameters()]
+
+
+@pytest.mark.parametrize("name", [*METHODS, "protonet"])
+def test_a_captured_step_is_the_same_to_the_bit(name: str) -> None:
+    if name == "protonet":
+        section = compose(["algorithm=protonet"]).config["algorithm"] | {"norm": "transductive"}
+        learner = construct(section, model=construct(CONV4, spec=SPEC), spec=SPEC)
+    else:
+        learner = build(name)
+    if not learner.capturable() or learner.whole:
+        assert name in NOT_CAPTURED
+        return
+    assert name not in NOT_CAPTURED
+    for seed in (0, 1):  # the second is a repetition on other data
+        data = batch(seed)
+        plain, captured = (gradient(learner, Plan(capture=c), data) for c in ("none", "graph"))  # type: ignore[arg-type]
+        assert all(torch.equal(a, b) for a, b in zip(plain, captured, strict=True))
+    assert [type(c) for c in learner._stepper.captured.values()] == [Captured]
+    learner.meta_step(data, 0)  # parameters change, the recording stays right
+    plain, captured = (gradient(learner, Plan(capture=c), data) for c in ("none", "graph"))  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(plain, captured, strict=True))
+
+
+NOT_CAPTURED = {"reptile"}
+"""Carries its inner optimizer's state from task to task."""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_parts_of_the_meta_batch_add_up(name: str) -> None:
+    learner, data = build(name).double(), batch().map(lambda t: t.double() if t.is_floating_point() else t)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        once, one, three, loop = (
+            gradient(copy.deepcopy(learner), plan, data)
+            for plan in (Plan(), Plan(chunk=1), Plan(chunk=3), Plan(batched=False, chunk=1))
+        )
+    finally:
+        torch.set_default_dtype(before)
+    for other in (one, three, loop):
+        for a, b in zip(once, other, strict=True):
+            assert torch.allclose(a, b, rtol=1e-8, atol=1e-10 * max(1.0, float(a.abs().max())))
+    shares = [share for _, share in parts(data, 3)]
+    assert shares == [0.75, 0.25]
+
+
+def test_metrics_are_means_over_all_tasks() -> None:
+    learner, data = build("maml"), batch()
+    whole = learner.outer_gradient(data)
+    learner.plan = Plan(chunk=3, capture="graph")
+    for name, value in learner.outer_gradient(data).items():
+        assert torch.allclose(value, whole[name], atol=1e-6)
+
+
+def test_minibatches_of_a_captured_step_are_drawn_anew() -> None:
+    learner, data = build("maml", inner_batch=2), batch()
+    assert not torch.equal(gradient(learner, Plan(capture="graph"), data)[0], _seeded(learner, data, 2))
+    assert torch.equal(gradient(learner, Plan(capture="graph"), data)[0], gradient(learner, Plan(), data)[0])
+
+
+def _seeded(learner: Any, data: TaskBatch, seed: int) -> torch.Tensor:
+    torch.manual_seed(seed)
+    learner.outer_gradient(data)
+    return next(learner.parameters()).grad.clone()
+
+
+class Own(nn.Module):
+    """A user's own module, which counts: a recording could not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.calls = nn.Linear(64, 8), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return torch.tanh(self.linear(x.flatten(1))) / self.calls
+
+
+def test_a_users_own_module_is_not_captured_unless_told() -> None:
+    assert build("maml").capturable()
+    assert not build("maml", Own()).capturable()
+
+
+def test_what_cannot_be_captured_runs_uncaptured(caplog: pytest.LogCaptureFixture) -> None:
+    class ReadsBack(Own):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * (2.0 if float(self.linear.weight.sum()) > 1e9 else 1.0)
+
+    learner = build("fomaml", ReadsBack(), adapts={"_target_": "metarun.algorithms.gradient.adapts.Part",
+                                                   "part": "head", "norm": False})  # fmt: skip
+    learner.plan = Plan(capture="graph")
+    assert all(v.isfinite() for v in learner.meta_step(batch(), 0).values())
+    assert "runs uncaptured" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_compiled_step_differs_by_rounding_alone() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh())
+    learner, data = build("maml", model), batch()
+    for a, b in zip(*(gradient(learner, Plan(capture=c), data) for c in ("none", "compiled")), strict=True):  # type: ignore[arg-type]
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["maml", "anil", "metasgd"])
+def test_a_cuda_graph_gives_the_same(name: str) -> None:
+    learner = build(name).cuda()
+    for seed in (0, 1):
+        data = batch(seed).map(lambda t: t.cuda())
+        for a, b in zip(*(gradient(learner, Plan(capture=c), data) for c in ("none", "graph")), strict=True):  # type: ignore[arg-type]
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,140 @@
+"""The search for the fastest exact way to compute a step: what it refuses, keeps, and lets be repeated to the bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metarun.algorithms.gradient.learner import GradientLearner
+from metarun.algorithms.step import Plan
+from metarun.cli import main
+from metarun.config.build import build
+from metarun.config.compose import compose
+from metarun.training import tuning
+from metarun.training.experiment import Experiment
+from metarun.training.tuning import Tuned, choose, peak, tuned
+
+WORDS = ["task=vision/glyphs", "algorithm=maml", "model.width=4", "runner.meta_batch=4", "runner.device=cpu",
+         "runner.threads=1", "tracker.wandb=disabled", "runner.plots=false", "name=tuning", "task.test_ways=[]",
+         "runner.validate_every=4", "runner.val_episodes=4", "runner.test_episodes=4",
+         "runner.checkpoint_seconds=0", "runner.log_every=1"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Glyphs come from the real cache, plans from one of this test's own."""
+    monkeypatch.setattr(tuning, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(tuning, "WORTH", 0.0)
+
+
+@pytest.fixture
+def _batching_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times that do not depend on how busy the machine is."""
+    monkeypatch.setattr(tuning, "seconds", lambda learner, batch, plan, rounds=3: 0.1 if plan.batched else 1.0)
+
+
+def experiment(*words: str) -> Experiment:
+    return build(compose([*WORDS, *words]).config)
+
+
+def problem(*words: str) -> tuple[Any, Any]:
+    run = experiment(*words)
+    return run.algorithm, run.task.batch("train", range(4), run.algorithm.train_shape(run.task.shape))
+
+
+@pytest.mark.usefixtures("_batching_pays")
+def test_the_choice_is_exact_and_captured() -> None:
+    learner, batch = problem()
+    found = choose(learner, batch, 1000, None, True)
+    assert found.plan.batched
+    assert found.plan.capture == "graph"
+    assert found.error is not None
+    assert found.error < 1e-10
+    assert found.milliseconds is not None
+    assert found.peak_mb is not None
+    assert learner.plan == Plan()  # the learner itself is left alone
+    assert Tuned.of(json.loads(json.dumps(found.as_dict()))) == found
+
+
+@pytest.mark.usefixtures("_batching_pays")
+def test_a_wrong_gradient_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    learner, batch = problem()
+    right = GradientLearner.over_tasks
+
+    def wrong(self: GradientLearner, f: Any, dims: Any) -> Any:
+        if not self.batched:
+            return right(self, f, dims)
+        return lambda *arguments: _scaled(right(self, f, dims)(*arguments))
+
+    monkeypatch.setattr(GradientLearner, "over_tasks", wrong)
+    found = choose(learner, batch, 1000, None, True)
+    assert not found.plan.batched
+    assert "not used, as its gradient is off" in caplog.text
+
+
+def _scaled(result: Any) -> Any:
+    return result * 1.001 if isinstance(result, torch.Tensor) else result
+
+
+def test_random_steps_and_short_runs_are_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose(*problem("algorithm.inner_batch=2"), 1000, None, True).plan == Plan()
+    assert choose(*problem(), 1000, 2, False).plan == Plan(chunk=2)
+    monkeypatch.setattr(tuning, "WORTH", 1e9)
+    found = choose(*problem(), 1000, None, True)
+    assert (found.plan, found.short) == (Plan(), 1000)
+
+
+@pytest.mark.usefixtures("_batching_pays")
+def test_the_choice_is_kept_and_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tuned(*problem(), 1000, None, True)
+    monkeypatch.setattr(tuning, "choose", lambda *a: pytest.fail("searched again"))
+    assert tuned(*problem(), 5, None, True) == found
+
+
+def test_smaller_parts_take_less_memory() -> None:
+    learner, batch = problem()
+    whole, half, one = (peak(learner, batch, Plan(chunk=size)) for size in (4, 2, 1))
+    loop = peak(learner, batch, Plan(batched=False, chunk=1))
+    assert whole > 1.5 * half > 2 * one
+    assert one < 1.2 * loop
+
+
+@pytest.mark.usefixtures("_batching_pays")
+def test_a_tuned_run_that_is_stopped_and_resumed_ends_the_same_to_the_bit(tmp_path: Path) -> None:
+    whole = experiment("runner.iterations=8")
+    whole.run()
+    first = experiment("runner.iterations=4")
+    first.run()
+    runs = sorted((tmp_path / "outputs" / "tuning").iterdir())
+    assert [json.loads((r / "meta.json").read_text())["step"]["plan"]["capture"] for r in runs] == ["graph", "graph"]
+    step = json.loads((runs[1] / "meta.json").read_text())["step"]
+    plan = replace(Plan(**step["plan"]), chunk=3)  # kept with the run, whatever would be found now
+    (runs[1] / "meta.json").write_text(
+        json.dumps({**json.loads((runs[1] / "meta.json").read_text()), "step": {**step, "plan": vars(plan)}})
+    )
+    again = experiment("runner.iterations=6")
+    again._plan(_Directory(runs[1]), _Resumed())  # type: ignore[arg-type]
+    assert again.algorithm.plan == plan
+    (runs[1] / "meta.json").write_text(json.dumps({**json.loads((runs[1] / "meta.json").read_text()), "step": step}))
+    assert main(["resume", str(runs[1]), "runner.iterations=8"]) == 0
+    states = [torch.load(r / "checkpoints" / "last.pt", weights_only=True)["algorithm"]["parameters"] for r in runs]
+    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+    rows = [[json.loads(line) for line in (r / "metrics.jsonl").read_text().splitlines()] for r in runs]
+    assert [r for r in rows[1] if "test/accuracy" not in r] == [r for r in rows[0] if "test/accuracy" not in r]
+
+
+class _Directory:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def meta(self) -> dict[str, Any]:
+        return json.loads((self.path / "meta.json").read_text())
+
+
+class _Resumed:
+    iteration = 4
