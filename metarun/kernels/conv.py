@@ -154,8 +154,6 @@ class ConvWeight(Function):
 class Unfold(Function):
     """The patches of images [T, B, C, H, W] as rows: [T, B H' W', kh kw C]."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, geometry: Geometry) -> Tensor:
         (vertical, horizontal), (h, w) = geometry.padding, geometry.output
@@ -176,11 +174,14 @@ class Unfold(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         return Fold.apply(g, ctx.geometry), None
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
+        x = tasks_first(x, in_dims[0], info.batch_size)
+        return Unfold.apply(x.flatten(0, 1), geometry).unflatten(0, x.shape[:2]), 0
+
 
 class Fold(Function):
     """The adjoint of :class:`Unfold`: patches [T, B H' W', kh kw C] summed where they overlap."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(patches: Tensor, geometry: Geometry) -> Tensor:
@@ -202,6 +203,11 @@ class Fold(Function):
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor, None]:
         return Unfold.apply(u, ctx.geometry), None
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], patches: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
+        patches = tasks_first(patches, in_dims[0], info.batch_size)
+        return Fold.apply(patches.flatten(0, 1), geometry).unflatten(0, patches.shape[:2]), 0
+
 
 def tasks_first(x: Tensor, dim: int | None, tasks: int) -> Tensor:
     """The tasks' dimension moved to the front, or made if all share ``x``."""
@@ -210,7 +216,8 @@ def tasks_first(x: Tensor, dim: int | None, tasks: int) -> Tensor:
 
 def channels_last(images: Tensor) -> Tensor:
     """[N, C, H, W] with the channels of a pixel side by side in memory; as it is, if it lies so."""
-    return images.contiguous(memory_format=torch.channels_last)
+    # Not contiguous(memory_format=...), which vmap does not know: this may run inside another one.
+    return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def as_rows(images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ factors differ from task to task. These formulas are right, and read each tensor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -112,7 +113,7 @@ class Normalise(Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], x: Tensor, w: Tensor, b: Tensor, eps: float
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        x, w, b = (front(t, d) for t, d in zip((x, w, b), in_dims, strict=False))
+        x, w, b = tasks_in_front((x, w, b), in_dims)
         return Normalise.apply(x, w, b, eps), (0, 0, 0)
 
 
@@ -149,12 +150,16 @@ class NormaliseBackward(Function):
         w: Tensor,
         eps: float,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        tensors = (front(t, d) for t, d in zip((g, x, mean, r, w), in_dims, strict=False))
-        return NormaliseBackward.apply(*tensors, eps), (0, 0, 0)
+        return NormaliseBackward.apply(*tasks_in_front((g, x, mean, r, w), in_dims), eps), (0, 0, 0)
 
 
-def front(t: Tensor, dim: int | None) -> Tensor:
-    return t if dim is None else t.movedim(dim, 0)
+def tasks_in_front(tensors: Sequence[Tensor], dims: Sequence[int | None]) -> list[Tensor]:
+    """The tasks' dimension of each in front, the others aligned from the last on so that all broadcast."""
+    rank = max(t.dim() - (dim is not None) for t, dim in zip(tensors, dims, strict=False))
+    return [
+        t if dim is None else t.movedim(dim, 0)[(slice(None),) + (None,) * (rank + 1 - t.dim())]
+        for t, dim in zip(tensors, dims, strict=False)
+    ]
 
 
 def shaped(gradient: Tensor, like: Tensor) -> Tensor:

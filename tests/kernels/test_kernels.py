@@ -108,6 +108,26 @@ def test_three_derivatives_equal_torchs_own_of_one_task_after_another(case: str,
         assert torch.allclose(got, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_tasks_within_particles(case: str) -> None:
+    """One batching inside another: weights that differ by the outer dimension, by the inner one, by both, by none."""
+    f, shape, weights = CASES[case]
+    x = torch.randn(2, TASKS, *shape)
+    for dims in ((None, None), (0, None), (None, 0), (0, 0)):
+        w = torch.randn(*(n for n, d in zip((2, TASKS), dims, strict=True) if d is not None), *weights)
+
+        def slope(x: Tensor, w: Tensor) -> Tensor:
+            return grad(lambda x, w: f(x, w).sin().sum(), (1,))(x, w)[0]
+
+        with TaskBatched():
+            got = vmap(vmap(slope, in_dims=(0, dims[1])), in_dims=(0, dims[0]))(x, w)
+        for i in range(2):
+            for t in range(TASKS):
+                one = w if dims[0] is None else w[i]
+                one = one if dims[1] is None else one[t]
+                assert torch.allclose(got[i, t], slope(x[i, t], one), rtol=1e-10), dims
+
+
 def test_every_replaced_operation_is_walked() -> None:
     assert [*REPLACED] == [torch.conv2d, F.max_pool2d, F.batch_norm, F.layer_norm, F.group_norm]
 

@@ -90,7 +90,8 @@ class Truncated(Windows):
 
     L = sum over k of l(phi_k; Q) (Andrychowicz et al. 2016, arXiv:1606.04474, equation 3 with all w_k = 1), a mean
     over tasks; what lies before the window is a constant. With ``first_order`` the gradients that the rule sees are
-    constants too (the paper's dashed edges), which spares second derivatives. Where ``unroll`` is null nothing is cut off.
+    constants too (the paper's dashed edges), which spares second derivatives. Nothing is cut off where ``unroll`` is
+    null.
     """
 
     def __init__(self, *, unroll: Positive | None, log: bool, first_order: bool) -> None:
