@@ -357,6 +357,43 @@ def test_warp_layers_against_a_loop_unrolled_by_hand(norm: str) -> None:
     assert apart(outer_gradient(learner, data), by_hand) < 1e-12
 
 
+STEPWISE = {"_target_": "metarun.algorithms.gradient.stepwise.Stepwise"}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_outer_gradient_of_single_steps_against_steps_taken_by_hand(norm: str) -> None:
+    """The inner loop first, without a graph; then from each of its points one step, differentiated."""
+    learner, data = perturb(build("warpgrad_steps", body(norm))), batch()
+    meta = dict(learner.named_parameters())
+    by_hand = {n: torch.zeros_like(p) for n, p in meta.items()}
+    for (sx, sy), (qx, qy) in zip(data.support.tasks(), data.query.tasks(), strict=True):
+        phi = {n: learner.net.get_parameter(n).detach() for n in WARPED}
+        for _ in range(3):
+            phi = {n: p.requires_grad_() for n, p in phi.items()}
+            loss = F.cross_entropy(warped_forward(learner, phi, sx), sy)
+            gradients = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
+            moved = {n: p - LR * g for (n, p), g in zip(phi.items(), gradients, strict=True)}
+            loss = F.cross_entropy(warped_forward(learner, moved, qx), qy) / (3 * TASKS)
+            by = {f"net.{n}": p for n, p in phi.items()}
+            by |= {n: p for n, p in meta.items() if n not in by}
+            for n, g in zip(by, torch.autograd.grad(loss, list(by.values())), strict=True):
+                by_hand[n] = by_hand[n] + g
+            phi = {n: p.detach() for n, p in moved.items()}
+    assert float(by_hand["net.0.0.1.weight"].norm()) > 0
+    assert apart(outer_gradient(learner, data), by_hand) < 1e-12
+
+
+def test_outer_gradient_of_single_steps_is_the_unrolled_one_of_one_step() -> None:
+    data, model = batch(), body("batch")
+    for adapts in ADAPTS.values():
+        both = []
+        for outer in (STEPWISE, OUTER["unrolled"]):
+            torch.manual_seed(0)
+            changes = {"adapts": adapts, "outer": outer, "rule": EVERY_RULE["momentum"], "inner_steps": 1}
+            both.append(outer_gradient(build("maml", copy.deepcopy(model), **changes), data))
+        assert apart(*both) < 1e-12
+
+
 @pytest.mark.parametrize("after", [None, ["2"], ["0.0", "0", "3"]])
 def test_warp_layers_start_as_the_identity_wherever_they_are(after: list[str] | None) -> None:
     """Of convolutions, blocks, layers within blocks, and vectors: the learner starts as MAML."""
@@ -632,6 +669,7 @@ EVERY_RULE: dict[str, dict[str, Any]] = {
 OUTER: dict[str, dict[str, Any]] = {
     "unrolled": {"_target_": f"{G}.outer.Unrolled", "first_order": False},
     "first order": {"_target_": f"{G}.outer.Unrolled", "first_order": True},
+    "single steps": STEPWISE,
     "difference": {"_target_": f"{G}.outer.Difference"},
     "implicit": {"_target_": f"{G}.outer.Implicit", "solver": "cg", "iterations": 3, "damping": 0.0, "step": 0.1},
     "neumann": {"_target_": f"{G}.outer.Implicit", "solver": "neumann", "iterations": 3, "damping": 0.0, "step": 0.1},
@@ -641,6 +679,7 @@ OUTER: dict[str, dict[str, Any]] = {
 REFUSED = {
     ("context", "difference"): "starts at no learned value",
     ("fresh", "difference"): "starts at no learned value",
+    ("lasting adam", "single steps"): "no state to carry on",
     ("lasting adam", "windows"): "keep a rule's state themselves",
     ("lasting adam", "evolution"): "keep a rule's state themselves",
 }
@@ -676,8 +715,8 @@ METHODS = [e.name for e in catalogue("algorithm") if "adapts" in e.section]
 
 
 def test_every_method_is_walked() -> None:
-    assert len(METHODS) == 19
-    assert {*EXACT, "fomaml", "pretrain", "reptile", "imaml", *ELSEWHERE} == {*METHODS}
+    assert len(METHODS) == 20
+    assert {*EXACT, "fomaml", "pretrain", "reptile", "imaml", "warpgrad_steps", *ELSEWHERE} == {*METHODS}
     assert {*LEARN_CLUSTERS, *LEARN_SINUSOIDS, *ELSEWHERE} == {*METHODS} - {"pretrain"}
 
 
@@ -746,6 +785,7 @@ LEARN_CLUSTERS: dict[str, dict[str, Any]] = {
     "metacurvature": {},
     "lowrank": {},
     "warpgrad": {},
+    "warpgrad_steps": {},
 }
 
 

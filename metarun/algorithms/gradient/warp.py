@@ -25,9 +25,10 @@ class Warped(Part):
     rest of the network. The authors' are convolutions with batch normalisation behind each block of the network:
     give ``after`` those blocks' dotted names. null: after every linear and convolution layer, but the head.
 
-    What w learns from is the outer gradient's choice. Unrolled: w and the initialisation together, from the query
-    loss after the last step, through the whole inner loop; the objective of MAML with w among its parameters, not
-    the paper's own (section 2.4), which sums over the points of the inner loop without going through it.
+    What w learns from is the outer gradient's choice. Unrolled (``algorithm=warpgrad``): w and the initialisation
+    together, from the query loss after the last step, through the whole inner loop: MAML's objective with w among
+    its parameters. Stepwise (``algorithm=warpgrad_steps``): the paper's own (section 2.4), a sum over the points of
+    the inner loop that does not go through it. With one inner step they are the same.
     """
 
     def __init__(self, *, after: Sequence[str] | None, kernel: Positive, norm: bool) -> None:

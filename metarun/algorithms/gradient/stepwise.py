@@ -1,0 +1,45 @@
+"""The outer gradient of an inner loop's single steps, none of them seen through the ones before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from metarun.algorithms.base import Metrics
+from metarun.algorithms.gradient.outer import OuterGradient
+from metarun.errors import require
+from metarun.tasks.base import TaskBatch
+
+if TYPE_CHECKING:
+    from metarun.algorithms.gradient.learner import GradientLearner
+
+
+class Stepwise(OuterGradient):
+    """The query loss one step on from each point of the inner loop, the point being a constant: mean over k of
+
+        l(phi_k + u(g_k); Q),   k = 0 .. inner_steps - 1.
+
+    WarpGrad's objective for warp layers (Flennerhag et al. 2020, arXiv:1909.00025, section 2.4), which is as well
+    one for any other learned piece: it sees every point that adaptation visits, and no product of Hessians. To
+    what adapts each step's gradient is passed on as if phi_k were theta plus a constant: that for theta is
+    the mean of (I - lr H(phi_k)) dl / d phi_k+1, which for one step is MAML's, and stands in for the paper's term
+    for the initialisation (section 2.5), which may be any.
+    """
+
+    def prepare(self, learner: GradientLearner) -> None:
+        require(learner.inner_steps > 0, "algorithm.inner_steps=0: the outer gradient of single steps needs one")
+        require(not learner.rule.carries, "algorithm.rule.carry=true: steps on their own have no state to carry on")
+
+    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        walk, losses = learner.begin(batch.support), []
+        for _ in range(learner.inner_steps):
+            *_, (moved, dims, state) = learner.trajectory(batch.support, 1, learner.inner_batch, start=walk)
+            loss, metrics = learner.query_loss(moved, dims, batch)
+            losses.append(loss)
+            constant = {name: p + (moved[name] - p).detach() for name, p in walk.initial.items()}
+            state = tree_map_only(Tensor, Tensor.detach, state)
+            walk = walk._replace(parameters=constant, dims=dims, state=state, step=walk.step + 1)
+        return torch.stack(losses).mean(), metrics
