@@ -37,6 +37,8 @@ class Evolution(Windows):
     step of the inner loop or, with ``along``, the sum of those after every step.
     """
 
+    recordable = False
+
     def __init__(self, *, sigma: Rate, unroll: Positive | None, log: bool, along: bool) -> None:
         super().__init__(unroll=unroll, log=log)
         self.sigma, self.along = sigma, along

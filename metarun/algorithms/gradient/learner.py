@@ -118,7 +118,8 @@ class GradientLearner(SupervisedAlgorithm):
         return self.outer.signature(iteration)
 
     def capturable(self) -> bool:
-        return super().capturable() and not self.whole and self.inner_steps <= RECORDED
+        short = self.inner_steps <= RECORDED
+        return super().capturable() and self.outer.recordable and not self.whole and short
 
     @property
     def model(self) -> nn.Module:  # type: ignore[override]

@@ -26,6 +26,9 @@ class OuterGradient(nn.Module):
     whole: bool = False
     """Whether it needs the meta-batch whole; else it may be given parts, whose gradients are averaged."""
 
+    recordable: bool = True
+    """Whether a recording of its tensor operations repeats it: it keeps nothing in Python from step to step."""
+
     def signature(self, iteration: int) -> tuple[Any, ...]:
         """What it depends on at ``iteration`` beside tensors."""
         return ()
