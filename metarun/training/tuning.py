@@ -45,7 +45,7 @@ class Tuned:
     plan: Plan
     milliseconds: float | None = None
     plain_milliseconds: float | None = None
-    """Of the plain loop: one task after another, nothing captured."""
+    """Of the plain loop: one task after another, nothing captured. (Of the step uncaptured, if it draws at random.)"""
     peak_mb: float | None = None
     """What the tensors of a step add to memory at their peak."""
     error: float | None = None
@@ -119,15 +119,15 @@ def choose(algorithm: SupervisedAlgorithm, batch: TaskBatch, iterations: int, ch
     log.info("finding the fastest exact way to compute a step (kept for later runs)")
     plain = Plan(batched=False, chunk=1)
     exactness = Exactness(algorithm, batch)
-    if exactness.random:
-        return Tuned(default, 1e3 * first, None, peak(learner, batch, default) / 1e6)
+    if exactness.random:  # two ways draw in different orders, but for a recording and what it records
+        exactness.truth, plain, chunk = exactness.gradient(default), default, chunk or tasks
     limit = max(MEMORY, peak(learner, batch, plain))
     capture = "graph" if learner.capturable() else "none"
     sizes = [chunk] if chunk else sorted({tasks, ceil(tasks / 2), ceil(tasks / 4), 1}, reverse=True)
     plain_seconds = seconds(learner, batch, plain, 1)
     candidates = [Plan(chunk=size, capture=capture) for size in sizes]  # type: ignore[arg-type]
     best = Tuned(plain, 1e3 * plain_seconds, 1e3 * plain_seconds, peak(learner, batch, plain) / 1e6, 0.0)
-    for plan in candidates:
+    for plan in candidates if capture == "graph" or not exactness.random else []:
         used = peak(learner, batch, replace(plan, capture="none"))
         if used > limit and plan.chunk != 1:
             continue

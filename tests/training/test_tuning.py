@@ -38,6 +38,13 @@ def _batching_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "seconds", lambda learner, batch, plan, rounds=3: 0.1 if plan.batched else 1.0)
 
 
+@pytest.fixture
+def _captures_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        tuning, "seconds", lambda learner, batch, plan, rounds=3: 1.0 if plan.capture == "none" else 0.1
+    )
+
+
 def experiment(*words: str) -> Experiment:
     return build(compose([*WORDS, *words]).config)
 
@@ -81,8 +88,9 @@ def _scaled(result: Any) -> Any:
     return result * 1.001 if isinstance(result, torch.Tensor) else result
 
 
-def test_random_steps_and_short_runs_are_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose(*problem("algorithm.inner_batch=2"), 1000, None, True).plan == Plan()
+@pytest.mark.usefixtures("_captures_pay")
+def test_random_steps_are_captured_alone_and_short_runs_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose(*problem("algorithm.inner_batch=2"), 1000, None, True).plan == Plan(chunk=4, capture="graph")
     assert choose(*problem(), 1000, 2, False).plan == Plan(chunk=2)
     monkeypatch.setattr(tuning, "WORTH", 1e9)
     found = choose(*problem(), 1000, None, True)
