@@ -91,7 +91,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     (f"{SINE} tracker.wandb=onlin", ["tracker.wandb=onlin", "did you mean 'online'"]),
     (f"{SINE} algorithm.inner_lr=0", ["algorithm.inner_lr=0", "greater than 0"]),
     (f"{SINE} algorithm.norm=running", ["algorithm.norm=running", "'transductive' or 'support'"]),
-    (f"{SINE} model.activation=gelu", ["model.activation=gelu", "'relu' or 'tanh'"]),
+    (f"{SINE} model.activation=gelu", ["model.activation=gelu", "'relu', 'tanh' or 'sigmoid'"]),
     (f"{SINE} task.shot=0", ["task.shot=0", "greater than or equal to 1"]),
     (f"{SINE} name=a/b", ["name='a/b'", "cannot contain '/'"]),
     # combinations that do not fit, with what does
