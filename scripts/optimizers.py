@@ -96,7 +96,7 @@ def table(rows: dict[str, dict[str, Any]], best: str) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", help="what makes the run: task=... seed=...")
-    parser.add_argument("--learned", nargs="*", default=["l2l", "l2l_mlp"], help="algorithms to meta-train")
+    parser.add_argument("--learned", nargs="*", default=["l2l", "pes"], help="algorithms to meta-train")
     parser.add_argument("--json", type=Path, help="where to write the figures as JSON")
     asked = parser.parse_intermixed_args()
     set_up_logging()
