@@ -37,6 +37,9 @@ class Experiment:
     ``facts`` are further entries for meta.json; ``paper`` is the published result to compare with, if any.
     """
 
+    results: dict[str, Result]
+    """Of the test that ends a run, every task's."""
+
     def __init__(
         self,
         task: Task,
@@ -192,7 +195,7 @@ class Experiment:
                 if self._selects() and (self.checkpoints / "best.pt").is_file():
                     self.load(self.checkpoints / "best.pt")
                 self.display.note(f"testing on {self.runner.test_episodes} held-out tasks")
-                results = self.test("test", stop)
+                self.results = results = self.test("test", stop)
             warn_of_divergence(results)
             summary = self._summary(progress, results)
             self.log(test_row(progress.iteration, results))

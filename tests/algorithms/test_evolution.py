@@ -242,6 +242,24 @@ def test_persistent_particles_against_a_walk_by_hand(norm: str) -> None:
     assert learner.outer.kept is None
 
 
+def test_a_pair_that_diverges_does_not_spoil_the_others() -> None:
+    """Evolution of a descent's rate: one task's slope is so steep that its losses overflow."""
+    spec, rule = Spec("regression", "vector", (2,), 1), {"_target_": "metarun.algorithms.gradient.rules.LSLR"}
+    settings = {"rule": rule, "inner_lr": 0.1, "inner_steps": 3, "outer__unroll": 1, "outer__sigma": 0.01}
+    learner = build("pes", Linear(bias=False), spec, **settings)
+    x = torch.randn(2, 4, 2)
+    x[1] *= 1e140
+    tasks = Labelled(x, torch.randn(2, 4, 1))
+    for _ in range(3):
+        loss, metrics = learner.outer_loss(TaskBatch(tasks, tasks))
+        loss.backward()
+        assert all(value.isfinite() for value in metrics.values())
+    gradient = learner.rule.rates.grad
+    assert gradient is not None
+    assert gradient.isfinite().all()
+    assert gradient.any()
+
+
 def test_particles_go_on_exactly_after_a_restore() -> None:
     def stepped(learner: GradientLearner, iteration: int) -> None:
         torch.manual_seed(iteration)

@@ -57,14 +57,32 @@ def test_log_and_sign_is_the_papers_formula() -> None:
             assert log_and_sign(torch.tensor([g]), p)[0].tolist() == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_mlp_optimizers_direction_does_not_depend_on_the_losss_scale() -> None:
-    rule = build("l2l_mlp", body()).rule
-    values = [torch.randn(4, 3) for _ in range(5)]
-    small, large = (rule.inputs([scale * v for v in values], 30) for scale in (1e-3, 10.0))
+def test_the_mlp_optimizer_sees_a_losss_scale_by_one_input_alone() -> None:
+    rule, moments = build("l2l_mlp", body()).rule, torch.randn(12, 5)
+    small, large = (rule.inputs(scale * moments, 30) for scale in (1e-3, 10.0))
     assert small.shape == (12, 9)
     differ = (small - large).abs().amax(0) > 1e-9
     assert differ.tolist() == [False] * 5 + [True] + [False] * 3
     assert float((large - small)[0, 5]) == pytest.approx(log(1e4))
+
+
+def test_the_mlp_optimizer_with_given_weights_is_a_mixture_of_momenta() -> None:
+    learner, data = build("l2l_mlp", body(), rule__decays=[0.5, 0.9], inner_lr=0.1), batch()
+    with torch.no_grad():
+        learner.rule.layers[-1].weight.zero_()  # type: ignore[index,union-attr]
+        learner.rule.layers[-1].bias.copy_(torch.tensor([0.2, -1.0, 0.5]))  # type: ignore[index,union-attr]
+    walk = learner.trajectory(data.support, 4, None)
+    phi, means = {n: p[1] for n, p in next(walk)[0].items()}, dict.fromkeys((0.5, 0.9), 0.0)
+    for parameters, _, _ in walk:
+        phi = {n: p.detach().requires_grad_() for n, p in phi.items()}
+        loss = F.cross_entropy(functional_call(learner.net, phi, (data.support.x[1],)), data.support.y[1])
+        g = torch.cat([d.flatten() for d in torch.autograd.grad(loss, list(phi.values()))])
+        means = {d: d * m + (1 - d) * g for d, m in means.items()}
+        move = -0.1 / 3 * (exp(0.2) * g + exp(-1.0) * means[0.5] + exp(0.5) * means[0.9])
+        parts = move.split([p.numel() for p in phi.values()])
+        phi = {n: p + part.view_as(p) for (n, p), part in zip(phi.items(), parts, strict=True)}
+        for n, p in phi.items():
+            assert torch.allclose(parameters[n][1], p, rtol=1e-10, atol=1e-13), n
 
 
 @pytest.mark.parametrize("name", ["Momentum", "RMSprop", "Adam"])

@@ -34,7 +34,8 @@ class Evolution(Windows):
     go on from where they are, each pair with a new e, and the sum of all its e so far stands in e's place before the
     losses of the window: persistent evolution strategies, which for windows of any length are without the bias of
     truncation (Vicol, Metz & Sohl-Dickstein 2021, arXiv:2112.13835, Algorithm 2). L is the query loss after the last
-    step of the inner loop or, with ``along``, the sum of those after every step.
+    step of the inner loop or, with ``along``, the sum of those after every step. A pair of which one diverged, to
+    infinity or NaN, counts as one without difference, and stays so until its inner loop ends.
     """
 
     recordable = False
@@ -68,7 +69,7 @@ class Evolution(Windows):
                 drift = {n: e + self.kept["drift"][n] for n, e in noise.items()}
             walk, losses, metrics = self.run(learner, particles, walk, batch)
             self.keep(learner, batch, walk, drift=drift)
-            slope = (losses[:tasks] - losses[tasks:]) / (2 * self.sigma**2 * tasks)
+            slope = finite(losses[:tasks] - losses[tasks:]) / (2 * self.sigma**2 * tasks)
             gradient = {n: torch.tensordot(slope, e, 1) for n, e in drift.items()}
         return torch.stack([(gradient[n] * p).sum() for n, p in theta.items()]).sum(), metrics
 
@@ -100,7 +101,8 @@ class Evolution(Windows):
                 judged = judge(learner.spec, answer(meta, parameters, support.x, query.x), query.y)
             if self.along or step + 1 == learner.inner_steps:
                 losses = losses + self.heights(judged)
-        means = {name: value.mean() for name, value in judged.items()}
+        there = losses.isfinite() & torch.stack(list(judged.values())).isfinite().all(0)
+        means = {name: torch.where(there, value, 0).sum() / there.sum() for name, value in judged.items()}
         return Walk(initial, 0, parameters, 0, state, last), losses, means
 
     def extra_repr(self) -> str:
@@ -122,6 +124,11 @@ def with_meta(learner: GradientLearner, f: Callable[..., Any]) -> Callable[..., 
     """``f``, which uses ``learner``, as a function of the learner's meta-parameters and its own arguments."""
     held = _WithMeta(learner, f)
     return lambda meta, *arguments: functional_call(held, {f"learner.{n}": p for n, p in meta.items()}, arguments)
+
+
+def finite(x: Tensor) -> Tensor:
+    """Zero for what is infinite or not a number."""
+    return torch.where(x.isfinite(), x, 0)
 
 
 def twice(x: Tensor) -> Tensor:

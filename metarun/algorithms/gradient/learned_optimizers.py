@@ -72,12 +72,13 @@ def log_and_sign(g: Tensor, p: float) -> Tensor:
 
 
 class MLPOptimizer(Rule):
-    """A small multilayer perceptron of each entry's gradient and momenta: u = lr d exp(s), (d, s) its two outputs.
+    """A small multilayer perceptron mixes each entry's gradient and momenta: u = -lr mean_j exp(c_j) m_j.
 
-    In the manner of Metz et al. 2019 (arXiv:1810.10180, appendix A). Inputs for every entry: the gradient and its
-    running means with the ``decays``, all divided by the root mean square r of the tensor's gradient; log r; and
-    tanh(k / t) of the step k for t of 10, 100 and 1000. So the direction does not depend on a loss's scale, the
-    length may. ``lr`` is ``algorithm.inner_lr``.
+    m_0 is the gradient, m_1, ... its running means with the ``decays``, and c_0, c_1, ... are the outputs. So it
+    starts near descent with momenta, of step size ``algorithm.inner_lr``, and always moves by them; how far by each
+    is learned. Its inputs are those of Metz et al. 2019 (arXiv:1810.10180, appendix A), whose own outputs are a
+    direction and a length: all m_j divided by the root mean square r of the tensor's gradient; log r; and tanh(k / t)
+    of the step k for t of 10, 100 and 1000.
     """
 
     def __init__(self, *, hidden: Sequence[Positive], decays: Sequence[Fraction]) -> None:
@@ -86,7 +87,7 @@ class MLPOptimizer(Rule):
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise([1 + len(decays) + 1 + 3, *hidden]):
             layers += [nn.Linear(inputs, outputs), nn.Tanh()]
-        self.layers = nn.Sequential(*layers, nn.Linear(hidden[-1], 2))
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden[-1], 1 + len(decays)))
 
     def init(self, parameters: Parameters) -> State:
         return {str(i): {name: torch.zeros_like(p) for name, p in parameters.items()} for i in range(len(self.decays))}
@@ -96,16 +97,15 @@ class MLPOptimizer(Rule):
             str(i): {name: decay * state[str(i)][name] + (1 - decay) * g for name, g in gradients.items()}
             for i, decay in enumerate(self.decays)
         }
-        inputs = [self.inputs([g, *(means[name] for means in state.values())], step) for name, g in gradients.items()]
-        direction, length = self.layers(torch.cat(inputs)).unbind(-1)
-        return unflatten(self.lr * direction * length.exp(), gradients), state
+        moments = [torch.stack([m[name].flatten() for m in (gradients, *state.values())], -1) for name in gradients]
+        weights = self.layers(torch.cat([self.inputs(each, step) for each in moments])).exp()
+        return unflatten(-self.lr * (weights * torch.cat(moments)).mean(-1), gradients), state
 
-    def inputs(self, values: Sequence[Tensor], step: int) -> Tensor:
-        """Of one tensor with P entries, [P, inputs]; ``values`` are its gradient and the running means of that."""
-        flat = torch.stack([v.flatten() for v in values], -1)
-        size = flat[:, :1].square().mean(0, keepdim=True).clamp_min(SMALLEST**2).sqrt()
-        times = [torch.full_like(flat[:, :1], tanh(step / t)) for t in (10, 100, 1000)]
-        return torch.cat([flat / size, size.log().expand_as(flat[:, :1]), *times], -1)
+    def inputs(self, moments: Tensor, step: int) -> Tensor:
+        """Of one tensor with P entries, [P, inputs]; ``moments`` [P, ...] are its gradient and the means of that."""
+        size = moments[:, :1].square().mean(0, keepdim=True).clamp_min(SMALLEST**2).sqrt()
+        times = [torch.full_like(moments[:, :1], tanh(step / t)) for t in (10, 100, 1000)]
+        return torch.cat([moments / size, size.log().expand_as(moments[:, :1]), *times], -1)
 
     def extra_repr(self) -> str:
         return f"hidden={list(self.hidden)}, decays={list(self.decays)}"

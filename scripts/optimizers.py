@@ -1,0 +1,125 @@
+"""Learned optimizers beside ordinary ones whose step size is tuned, on one problem, by one command.
+
+    python scripts/optimizers.py task=regression/quadratics
+    python scripts/optimizers.py experiment=l2l/glyphs --learned l2l --json glyphs.json
+
+The words are those of a metarun run; they must leave the algorithm open. Each learned optimizer is meta-trained by a
+run of its own. SGD, momentum, RMSprop and Adam (algorithm=scratch) take each step size of a grid, the one with the
+lowest mean log10 loss after the last step on the meta-validation tasks is chosen, and with that a run judges it on the
+meta-test tasks: the same, with the same starting points, for all. What is compared is the mean over tasks of log10 of
+the loss after the last step, with its 95 % interval; and the difference to the best control, task by task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from metarun.cli.output import set_up_logging
+from metarun.cli.train import named
+from metarun.config.build import build
+from metarun.config.compose import compose
+from metarun.errors import RunFailed, UserError
+from metarun.evaluation.evaluator import Estimate, Result
+from metarun.training.experiment import Experiment
+
+RULES = {
+    "sgd": {"_target_": "SGD"},
+    "momentum": {"_target_": "Momentum", "momentum": 0.9},
+    "rmsprop": {"_target_": "RMSprop", "decay": 0.9, "eps": 1e-8},
+    "adam": {"_target_": "Adam", "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "carry": False},
+}
+GRID = [round(10 ** (k / 4), 6) for k in range(-12, 5)]
+"""Step sizes from .001 to 10, four a decade."""
+DIVERGED = 1e6
+"""A task that ends above this, or in infinity or NaN, counts with this."""
+
+
+def log_losses(result: Result) -> Tensor:
+    """log10 of each task's loss after each step, [n, steps + 1]."""
+    losses = result.curves["loss"] if "loss" in result.curves else result.curves["mse"]
+    return losses.double().nan_to_num(nan=DIVERGED, posinf=DIVERGED).clamp(1e-30, DIVERGED).log10()
+
+
+def experiment(
+    words: list[str], algorithm: str, rule: dict[str, Any] | None = None, lr: float | None = None
+) -> Experiment:
+    """A run of ``words`` with the algorithm; with another update rule and step size where given."""
+    composed = compose([*words, f"algorithm={algorithm}", *(["runner.iterations=0"] if rule else [])])
+    if rule is not None:
+        target = f"metarun.algorithms.gradient.rules.{rule['_target_']}"
+        composed.config["algorithm"] |= {"rule": {**rule, "_target_": target}, "inner_lr": lr}
+    return build(named(composed), {"choices": composed.choices})
+
+
+def judged(run: Experiment) -> dict[str, Any]:
+    """The run, carried out; log10 losses of the meta-test tasks and how long it took."""
+    began = time.monotonic()
+    run.run()
+    return {"curves": log_losses(run.results[""]), "seconds": time.monotonic() - began}
+
+
+def control(words: list[str], name: str) -> dict[str, Any]:
+    """An ordinary optimizer at its best step size."""
+    scores = {}
+    for lr in GRID:
+        ends = log_losses(experiment(words, "scratch", RULES[name], lr).test("val")[""])[:, -1]
+        scores[lr] = float(ends.mean())
+    best = min(scores, key=lambda lr: scores[lr])
+    return {"lr": best, "val": scores[best], "grid": scores, **judged(experiment(words, "scratch", RULES[name], best))}
+
+
+def table(rows: dict[str, dict[str, Any]], best: str) -> list[str]:
+    """What is printed; ``best`` is the control that was best on validation tasks."""
+    steps = next(iter(rows.values()))["curves"].shape[1] - 1
+    lines = [
+        f"{'optimizer':<10} {'step size':>9} {'log10 loss at step ' + str(steps):>28} {'at ' + str(steps // 5):>8} "
+        f"{'minus ' + best:>18} {'seconds':>8}"
+    ]
+    for name, row in rows.items():
+        end = Estimate.of(row["curves"][:, -1])
+        apart = Estimate.of(row["curves"][:, -1] - rows[best]["curves"][:, -1])
+        lines.append(
+            f"{name:<10} {row['lr'] if row.get('lr') else 'learned':>9} {end.mean:>18.3f} +- {end.ci95:.3f}"
+            f" {float(row['curves'][:, steps // 5].mean()):>9.3f} {apart.mean:>+10.3f} +- {apart.ci95:.3f}"
+            f" {row['seconds']:>8.0f}"
+        )
+    return [*lines, f"{end.n} meta-test tasks; intervals of 95 %"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="+", help="what makes the run: task=... seed=...")
+    parser.add_argument("--learned", nargs="*", default=["l2l", "pes"], help="algorithms to meta-train")
+    parser.add_argument("--json", type=Path, help="where to write the figures as JSON")
+    asked = parser.parse_intermixed_args()
+    set_up_logging()
+    words = ["runner.plots=false", "tracker.wandb=disabled", *asked.words]
+    rows = {name: control(words, name) for name in RULES}
+    best = min(rows, key=lambda name: rows[name]["val"])
+    rows |= {name: judged(experiment(words, name)) for name in asked.learned}
+    print("\n".join(table(rows, best)))
+    if asked.json:
+        stored = {
+            name: {
+                **{key: value for key, value in row.items() if key != "curves"},
+                "log10_loss": [Estimate.of(column).as_dict() for column in row["curves"].unbind(1)],
+                "minus_best_control": Estimate.of(row["curves"][:, -1] - rows[best]["curves"][:, -1]).as_dict(),
+            }
+            for name, row in rows.items()
+        }
+        asked.json.write_text(json.dumps({"words": asked.words, "best_control": best, "rows": stored}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (UserError, RunFailed) as error:
+        sys.exit(f"optimizers: {error}")
