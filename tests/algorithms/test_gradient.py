@@ -66,7 +66,7 @@ class Odd(nn.Module):
 
 def build(name: str, model: nn.Module, spec: Spec = SPEC, **changes: Any) -> GradientLearner:
     """The learner of conf/algorithm/<name>.yaml with other values; ``outer__first_order`` is outer.first_order."""
-    section = compose([f"algorithm={name}"]).config["algorithm"]
+    section = compose(["task=vision/folder", f"algorithm={name}"]).config["algorithm"]
     for key, value in {"inner_lr": LR, "inner_steps": 3, "test_steps": 3, **changes}.items():
         inner, _, leaf = key.rpartition("__")
         (section[inner] if inner else section)[leaf] = value

@@ -25,7 +25,7 @@ CONV4 = {"_target_": "metarun.models.conv4.Conv4", "width": 4, "depth": 2, "down
 
 def build(name: str, model: nn.Module | None = None, **changes: Any) -> GradientLearner:
     torch.manual_seed(0)
-    section = compose([f"algorithm={name}"]).config["algorithm"]
+    section = compose(["task=vision/folder", f"algorithm={name}"]).config["algorithm"]
     section |= {"inner_steps": min(section["inner_steps"], 3), **changes}
     return construct(section, model=model or construct(CONV4, spec=SPEC), spec=SPEC)
 
