@@ -101,7 +101,7 @@ class SupervisedAlgorithm(Algorithm):
         parameters = [p for p in self.parameters() if p.requires_grad]
         self.outer_lr, self.halve_every, self.decay_over = outer_lr, halve_every, decay_over
         kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
-        self.optimizer = kind(parameters, lr=outer_lr) if parameters else None
+        self.optimizer = kind(parameters, lr=outer_lr, fused=True) if parameters else None
 
     def changes(self, iteration: int) -> tuple[Any, ...]:
         """What the step at ``iteration`` depends on beside tensors: a captured step is valid while it is the same."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from metarun.algorithms.graph import simplified
 from metarun.tasks.base import Labelled, TaskBatch
 
 if TYPE_CHECKING:
@@ -70,9 +71,7 @@ class Captured:
         inputs = self._inputs(example)
         devices = [example.query.x.device] if example.query.x.is_cuda else []
         with torch.random.fork_rng(devices=devices):  # recording draws random numbers that the step will draw
-            graph = make_fx(self._gradient)(*inputs)
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
+            graph = simplified(make_fx(self._gradient)(*inputs))
         self.run: Callable[..., list[Tensor]] = graph
         if capture == "compiled":
             self.run = compiled(graph, inputs)

@@ -20,6 +20,7 @@ from metarun.algorithms.gradient.outer import OuterGradient
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.rules import Rule, State
 from metarun.kernels.mode import REPLACED, TaskBatched
+from metarun.kernels.move import move
 from metarun.models.norm import set_policy, statistics_from
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.types import Count, Positive, Rate
@@ -170,7 +171,7 @@ class GradientLearner(SupervisedAlgorithm):
         if first_order:
             gradients = {name: g.detach() for name, g in gradients.items()}
         changes, state = self.rule.update(gradients, self.rule.init(parameters) if state is None else state, step)
-        return {name: p + changes[name] for name, p in parameters.items()}, state
+        return {name: move(p, changes[name]) for name, p in parameters.items()}, state
 
     # Many tasks.
 
@@ -189,10 +190,10 @@ class GradientLearner(SupervisedAlgorithm):
         initial, shared, parameters, dims, state, done = start or self.begin(support)
         yield parameters, dims, state
         for step, (x, y) in enumerate(minibatches(support, steps, size), done):
-            move = self.over_tasks(
+            advance = self.over_tasks(
                 partial(self.inner_step, step, first_order), (dims, None if state is None else 0, shared, 0, 0)
             )
-            parameters, state = move(parameters, state, initial, x, y)
+            parameters, state = advance(parameters, state, initial, x, y)
             dims = 0
             yield parameters, dims, state
 
