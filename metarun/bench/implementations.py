@@ -55,7 +55,7 @@ def planned(problem: Problem) -> Any:
     learner = problem.learner()
     if problem.dtype == torch.float64:
         learner.plan = Plan(capture="graph" if learner.capturable() and not learner.whole else "none")
-    elif found := tuned(learner, problem.batch, LONG, None, True):
+    elif found := tuned(learner, problem.batch, LONG, None, 0.0):
         learner.plan = found.plan
         log.info("%s: %s", problem.workload.name, found)
     return learner
