@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from metarun.algorithms.functional import call_with
 from metarun.algorithms.graph import simplified
 from metarun.tasks.base import Labelled, TaskBatch
 
@@ -101,7 +102,7 @@ class Captured:
         batch = TaskBatch(Labelled(sx, sy, self.way[0]), Labelled(qx, qy, self.way[1]))
         with torch.enable_grad():
             inner = {f"algorithm.{n}": t for n, t in {**state, **leaves}.items()}
-            loss, metrics = torch.func.functional_call(_OuterLoss(self.algorithm), inner, (batch,))
+            loss, metrics = call_with(inner, _OuterLoss(self.algorithm), batch)
             gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         self.names = list(metrics)
         self.has = [g is not None for g in gradients]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metarun.algorithms.base import Metrics, judge
+from metarun.algorithms.functional import call_with
 from metarun.algorithms.gradient.learner import Walk, minibatches, one_of
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.windows import Windows
@@ -123,7 +123,7 @@ class _WithMeta(nn.Module):
 def with_meta(learner: GradientLearner, f: Callable[..., Any]) -> Callable[..., Any]:
     """``f``, which uses ``learner``, as a function of the learner's meta-parameters and its own arguments."""
     held = _WithMeta(learner, f)
-    return lambda meta, *arguments: functional_call(held, {f"learner.{n}": p for n, p in meta.items()}, arguments)
+    return lambda meta, *arguments: call_with({f"learner.{n}": p for n, p in meta.items()}, held, *arguments)
 
 
 def finite(x: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.overrides import TorchFunctionMode
 
 from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge, with_head
+from metarun.algorithms.functional import call_with
 from metarun.algorithms.gradient.adapts import Adapts
 from metarun.algorithms.gradient.losses import InnerLoss
 from metarun.algorithms.gradient.outer import OuterGradient
@@ -143,7 +144,7 @@ class GradientLearner(SupervisedAlgorithm):
 
     def predict(self, parameters: Parameters, x: Tensor) -> Tensor:
         """Predictions [N, outputs]; ``parameters`` replace the network's own of the same names."""
-        return functional_call(self.net, parameters, (x,))
+        return call_with(parameters, self.net, x)
 
     def predict_query(self, parameters: Parameters, support: Tensor, query: Tensor) -> Tensor:
         """Query predictions, normalised as the policy says."""
