@@ -22,7 +22,7 @@ from metarun.algorithms.gradient.rules import Rule, State
 from metarun.kernels.mode import REPLACED, TaskBatched
 from metarun.models.norm import set_policy, statistics_from
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
-from metarun.types import Count, Positive, Rate
+from metarun.types import Count, Decay, Positive, Rate
 
 Dims = Any
 """Which dimension of an argument is the tasks': 0, ``None`` (shared by all), or nested dictionaries of these."""
@@ -61,10 +61,11 @@ class GradientLearner(SupervisedAlgorithm):
     ``inner_lr`` is the rule's step size, or what a learned one starts from. ``test_steps`` steps are taken on
     test tasks; ``inner_steps=0`` is joint pre-training on all tasks. Steps are on the whole support set, or on
     ``inner_batch`` (``test_batch``) examples of it. The outer step is Adam's or plain descent's
-    (``outer_optimizer``) of size ``outer_lr``, halved every ``halve_every`` iterations, or falling linearly to 0
-    over ``decay_over``. ``head_init`` is the standard deviation of the head's weights (null: torch's own
-    initialisation). Meta-trains on episodes of ``train_shot`` and ``train_query`` where given. ``norm``:
-    ``transductive`` or ``support``; a running average has no meaning for parameters that change with every task.
+    (``outer_optimizer``) of size ``outer_lr``, halved every ``halve_every`` iterations, or falling to 0 over
+    ``decay_over``, in a line or along a cosine (``decay``). ``head_init`` is the standard deviation of the head's
+    weights (null: torch's own initialisation). Meta-trains on episodes of ``train_shot`` and ``train_query`` where
+    given. ``norm``: ``transductive`` or ``support``; a running average has no meaning for parameters that change
+    with every task.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class GradientLearner(SupervisedAlgorithm):
         outer_lr: Rate,
         halve_every: Positive | None,
         decay_over: Count | None,
+        decay: Decay,
     ) -> None:
         super().__init__()
         self.spec, self.norm = spec, norm
@@ -107,7 +109,7 @@ class GradientLearner(SupervisedAlgorithm):
             dry_run(model, spec)
         self.batchable = not found.any
         self.whole = rule.carries or outer.whole
-        self.learn_with(outer_lr, halve_every, decay_over, outer_optimizer)
+        self.learn_with(outer_lr, halve_every, decay_over, decay, outer_optimizer)
 
     @property
     def batched(self) -> bool:
