@@ -106,6 +106,10 @@ class SupervisedAlgorithm(Algorithm):
         kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
         self.optimizer = kind(parameters, lr=outer_lr) if parameters else None
 
+    def arrive(self, iteration: int) -> None:
+        """Called before the step at ``iteration``."""
+        self.iteration = iteration
+
     def changes(self, iteration: int) -> tuple[Any, ...]:
         """What the step at ``iteration`` depends on beside tensors: a captured step is valid while it is the same."""
         return ()
@@ -121,7 +125,7 @@ class SupervisedAlgorithm(Algorithm):
 
     def meta_step(self, batch: TaskBatch, iteration: int) -> Metrics:
         self.train()
-        self.iteration = iteration
+        self.arrive(iteration)
         if self.optimizer is None:
             return self.outer_loss(batch)[1]
         metrics = self.outer_gradient(batch)

@@ -102,6 +102,7 @@ class GradientLearner(SupervisedAlgorithm):
         set_policy(self.net, norm)
         self.adapts, self.rule, self.loss, self.outer = adapts, rule, loss, outer
         self.adapted_names = adapts.attach(self.net, spec)
+        adapts.prepare(self)
         rule.prepare(self.meta_learned(), inner_lr, inner_steps)
         loss.prepare(spec)
         outer.prepare(self)
@@ -115,6 +116,10 @@ class GradientLearner(SupervisedAlgorithm):
     def batched(self) -> bool:
         """Whether inner loops run on all tasks at once: where that is exact, unless :attr:`plan` says otherwise."""
         return self.batchable and self.plan.batched
+
+    def arrive(self, iteration: int) -> None:
+        super().arrive(iteration)
+        self.outer.arrive(iteration)
 
     def changes(self, iteration: int) -> tuple[Any, ...]:
         return self.outer.signature(iteration)
@@ -142,20 +147,25 @@ class GradientLearner(SupervisedAlgorithm):
 
     # One task.
 
-    def predict(self, parameters: Parameters, x: Tensor) -> Tensor:
-        """Predictions [N, outputs]; ``parameters`` replace the network's own of the same names."""
-        return functional_call(self.net, parameters, (x,))
+    # Where a ``step`` is asked for, it is how many have been taken; null: all those of meta-training.
 
-    def predict_query(self, parameters: Parameters, support: Tensor, query: Tensor) -> Tensor:
+    def predict(self, parameters: Parameters, x: Tensor, step: int | None = None) -> Tensor:
+        """Predictions [N, outputs]; ``parameters`` replace the network's own of the same names."""
+        of_the_step = self.adapts.at(self.inner_steps if step is None else step)
+        return functional_call(self.net, {**of_the_step, **parameters}, (x,))
+
+    def predict_query(self, parameters: Parameters, support: Tensor, query: Tensor, step: int | None = None) -> Tensor:
         """Query predictions, normalised as the policy says."""
         if self.norm == "support":
             with statistics_from(self.net, len(support)):
-                return self.predict(parameters, torch.cat([support, query]))[len(support) :]
-        return self.predict(parameters, query)
+                return self.predict(parameters, torch.cat([support, query]), step)[len(support) :]
+        return self.predict(parameters, query, step)
 
-    def inner_gradient(self, parameters: Parameters, initial: Parameters, x: Tensor, y: Tensor) -> Parameters:
+    def inner_gradient(
+        self, parameters: Parameters, initial: Parameters, x: Tensor, y: Tensor, step: int | None = None
+    ) -> Parameters:
         """Of the inner loss on the support set (x, y), by ``parameters``."""
-        return grad(lambda p: self.loss(self.predict(p, x), y, p, initial))(parameters)
+        return grad(lambda p: self.loss(self.predict(p, x, step), y, p, initial))(parameters)
 
     def inner_step(
         self,
@@ -168,7 +178,7 @@ class GradientLearner(SupervisedAlgorithm):
         y: Tensor,
     ) -> tuple[Parameters, State]:
         """Parameters and the rule's state after one more step; ``state`` is ``None`` before the first."""
-        gradients = self.inner_gradient(parameters, initial, x, y)
+        gradients = self.inner_gradient(parameters, initial, x, y, step)
         if first_order:
             gradients = {name: g.detach() for name, g in gradients.items()}
         changes, state = self.rule.update(gradients, self.rule.init(parameters) if state is None else state, step)
@@ -217,16 +227,21 @@ class GradientLearner(SupervisedAlgorithm):
 
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
         steps = self.test_steps if steps is None else steps
-        for parameters, dims, _ in self.trajectory(support, steps, self.test_batch):
-            yield partial(self.answers, parameters, dims, support)
+        for step, (parameters, dims, _) in enumerate(self.trajectory(support, steps, self.test_batch)):
+            yield partial(self.answers, parameters, dims, support, step=step)
 
-    def answers(self, parameters: Parameters, dims: Dims, support: Labelled, query: Tensor) -> Tensor:
+    def answers(
+        self, parameters: Parameters, dims: Dims, support: Labelled, query: Tensor, step: int | None = None
+    ) -> Tensor:
         """Predictions [T, Nq, outputs] for the inputs ``query`` [T, Nq, ...]."""
-        return self.over_tasks(self.predict_query, (dims, 0, 0))(parameters, support.x, query)
+        answer = partial(self.predict_query, step=step)
+        return self.over_tasks(answer, (dims, 0, 0))(parameters, support.x, query)
 
-    def query_loss(self, parameters: Parameters, dims: Dims, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+    def query_loss(
+        self, parameters: Parameters, dims: Dims, batch: TaskBatch, step: int | None = None
+    ) -> tuple[Tensor, Metrics]:
         """Mean loss of adapted learners on their query sets; and that with the other metrics, detached."""
-        judged = judge(self.spec, self.answers(parameters, dims, batch.support, batch.query.x), batch.query.y)
+        judged = judge(self.spec, self.answers(parameters, dims, batch.support, batch.query.x, step), batch.query.y)
         means = {name: value.mean() for name, value in judged.items()}
         loss = means["loss" if self.spec.kind == "classification" else "mse"]
         return loss, {name: value.detach() for name, value in means.items()}
