@@ -41,7 +41,7 @@ class Adapts(nn.Module):
         """Called once after :meth:`attach`, when the learner knows what adapts."""
 
     def at(self, step: int) -> Parameters:
-        """What does not adapt and yet is not the network's own after ``step`` steps, the same for all tasks."""
+        """What replaces the network's own at ``step`` (0, 1, ...) and for queries after it, the same for all tasks."""
         return {}
 
     def initial(self, learner: GradientLearner, support: Labelled) -> tuple[Parameters, Any]:

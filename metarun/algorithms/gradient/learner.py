@@ -147,11 +147,11 @@ class GradientLearner(SupervisedAlgorithm):
 
     # One task.
 
-    # Where a ``step`` is asked for, it is how many have been taken; null: all those of meta-training.
+    # ``step`` is the one whose gradient is taken, or that came before the queries; null: meta-training's last.
 
     def predict(self, parameters: Parameters, x: Tensor, step: int | None = None) -> Tensor:
         """Predictions [N, outputs]; ``parameters`` replace the network's own of the same names."""
-        of_the_step = self.adapts.at(self.inner_steps if step is None else step)
+        of_the_step = self.adapts.at(max(self.inner_steps - 1, 0) if step is None else step)
         return functional_call(self.net, {**of_the_step, **parameters}, (x,))
 
     def predict_query(self, parameters: Parameters, support: Tensor, query: Tensor, step: int | None = None) -> Tensor:
@@ -227,8 +227,8 @@ class GradientLearner(SupervisedAlgorithm):
 
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
         steps = self.test_steps if steps is None else steps
-        for step, (parameters, dims, _) in enumerate(self.trajectory(support, steps, self.test_batch)):
-            yield partial(self.answers, parameters, dims, support, step=step)
+        for taken, (parameters, dims, _) in enumerate(self.trajectory(support, steps, self.test_batch)):
+            yield partial(self.answers, parameters, dims, support, step=max(taken - 1, 0))
 
     def answers(
         self, parameters: Parameters, dims: Dims, support: Labelled, query: Tensor, step: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,14 +26,14 @@ FLOOR = 0.03
 class MultiStep(OuterGradient):
     """The query losses after every one of K inner steps, weighted: sum over k = 1 .. K of w_k l(phi_k; Q).
 
-    The multi-step loss of Antoniou, Edwards & Storkey 2019 (MAML++), arXiv:1810.09502, equation 4. With i the
-    iteration and N = ``anneal_over``, as in the authors' code:
+    The multi-step loss of Antoniou, Edwards & Storkey 2019 (MAML++), arXiv:1810.09502, equation 4. At iteration i of
+    the N = ``anneal_over`` in which early steps count, the weights are those of the authors' code,
 
-        w_k = max(1 - i / N, 0.03) / K  for k < K,   w_K = 1 - (K - 1) w_1
+        w_k = max(1 - i / N, 0.03) / K  for k < K,   w_K = 1 - (K - 1) w_1;
 
-    from N on w_K = 1 alone, which is MAML's loss. Differentiated through the inner loop; until the iteration
-    ``first_order_for``, with the inner gradients as constants (derivative-order annealing, section 4). 0 is never for
-    either. Metrics are of the last step.
+    from then on w_K = 1 alone, which is MAML's loss. The gradient goes through the inner loop; before the iteration
+    ``first_order_for`` the inner gradients are constants (derivative-order annealing, section 4). Metrics are of the
+    last step.
     """
 
     iteration: Tensor
@@ -63,8 +64,9 @@ class MultiStep(OuterGradient):
         first_order, along = self.signature(learner.iteration)
         if not along:
             return learner.query_loss(*learner.adapted(batch.support, first_order), batch)
-        points = enumerate(learner.trajectory(batch.support, learner.inner_steps, learner.inner_batch, first_order))
-        judged = [learner.query_loss(parameters, dims, batch, step) for step, (parameters, dims, _) in points if step]
+        trajectory = learner.trajectory(batch.support, learner.inner_steps, learner.inner_batch, first_order)
+        points = enumerate(islice(trajectory, 1, None))
+        judged = [learner.query_loss(parameters, dims, batch, step) for step, (parameters, dims, _) in points]
         losses = torch.stack([loss for loss, _ in judged])
         return self.weights(len(losses)) @ losses, judged[-1][1]
 
@@ -75,15 +77,16 @@ class MultiStep(OuterGradient):
 class StepNorm(Adapts):
     """What ``adapts`` says, in a network whose normalisation has factors and offsets of its own at each inner step.
 
-    Per-step batch normalisation of MAML++ (Antoniou, Edwards & Storkey 2019, arXiv:1810.09502, section 4), of any
-    normalisation here: after k steps its layers use set min(k, K - 1) of K = ``algorithm.inner_steps`` sets, both for
-    the gradient of step k and for queries; steps beyond K take the last. The sets are meta-learned, from the model's
-    own values, and do not adapt; factors and offsets that ``adapts`` lets adapt stay single. (The authors' code
-    still uses set k for the losses after step k that come before the last: there, K sets and K query passes.)
+    Per-step batch normalisation weights and biases of MAML++ (Antoniou, Edwards & Storkey 2019, arXiv:1810.09502,
+    section 4), here of any normalisation: K = ``algorithm.inner_steps`` sets [K, ...], of which set k serves the
+    gradient of step k and queries after that step. Steps beyond K take the last, queries before any step the first.
+    Sets are meta-learned, from the model's own values, and do not adapt; a factor or offset that ``adapts`` lets
+    adapt stays a single one. Only what the outer gradient sees is learned: by first-order gradients, a set learns from
+    the query loss after its own step alone.
 
-    The paper's statistics of each step have nothing to do here, nor in the authors' code: it keeps running averages
-    a step, but normalises always by the batch at hand, and that is what ``norm: transductive`` does; ``support``
-    takes those of the support set at each step. No average is kept that could be a step's own.
+    Of the paper's per-step statistics nothing is left to do: the authors' code keeps a running average for each step,
+    but normalises at all times by the batch at hand, so that they are without effect. ``norm: transductive`` is just
+    that; ``norm: support`` takes the support set's, as they are at each step.
     """
 
     def __init__(self, *, adapts: Adapts) -> None:

@@ -103,7 +103,7 @@ class Truncated(Windows):
         walk = learner.begin(batch.support) if self.kept is None else Walk(*self.kept["walk"])
         steps, losses = self.window(learner, walk.step), []
         trajectory = learner.trajectory(batch.support, steps, learner.inner_batch, self.first_order, walk)
-        for step, (parameters, dims, state) in enumerate(islice(trajectory, 1, None), walk.step + 1):  # noqa: B007
+        for step, (parameters, dims, state) in enumerate(islice(trajectory, 1, None), walk.step):  # noqa: B007
             answers = learner.answers(parameters, dims, batch.support, batch.query.x, step)
             judged = judge(learner.spec, answers, batch.query.y)
             losses.append(self.heights(judged).mean())
