@@ -145,9 +145,7 @@ class GradientLearner(SupervisedAlgorithm):
         """What adapts, as the network holds it."""
         return {name: attrgetter(name)(self.net) for name in self.adapted_names}
 
-    # One task.
-
-    # ``step`` is the one whose gradient is taken, or that came before the queries; null: meta-training's last.
+    # One task. ``step`` is the one whose gradient is taken, or that came before the queries; null: the last one.
 
     def predict(self, parameters: Parameters, x: Tensor, step: int | None = None) -> Tensor:
         """Predictions [N, outputs]; ``parameters`` replace the network's own of the same names."""

@@ -41,7 +41,7 @@ class MultiStep(OuterGradient):
     def __init__(self, *, anneal_over: Count, first_order_for: Count) -> None:
         super().__init__()
         self.anneal_over, self.first_order_for = anneal_over, first_order_for
-        # An input of a recorded step, which is so the same for all weights.
+        # A buffer is an input of a recorded step, so that one recording serves for all weights.
         self.register_buffer("iteration", torch.zeros(()), persistent=False)
 
     def prepare(self, learner: GradientLearner) -> None:
@@ -81,12 +81,12 @@ class StepNorm(Adapts):
     section 4), here of any normalisation: K = ``algorithm.inner_steps`` sets [K, ...], of which set k serves the
     gradient of step k and queries after that step. Steps beyond K take the last, queries before any step the first.
     Sets are meta-learned, from the model's own values, and do not adapt; a factor or offset that ``adapts`` lets
-    adapt stays a single one. Only what the outer gradient sees is learned: by first-order gradients, a set learns from
-    the query loss after its own step alone.
+    adapt stays a single one. By first-order gradients a set learns from the query loss after its own step alone, and
+    so not at all where that does not count.
 
-    Of the paper's per-step statistics nothing is left to do: the authors' code keeps a running average for each step,
-    but normalises at all times by the batch at hand, so that they are without effect. ``norm: transductive`` is just
-    that; ``norm: support`` takes the support set's, as they are at each step.
+    The paper's running statistics for each step are left out because they have no effect: the authors' code keeps
+    them, but normalises at all times, at test too, by the batch at hand, which is ``norm: transductive``; and
+    ``norm: support`` takes the support set's, anew at each step.
     """
 
     def __init__(self, *, adapts: Adapts) -> None:
