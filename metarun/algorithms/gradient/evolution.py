@@ -97,7 +97,8 @@ class Evolution(Windows):
             dims = (0, 0, None if state is None else 0, 0, 0, 0)
             parameters, state = learner.over_tasks(move, dims)(meta, parameters, state, initial, twice(x), twice(y))
             if self.along or step + 1 == last:
-                answer = learner.over_tasks(with_meta(learner, learner.predict_query), (0, 0, 0, 0))
+                predict = partial(learner.predict_query, step=step)
+                answer = learner.over_tasks(with_meta(learner, predict), (0, 0, 0, 0))
                 judged = judge(learner.spec, answer(meta, parameters, support.x, query.x), query.y)
             if self.along or step + 1 == learner.inner_steps:
                 losses = losses + self.heights(judged)
