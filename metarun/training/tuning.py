@@ -146,13 +146,14 @@ def choose(
 
 
 def timed(candidate: Tuned, learner: SupervisedAlgorithm, batch: TaskBatch) -> Tuned:
-    """The candidate with its time, unless it is not exact."""
+    """The candidate with its time and, where its operations can be followed, memory; unless it is not exact."""
     if candidate.error is None or not candidate.error <= EXACT:
         log.warning("not used, as its gradient is off by %.1g: %s", candidate.error, candidate.plan)
         return candidate
     spent = 1e3 * seconds(learner, batch, candidate.plan)
     log.info("  %.4g ms: %s", spent, candidate.plan)
-    return replace(candidate, milliseconds=spent)
+    used = candidate.peak_mb if candidate.plan.capture == "compiled" else peak(learner, batch, candidate.plan) / 1e6
+    return replace(candidate, milliseconds=spent, peak_mb=used)
 
 
 def faster(best: Tuned, trial: Tuned) -> Tuned:
@@ -222,7 +223,7 @@ def wait(device: torch.device) -> None:
 
 
 def peak(learner: SupervisedAlgorithm, batch: TaskBatch, plan: Plan) -> int:
-    """Bytes that the tensors of a step add at their peak, captured or not; without the scratch space of kernels."""
+    """Bytes that the tensors of a step add at their peak; without the scratch space of kernels."""
     learner.plan = plan
     with _Alive() as alive:
         learner.outer_gradient(batch)
