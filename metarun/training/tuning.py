@@ -32,6 +32,10 @@ SMALL = 0.02
 """Seconds up to which a step is worth compiling: longer ones spend their time in matrix products."""
 MEMORY = 400e6
 """Bytes that a step's tensors may add where a smaller part of the meta-batch would do with less."""
+CLOSE = 1.3
+"""How many times as long as the fastest a way to compute a step may have taken at first and still be chosen."""
+ROUNDS = 5
+"""In which the close ones take turns."""
 EXACT = 1e-8
 """Relative difference from the plain loop's gradient, in float64, up to which a way to compute it counts as exact."""
 
@@ -125,23 +129,24 @@ def choose(
     limit = max(MEMORY, peak(learner, batch, plain))
     capture = "graph" if learner.capturable() else "none"
     sizes = [chunk] if chunk else sorted({tasks, ceil(tasks / 2), ceil(tasks / 4), 1}, reverse=True)
-    plain_seconds = seconds(learner, batch, plain, 1)
+    slowest = 1e3 * seconds(learner, batch, plain, 1)
+    tried = [Tuned(plain, slowest, slowest, peak(learner, batch, plain) / 1e6, 0.0)]
     candidates = [Plan(chunk=size, capture=capture) for size in sizes]  # type: ignore[arg-type]
-    best = Tuned(plain, 1e3 * plain_seconds, 1e3 * plain_seconds, peak(learner, batch, plain) / 1e6, 0.0)
     for plan in candidates if capture == "graph" or not exactness.random else []:
         used = peak(learner, batch, replace(plan, capture="none"))
         if used > limit and plan.chunk != 1:
             continue
-        error = exactness.error(plan)
-        trial = timed(Tuned(plan, None, best.plain_milliseconds, used / 1e6, error), learner, batch)
-        best = faster(best, trial)
-        if trial.milliseconds is not None and trial.milliseconds > 1.3 * (best.milliseconds or 0):
-            break  # smaller parts are slower still
+        trial = timed(Tuned(plan, None, slowest, used / 1e6, exactness.error(plan)), learner, batch)
+        if trial.milliseconds is not None:
+            tried.append(trial)
+            if trial.milliseconds > CLOSE * min(t.milliseconds for t in tried if t.milliseconds):
+                break  # smaller parts are slower still
+    best = fastest(tried, learner, batch)
     spent = (best.milliseconds or 0) / 1e3
     if best.plan.capture == "graph" and spent < SMALL and spent * iterations / 2 > COMPILATION:
         plan = replace(best.plan, capture="compiled")
-        candidate = Tuned(plan, None, best.plain_milliseconds, best.peak_mb, exactness.error(plan))
-        best = faster(best, timed(candidate, learner, batch))
+        trial = timed(Tuned(plan, None, slowest, best.peak_mb, exactness.error(plan)), learner, batch)
+        best = fastest([best, trial] if trial.milliseconds is not None else [best], learner, batch)
     return best
 
 
@@ -156,9 +161,16 @@ def timed(candidate: Tuned, learner: SupervisedAlgorithm, batch: TaskBatch) -> T
     return replace(candidate, milliseconds=spent, peak_mb=used)
 
 
-def faster(best: Tuned, trial: Tuned) -> Tuned:
-    """The faster of two; the best so far if the other was not timed."""
-    return trial if (trial.milliseconds or float("inf")) < (best.milliseconds or float("inf")) else best
+def fastest(tried: list[Tuned], learner: SupervisedAlgorithm, batch: TaskBatch) -> Tuned:
+    """The fastest of those that have been timed; close ones in turns, as what else the machine does comes and goes."""
+    first = min(t.milliseconds for t in tried if t.milliseconds is not None)
+    close = [t for t in tried if t.milliseconds is not None and t.milliseconds <= CLOSE * first]
+    if len(close) > 1:
+        turns = [[1e3 * seconds(learner, batch, t.plan, 1) for t in close] for _ in range(ROUNDS)]
+        close = [
+            replace(t, milliseconds=median(times)) for t, times in zip(close, zip(*turns, strict=True), strict=True)
+        ]
+    return min(close, key=lambda t: t.milliseconds or 0)
 
 
 class Exactness:
