@@ -711,13 +711,13 @@ def test_every_combination_of_pieces_steps_and_unrolled_ones_are_exact(adapts: s
         assert any(not torch.equal(p, q) for p, q in zip(before, after, strict=True))
 
 
-ELSEWHERE = ["l2l", "l2l_mlp", "scratch", "es", "pes"]
-"""Tested in test_learned_optimizers.py and test_evolution.py, but for what all methods have in common."""
+ELSEWHERE = ["l2l", "l2l_mlp", "scratch", "ml3", "es", "pes"]
+"""Tested in test_learned_optimizers.py, test_learned_loss.py and test_evolution.py, but for what all methods have in common."""
 METHODS = [e.name for e in catalogue("algorithm") if "adapts" in e.section]
 
 
 def test_every_method_is_walked() -> None:
-    assert len(METHODS) == 20
+    assert len(METHODS) == 21
     assert {*EXACT, "fomaml", "pretrain", "reptile", "imaml", "warpgrad_steps", *ELSEWHERE} == {*METHODS}
     assert {*LEARN_CLUSTERS, *LEARN_SINUSOIDS, *ELSEWHERE} == {*METHODS} - {"pretrain"}
 

@@ -153,7 +153,7 @@ class GradientLearner(SupervisedAlgorithm):
 
     def inner_gradient(self, parameters: Parameters, initial: Parameters, x: Tensor, y: Tensor) -> Parameters:
         """Of the inner loss on the support set (x, y), by ``parameters``."""
-        return grad(lambda p: self.loss(self.predict(p, x), y, p, initial))(parameters)
+        return grad(lambda p: self.loss(self.predict(p, x), x, y, p, initial))(parameters)
 
     def inner_step(
         self,
