@@ -49,12 +49,6 @@ def log_losses(result: Result) -> Tensor:
     return losses.double().nan_to_num(nan=DIVERGED, posinf=DIVERGED).clamp(1e-30, DIVERGED).log10()
 
 
-def as_estimate(values: Tensor) -> str:
-    """Mean and interval of one value a task."""
-    estimate = Estimate.of(values)
-    return f"{estimate.mean:.3f} +- {estimate.ci95:.3f}"
-
-
 def experiment(
     words: list[str], algorithm: str, rule: dict[str, Any] | None = None, lr: float | None = None
 ) -> Experiment:
@@ -83,46 +77,55 @@ def control(words: list[str], name: str) -> dict[str, Any]:
     return {"lr": best, "val": scores[best], "grid": scores, **judged(experiment(words, "scratch", RULES[name], best))}
 
 
-def table(rows: dict[str, dict[str, Any]], best: str) -> list[str]:
-    """What is printed; ``best`` is the control that was best on validation tasks."""
+def table(rows: dict[str, dict[str, Any]], against: str) -> list[str]:
+    """What is printed; differences are to the row named ``against``."""
     steps = next(iter(rows.values()))["curves"].shape[1] - 1
     lines = [
         f"{'optimizer':<10} {'step size':>9} {'log10 loss at step ' + str(steps):>28} {'at ' + str(steps // 5):>8} "
-        f"{'minus ' + best:>18} {'seconds':>8}"
+        f"{'minus ' + against:>18} {'mean loss':>18} {'seconds':>8}"
     ]
     for name, row in rows.items():
-        end = Estimate.of(row["curves"][:, -1])
-        apart = Estimate.of(row["curves"][:, -1] - rows[best]["curves"][:, -1])
+        curves, end = row["curves"], row["curves"][:, -1]
         lines.append(
-            f"{name:<10} {row['lr'] if row.get('lr') else 'learned':>9} {end.mean:>18.3f} +- {end.ci95:.3f}"
-            f" {float(row['curves'][:, steps // 5].mean()):>9.3f} {apart.mean:>+10.3f} +- {apart.ci95:.3f}"
-            f" {row['seconds']:>8.0f}"
+            f"{name:<10} {row['lr'] if row.get('lr') else 'learned':>9} {estimate(end):>28}"
+            f" {float(curves[:, steps // 5].mean()):>8.3f} {estimate(end - rows[against]['curves'][:, -1], '+'):>18}"
+            f" {estimate(10**end):>18} {row['seconds']:>8.0f}"
         )
-    return [*lines, f"{end.n} meta-test tasks; intervals of 95 %"]
+    return [*lines, f"{len(end)} meta-test tasks; intervals of 95 %"]
 
 
-def main() -> int:
+def estimate(values: Tensor, sign: str = "") -> str:
+    """Mean and interval of one value a task."""
+    found = Estimate.of(values)
+    return f"{found.mean:{sign}.3f} +- {found.ci95:.3f}"
+
+
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", help="what makes the run: task=... seed=...")
     parser.add_argument("--learned", nargs="*", default=["l2l", "pes"], help="algorithms to meta-train")
+    parser.add_argument("--against", choices=[*RULES], help="the control that differences are to; else the best one")
     parser.add_argument("--json", type=Path, help="where to write the figures as JSON")
-    asked = parser.parse_intermixed_args()
+    asked = parser.parse_intermixed_args(argv)
     set_up_logging()
     words = ["runner.plots=false", "tracker.wandb=disabled", *asked.words]
     rows = {name: control(words, name) for name in RULES}
     best = min(rows, key=lambda name: rows[name]["val"])
     rows |= {name: judged(experiment(words, name)) for name in asked.learned}
-    print("\n".join(table(rows, best)))
+    against = asked.against or best
+    print("\n".join(table(rows, against)))
     if asked.json:
         stored = {
             name: {
                 **{key: value for key, value in row.items() if key != "curves"},
                 "log10_loss": [Estimate.of(column).as_dict() for column in row["curves"].unbind(1)],
-                "minus_best_control": Estimate.of(row["curves"][:, -1] - rows[best]["curves"][:, -1]).as_dict(),
+                "mean_loss": Estimate.of(10 ** row["curves"][:, -1]).as_dict(),
+                "difference": Estimate.of(row["curves"][:, -1] - rows[against]["curves"][:, -1]).as_dict(),
             }
             for name, row in rows.items()
         }
-        asked.json.write_text(json.dumps({"words": asked.words, "best_control": best, "rows": stored}, indent=1) + "\n")
+        whole = {"words": asked.words, "best_control": best, "against": against, "rows": stored}
+        asked.json.write_text(json.dumps(whole, indent=1) + "\n")
     return 0
 
 
