@@ -4,12 +4,12 @@
     python scripts/optimizers.py experiment=l2l/glyphs --learned l2l --json glyphs.json
     python scripts/optimizers.py experiment=ml3/sinusoid --learned ml3 --against sgd
 
-The words are those of a metarun run; they must leave the algorithm open. What is learned is meta-trained by a run of its
-own. SGD, momentum, RMSprop and Adam (algorithm=scratch) take each step size of a grid, the one with the
-lowest mean log10 loss after the last step on the meta-validation tasks is chosen, and with that a run judges it on the
-meta-test tasks: the same, with the same starting points, for all. What is compared is the mean over tasks of log10 of
-the loss after the last step, with its 95 % interval; and the difference, task by task, to the best control or to the one
-that is named: for a loss that plain descent learned to descend, ``sgd``. The mean of the loss itself stands beside it.
+The words are those of a metarun run; they must leave the algorithm open. What is learned is meta-trained by a run of
+its own. SGD, momentum, RMSprop and Adam (algorithm=scratch) take each step size of a grid, the one with the lowest mean
+log10 loss after the last step on the meta-validation tasks is chosen, and with that a run judges it on the meta-test
+tasks: the same, with the same starting points, for all. What is compared is the mean over tasks of log10 of the loss
+after the last step, with its 95 % interval, and the difference, task by task, to the best control or to one that is
+named: for a loss that plain descent descends, ``--against sgd``. The mean of the loss itself stands beside it.
 """
 
 from __future__ import annotations

@@ -712,7 +712,7 @@ def test_every_combination_of_pieces_steps_and_unrolled_ones_are_exact(adapts: s
 
 
 ELSEWHERE = ["l2l", "l2l_mlp", "scratch", "ml3", "es", "pes"]
-"""Tested in test_learned_optimizers.py, test_learned_loss.py and test_evolution.py, but for what all methods have in common."""
+"""Tested in test_learned_optimizers.py, test_learned_loss.py and test_evolution.py, but for what all share."""
 METHODS = [e.name for e in catalogue("algorithm") if "adapts" in e.section]
 
 

@@ -171,7 +171,7 @@ def test_learns_to_fit_sinusoids_faster_than_by_their_squared_error() -> None:
         error(build("scratch", model, adapts__std=None, **steps | {"inner_lr": lr}))
         for lr in (0.003, 0.01, 0.02, 0.03, 0.05, 0.1)
     )
-    learner = build("ml3", model, inner_lr=0.03, outer_lr=0.005, **{k: v for k, v in steps.items()})
+    learner = build("ml3", model, inner_lr=0.03, outer_lr=0.005, **steps)
     for i in range(150):
         torch.manual_seed(i)
         learner.meta_step(task.batch("train", range(16 * i, 16 * i + 16)), i)

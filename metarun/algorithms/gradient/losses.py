@@ -19,7 +19,7 @@ class InnerLoss(nn.Module):
         self.kind = spec.kind
 
     def forward(self, prediction: Tensor, x: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
-        """``prediction`` [N, outputs] of the ``parameters`` moved from ``initial``, for inputs ``x`` and targets ``y``."""
+        """``prediction`` [N, outputs] of the ``parameters`` moved from ``initial``; inputs ``x``, targets ``y``."""
         raise NotImplementedError
 
 
