@@ -156,23 +156,29 @@ def test_first_order_has_no_gradient_and_is_refused() -> None:
 
 
 def test_learns_to_fit_sinusoids_faster_than_by_their_squared_error() -> None:
-    """In seconds: better on new tasks, after 5 steps, than descent of the squared error at the best of many rates."""
+    """In seconds: better on new tasks, from the same starts, than descent of the squared error by the same steps.
+
+    That it also beats the best step size takes minutes, and is what scripts/optimizers.py shows.
+    """
     torch.set_default_dtype(torch.float32)
-    torch.manual_seed(0)
     task = Sinusoid(0, shot=20, query=10)
-    model = nn.Sequential(nn.Linear(1, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU())
-    steps = {"spec": task.spec, "inner_steps": 5, "test_steps": 5}
+    steps = {"spec": task.spec, "inner_lr": 0.03, "inner_steps": 10, "test_steps": 10}
+    outer = {"_target_": "metarun.algorithms.gradient.windows.Truncated", "unroll": None, "log": True}
 
-    def error(learner: GradientLearner) -> float:
+    def built(name: str, **changes: Any) -> GradientLearner:
         torch.manual_seed(0)
-        return float(learner.evaluate(task.batch("test", range(300)))["mse"][:, -1].nan_to_num(1e6).mean())
+        model = nn.Sequential(nn.Linear(1, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh())
+        return build(name, model, **steps | changes)
 
-    descent = min(
-        error(build("scratch", model, adapts__std=None, **steps | {"inner_lr": lr}))
-        for lr in (0.003, 0.01, 0.02, 0.03, 0.05, 0.1)
-    )
-    learner = build("ml3", model, inner_lr=0.03, outer_lr=0.005, **steps)
+    def errors(learner: GradientLearner) -> Tensor:
+        """log10 of each test task's after the last step."""
+        torch.manual_seed(0)
+        return learner.evaluate(task.batch("test", range(300)))["mse"][:, -1].log10()
+
+    descent = errors(built("scratch", adapts__std=None))
+    learner = built("ml3", outer_lr=0.002, outer={**outer, "first_order": False})
     for i in range(150):
         torch.manual_seed(i)
         learner.meta_step(task.batch("train", range(16 * i, 16 * i + 16)), i)
-    assert error(learner) < descent - 0.1, (descent, error(learner))
+    gained = descent - errors(learner)
+    assert float(gained.mean()) > max(0.05, 4 * float(gained.std()) / 300**0.5)
