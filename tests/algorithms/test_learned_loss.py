@@ -20,6 +20,7 @@ from metarun.tasks.regression.sinusoid import Sinusoid
 
 VECTORS = Spec("regression", "vector", (2,), 3)
 STARTS = ["task", "random"]
+TRUNCATED = {"_target_": "metarun.algorithms.gradient.windows.Truncated", "unroll": None, "log": True}
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +154,8 @@ def test_inputs_that_are_no_vectors_are_refused() -> None:
 def test_first_order_has_no_gradient_and_is_refused() -> None:
     with pytest.raises(UserError, match=r"first_order"):
         build("ml3", body(), outer__first_order=True)
+    with pytest.raises(UserError, match=r"first_order"):
+        build("ml3", body(), outer={**TRUNCATED, "first_order": True})
 
 
 def test_learns_to_fit_sinusoids_faster_than_by_their_squared_error() -> None:
@@ -163,7 +166,6 @@ def test_learns_to_fit_sinusoids_faster_than_by_their_squared_error() -> None:
     torch.set_default_dtype(torch.float32)
     task = Sinusoid(0, shot=20, query=10)
     steps = {"spec": task.spec, "inner_lr": 0.03, "inner_steps": 10, "test_steps": 10}
-    outer = {"_target_": "metarun.algorithms.gradient.windows.Truncated", "unroll": None, "log": True}
 
     def built(name: str, **changes: Any) -> GradientLearner:
         torch.manual_seed(0)
@@ -176,7 +178,7 @@ def test_learns_to_fit_sinusoids_faster_than_by_their_squared_error() -> None:
         return learner.evaluate(task.batch("test", range(300)))["mse"][:, -1].log10()
 
     descent = errors(built("scratch", adapts__std=None))
-    learner = built("ml3", outer_lr=0.002, outer={**outer, "first_order": False})
+    learner = built("ml3", outer_lr=0.002, outer={**TRUNCATED, "first_order": False})
     for i in range(150):
         torch.manual_seed(i)
         learner.meta_step(task.batch("train", range(16 * i, 16 * i + 16)), i)
