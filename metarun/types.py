@@ -15,3 +15,4 @@ Fraction = Annotated[float, Interval(ge=0, le=1)]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 NormPolicy = Literal["transductive", "support", "running"]
+Decay = Literal["linear", "cosine"]

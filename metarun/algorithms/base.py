@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.algorithms.schedule import Schedule
 from metarun.algorithms.step import Plan, Stepper, known
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.types import Decay
 
 Metrics = dict[str, Tensor]
 Adapted = Callable[[Tensor], Tensor]
@@ -95,13 +97,18 @@ class SupervisedAlgorithm(Algorithm):
         outer_lr: float,
         halve_every: int | None = None,
         decay_over: int | None = None,
+        decay: Decay = "linear",
         optimizer: Literal["adam", "sgd"] = "adam",
     ) -> None:
-        """Step by ``outer_lr``, halved every ``halve_every`` or falling linearly to 0 ``decay_over`` iterations."""
+        """Step by ``outer_lr``, as its :class:`Schedule` has it."""
         parameters = [p for p in self.parameters() if p.requires_grad]
-        self.outer_lr, self.halve_every, self.decay_over = outer_lr, halve_every, decay_over
+        self.schedule = Schedule(outer_lr, halve_every, decay_over, decay)
         kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
-        self.optimizer = kind(parameters, lr=outer_lr) if parameters else None
+        self.optimizer = kind(parameters, lr=outer_lr, fused=True) if parameters else None
+
+    def arrive(self, iteration: int) -> None:
+        """Called before the step at ``iteration``."""
+        self.iteration = iteration
 
     def changes(self, iteration: int) -> tuple[Any, ...]:
         """What the step at ``iteration`` depends on beside tensors: a captured step is valid while it is the same."""
@@ -118,12 +125,11 @@ class SupervisedAlgorithm(Algorithm):
 
     def meta_step(self, batch: TaskBatch, iteration: int) -> Metrics:
         self.train()
-        self.iteration = iteration
+        self.arrive(iteration)
         if self.optimizer is None:
             return self.outer_loss(batch)[1]
         metrics = self.outer_gradient(batch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(iteration)
+        self.schedule.apply(self.optimizer, iteration)
         self.optimizer.step()
         return metrics
 
@@ -132,11 +138,6 @@ class SupervisedAlgorithm(Algorithm):
         if self._stepper is None:
             self._stepper = Stepper(self)
         return self._stepper.gradient(batch)
-
-    def rate(self, iteration: int) -> float:
-        """The outer step size at ``iteration``."""
-        halved = 0.5 ** (iteration // self.halve_every) if self.halve_every else 1.0
-        return self.outer_lr * halved * (max(0.0, 1 - iteration / self.decay_over) if self.decay_over else 1.0)
 
     def evaluate(self, batch: TaskBatch) -> Metrics:
         self.eval()

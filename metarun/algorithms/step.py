@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from metarun.algorithms.functional import call_with
+from metarun.algorithms.graph import simplified
 from metarun.tasks.base import Labelled, TaskBatch
 
 if TYPE_CHECKING:
@@ -70,9 +72,7 @@ class Captured:
         inputs = self._inputs(example)
         devices = [example.query.x.device] if example.query.x.is_cuda else []
         with torch.random.fork_rng(devices=devices):  # recording draws random numbers that the step will draw
-            graph = make_fx(self._gradient)(*inputs)
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
+            graph = simplified(make_fx(self._gradient)(*inputs))
         self.run: Callable[..., list[Tensor]] = graph
         if capture == "compiled":
             self.run = compiled(graph, inputs)
@@ -102,8 +102,13 @@ class Captured:
         batch = TaskBatch(Labelled(sx, sy, self.way[0]), Labelled(qx, qy, self.way[1]))
         with torch.enable_grad():
             inner = {f"algorithm.{n}": t for n, t in {**state, **leaves}.items()}
-            loss, metrics = torch.func.functional_call(_OuterLoss(self.algorithm), inner, (batch,))
-            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            loss, metrics = call_with(inner, _OuterLoss(self.algorithm), batch)
+            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            # Laid out in memory as the parameters, which fused optimizers take for granted (as after backward).
+            gradients = [
+                g if g is None or g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+                for p, g in zip(leaves.values(), found, strict=True)
+            ]
         self.names = list(metrics)
         self.has = [g is not None for g in gradients]
         return [*(m.detach() for m in metrics.values()), *(g for g in gradients if g is not None)]

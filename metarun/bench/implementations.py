@@ -55,9 +55,16 @@ def planned(problem: Problem) -> Any:
     learner = problem.learner()
     if problem.dtype == torch.float64:
         learner.plan = Plan(capture="graph" if learner.capturable() and not learner.whole else "none")
-    elif found := tuned(learner, problem.batch, LONG, None, True):
+    elif found := tuned(learner, problem.batch, LONG, None, 0.0):
         learner.plan = found.plan
         log.info("%s: %s", problem.workload.name, found)
+    return learner
+
+
+def one_at_a_time(problem: Problem) -> Any:
+    """The learner with ``runner.chunk=1``: the least memory that the engine can do with."""
+    learner = problem.learner()
+    learner.plan = Plan(chunk=1, capture="graph" if learner.capturable() and not learner.whole else "none")
     return learner
 
 
@@ -83,6 +90,12 @@ def outer_step(problem: Problem) -> Ready:
 OURS = [
     Implementation("metarun", "the engine, as a run uses it", EVERY, partial(gradient, learner=planned)),
     Implementation("metarun, whole step", "the same and the outer optimizer's step", EVERY, outer_step),
+    Implementation(
+        "metarun, chunk 1",
+        "the engine, one task at a time",
+        ("maml", "fomaml", "anil", "reptile"),
+        partial(gradient, learner=one_at_a_time),
+    ),
     Implementation(
         "metarun, plain loop",
         "the same learner, one task after another",

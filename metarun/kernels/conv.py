@@ -75,7 +75,7 @@ class Conv(Function):
     ) -> tuple[Tensor, int]:
         x = tasks_first(x, in_dims[0], info.batch_size)
         if in_dims[1] is None or info.batch_size == 1:
-            w = w if in_dims[1] is None else w.select(in_dims[1], 0)
+            w = w if in_dims[1] is None else w.squeeze(in_dims[1])
             return Conv.apply(channels_last(x.flatten(0, 1)), w, geometry).unflatten(0, x.shape[:2]), 0
         patches = Unfold.apply(x, geometry)
         return as_images(patches @ as_matrix(w.movedim(in_dims[1], 0)).transpose(1, 2), geometry.output), 0
@@ -110,7 +110,7 @@ class ConvInput(Function):
     ) -> tuple[Tensor, int]:
         g = tasks_first(g, in_dims[0], info.batch_size)
         if in_dims[1] is None or info.batch_size == 1:
-            w = w if in_dims[1] is None else w.select(in_dims[1], 0)
+            w = w if in_dims[1] is None else w.squeeze(in_dims[1])
             return ConvInput.apply(channels_last(g.flatten(0, 1)), w, geometry).unflatten(0, g.shape[:2]), 0
         return Fold.apply(as_rows(g) @ as_matrix(w.movedim(in_dims[1], 0)), geometry), 0
 
@@ -146,9 +146,15 @@ class ConvWeight(Function):
     ) -> tuple[Tensor, int]:
         x, g = (tasks_first(t, dim, info.batch_size) for t, dim in ((x, in_dims[0]), (g, in_dims[1])))
         if info.batch_size == 1:
-            return ConvWeight.apply(channels_last(x[0]), channels_last(g[0]), geometry)[None], 0
-        w = as_rows(g).transpose(1, 2) @ Unfold.apply(x, geometry)
-        return w.view(*w.shape[:2], *geometry.kernel, x.shape[2]).permute(0, 1, 4, 2, 3), 0
+            # Flattened, as the derivative of an item is a copy among zeros.
+            x, g = (channels_last(t.flatten(0, 1)) for t in (x, g))
+            return ConvWeight.apply(x, g, geometry)[None], 0
+        rows, patches = as_rows(g), Unfold.apply(x, geometry)
+        if patches.shape[2] < rows.shape[2]:  # a matrix product is fastest with the longer side last
+            w = (patches.transpose(1, 2) @ rows).transpose(1, 2)
+        else:
+            w = rows.transpose(1, 2) @ patches
+        return w.unflatten(2, (*geometry.kernel, x.shape[2])).permute(0, 1, 4, 2, 3), 0
 
 
 class Unfold(Function):

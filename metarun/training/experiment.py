@@ -152,7 +152,7 @@ class Experiment:
         else:
             shape = self.algorithm.train_shape(self.task.shape)
             batch = self.task.batch("train", meta_batch_indices(0, self.runner.meta_batch), shape)
-            step = tuned(self.algorithm, batch, self.runner.iterations, self.runner.chunk, self.runner.tune)
+            step = tuned(self.algorithm, batch, self.runner.iterations, self.runner.chunk, self.runner.tune_above)
             if step is not None:
                 directory.write_meta(step=step.as_dict())
         if step is not None and isinstance(self.algorithm, SupervisedAlgorithm):

@@ -20,8 +20,8 @@ class Runner:
     """auto, cpu, cuda, cuda:N or mps."""
     threads: Positive | None
     """CPU threads; null chooses by the size of the work and keeps the choice with the run."""
-    tune: bool
-    """Find the fastest exact way to compute a step, where the run is long enough for that to pay."""
+    tune_above: NonNegative | None
+    """Seconds that all steps must take for the fastest exact way to compute one to be looked for; null: never."""
     chunk: Positive | None
     """Tasks of the meta-batch whose graph is held at once: less memory, more time; null: chosen."""
     precision: Literal["float32", "float64"]

@@ -26,8 +26,6 @@ from metarun.tasks.files import atomic, cache_dir
 
 log = logging.getLogger("metarun")
 
-WORTH = 30.0
-"""Seconds a run's steps must take in all for a search to pay."""
 COMPILATION = 40.0
 """Seconds that compiling a step may take, and must promise to save."""
 SMALL = 0.02
@@ -72,27 +70,28 @@ class Tuned:
         return "; ".join(words)
 
 
-def tuned(algorithm: Algorithm, batch: Any, iterations: int, chunk: int | None, search: bool) -> Tuned | None:
+def tuned(algorithm: Algorithm, batch: Any, iterations: int, chunk: int | None, above: float | None) -> Tuned | None:
     """How to compute ``algorithm``'s steps on meta-batches like ``batch``; ``None`` for algorithms without a choice.
 
-    Found once for each learner, shape and device, and kept in the cache. ``chunk`` fixes the tasks at once.
+    Found once for each learner, shape and device, and kept in the cache. ``chunk`` fixes the tasks at once; runs whose
+    steps take up to ``above`` seconds in all are not worth a search (``None``: none is).
     """
     if not isinstance(algorithm, SupervisedAlgorithm) or algorithm.optimizer is None:
         return None
-    path = cache_dir() / "plans" / f"{digest(algorithm, batch, chunk, search)}.json"
+    path = cache_dir() / "plans" / f"{digest(algorithm, batch, chunk, above)}.json"
     try:
         kept = Tuned.of(json.loads(path.read_text()))
         if kept.short is None or iterations <= kept.short:
             return kept
     except (OSError, ValueError, TypeError, KeyError):
         pass
-    found = choose(algorithm, batch, iterations, chunk, search)
+    found = choose(algorithm, batch, iterations, chunk, above)
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(found.as_dict()))
     return found
 
 
-def digest(algorithm: SupervisedAlgorithm, batch: TaskBatch, chunk: int | None, search: bool) -> str:
+def digest(algorithm: SupervisedAlgorithm, batch: TaskBatch, chunk: int | None, above: float | None) -> str:
     """Of everything that the choice depends on."""
     tensors = (batch.support.x, batch.support.y, batch.query.x, batch.query.y)
     device = tensors[0].device
@@ -101,12 +100,14 @@ def digest(algorithm: SupervisedAlgorithm, batch: TaskBatch, chunk: int | None, 
         {k: v for k, v in sorted(vars(algorithm).items()) if isinstance(v, (int, float, str, bool, type(None)))},
         [(list(t.shape), str(t.dtype)) for t in (*tensors, *algorithm.parameters())],
         [torch.cuda.get_device_name(device) if device.type == "cuda" else device.type, torch.get_num_threads()],
-        [torch.__version__, chunk, search],
+        [torch.__version__, chunk, above],
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
-def choose(algorithm: SupervisedAlgorithm, batch: TaskBatch, iterations: int, chunk: int | None, search: bool) -> Tuned:
+def choose(
+    algorithm: SupervisedAlgorithm, batch: TaskBatch, iterations: int, chunk: int | None, above: float | None
+) -> Tuned:
     """Time the candidates, drop those that are not exact or need too much memory, and take the fastest."""
     learner = copy.deepcopy(algorithm).train()
     tasks = len(batch.query.y)
@@ -114,8 +115,8 @@ def choose(algorithm: SupervisedAlgorithm, batch: TaskBatch, iterations: int, ch
     if learner.whole:
         return Tuned(default)
     first = seconds(learner, batch, default, 1)
-    if not search or first * iterations < WORTH:
-        return Tuned(default, peak_mb=peak(learner, batch, default) / 1e6, short=iterations if search else None)
+    if above is None or first * iterations < above:
+        return Tuned(default, peak_mb=peak(learner, batch, default) / 1e6, short=None if above is None else iterations)
     log.info("finding the fastest exact way to compute a step (kept for later runs)")
     plain = Plan(batched=False, chunk=1)
     exactness = Exactness(algorithm, batch)
@@ -145,13 +146,14 @@ def choose(algorithm: SupervisedAlgorithm, batch: TaskBatch, iterations: int, ch
 
 
 def timed(candidate: Tuned, learner: SupervisedAlgorithm, batch: TaskBatch) -> Tuned:
-    """The candidate with its time, unless it is not exact."""
+    """The candidate with its time and, where its operations can be followed, memory; unless it is not exact."""
     if candidate.error is None or not candidate.error <= EXACT:
         log.warning("not used, as its gradient is off by %.1g: %s", candidate.error, candidate.plan)
         return candidate
     spent = 1e3 * seconds(learner, batch, candidate.plan)
     log.info("  %.4g ms: %s", spent, candidate.plan)
-    return replace(candidate, milliseconds=spent)
+    used = candidate.peak_mb if candidate.plan.capture == "compiled" else peak(learner, batch, candidate.plan) / 1e6
+    return replace(candidate, milliseconds=spent, peak_mb=used)
 
 
 def faster(best: Tuned, trial: Tuned) -> Tuned:
@@ -221,7 +223,7 @@ def wait(device: torch.device) -> None:
 
 
 def peak(learner: SupervisedAlgorithm, batch: TaskBatch, plan: Plan) -> int:
-    """Bytes that the tensors of a step add at their peak, captured or not; without the scratch space of kernels."""
+    """Bytes that the tensors of a step add at their peak; without the scratch space of kernels."""
     learner.plan = plan
     with _Alive() as alive:
         learner.outer_gradient(batch)

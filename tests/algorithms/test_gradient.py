@@ -653,6 +653,10 @@ ADAPTS: dict[str, dict[str, Any]] = {
     "warped": {"_target_": f"{G}.warp.Warped", "after": None, "kernel": 3, "norm": False},
     "prototypes": {"_target_": f"{G}.adapts.Prototypes", "norm": False},
     "fresh": {"_target_": f"{G}.fresh.Fresh", "part": "body", "norm": False, "std": 0.3},
+    "step norm": {
+        "_target_": f"{G}.multistep.StepNorm",
+        "adapts": {"_target_": f"{G}.adapts.Prototypes", "norm": False},
+    },
 }
 EVERY_RULE: dict[str, dict[str, Any]] = {
     "sgd": {"_target_": f"{RULES}.SGD"},
@@ -674,12 +678,14 @@ OUTER: dict[str, dict[str, Any]] = {
     "implicit": {"_target_": f"{G}.outer.Implicit", "solver": "cg", "iterations": 3, "damping": 0.0, "step": 0.1},
     "neumann": {"_target_": f"{G}.outer.Implicit", "solver": "neumann", "iterations": 3, "damping": 0.0, "step": 0.1},
     "windows": {"_target_": f"{G}.windows.Truncated", "unroll": 2, "log": True, "first_order": False},
+    "multi-step": {"_target_": f"{G}.multistep.MultiStep", "anneal_over": 5, "first_order_for": 0},
     "evolution": {"_target_": f"{G}.evolution.Evolution", "sigma": 0.1, "unroll": 2, "log": False, "along": True},
 }
 REFUSED = {
     ("context", "difference"): "starts at no learned value",
     ("fresh", "difference"): "starts at no learned value",
     ("lasting adam", "single steps"): "no state to carry on",
+    ("lasting adam", "multi-step"): "need all tasks at once",
     ("lasting adam", "windows"): "keep a rule's state themselves",
     ("lasting adam", "evolution"): "keep a rule's state themselves",
 }
@@ -713,12 +719,14 @@ def test_every_combination_of_pieces_steps_and_unrolled_ones_are_exact(adapts: s
 
 ELSEWHERE = ["l2l", "l2l_mlp", "scratch", "ml3", "es", "pes"]
 """Tested in test_learned_optimizers.py, test_learned_loss.py and test_evolution.py, but for what all share."""
+MULTISTEP = ["mamlpp"]
+"""Their exactness is in test_multistep.py."""
 METHODS = [e.name for e in catalogue("algorithm") if "adapts" in e.section]
 
 
 def test_every_method_is_walked() -> None:
-    assert len(METHODS) == 21
-    assert {*EXACT, "fomaml", "pretrain", "reptile", "imaml", "warpgrad_steps", *ELSEWHERE} == {*METHODS}
+    assert len(METHODS) == 22
+    assert {*EXACT, "fomaml", "pretrain", "reptile", "imaml", "warpgrad_steps", *MULTISTEP, *ELSEWHERE} == {*METHODS}
     assert {*LEARN_CLUSTERS, *LEARN_SINUSOIDS, *ELSEWHERE} == {*METHODS} - {"pretrain"}
 
 
@@ -788,6 +796,7 @@ LEARN_CLUSTERS: dict[str, dict[str, Any]] = {
     "lowrank": {},
     "warpgrad": {},
     "warpgrad_steps": {},
+    "mamlpp": {"outer__anneal_over": 50, "outer__first_order_for": 20, "decay_over": 100},
 }
 
 

@@ -56,7 +56,7 @@ def maml(
         model, SPEC, adapts=Part(part="all", norm=adapt_norm), rule=SGD(), loss=TaskLoss(),
         outer=Unrolled(first_order=first_order), inner_lr=LR, inner_steps=steps, test_steps=steps, norm=norm,
         head_init=None, train_shot=None, train_query=None, outer_lr=1e-3, halve_every=None,
-        inner_batch=None, test_batch=None, outer_optimizer="adam", decay_over=None,
+        inner_batch=None, test_batch=None, outer_optimizer="adam", decay_over=None, decay="linear",
     )  # fmt: skip
 
 

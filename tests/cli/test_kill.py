@@ -19,6 +19,7 @@ FAST = [
     "runner.plots=false",
     "runner.test_episodes=40",
     "runner.val_episodes=20",
+    "runner.tune_above=0",  # the engine at its fastest, as a long run has it
 ]
 RUNS = {
     "sinusoid": [
@@ -76,6 +77,9 @@ def assert_same(run: Path, undisturbed: Path) -> None:
         )
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[k], theirs[k]) for k in ours if isinstance(ours[k], torch.Tensor))
+    ours, theirs = (json.loads((r / "meta.json").read_text()).get("step") for r in (run, undisturbed))
+    assert ours == theirs
+    assert ours is None or ours["milliseconds"] is not None  # bandits have no choice; the others searched
     ours, theirs = (json.loads((r / "summary.json").read_text()) for r in (run, undisturbed))
     assert ours["test"] == theirs["test"]
 

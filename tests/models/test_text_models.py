@@ -193,7 +193,7 @@ PROTO: dict[str, Any] = {
 GRADIENT: dict[str, Any] = {
     "inner_lr": 0.1, "inner_steps": 2, "test_steps": 2, "norm": "transductive", "head_init": None,
     "train_shot": None, "train_query": None, "outer_lr": 0.01, "halve_every": None, "decay_over": None,
-    "inner_batch": None, "test_batch": None, "outer_optimizer": "adam",
+    "inner_batch": None, "test_batch": None, "outer_optimizer": "adam", "decay": "linear",
 }  # fmt: skip
 SPEC = Spec("classification", "text", (), 2)
 

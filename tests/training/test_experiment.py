@@ -24,10 +24,10 @@ def test_a_run_from_python(tmp_path: Path) -> None:
         model, task.spec, adapts=Part(part="all", norm=False), rule=SGD(), loss=TaskLoss(),
         outer=Unrolled(first_order=False), inner_lr=0.01, inner_steps=1, inner_batch=None, test_steps=2,
         test_batch=None, norm="transductive", head_init=None, train_shot=None, train_query=None,
-        outer_optimizer="adam", outer_lr=0.01, halve_every=None, decay_over=None,
+        outer_optimizer="adam", outer_lr=0.01, halve_every=None, decay_over=None, decay="linear",
     )  # fmt: skip
     runner = Runner(
-        iterations=30, meta_batch=4, device="cpu", threads=1, tune=True, chunk=None,
+        iterations=30, meta_batch=4, device="cpu", threads=1, tune_above=None, chunk=None,
         precision="float32", validate_every=10, val_episodes=8,
         test_episodes=8, eval_batch=4, log_every=10, checkpoint_seconds=60, select="best", plots=False,
         directory=str(tmp_path),

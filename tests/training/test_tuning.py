@@ -22,14 +22,13 @@ from metarun.training.tuning import Tuned, choose, peak, tuned
 WORDS = ["task=vision/glyphs", "algorithm=maml", "model.width=4", "runner.meta_batch=4", "runner.device=cpu",
          "runner.threads=1", "tracker.wandb=disabled", "runner.plots=false", "name=tuning", "task.test_ways=[]",
          "runner.validate_every=4", "runner.val_episodes=4", "runner.test_episodes=4",
-         "runner.checkpoint_seconds=0", "runner.log_every=1"]  # fmt: skip
+         "runner.checkpoint_seconds=0", "runner.log_every=1", "runner.tune_above=0"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Glyphs come from the real cache, plans from one of this test's own."""
     monkeypatch.setattr(tuning, "cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(tuning, "WORTH", 0.0)
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def problem(*words: str) -> tuple[Any, Any]:
 @pytest.mark.usefixtures("_batching_pays")
 def test_the_choice_is_exact_and_captured() -> None:
     learner, batch = problem()
-    found = choose(learner, batch, 1000, None, True)
+    found = choose(learner, batch, 1000, None, 0.0)
     assert found.plan.batched
     assert found.plan.capture == "graph"
     assert found.error is not None
@@ -79,7 +78,7 @@ def test_a_wrong_gradient_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: p
         return lambda *arguments: _scaled(right(self, f, dims)(*arguments))
 
     monkeypatch.setattr(GradientLearner, "over_tasks", wrong)
-    found = choose(learner, batch, 1000, None, True)
+    found = choose(learner, batch, 1000, None, 0.0)
     assert not found.plan.batched
     assert "not used, as its gradient is off" in caplog.text
 
@@ -89,19 +88,18 @@ def _scaled(result: Any) -> Any:
 
 
 @pytest.mark.usefixtures("_captures_pay")
-def test_random_steps_are_captured_alone_and_short_runs_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose(*problem("algorithm.inner_batch=2"), 1000, None, True).plan == Plan(chunk=4, capture="graph")
-    assert choose(*problem(), 1000, 2, False).plan == Plan(chunk=2)
-    monkeypatch.setattr(tuning, "WORTH", 1e9)
-    found = choose(*problem(), 1000, None, True)
+def test_random_steps_are_captured_alone_and_short_runs_not_searched() -> None:
+    assert choose(*problem("algorithm.inner_batch=2"), 1000, None, 0.0).plan == Plan(chunk=4, capture="graph")
+    assert choose(*problem(), 1000, 2, None).plan == Plan(chunk=2)
+    found = choose(*problem(), 1000, None, 1e9)
     assert (found.plan, found.short) == (Plan(), 1000)
 
 
 @pytest.mark.usefixtures("_batching_pays")
 def test_the_choice_is_kept_and_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = tuned(*problem(), 1000, None, True)
+    found = tuned(*problem(), 1000, None, 0.0)
     monkeypatch.setattr(tuning, "choose", lambda *a: pytest.fail("searched again"))
-    assert tuned(*problem(), 5, None, True) == found
+    assert tuned(*problem(), 5, None, 0.0) == found
 
 
 def test_smaller_parts_take_less_memory() -> None:

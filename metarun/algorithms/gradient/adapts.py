@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.base import dry_run
+from metarun.algorithms.functional import call_with
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.metric.protonet import prototypes
 from metarun.errors import nearest, require
@@ -24,7 +26,8 @@ NORMS = (BatchNorm, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 class Adapts(nn.Module):
     """Chooses, or adds, the parameters that adapt, and says where they start.
 
-    A subclass gives :meth:`attach`; :meth:`initial` only where the start depends on the task.
+    A subclass gives :meth:`attach`; :meth:`initial` only where the start depends on the task, and :meth:`at` only
+    where the network itself changes from step to step.
     """
 
     any_way: bool = False
@@ -33,6 +36,13 @@ class Adapts(nn.Module):
     def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
         """Names in ``net`` (the model, then its head) of what adapts; whatever they need may be added to it."""
         raise NotImplementedError
+
+    def prepare(self, learner: GradientLearner) -> None:
+        """Called once after :meth:`attach`, when the learner knows what adapts."""
+
+    def at(self, step: int) -> Parameters:
+        """What replaces the network's own at ``step`` (0, 1, ...) and for queries after it, the same for all tasks."""
+        return {}
 
     def initial(self, learner: GradientLearner, support: Labelled) -> tuple[Parameters, Any]:
         """Where adaptation starts, and the dimension of tasks: ``None`` (shared), 0, or a dictionary of both."""
@@ -158,7 +168,8 @@ class Prototypes(Part):
 
     def initial(self, learner: GradientLearner, support: Labelled) -> tuple[Parameters, Any]:
         shared = learner.meta_learned()
-        features = learner.over_tasks(learner.net[:-1], (0,))(support.x)
+        embed = partial(call_with, learner.adapts.at(0), learner.net[:-1])
+        features = learner.over_tasks(embed, (0,))(support.x)
         centres = prototypes(features, support.y, support.way)
         head = {"1.weight": 2 * centres, "1.bias": -centres.square().sum(-1)}
         return shared | head, {name: 0 if name in head else None for name in shared}

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metarun.algorithms.base import Metrics, judge
+from metarun.algorithms.functional import call_with
 from metarun.algorithms.gradient.learner import Walk, minibatches, one_of
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.windows import Windows
@@ -97,7 +97,8 @@ class Evolution(Windows):
             dims = (0, 0, None if state is None else 0, 0, 0, 0)
             parameters, state = learner.over_tasks(move, dims)(meta, parameters, state, initial, twice(x), twice(y))
             if self.along or step + 1 == last:
-                answer = learner.over_tasks(with_meta(learner, learner.predict_query), (0, 0, 0, 0))
+                predict = partial(learner.predict_query, step=step)
+                answer = learner.over_tasks(with_meta(learner, predict), (0, 0, 0, 0))
                 judged = judge(learner.spec, answer(meta, parameters, support.x, query.x), query.y)
             if self.along or step + 1 == learner.inner_steps:
                 losses = losses + self.heights(judged)
@@ -123,7 +124,7 @@ class _WithMeta(nn.Module):
 def with_meta(learner: GradientLearner, f: Callable[..., Any]) -> Callable[..., Any]:
     """``f``, which uses ``learner``, as a function of the learner's meta-parameters and its own arguments."""
     held = _WithMeta(learner, f)
-    return lambda meta, *arguments: functional_call(held, {f"learner.{n}": p for n, p in meta.items()}, arguments)
+    return lambda meta, *arguments: call_with({f"learner.{n}": p for n, p in meta.items()}, held, *arguments)
 
 
 def finite(x: Tensor) -> Tensor:

@@ -10,19 +10,21 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.overrides import TorchFunctionMode
 
 from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge, with_head
+from metarun.algorithms.functional import call_with
 from metarun.algorithms.gradient.adapts import Adapts
 from metarun.algorithms.gradient.losses import InnerLoss
 from metarun.algorithms.gradient.outer import OuterGradient
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.rules import Rule, State
 from metarun.kernels.mode import REPLACED, TaskBatched
+from metarun.kernels.move import move
 from metarun.models.norm import set_policy, statistics_from
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
-from metarun.types import Count, Positive, Rate
+from metarun.types import Count, Decay, Positive, Rate
 
 Dims = Any
 """Which dimension of an argument is the tasks': 0, ``None`` (shared by all), or nested dictionaries of these."""
@@ -61,10 +63,11 @@ class GradientLearner(SupervisedAlgorithm):
     ``inner_lr`` is the rule's step size, or what a learned one starts from. ``test_steps`` steps are taken on
     test tasks; ``inner_steps=0`` is joint pre-training on all tasks. Steps are on the whole support set, or on
     ``inner_batch`` (``test_batch``) examples of it. The outer step is Adam's or plain descent's
-    (``outer_optimizer``) of size ``outer_lr``, halved every ``halve_every`` iterations, or falling linearly to 0
-    over ``decay_over``. ``head_init`` is the standard deviation of the head's weights (null: torch's own
-    initialisation). Meta-trains on episodes of ``train_shot`` and ``train_query`` where given. ``norm``:
-    ``transductive`` or ``support``; a running average has no meaning for parameters that change with every task.
+    (``outer_optimizer``) of size ``outer_lr``, halved every ``halve_every`` iterations, or falling to 0 over
+    ``decay_over``, in a line or along a cosine (``decay``). ``head_init`` is the standard deviation of the head's
+    weights (null: torch's own initialisation). Meta-trains on episodes of ``train_shot`` and ``train_query`` where
+    given. ``norm``: ``transductive`` or ``support``; a running average has no meaning for parameters that change
+    with every task.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class GradientLearner(SupervisedAlgorithm):
         outer_lr: Rate,
         halve_every: Positive | None,
         decay_over: Count | None,
+        decay: Decay,
     ) -> None:
         super().__init__()
         self.spec, self.norm = spec, norm
@@ -100,6 +104,7 @@ class GradientLearner(SupervisedAlgorithm):
         set_policy(self.net, norm)
         self.adapts, self.rule, self.loss, self.outer = adapts, rule, loss, outer
         self.adapted_names = adapts.attach(self.net, spec)
+        adapts.prepare(self)
         rule.prepare(self.meta_learned(), inner_lr, inner_steps)
         loss.prepare(spec)
         outer.prepare(self)
@@ -107,12 +112,16 @@ class GradientLearner(SupervisedAlgorithm):
             dry_run(model, spec)
         self.batchable = not found.any
         self.whole = rule.carries or outer.whole
-        self.learn_with(outer_lr, halve_every, decay_over, outer_optimizer)
+        self.learn_with(outer_lr, halve_every, decay_over, decay, outer_optimizer)
 
     @property
     def batched(self) -> bool:
         """Whether inner loops run on all tasks at once: where that is exact, unless :attr:`plan` says otherwise."""
         return self.batchable and self.plan.batched
+
+    def arrive(self, iteration: int) -> None:
+        super().arrive(iteration)
+        self.outer.arrive(iteration)
 
     def changes(self, iteration: int) -> tuple[Any, ...]:
         return self.outer.signature(iteration)
@@ -138,22 +147,25 @@ class GradientLearner(SupervisedAlgorithm):
         """What adapts, as the network holds it."""
         return {name: attrgetter(name)(self.net) for name in self.adapted_names}
 
-    # One task.
+    # One task. ``step`` is the one whose gradient is taken, or that came before the queries; null: the last one.
 
-    def predict(self, parameters: Parameters, x: Tensor) -> Tensor:
+    def predict(self, parameters: Parameters, x: Tensor, step: int | None = None) -> Tensor:
         """Predictions [N, outputs]; ``parameters`` replace the network's own of the same names."""
-        return functional_call(self.net, parameters, (x,))
+        of_the_step = self.adapts.at(max(self.inner_steps - 1, 0) if step is None else step)
+        return call_with({**of_the_step, **parameters}, self.net, x)
 
-    def predict_query(self, parameters: Parameters, support: Tensor, query: Tensor) -> Tensor:
+    def predict_query(self, parameters: Parameters, support: Tensor, query: Tensor, step: int | None = None) -> Tensor:
         """Query predictions, normalised as the policy says."""
         if self.norm == "support":
             with statistics_from(self.net, len(support)):
-                return self.predict(parameters, torch.cat([support, query]))[len(support) :]
-        return self.predict(parameters, query)
+                return self.predict(parameters, torch.cat([support, query]), step)[len(support) :]
+        return self.predict(parameters, query, step)
 
-    def inner_gradient(self, parameters: Parameters, initial: Parameters, x: Tensor, y: Tensor) -> Parameters:
+    def inner_gradient(
+        self, parameters: Parameters, initial: Parameters, x: Tensor, y: Tensor, step: int | None = None
+    ) -> Parameters:
         """Of the inner loss on the support set (x, y), by ``parameters``."""
-        return grad(lambda p: self.loss(self.predict(p, x), x, y, p, initial))(parameters)
+        return grad(lambda p: self.loss(self.predict(p, x, step), x, y, p, initial))(parameters)
 
     def inner_step(
         self,
@@ -166,11 +178,11 @@ class GradientLearner(SupervisedAlgorithm):
         y: Tensor,
     ) -> tuple[Parameters, State]:
         """Parameters and the rule's state after one more step; ``state`` is ``None`` before the first."""
-        gradients = self.inner_gradient(parameters, initial, x, y)
+        gradients = self.inner_gradient(parameters, initial, x, y, step)
         if first_order:
             gradients = {name: g.detach() for name, g in gradients.items()}
         changes, state = self.rule.update(gradients, self.rule.init(parameters) if state is None else state, step)
-        return {name: p + changes[name] for name, p in parameters.items()}, state
+        return {name: move(p, changes[name]) for name, p in parameters.items()}, state
 
     # Many tasks.
 
@@ -189,10 +201,10 @@ class GradientLearner(SupervisedAlgorithm):
         initial, shared, parameters, dims, state, done = start or self.begin(support)
         yield parameters, dims, state
         for step, (x, y) in enumerate(minibatches(support, steps, size), done):
-            move = self.over_tasks(
+            advance = self.over_tasks(
                 partial(self.inner_step, step, first_order), (dims, None if state is None else 0, shared, 0, 0)
             )
-            parameters, state = move(parameters, state, initial, x, y)
+            parameters, state = advance(parameters, state, initial, x, y)
             dims = 0
             yield parameters, dims, state
 
@@ -215,16 +227,21 @@ class GradientLearner(SupervisedAlgorithm):
 
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
         steps = self.test_steps if steps is None else steps
-        for parameters, dims, _ in self.trajectory(support, steps, self.test_batch):
-            yield partial(self.answers, parameters, dims, support)
+        for taken, (parameters, dims, _) in enumerate(self.trajectory(support, steps, self.test_batch)):
+            yield partial(self.answers, parameters, dims, support, step=max(taken - 1, 0))
 
-    def answers(self, parameters: Parameters, dims: Dims, support: Labelled, query: Tensor) -> Tensor:
+    def answers(
+        self, parameters: Parameters, dims: Dims, support: Labelled, query: Tensor, step: int | None = None
+    ) -> Tensor:
         """Predictions [T, Nq, outputs] for the inputs ``query`` [T, Nq, ...]."""
-        return self.over_tasks(self.predict_query, (dims, 0, 0))(parameters, support.x, query)
+        answer = partial(self.predict_query, step=step)
+        return self.over_tasks(answer, (dims, 0, 0))(parameters, support.x, query)
 
-    def query_loss(self, parameters: Parameters, dims: Dims, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+    def query_loss(
+        self, parameters: Parameters, dims: Dims, batch: TaskBatch, step: int | None = None
+    ) -> tuple[Tensor, Metrics]:
         """Mean loss of adapted learners on their query sets; and that with the other metrics, detached."""
-        judged = judge(self.spec, self.answers(parameters, dims, batch.support, batch.query.x), batch.query.y)
+        judged = judge(self.spec, self.answers(parameters, dims, batch.support, batch.query.x, step), batch.query.y)
         means = {name: value.mean() for name, value in judged.items()}
         loss = means["loss" if self.spec.kind == "classification" else "mse"]
         return loss, {name: value.detach() for name, value in means.items()}

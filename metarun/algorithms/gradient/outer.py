@@ -29,6 +29,9 @@ class OuterGradient(nn.Module):
     recordable: bool = True
     """Whether a recording of its tensor operations repeats it: it keeps nothing in Python from step to step."""
 
+    def arrive(self, iteration: int) -> None:
+        """Called before the step at ``iteration``; what changes with every one is kept as a buffer."""
+
     def signature(self, iteration: int) -> tuple[Any, ...]:
         """What it depends on at ``iteration`` beside tensors."""
         return ()

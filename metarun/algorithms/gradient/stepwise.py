@@ -37,7 +37,7 @@ class Stepwise(OuterGradient):
         walk, losses = learner.begin(batch.support), []
         for _ in range(learner.inner_steps):
             *_, (moved, dims, state) = learner.trajectory(batch.support, 1, learner.inner_batch, start=walk)
-            loss, metrics = learner.query_loss(moved, dims, batch)
+            loss, metrics = learner.query_loss(moved, dims, batch, walk.step)
             losses.append(loss)
             constant = {name: p + (moved[name] - p).detach() for name, p in walk.initial.items()}
             state = tree_map_only(Tensor, Tensor.detach, state)

@@ -107,8 +107,9 @@ class Truncated(Windows):
         walk = learner.begin(batch.support) if self.kept is None else Walk(*self.kept["walk"])
         steps, losses = self.window(learner, walk.step), []
         trajectory = learner.trajectory(batch.support, steps, learner.inner_batch, self.first_order, walk)
-        for parameters, dims, state in islice(trajectory, 1, None):  # noqa: B007
-            judged = judge(learner.spec, learner.answers(parameters, dims, batch.support, batch.query.x), batch.query.y)
+        for step, (parameters, dims, state) in enumerate(islice(trajectory, 1, None), walk.step):  # noqa: B007
+            answers = learner.answers(parameters, dims, batch.support, batch.query.x, step)
+            judged = judge(learner.spec, answers, batch.query.y)
             losses.append(self.heights(judged).mean())
         self.keep(learner, batch, Walk(walk.initial, walk.shared, parameters, dims, state, walk.step + steps))
         return torch.stack(losses).sum(), {name: value.detach().mean() for name, value in judged.items()}

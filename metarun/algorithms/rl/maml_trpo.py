@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metarun.algorithms.base import Metrics
+from metarun.algorithms.functional import call_with
 from metarun.algorithms.rl.advantage import gae, linear_baseline, normalised
 from metarun.algorithms.rl.base import ControlAlgorithm
 from metarun.algorithms.rl.collect import Percept, Rollout, collect
@@ -112,7 +112,7 @@ class MAMLTRPO(ControlAlgorithm):
     def policy(self, phi: Tensor, rollout: Rollout) -> Distribution:
         """Action distributions [T, E, S] of each task's policy at its rollouts' observations."""
         seen = rollout.observation
-        output = functional_call(self.model, self.named(phi), (seen.flatten(1, 2),))
+        output = call_with(self.named(phi), self.model, seen.flatten(1, 2))
         return distribution(self.spec, output.view(*seen.shape[:3], -1))
 
     def experience(self, env: Environment, phi: Tensor, episodes: int, generator: torch.Generator | None) -> Experience:
@@ -120,7 +120,7 @@ class MAMLTRPO(ControlAlgorithm):
         parameters = self.named(phi)
 
         def act(percept: Percept) -> Tensor:
-            return functional_call(self.model, parameters, (percept.observation,))
+            return call_with(parameters, self.model, percept.observation)
 
         rollout = collect(env, self.spec, act, episodes, 1, generator)
         value = linear_baseline(rollout.observation, rollout.reward, rollout.running, self.discount)

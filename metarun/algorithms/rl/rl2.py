@@ -13,6 +13,7 @@ from metarun.algorithms.rl.advantage import gae, normalised
 from metarun.algorithms.rl.base import ControlAlgorithm
 from metarun.algorithms.rl.collect import Percept, Rollout, collect
 from metarun.algorithms.rl.distributions import distribution
+from metarun.algorithms.schedule import Schedule
 from metarun.tasks.base import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.types import Fraction, NonNegative, Positive, Rate
@@ -77,7 +78,7 @@ class RL2(ControlAlgorithm):
             entropy_weight,
             max_grad_norm,
         )
-        self.outer_lr, self.halve_every = outer_lr, halve_every
+        self.schedule = Schedule(outer_lr, halve_every)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=outer_lr, eps=1e-5)
 
     def trial(self, env: Environment, copies: int) -> tuple[Rollout, Recorder]:
@@ -98,9 +99,7 @@ class RL2(ControlAlgorithm):
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
-        if self.halve_every:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.outer_lr * 0.5 ** (iteration // self.halve_every)
+        self.schedule.apply(self.optimizer, iteration)
         rollout, recorder = self.trial(batch, self.trials)
         value = torch.stack(recorder.values, -1).view_as(rollout.reward)
         advantage = gae(rollout.reward, value, rollout.running, self.discount, self.gae_lambda)

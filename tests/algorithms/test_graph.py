@@ -1,0 +1,63 @@
+"""A recording made shorter computes the same bits, whatever is repeated, written into, drawn or permuted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from metarun.algorithms.graph import simplified
+
+
+def _both(f, *inputs: Tensor) -> tuple[list[Tensor], list[Tensor], int, int]:  # type: ignore[no-untyped-def]
+    """Results before and after, and the number of operations."""
+    graph = make_fx(f)(*inputs)
+    before, length = graph(*inputs), len(graph.graph.nodes)
+    shorter = simplified(graph)
+    return before, shorter(*inputs), length, len(shorter.graph.nodes)
+
+
+def test_what_is_repeated_is_computed_once() -> None:
+    def f(x: Tensor) -> list[Tensor]:
+        return [x.exp() + 1, (x.exp() + 1) * 2, x.sum(0, keepdim=True), x.sum(0)]
+
+    before, after, length, shorter = _both(f, torch.randn(3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert length - shorter == 2
+
+
+def test_what_is_written_into_is_kept_apart() -> None:
+    def f(x: Tensor) -> list[Tensor]:
+        y = x * 2
+        early, first = y.sum(), y[0].exp()
+        y[0].add_(1)
+        z, u = torch.zeros(4), torch.zeros(4)
+        z.view(2, 2).add_(1)
+        return [early, y.sum(), first, y[0].exp(), z.sum(), u.sum(), x * 2]
+
+    before, after, _, _ = _both(f, torch.randn(3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not torch.equal(after[0], after[1])
+    assert not torch.equal(after[2], after[3])
+    assert after[4] != after[5]
+    assert not torch.equal(after[6].sum(), after[1])
+
+
+def test_random_numbers_are_drawn_as_often() -> None:
+    graph = simplified(make_fx(lambda x: [torch.randn_like(x), torch.randn_like(x)])(torch.zeros(3)))
+    torch.manual_seed(0)
+    first, second = graph(torch.zeros(3))
+    torch.manual_seed(0)
+    assert torch.equal(first, torch.randn(3))
+    assert not torch.equal(first, second)
+
+
+def test_chains_of_views_become_one() -> None:
+    def f(x: Tensor) -> list[Tensor]:
+        y = x.permute(1, 2, 0).transpose(0, 1).permute(2, 1, 0)  # as x
+        z = x.permute(2, 0, 1).permute(1, 0, 2).exp()
+        return [y + 1, z, x.view(6, 4).view(24).view(2, 12).exp(), x.detach().expand(2, 3, 4) * 2]
+
+    before, after, _, shorter = _both(f, torch.randn(2, 3, 4))
+    assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(before, after, strict=True))
+    assert shorter == 8  # the input, two views, four operations, the output
