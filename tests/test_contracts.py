@@ -72,14 +72,15 @@ SMALL = {
     "algorithm=imaml": ["algorithm.inner_steps=2", "algorithm.test_steps=3"],
     **{f"algorithm={name}": ["runner.meta_batch=2"] for name in GRADIENT},
     "algorithm=scratch": ["algorithm.test_steps=3"],
+    "algorithm=ml3": ["runner.meta_batch=2", "algorithm.inner_steps=2", "algorithm.test_steps=3"],
     **{f"algorithm={name}": ["runner.meta_batch=2", "algorithm.inner_steps=4", "algorithm.outer.unroll=2",
                              "algorithm.test_steps=3"] for name in ("l2l", "l2l_mlp", "pes")},
 }  # fmt: skip
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (9, 8, 24)
-    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (414, 29, 21)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (9, 8, 25)
+    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (433, 29, 22)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 

@@ -717,15 +717,15 @@ def test_every_combination_of_pieces_steps_and_unrolled_ones_are_exact(adapts: s
         assert any(not torch.equal(p, q) for p, q in zip(before, after, strict=True))
 
 
-ELSEWHERE = ["l2l", "l2l_mlp", "scratch", "es", "pes"]
-"""Tested in test_learned_optimizers.py and test_evolution.py, but for what all methods have in common."""
+ELSEWHERE = ["l2l", "l2l_mlp", "scratch", "ml3", "es", "pes"]
+"""Tested in test_learned_optimizers.py, test_learned_loss.py and test_evolution.py, but for what all share."""
 MULTISTEP = ["mamlpp"]
 """Their exactness is in test_multistep.py."""
 METHODS = [e.name for e in catalogue("algorithm") if "adapts" in e.section]
 
 
 def test_every_method_is_walked() -> None:
-    assert len(METHODS) == 21
+    assert len(METHODS) == 22
     assert {*EXACT, "fomaml", "pretrain", "reptile", "imaml", "warpgrad_steps", *MULTISTEP, *ELSEWHERE} == {*METHODS}
     assert {*LEARN_CLUSTERS, *LEARN_SINUSOIDS, *ELSEWHERE} == {*METHODS} - {"pretrain"}
 

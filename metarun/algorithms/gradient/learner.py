@@ -165,7 +165,7 @@ class GradientLearner(SupervisedAlgorithm):
         self, parameters: Parameters, initial: Parameters, x: Tensor, y: Tensor, step: int | None = None
     ) -> Parameters:
         """Of the inner loss on the support set (x, y), by ``parameters``."""
-        return grad(lambda p: self.loss(self.predict(p, x, step), y, p, initial))(parameters)
+        return grad(lambda p: self.loss(self.predict(p, x, step), x, y, p, initial))(parameters)
 
     def inner_step(
         self,

@@ -18,15 +18,15 @@ class InnerLoss(nn.Module):
         """Called once, with the task family."""
         self.kind = spec.kind
 
-    def forward(self, prediction: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
-        """``prediction`` [N, outputs] of the ``parameters`` that have moved from ``initial``, for targets ``y``."""
+    def forward(self, prediction: Tensor, x: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
+        """``prediction`` [N, outputs] of the ``parameters`` moved from ``initial``; inputs ``x``, targets ``y``."""
         raise NotImplementedError
 
 
 class TaskLoss(InnerLoss):
     """The task's own: mean cross-entropy or mean squared error."""
 
-    def forward(self, prediction: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
+    def forward(self, prediction: Tensor, x: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
         return task_loss(self.kind, prediction, y)
 
 
@@ -37,9 +37,9 @@ class Proximal(TaskLoss):
         super().__init__()
         self.strength = strength
 
-    def forward(self, prediction: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
+    def forward(self, prediction: Tensor, x: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
         moved = torch.stack([(p - initial[name]).square().sum() for name, p in parameters.items()]).sum()
-        return super().forward(prediction, y, parameters, initial) + self.strength / 2 * moved
+        return super().forward(prediction, x, y, parameters, initial) + self.strength / 2 * moved
 
     def extra_repr(self) -> str:
         return f"strength={self.strength}"

@@ -55,11 +55,20 @@ class Unrolled(OuterGradient):
         super().__init__()
         self.first_order = first_order
 
+    def prepare(self, learner: GradientLearner) -> None:
+        refuse_constant_gradients(self.first_order, learner)
+
     def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         return learner.query_loss(*learner.adapted(batch.support, self.first_order), batch)
 
     def extra_repr(self) -> str:
         return f"first_order={self.first_order}"
+
+
+def refuse_constant_gradients(first_order: bool, learner: GradientLearner) -> None:
+    """A learned loss acts through the inner gradients alone: with these as constants nothing of it would be learned."""
+    learned = any(p.requires_grad for p in learner.loss.parameters())
+    require(not (first_order and learned), "algorithm.outer.first_order=true: a learned loss gets no gradient that way")
 
 
 class Difference(OuterGradient):

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from metarun.algorithms.base import Metrics, judge
 from metarun.algorithms.gradient.learner import Walk
-from metarun.algorithms.gradient.outer import OuterGradient
+from metarun.algorithms.gradient.outer import OuterGradient, refuse_constant_gradients
 from metarun.errors import require
 from metarun.tasks.base import Labelled, TaskBatch
 from metarun.types import Positive
@@ -97,6 +97,10 @@ class Truncated(Windows):
     def __init__(self, *, unroll: Positive | None, log: bool, first_order: bool) -> None:
         super().__init__(unroll=unroll, log=log)
         self.first_order = first_order
+
+    def prepare(self, learner: GradientLearner) -> None:
+        super().prepare(learner)
+        refuse_constant_gradients(self.first_order, learner)
 
     def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         batch = self.tasks(batch)
