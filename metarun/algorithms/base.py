@@ -104,7 +104,7 @@ class SupervisedAlgorithm(Algorithm):
         parameters = [p for p in self.parameters() if p.requires_grad]
         self.schedule = Schedule(outer_lr, halve_every, decay_over, decay)
         kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
-        self.optimizer = kind(parameters, lr=outer_lr, fused=True) if parameters else None
+        self.optimizer = kind(parameters, lr=outer_lr) if parameters else None
 
     def arrive(self, iteration: int) -> None:
         """Called before the step at ``iteration``."""

@@ -103,12 +103,7 @@ class Captured:
         with torch.enable_grad():
             inner = {f"algorithm.{n}": t for n, t in {**state, **leaves}.items()}
             loss, metrics = call_with(inner, _OuterLoss(self.algorithm), batch)
-            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-            # Laid out in memory as the parameters, which fused optimizers take for granted (as after backward).
-            gradients = [
-                g if g is None or g.stride() == p.stride() else torch.empty_like(p).copy_(g)
-                for p, g in zip(leaves.values(), found, strict=True)
-            ]
+            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         self.names = list(metrics)
         self.has = [g is not None for g in gradients]
         return [*(m.detach() for m in metrics.values()), *(g for g in gradients if g is not None)]
