@@ -45,7 +45,7 @@ def end_to_end(iterations: int, threads: int, device: torch.device, meta_batch: 
     workload = WORKLOADS["W2"].resized(meta_batch)
     task = "vision/omniglot" if find(None, "omniglot") else "vision/glyphs"
     log.info("end to end: %d iterations on %s", iterations, task)
-    with TemporaryDirectory() as directory, _quiet():
+    with TemporaryDirectory(ignore_cleanup_errors=True) as directory, _quiet():
         experiment = build(
             compose(
                 [
