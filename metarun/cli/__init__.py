@@ -14,6 +14,7 @@ COMMANDS = {
     "list": "list [tasks|models|algorithms|experiments]: what there is, and what fits what",
     "show": "show NAME: what a task, model, algorithm or experiment is, and its keys with their defaults",
     "eval": "eval RUN [key=value ...]: judge a run's learner again, under another protocol if asked",
+    "adapt": "adapt RUN --support PATH [--query PATH]: apply a run's learner to your own images, texts or numbers",
     "resume": "resume RUN [key=value ...]: go on where a run stopped, exactly",
     "bench": "bench [key=value ...]: the outer step side by side with other libraries', whichever are installed",
     "doctor": "what this machine offers, and what is missing",

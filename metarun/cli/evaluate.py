@@ -6,7 +6,7 @@ import json
 from datetime import datetime
 
 from metarun.cli.output import print_summary, set_up_logging
-from metarun.cli.stored import rebuild
+from metarun.cli.stored import rebuild, trained
 from metarun.errors import UserError
 from metarun.tracking.rundir import atomic_write
 from metarun.types import Split
@@ -24,9 +24,7 @@ def run(words: list[str]) -> int:
     from metarun.evaluation.evaluator import final
 
     directory, experiment, changes = rebuild("eval", words, allowed=("task.", "algorithm.", "runner."))
-    best, last = (directory.path / "checkpoints" / f"{name}.pt" for name in ("best", "last"))
-    chosen = best if experiment.runner.select == "best" and best.is_file() else last
-    iteration = experiment.load(chosen)
+    chosen, iteration = trained(directory, experiment)
     results = experiment.test(split)
     summary = {
         "iterations": iteration,

@@ -48,6 +48,13 @@ def rebuild(
     return directory, build(config, facts), changes
 
 
+def trained(directory: RunDirectory, experiment: Experiment) -> tuple[Path, int]:
+    """Give ``experiment`` the learner that its run tests: the checkpoint, and its iteration."""
+    best, last = (directory.path / "checkpoints" / f"{name}.pt" for name in ("best", "last"))
+    chosen = best if experiment.runner.select == "best" and best.is_file() else last
+    return chosen, experiment.load(chosen)
+
+
 def _set(config: dict[str, Any], key: str, value: Any) -> None:
     *parents, leaf = key.split(".")
     node: Any = config

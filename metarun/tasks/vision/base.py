@@ -45,6 +45,8 @@ class ImageFewShot(FewShot):
     """Few-shot classification of images: the data are one uint8 tensor [N, channels, height, width]."""
 
     modality: ClassVar[str] = "image"
+    dark_paper: bool = False
+    """Of drawings: ink is bright on dark."""
     augment: float = 0.0
     """How far meta-training images are warped: each by an affine map of its own, whose four linear entries
     differ from the identity by up to this, and whose shift is up to half of it, in halves of the image.

@@ -55,6 +55,8 @@ class Glyphs(ImageFewShot):
     strength of the random affine maps of meta-training images, 0 for none (:attr:`ImageFewShot.augment`).
     """
 
+    dark_paper = True
+
     def __init__(
         self,
         seed: int,

@@ -87,6 +87,7 @@ class Omniglot(ImageFewShot):
         if rotations == "classes":
             for part in self.turned:
                 classes[part] = np.concatenate([classes[part] + turn * characters for turn in range(4)])
+        self.dark_paper = invert
         self.preprocessing = {"size": size, "resize": resize, "invert": invert}
         self.partition = {"split": split} if split == "vinyals" else {"split": split, "split_seed": split_seed}
         shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}

@@ -1,0 +1,205 @@
+"""A learner adapted to one task: its support set, its meta-parameters, and how it reads its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.adapted.inputs import Inputs
+from metarun.algorithms.base import SupervisedAlgorithm
+from metarun.errors import UserError, require
+from metarun.tasks.base import EpisodeShape, Labelled, Spec
+
+FILE = "learner.pt"
+AT_ONCE = 2048
+"""Examples that go through the network at once, about; where normalisation is transductive, queries in one answer."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of N inputs."""
+
+    labels: list[str]
+    """The most probable class of each; empty in regression."""
+    probabilities: Tensor
+    """[N, classes] in the order of :attr:`AdaptedLearner.classes`; empty in regression."""
+    values: Tensor
+    """[N, outputs] in regression; empty otherwise."""
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """Each support example judged by the learner adapted to all others."""
+
+    score: float
+    """Accuracy, or mean squared error."""
+    judged: int
+    left_out: int
+    """Examples that were the only one of their class, without which there is nothing to compare them with."""
+
+
+class AdaptedLearner:
+    """``algorithm`` adapted to ``items`` with ``targets``: class names, or rows of numbers in regression.
+
+    Classes are numbered in the order of ``classes``. A learner whose head has a fixed number of outputs takes fewer
+    classes than those too, and only these are predicted. Raises :class:`UserError` for more, and for fewer than two.
+    ``steps``: adaptation steps; null: the run's own for test tasks. Randomness of the adaptation has ``seed``.
+    """
+
+    def __init__(
+        self,
+        algorithm: SupervisedAlgorithm,
+        inputs: Inputs,
+        support: Labelled,
+        classes: Sequence[str],
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.algorithm, self.inputs, self.support = algorithm.eval(), inputs, support
+        self.classes, self.steps, self.seed = list(classes), steps, seed
+        self._answer = self._adapted(support)
+
+    @classmethod
+    def adapt(
+        cls,
+        algorithm: SupervisedAlgorithm,
+        inputs: Inputs,
+        items: Sequence[Any],
+        targets: Sequence[Any],
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+    ) -> AdaptedLearner:
+        """The learner adapted to what ``items`` (paths of images, texts, or rows of numbers) hold."""
+        spec = inputs.spec
+        device = state_like(algorithm).device
+        x = inputs.tensor(items, algorithm.model).to(device)[None]
+        if spec.kind == "regression":
+            y = torch.as_tensor(targets, dtype=torch.get_default_dtype(), device=device).view(1, len(items), -1)
+            return cls(algorithm, inputs, Labelled(x, y), [], steps=steps, seed=seed)
+        classes = sorted(set(targets))
+        require(len(classes) >= 2, f"the support set has {len(classes)} class; at least 2 are needed")
+        way = fitting_way(algorithm, len(classes))
+        y = torch.tensor([[classes.index(target) for target in targets]], device=device)
+        return cls(algorithm, inputs, Labelled(x, y, way), classes, steps=steps, seed=seed)
+
+    def predict(self, items: Sequence[Any]) -> Predictions:
+        """Paths of images, texts, or rows of numbers, judged."""
+        x = self.inputs.tensor(items, self.algorithm.model).to(self.support.x.device)
+        return self._predictions(torch.cat([self._answer(part[None])[0] for part in x.split(AT_ONCE)]))
+
+    def leave_one_out(self) -> LeaveOneOut:
+        """How well the learner does on its own support set, each example judged without it."""
+        x, y = self.support.x[0], self.support.y[0]
+        count = len(y)
+        alone = torch.zeros(count, dtype=torch.bool, device=y.device)
+        if self.classes:
+            alone = torch.bincount(y, minlength=len(self.classes))[y] == 1
+        tested = torch.arange(count, device=y.device)[~alone]
+        if count < 2 or not len(tested):
+            return LeaveOneOut(float("nan"), 0, count)
+        scores = []
+        for part in tested.split(max(1, AT_ONCE // count)):
+            rest = torch.stack([torch.cat([torch.arange(i), torch.arange(i + 1, count)]) for i in part.tolist()])
+            rest = rest.to(y.device)
+            answer = self._adapted(Labelled(x[rest], y[rest], self.support.way))(x[part][:, None])[:, 0]
+            scores.append(self._score(answer, y[part]))
+        return LeaveOneOut(float(torch.cat(scores).mean()), len(tested), int(alone.sum()))
+
+    def save(self, folder: Path, sections: Mapping[str, Any], texts: Sequence[str] | None) -> Path:
+        """Everything :func:`load` needs, in one file of tensors and plain values, which runs no code when read.
+
+        ``sections``: the configuration of ``model`` and ``algorithm``; ``texts``: those that a text model was built on.
+        """
+        path = folder / FILE
+        torch.save(
+            {
+                "format": 1,
+                "sections": {key: dict(sections[key]) for key in ("model", "algorithm")},
+                "texts": None if texts is None else list(texts),
+                "spec": asdict(self.inputs.spec),
+                "dark_paper": self.inputs.dark_paper,
+                "dtype": str(state_like(self.algorithm).dtype).removeprefix("torch."),
+                "parameters": self.algorithm.state_dict(),
+                "support": (self.support.x.cpu(), self.support.y.cpu(), self.support.way),
+                "classes": self.classes,
+                "steps": self.steps,
+                "seed": self.seed,
+            },
+            path,
+        )
+        return path
+
+    def _adapted(self, support: Labelled) -> Callable[[Tensor], Tensor]:
+        """[T, Nq, ...] -> [T, Nq, outputs], for T support sets."""
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            *_, adapted = self.algorithm.adaptations(support, self.steps)
+
+        def answer(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return adapted(x)
+
+        return answer
+
+    def _predictions(self, answer: Tensor) -> Predictions:
+        nothing = answer.new_zeros(len(answer), 0).cpu()
+        if not self.classes:
+            return Predictions([], nothing, answer.cpu())
+        probabilities = answer[:, : len(self.classes)].softmax(-1).cpu()
+        return Predictions([self.classes[i] for i in probabilities.argmax(-1).tolist()], probabilities, nothing)
+
+    def _score(self, answer: Tensor, y: Tensor) -> Tensor:
+        """[N] whether right, or squared errors."""
+        if not self.classes:
+            return (answer - y).square().flatten(1).mean(1)
+        return (answer[:, : len(self.classes)].argmax(-1) == y).to(answer.dtype)
+
+
+def state_like(algorithm: SupervisedAlgorithm) -> Tensor:
+    """Some floating-point tensor of ``algorithm``: a learner without parameters still has a type and a device."""
+    tensors = chain(algorithm.parameters(), algorithm.buffers())
+    return next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
+
+
+def fitting_way(algorithm: SupervisedAlgorithm, classes: int) -> int:
+    """The ``way`` of episodes of so many classes for ``algorithm``."""
+    if algorithm.accepts(EpisodeShape(classes, 1, 1)):
+        return classes
+    outputs = algorithm.spec.output_size
+    if classes > outputs:
+        raise UserError(
+            f"the support set has {classes} classes, and this run's learner a head of {outputs}; take up to {outputs} "
+            f"classes, train with task.way={classes}, or use a learner without a fixed head, such as protonet"
+        )
+    return outputs
+
+
+def load(path: str | Path) -> AdaptedLearner:
+    """The learner that ``metarun adapt`` saved in the folder (or file) ``path``; it predicts as it did then."""
+    from metarun.config.build import construct
+
+    file = Path(path).expanduser()
+    file = file / FILE if file.is_dir() else file
+    require(file.is_file(), f"{path}: holds no adapted learner ({FILE}); `metarun adapt` makes one")
+    kept = torch.load(file, map_location="cpu", weights_only=True)
+    require(kept.get("format") == 1, f"{file}: of another version of metarun")
+    spec = Spec(**{**kept["spec"], "input_shape": tuple(kept["spec"]["input_shape"])})
+    model = construct(kept["sections"]["model"], spec=spec, texts=lambda: kept["texts"])
+    algorithm = construct(kept["sections"]["algorithm"], model=model, spec=spec)
+    algorithm.to(getattr(torch, kept["dtype"])).load_state_dict(kept["parameters"])
+    return AdaptedLearner(
+        algorithm,
+        Inputs(spec, kept["dark_paper"]),
+        Labelled(*kept["support"]),
+        kept["classes"],
+        steps=kept["steps"],
+        seed=kept["seed"],
+    )
