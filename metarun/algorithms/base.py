@@ -170,9 +170,13 @@ def task_loss(kind: str, prediction: Tensor, y: Tensor) -> Tensor:
 
 
 def judge(spec: Spec, prediction: Tensor, y: Tensor) -> Metrics:
-    """Metrics a task, [T]: loss and accuracy, or mean squared error, of ``prediction`` [T, N, outputs]."""
+    """Metrics a task, [T]: loss and accuracy, or mean squared error, of ``prediction`` [T, N, outputs].
+
+    Where targets have a peak, also the peak signal-to-noise ratio 10 log10(peak^2 / mse).
+    """
     if spec.kind == "regression":
-        return {"mse": (prediction - y).square().flatten(1).mean(1)}
+        mse = (prediction - y).square().flatten(1).mean(1)
+        return {"mse": mse} if spec.peak is None else {"mse": mse, "psnr": 10 * (spec.peak**2 / mse).log10()}
     loss = F.cross_entropy(prediction.flatten(0, 1), y.flatten(), reduction="none").view_as(y).mean(1)
     return {"accuracy": (prediction.argmax(-1) == y).float().mean(1), "loss": loss}
 

@@ -36,6 +36,8 @@ class Spec:
     input_shape: tuple[int, ...]
     output_size: int
     discrete_actions: bool = False
+    peak: float | None = None
+    """The largest value that targets can have, where it is known; then errors are reported in decibel too."""
 
 
 @dataclass(frozen=True)
