@@ -108,7 +108,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="where to write the figures as JSON")
     asked = parser.parse_intermixed_args(argv)
     set_up_logging()
-    words = ["runner.plots=false", "tracker.wandb=disabled", *asked.words]
+    late = [word for word in asked.learned if "=" in word]  # --learned takes all that follows it
+    asked.learned = [word for word in asked.learned if "=" not in word]
+    words = ["runner.plots=false", "tracker.wandb=disabled", *asked.words, *late]
     rows = {name: control(words, name) for name in RULES}
     best = min(rows, key=lambda name: rows[name]["val"])
     rows |= {name: judged(experiment(words, name)) for name in asked.learned}
