@@ -45,6 +45,8 @@ IDLE = [cell for cell in FITTING if cell[2] in NOTHING_THERE.get(cell[1], ()) or
 """The body alone adapts, and has no parameters; or is warped, and has no layers: refused when built."""
 WORKING = [cell for cell in FITTING if cell not in IDLE]
 GRADIENT = [name for name, e in ALGORITHMS.items() if str(e.section["_target_"]).endswith("GradientLearner")]
+METRIC = [name for name, e in ALGORITHMS.items() if "head" in e.section]
+REFINED = [name for name in METRIC if "refine" in ALGORITHMS[name].section["head"]]
 UNFIT = [cell for cell in EVERY if not fits(*cell)]
 COMMON = [
     "runner.plots=false",
@@ -61,7 +63,7 @@ SMALL = {
     "task=rl/navigation": ["task.horizon=10"],
     "task=vision/folder": ["task.way=2", "task.query=2", "task.test_ways=[]"],
     "task=nlp/text": ["task.way=2", "task.query=2", "task.test_ways=[]"],
-    "algorithm=protonet": ["algorithm.train_way=null", "algorithm.train_query=2"],
+    **{f"algorithm={name}": ["algorithm.train_way=null", "algorithm.train_query=2"] for name in METRIC},
     "model=conv4": ["model.width=4"],
     "model=mlp": ["model.hidden=[8,8]"],
     "model=ngram_bag": ["model.buckets=256", "model.dim=32", "model.rank=4"],
@@ -245,7 +247,7 @@ def test_a_value_is_declared_once() -> None:
             stated = [line for line in path.read_text().splitlines() if line.strip().startswith(f"{key}:")]
             assert all("#" in line for line in stated), f"{name}: {key} has no comment"
         walked += 1
-    assert walked == len(TASKS) + len(MODELS) + len(ALGORITHMS) + 4 * len(GRADIENT) + 3
+    assert walked == len(TASKS) + len(MODELS) + len(ALGORITHMS) + 4 * len(GRADIENT) + len(METRIC + REFINED) + 3
 
 
 def test_every_recipe_composes_and_fits() -> None:

@@ -1,0 +1,298 @@
+"""Metric and closed-form heads, in float64, against loops written out by hand and finite differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metarun.algorithms.metric.head import Head
+from metarun.algorithms.metric.learner import EmbeddingLearner
+from metarun.config.build import construct
+from metarun.config.compose import compose
+from metarun.errors import UserError
+from metarun.tasks.base import Labelled, Spec, TaskBatch
+
+WAY, SHOT, QUERY, TASKS, WIDTH = 3, 2, 4, 2, 6
+SPEC = Spec("classification", "vector", (WIDTH,), WAY)
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def section(name: str, *overrides: str) -> dict[str, Any]:
+    return compose([f"algorithm={name}", *(f"algorithm.{o}" for o in overrides)]).config["algorithm"]
+
+
+def head(name: str, *overrides: str, shape: tuple[int, ...] = (WIDTH,), spec: Spec = SPEC) -> Head:
+    torch.manual_seed(0)
+    made = construct(section(name, *(f"head.{o}" for o in overrides))["head"])
+    made.prepare(shape, spec)
+    return made.double()
+
+
+def episodes(shape: tuple[int, ...] = (WIDTH,), shot: int = SHOT, scale: float = 1.0) -> tuple[Labelled, Labelled]:
+    """Features of support and query sets, whose rows are in no order."""
+    noise = torch.Generator().manual_seed(1)
+    drawn = []
+    for each in (shot, QUERY):
+        y = torch.stack([torch.arange(WAY * each)[torch.randperm(WAY * each, generator=noise)] % WAY
+                         for _ in range(TASKS)])  # fmt: skip
+        centre = torch.randn(TASKS, WAY, *shape, generator=noise)
+        x = torch.stack([centre[t][y[t]] for t in range(TASKS)])
+        drawn.append(Labelled(scale * (x + torch.randn(*x.shape, generator=noise)), y, WAY))
+    return drawn[0], drawn[1]
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+def finite_difference_error(function: Any, at: Tensor) -> float:
+    """Of ``function``'s gradient along three random directions, relative to central differences."""
+    at = at.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(at), at)
+    worst = 0.0
+    for seed in range(3):
+        direction = torch.randn(at.shape, generator=torch.Generator().manual_seed(seed))
+        h = 1e-5
+        with torch.no_grad():
+            expected = float(function(at + h * direction) - function(at - h * direction)) / (2 * h)
+        worst = max(worst, abs(float((gradient * direction).sum()) - expected) / abs(expected))
+    return worst
+
+
+# Prototypes
+
+
+@pytest.mark.parametrize("features", ["none", "l2", "centred_l2"])
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_prototypes(distance: str, features: str) -> None:
+    made = head("protonet", f"distance={distance}", "scale=3", "learn_scale=true", f"features={features}")
+    made.observe(torch.arange(2.0 * WIDTH).view(2, WIDTH))
+    made.observe(torch.ones(4, WIDTH))
+    mean = (torch.arange(2.0 * WIDTH).view(2, WIDTH).mean(0) + 1) / 2
+
+    def transformed(v: Tensor) -> Tensor:
+        if features == "none":
+            return v
+        v = v - mean if features == "centred_l2" else v
+        return v / v.norm()
+
+    support, query = episodes()
+    found = made.fit(support)(query.x).log_softmax(-1)
+    for t in range(TASKS):
+        centres = []
+        for c in range(WAY):
+            members = [transformed(x) for x, y in zip(support.x[t], support.y[t], strict=True) if y == c]
+            centres.append(sum(members) / len(members))
+        for n in range(WAY * QUERY):
+            q = transformed(query.x[t, n])
+            if distance == "euclidean":
+                logits = torch.stack([-3 * ((q - c) ** 2).sum() for c in centres])
+            else:
+                logits = torch.stack([3 * (q @ c) / (q.norm() * c.norm()) for c in centres])
+            assert close(found[t, n], logits.log_softmax(0))
+    loss = made.loss(support, query, made.fit(support)(query.x))
+    (by_scale,) = torch.autograd.grad(loss, list(made.parameters()))
+    assert by_scale.abs() > 1e-3
+
+
+# Matching Networks
+
+
+def test_matching_averages_labels_by_attention() -> None:
+    made = head("matching", "scale=2", "learn_scale=false")
+    support, query = episodes()
+    found = made.fit(support)(query.x).exp()
+    for t in range(TASKS):
+        for n in range(WAY * QUERY):
+            q, probability = query.x[t, n], torch.zeros(WAY)
+            weights = torch.stack([(2 * torch.cosine_similarity(q, x, dim=0)).exp() for x in support.x[t]])
+            for weight, y in zip(weights / weights.sum(), support.y[t], strict=True):
+                probability[y] += weight
+            assert close(found[t, n], probability)
+
+
+def test_full_context_embeddings_are_those_of_torchs_lstm() -> None:
+    """Support: torch's bidirectional LSTM plus the features. Query: attLSTM by torch's cell, with its weights."""
+    made = head("matching_fce", "context_steps=3")
+    support, query = episodes()
+    lstm = nn.LSTM(WIDTH, WIDTH, bidirectional=True, batch_first=True)
+    with torch.no_grad():
+        for cell, end in ((made.forwards, ""), (made.backwards, "_reverse")):
+            getattr(lstm, f"weight_ih_l0{end}").copy_(cell.inputs.weight)
+            getattr(lstm, f"weight_hh_l0{end}").copy_(cell.back.weight)
+            getattr(lstm, f"bias_ih_l0{end}").copy_(cell.inputs.bias)
+            getattr(lstm, f"bias_hh_l0{end}").zero_()
+        both = lstm(support.x)[0]
+        g = support.x + both[..., :WIDTH] + both[..., WIDTH:]
+        assert close(made.support_in_context(support.x), g)
+
+        # [h, r] -> gates: torch's cell has the matrix for h; that for r is put with its input.
+        att = nn.LSTMCell(2 * WIDTH, WIDTH)
+        att.weight_ih.copy_(torch.cat([made.attending.inputs.weight, made.attending.back.weight[:, WIDTH:]], 1))
+        att.weight_hh.copy_(made.attending.back.weight[:, :WIDTH])
+        att.bias_ih.copy_(made.attending.inputs.bias)
+        att.bias_hh.zero_()
+        f = made.query_in_context(query.x, g)
+        for t in range(TASKS):
+            for n in range(WAY * QUERY):
+                x = query.x[t, n]
+                h, c, r = torch.zeros(WIDTH), torch.zeros(WIDTH), torch.zeros(WIDTH)
+                for _ in range(3):
+                    out, c = (v[0] for v in att(torch.cat([x, r])[None], (h[None], c[None])))
+                    h = out + x
+                    r = (g[t] @ h).softmax(0) @ g[t]
+                assert close(f[t, n], h)
+    assert not close(f, query.x)
+
+
+# Relation Networks
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 4), (5, 1, 1), (WIDTH,)])
+def test_relation_compares_every_pair(shape: tuple[int, ...]) -> None:
+    """By one convolution of both maps, one upon the other, and by torch's own batch norm over all pairs of a task."""
+    made = head("relation", "width=4", shape=shape)
+    support, query = episodes(shape)
+    found = made.fit(support)(query.x)
+    weight = torch.cat([made.on_class.weight, made.on_query.weight], 1)
+    for t in range(TASKS):
+        sums = [sum(x for x, y in zip(support.x[t], support.y[t], strict=True) if y == c) for c in range(WAY)]
+        pairs = torch.stack([torch.cat([s, q]) for q in query.x[t] for s in sums])
+        if len(shape) == 1:
+            hidden = (pairs @ weight.T + made.on_class.bias).relu()
+        else:
+            hidden = pairs
+            for kernel in (weight, made.conv.weight):
+                hidden = nn.functional.conv2d(hidden, kernel, padding=1)
+                hidden = nn.BatchNorm2d(4)(hidden).relu()
+                hidden = nn.functional.max_pool2d(hidden, 2) if shape[1] > 1 else hidden
+        last = made.judge[2](made.judge[0](hidden.flatten(1)).relu()).view(-1, WAY)
+        assert torch.allclose(found[t], last, atol=1e-10)
+    squares = [(found[t, n, c].sigmoid() - float(query.y[t, n] == c)) ** 2
+               for t in range(TASKS) for n in range(WAY * QUERY) for c in range(WAY)]  # fmt: skip
+    assert close(made.loss(support, query, found), sum(squares) / len(squares))  # type: ignore[arg-type]
+
+
+def test_relation_cannot_normalise_by_the_support_set() -> None:
+    spec = Spec("classification", "image", (1, 8, 8), WAY)
+    model = construct(compose(["model.width=4", "model.depth=2"]).config["model"], spec=spec)
+    with pytest.raises(UserError, match=r"algorithm\.norm=support"):
+        construct(section("relation", "norm=support"), model=model, spec=spec)
+
+
+# R2-D2
+
+
+@pytest.mark.parametrize("shot", [1, 4])  # fewer examples than features, and more
+@pytest.mark.parametrize("bias", [True, False])
+def test_ridge_is_least_squares_with_penalty_rows(shot: int, bias: bool) -> None:
+    """The penalty as further examples, sqrt(penalty) e_i with target 0, in an ordinary least-squares problem."""
+    made = head("r2d2", "penalty=0.7", "scale=5", f"bias={bias}")
+    support, query = episodes(shot=shot)
+    found = made.fit(support)(query.x)
+    for t in range(TASKS):
+        x, q = support.x[t], query.x[t]
+        if bias:
+            x, q = (torch.cat([v, torch.ones(len(v), 1)], 1) for v in (x, q))
+        y = torch.stack([(support.y[t] == c).double() for c in range(WAY)], 1)
+        rows = torch.cat([x, 0.7**0.5 * torch.eye(x.shape[1])])
+        weights = torch.linalg.lstsq(rows, torch.cat([y, torch.zeros(x.shape[1], WAY)])).solution
+        assert close(found[t], 5 * q @ weights)
+
+
+def test_ridge_regresses() -> None:
+    made = head("r2d2", "penalty=1e-9", "bias=true", spec=replace(SPEC, kind="regression", output_size=2))
+    x, weights = torch.randn(1, 20, WIDTH), torch.randn(WIDTH, 2)
+    answer = made.fit(Labelled(x, x @ weights - 3))
+    q = torch.randn(1, 5, WIDTH)
+    assert torch.allclose(answer(q), q @ weights - 3, atol=1e-6)
+
+
+def test_newton_finds_the_logistic_optimum() -> None:
+    """After enough steps the gradient of each class's penalised loss vanishes, and one step is as defined."""
+    penalty = 0.5
+    made = head("r2d2_logistic", f"penalty={penalty}", "scale=1", "bias=false", "steps=30")
+    support, _ = episodes()
+    weights = made.fit(support)(torch.eye(WIDTH).expand(TASKS, -1, -1))  # [T, F, way]
+    for t in range(TASKS):
+        for c in range(WAY):
+            w = weights[t, :, c].detach().requires_grad_()
+            y = (support.y[t] == c).double()
+            loss = nn.functional.binary_cross_entropy_with_logits(support.x[t] @ w, y, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss + penalty / 2 * w @ w, w)
+            assert gradient.abs().max() < 1e-9
+
+    once = head("r2d2_logistic", f"penalty={penalty}", "scale=1", "bias=false", "steps=2")
+    found = once.fit(support)(torch.eye(WIDTH).expand(TASKS, -1, -1))
+    for t in range(TASKS):
+        for c in range(WAY):
+            w, x, y = torch.zeros(WIDTH), support.x[t], (support.y[t] == c).double()
+            for _ in range(2):  # w - H^-1 g
+                mu = (x @ w).sigmoid()
+                hessian = x.T @ torch.diag(mu * (1 - mu)) @ x + penalty * torch.eye(WIDTH)
+                w = w - torch.linalg.solve(hessian, x.T @ (mu - y) + penalty * w)
+            assert close(found[t, :, c], w)
+
+
+# Gradients through every solver, and of whole learners
+
+SOLVERS = ["r2d2", "r2d2_logistic", "matching_fce", "softkmeans"]
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_gradients_by_support_query_and_parameters(name: str) -> None:
+    made = head(name, *(["penalty=2"] if "r2d2" in name else []))
+    support, query = episodes()
+
+    def loss(x: Tensor, q: Tensor) -> Tensor:
+        s, others = replace(support, x=x), replace(query, x=q)
+        return made.loss(s, others, made.fit(s)(q))
+
+    assert finite_difference_error(lambda x: loss(x, query.x), support.x) < 1e-6
+    assert finite_difference_error(lambda q: loss(support.x, q), query.x) < 1e-6
+    for key, p in made.named_parameters():
+        owner, _, last = key.rpartition(".")
+        holder = made.get_submodule(owner)
+
+        def by(value: Tensor, holder: Any = holder, last: str = last) -> Tensor:
+            kept = holder._parameters[last]
+            holder._parameters[last] = value
+            found = loss(support.x, query.x)
+            holder._parameters[last] = kept
+            return found
+
+        assert finite_difference_error(by, p) < 1e-6, key
+
+
+class Plain(nn.Module):
+    """A linear embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("name", ["protonet", "matching", "matching_fce", "relation", "r2d2", "r2d2_logistic"])
+def test_it_learns(name: str) -> None:
+    torch.manual_seed(0)
+    learner = construct(section(name, "outer_lr=0.02", "norm=transductive"), model=Plain(), spec=SPEC)
+    assert isinstance(learner, EmbeddingLearner)
+    batch = TaskBatch(*episodes())
+    losses = [float(learner.meta_step(batch, i)["loss"]) for i in range(60)]
+    assert losses[-1] < 0.6 * losses[0]
+    judged = learner.evaluate(batch)
+    assert judged["accuracy"].shape == (TASKS, 1)
