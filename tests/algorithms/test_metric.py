@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.metric.head import Head
 from metarun.algorithms.metric.learner import EmbeddingLearner
+from metarun.algorithms.metric.metaoptnet import crammer_singer
 from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.errors import UserError
@@ -63,7 +64,7 @@ def finite_difference_error(function: Any, at: Tensor) -> float:
     worst = 0.0
     for seed in range(3):
         direction = torch.randn(at.shape, generator=torch.Generator().manual_seed(seed))
-        h = 1e-5
+        h = 1e-6
         with torch.no_grad():
             expected = float(function(at + h * direction) - function(at - h * direction)) / (2 * h)
         worst = max(worst, abs(float((gradient * direction).sum()) - expected) / abs(expected))
@@ -247,13 +248,19 @@ def test_newton_finds_the_logistic_optimum() -> None:
 
 # Gradients through every solver, and of whole learners
 
-SOLVERS = ["r2d2", "r2d2_logistic", "matching_fce", "softkmeans"]
+SOLVERS = ["r2d2", "r2d2_logistic", "metaoptnet", "matching_fce", "softkmeans", "feat"]
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_gradients_by_support_query_and_parameters(name: str) -> None:
-    made = head(name, *(["penalty=2"] if "r2d2" in name else []))
-    support, query = episodes()
+    keys = {
+        "r2d2": ["penalty=2"],
+        "r2d2_logistic": ["penalty=2"],
+        "metaoptnet": ["smoothing=0.1"],
+        "feat": ["dropout=0"],
+    }
+    made = head(name, *keys.get(name, []))
+    support, query = episodes(shot=4 if name == "metaoptnet" else SHOT)
 
     def loss(x: Tensor, q: Tensor) -> Tensor:
         s, others = replace(support, x=x), replace(query, x=q)
@@ -275,6 +282,9 @@ def test_gradients_by_support_query_and_parameters(name: str) -> None:
         assert finite_difference_error(by, p) < 1e-6, key
 
 
+LEARNERS = ["protonet", "matching", "matching_fce", "relation", "r2d2", "r2d2_logistic", "metaoptnet", "feat"]
+
+
 class Plain(nn.Module):
     """A linear embedding."""
 
@@ -286,7 +296,7 @@ class Plain(nn.Module):
         return self.layer(x)
 
 
-@pytest.mark.parametrize("name", ["protonet", "matching", "matching_fce", "relation", "r2d2", "r2d2_logistic"])
+@pytest.mark.parametrize("name", LEARNERS)
 def test_it_learns(name: str) -> None:
     torch.manual_seed(0)
     learner = construct(section(name, "outer_lr=0.02", "norm=transductive"), model=Plain(), spec=SPEC)
@@ -296,3 +306,73 @@ def test_it_learns(name: str) -> None:
     assert losses[-1] < 0.6 * losses[0]
     judged = learner.evaluate(batch)
     assert judged["accuracy"].shape == (TASKS, 1)
+
+
+# MetaOptNet
+
+
+@pytest.mark.parametrize(("shot", "scale", "cost"), [(1, 1.0, 0.1), (4, 1.0, 0.1), (4, 3.0, 5.0)])
+def test_the_svm_has_no_duality_gap(shot: int, scale: float, cost: float) -> None:
+    """Its weights reach in the primal what the dual proves to be the least: 1/2 |w|^2 and the hinge losses.
+
+    The ridge is another feature for every example, which it alone has.
+    """
+    support, query = episodes(shot=shot, scale=scale)
+    x, y, ridge = support.x, support.y, 0.3
+    one_hot = nn.functional.one_hot(y, WAY).double()
+    dual = crammer_singer(x @ x.transpose(1, 2), one_hot, cost, ridge, 15)
+    found = head("metaoptnet", f"cost={cost}", f"ridge={ridge}", "scale=2").fit(support)(query.x)
+    assert close(found, 2 * query.x @ x.transpose(1, 2) @ dual)
+    for t in range(TASKS):
+        wider = torch.cat([x[t], ridge**0.5 * torch.eye(len(x[t]))], 1)
+        weights = wider.T @ dual[t]
+        hinge = 0.0
+        for n in range(len(y[t])):
+            scores = wider[n] @ weights
+            hinge += max(float(scores[c] - scores[y[t, n]]) + int(c != y[t, n]) for c in range(WAY))
+        primal = 0.5 * float(weights.square().sum()) + cost * hinge
+        reached = float(dual[t].gather(1, y[t][:, None]).sum()) - 0.5 * float(weights.square().sum())
+        assert abs(primal - reached) < 1e-7 * abs(primal)
+        slack = cost * one_hot[t] - dual[t]
+        assert slack.min() > -1e-12
+        assert dual[t].sum(1).abs().max() < 1e-12
+        assert (shot == 1) is bool((slack > 1e-6).all())  # with more examples some bounds are active
+
+
+def test_more_steps_of_the_svms_solver_change_nothing() -> None:
+    support, query = episodes(shot=4)
+    few, many = (head("metaoptnet", f"steps={n}").fit(support)(query.x) for n in (15, 40))
+    assert torch.allclose(few, many, rtol=0, atol=1e-9)
+
+
+# FEAT
+
+
+def test_set_to_set_is_torchs_attention() -> None:
+    made = head("feat", "dropout=0", "contrast=0.3", "scale=0.5", "contrast_scale=0.7", "learn_scale=false")
+    support, query = episodes()
+    attention = nn.MultiheadAttention(WIDTH, 1, bias=True, batch_first=True)
+    with torch.no_grad():
+        attention.in_proj_weight.copy_(torch.cat([f.weight for f in (made.asks, made.offers, made.values)]))
+        attention.in_proj_bias.zero_()
+        attention.out_proj.weight.copy_(made.out.weight)
+        attention.out_proj.bias.copy_(made.out.bias)
+
+    def transformed(x: Tensor) -> Tensor:
+        return nn.functional.layer_norm(x + attention(x[None], x[None], x[None])[0][0], (WIDTH,))
+
+    found = made.fit(support)(query.x)
+    loss = made.loss(support, query, found)
+    expected = 0.0
+    for t in range(TASKS):
+        mine = [support.x[t][support.y[t] == c] for c in range(WAY)]
+        centres = transformed(torch.stack([m.mean(0) for m in mine]))
+        logits = -0.5 * (query.x[t][:, None] - centres).square().sum(-1)
+        assert close(found[t].log_softmax(-1), logits.log_softmax(-1))
+        everything = [torch.cat([mine[c], query.x[t][query.y[t] == c]]) for c in range(WAY)]
+        contrasted = torch.stack([transformed(each).mean(0) for each in everything])
+        second = [-0.7 * (torch.cat(everything)[:, None] - contrasted).square().sum(-1)]
+        labels = torch.arange(WAY).repeat_interleave(SHOT + QUERY)
+        expected += nn.functional.cross_entropy(logits, query.y[t])
+        expected += 0.3 * nn.functional.cross_entropy(second[0], labels)
+    assert close(loss, expected / TASKS)  # type: ignore[arg-type]

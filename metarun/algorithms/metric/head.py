@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.base import Adapted, judge
 from metarun.tasks.base import Labelled, Spec
-from metarun.types import Rate
-
-Distance = Literal["euclidean", "cosine"]
+from metarun.types import Distance, Rate
 
 
 class Head(nn.Module):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Adapted
-from metarun.algorithms.metric.head import Distance, Head, Similarity, membership
+from metarun.algorithms.metric.head import Head, Similarity, membership
 from metarun.tasks.base import Labelled, Spec
-from metarun.types import Count, Rate
+from metarun.types import Count, Distance, Rate
 
 
 class Matching(Head):

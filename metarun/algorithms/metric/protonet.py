@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.algorithms.base import Adapted
-from metarun.algorithms.metric.head import Distance, Head, Similarity, membership
+from metarun.algorithms.metric.head import Head, Similarity, membership
 from metarun.algorithms.metric.transductive import Refinement
 from metarun.tasks.base import Labelled, Spec
-from metarun.types import Rate
+from metarun.types import Distance, Rate
 
 
 class Prototypes(Head):
