@@ -46,6 +46,8 @@ IDLE = [cell for cell in FITTING if cell[2] in NOTHING_THERE.get(cell[1], ()) or
 WORKING = [cell for cell in FITTING if cell not in IDLE]
 GRADIENT = [name for name, e in ALGORITHMS.items() if str(e.section["_target_"]).endswith("GradientLearner")]
 METRIC = [name for name, e in ALGORITHMS.items() if "head" in e.section]
+CLASSIFIERS = [name for name in METRIC if "classifier" in ALGORITHMS[name].section]
+EPISODIC = [name for name in METRIC if name not in CLASSIFIERS]
 REFINED = [name for name in METRIC if "refine" in ALGORITHMS[name].section["head"]]
 UNFIT = [cell for cell in EVERY if not fits(*cell)]
 COMMON = [
@@ -63,7 +65,8 @@ SMALL = {
     "task=rl/navigation": ["task.horizon=10"],
     "task=vision/folder": ["task.way=2", "task.query=2", "task.test_ways=[]"],
     "task=nlp/text": ["task.way=2", "task.query=2", "task.test_ways=[]"],
-    **{f"algorithm={name}": ["algorithm.train_way=null", "algorithm.train_query=2"] for name in METRIC},
+    **{f"algorithm={name}": ["algorithm.train_way=null", "algorithm.train_query=2"] for name in EPISODIC},
+    **{f"algorithm={name}": ["algorithm.train_way=3", "algorithm.train_shot=2"] for name in CLASSIFIERS},
     "model=conv4": ["model.width=4"],
     "model=mlp": ["model.hidden=[8,8]"],
     "model=ngram_bag": ["model.buckets=256", "model.dim=32", "model.rank=4"],
@@ -81,8 +84,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (9, 8, 25)
-    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (433, 29, 22)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (9, 8, 37)
+    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (617, 29, 22)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 

@@ -16,7 +16,7 @@ from metarun.algorithms.metric.metaoptnet import crammer_singer
 from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.errors import UserError
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
 
 WAY, SHOT, QUERY, TASKS, WIDTH = 3, 2, 4, 2, 6
 SPEC = Spec("classification", "vector", (WIDTH,), WAY)
@@ -43,11 +43,11 @@ def head(name: str, *overrides: str, shape: tuple[int, ...] = (WIDTH,), spec: Sp
 def episodes(shape: tuple[int, ...] = (WIDTH,), shot: int = SHOT, scale: float = 1.0) -> tuple[Labelled, Labelled]:
     """Features of support and query sets, whose rows are in no order."""
     noise = torch.Generator().manual_seed(1)
+    centre = torch.randn(TASKS, WAY, *shape, generator=noise)
     drawn = []
     for each in (shot, QUERY):
         y = torch.stack([torch.arange(WAY * each)[torch.randperm(WAY * each, generator=noise)] % WAY
                          for _ in range(TASKS)])  # fmt: skip
-        centre = torch.randn(TASKS, WAY, *shape, generator=noise)
         x = torch.stack([centre[t][y[t]] for t in range(TASKS)])
         drawn.append(Labelled(scale * (x + torch.randn(*x.shape, generator=noise)), y, WAY))
     return drawn[0], drawn[1]
@@ -336,7 +336,7 @@ def test_the_svm_has_no_duality_gap(shot: int, scale: float, cost: float) -> Non
         slack = cost * one_hot[t] - dual[t]
         assert slack.min() > -1e-12
         assert dual[t].sum(1).abs().max() < 1e-12
-        assert (shot == 1) is bool((slack > 1e-6).all())  # with more examples some bounds are active
+        assert shot == 1 or bool((slack < 1e-6).any())  # with more examples some bounds are active
 
 
 def test_more_steps_of_the_svms_solver_change_nothing() -> None:
@@ -376,3 +376,117 @@ def test_set_to_set_is_torchs_attention() -> None:
         expected += nn.functional.cross_entropy(logits, query.y[t])
         expected += 0.3 * nn.functional.cross_entropy(second[0], labels)
     assert close(loss, expected / TASKS)  # type: ignore[arg-type]
+
+
+# Transductive inference
+
+
+def test_soft_k_means() -> None:
+    made = head("softkmeans", "refine.steps=2")
+    support, query = episodes()
+    found = made.fit(support)(query.x)
+    for t in range(TASKS):
+        mine = [support.x[t][support.y[t] == c] for c in range(WAY)]
+        centres = [m.mean(0) for m in mine]
+        for _ in range(2):
+            weights = [torch.stack([-(q - c).square().sum() for c in centres]).softmax(0) for q in query.x[t]]
+            centres = [
+                (mine[c].sum(0) + sum(w[c] * q for w, q in zip(weights, query.x[t], strict=True)))
+                / (len(mine[c]) + sum(w[c] for w in weights))
+                for c in range(WAY)
+            ]
+        for n in range(WAY * QUERY):
+            logits = torch.stack([-(query.x[t, n] - c).square().sum() for c in centres])
+            assert close(found[t, n].log_softmax(0), logits.log_softmax(0))
+
+
+def test_laplacian() -> None:
+    made = head("laplacianshot", "refine.steps=3", "refine.neighbours=2", "features=none")
+    support, query = episodes()
+    found = made.fit(support)(query.x)
+    for t in range(TASKS):
+        q = query.x[t]
+        centres = torch.stack([support.x[t][support.y[t] == c].mean(0) for c in range(WAY)])
+        alone = -(q[:, None] - centres).square().sum(-1)
+        near = [sorted(range(len(q)), key=lambda p, n=n: float((q[n] - q[p]).norm()))[1:3] for n in range(len(q))]
+        y = alone.softmax(-1)
+        for _ in range(3):
+            logits = torch.stack([alone[n] + 0.7 * sum(y[p] for p in near[n]) for n in range(len(q))])
+            y = logits.softmax(-1)
+        assert close(found[t].log_softmax(-1), logits.log_softmax(-1))
+        assert not close(found[t].log_softmax(-1), alone.log_softmax(-1))
+
+
+# Classifiers of all base classes
+
+
+@pytest.mark.parametrize("name", ["baseline", "baselinepp"])
+@pytest.mark.parametrize("size", [4, "null"])
+def test_fine_tuning_is_torchs_own_descent(name: str, size: int | str) -> None:
+    """The same random numbers, task by task, with torch's layer and torch.optim.SGD."""
+    made = head(name, "epochs=5", f"batch={size}", "lr=0.3")
+    support, query = episodes()
+    torch.manual_seed(3)
+    found = made.fit(support)(query.x)
+    torch.manual_seed(3)
+    bound = WIDTH**-0.5
+    weights = torch.empty(TASKS, WAY * WIDTH).uniform_(-bound, bound).view(TASKS, WAY, WIDTH)
+    offsets = torch.empty(TASKS, WAY).uniform_(-bound, bound)
+    examples = support.x.shape[1]
+    orders = [torch.rand(TASKS, examples).argsort(-1) for _ in range(5)]
+    for t in range(TASKS):
+        linear = nn.Linear(WIDTH, WAY, bias=name == "baseline")
+        with torch.no_grad():
+            linear.weight.copy_(weights[t])
+            if name == "baseline":
+                linear.bias.copy_(offsets[t])
+
+        def logits(x: Tensor, linear: nn.Linear = linear) -> Tensor:
+            if name == "baseline":
+                return linear(x)
+            return 10 * torch.cosine_similarity(x[:, None], linear.weight[None], dim=-1)
+
+        descent = torch.optim.SGD(linear.parameters(), lr=0.3, momentum=0.9, dampening=0.9, weight_decay=0.001)
+        for order in orders:
+            for chosen in order[t].split(examples if size == "null" else int(size)):
+                descent.zero_grad()
+                nn.functional.cross_entropy(logits(support.x[t][chosen]), support.y[t][chosen]).backward()
+                descent.step()
+        assert close(found[t], logits(query.x[t]))
+
+
+def test_gradients_flow_through_fine_tuning() -> None:
+    made = head("baseline", "epochs=3", "batch=null", "lr=0.3")
+    support, query = episodes()
+
+    def loss(x: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        s = replace(support, x=x)
+        return made.loss(s, query, made.fit(s)(query.x))
+
+    assert finite_difference_error(loss, support.x) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["baseline", "baselinepp", "simpleshot"])
+def test_a_classifier_of_all_base_classes(name: str) -> None:
+    torch.manual_seed(0)
+    spec = replace(SPEC, train_classes=5)
+    keys = section(name, "norm=transductive", "outer_lr=0.05")
+    learner = construct(keys, model=Plain(), spec=spec)
+    shape = learner.train_shape(EpisodeShape(3, 1, 15))
+    assert (shape.way, shape.shot, shape.query, shape.named) == (5, 1, 0, True)
+    centres, y = torch.randn(5, WIDTH), torch.arange(5).expand(4, -1)
+    data = Labelled(centres[y] + 0.1 * torch.randn(4, 5, WIDTH), y, 5)
+    loss, _ = learner.outer_loss(TaskBatch(data, data))
+    features, expected = learner.model(data.x), 0.0
+    for t in range(4):
+        for n in range(5):
+            f, w = features[t, n], learner.classes.weight
+            cosine = 10 * torch.stack([f @ v / (f.norm() * v.norm()) for v in w])
+            expected += nn.functional.cross_entropy(cosine if name == "baselinepp" else learner.classes(f), y[t, n])
+    assert close(loss, expected / 20)  # type: ignore[arg-type]
+    if name == "simpleshot":
+        assert close(learner.head.mean, features.detach().flatten(0, 1).mean(0))
+    accuracies = [float(learner.meta_step(TaskBatch(data, data), i)["accuracy"]) for i in range(60)]
+    assert accuracies[-1] == 1.0
+    assert learner.evaluate(TaskBatch(*episodes()))["accuracy"].mean() > 0.5
