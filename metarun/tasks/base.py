@@ -90,7 +90,7 @@ class EpisodeShape:
 
     def changed(self, way: int | None = None, shot: int | None = None, query: int | None = None) -> EpisodeShape:
         """A copy with the given fields, each kept where ``None``."""
-        given = {"way": way, "shot": shot, "query": query}
+        given: dict[str, Any] = {"way": way, "shot": shot, "query": query}
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -46,15 +46,15 @@ class BaseClassifier(EmbeddingLearner):
         halve_every: Positive | None,
     ) -> None:
         super(EmbeddingLearner, self).__init__()
-        self.train_way, self.train_shot = train_way, train_shot
+        self.classes_a_batch, self.examples_a_class = min(train_way, spec.train_classes), train_shot
         features = self.put_together(model, spec, head, norm)
         self.layer, self.similarity = classifier, Similarity("cosine", scale, False)
         self.classes = nn.Linear(features.shape[-1], spec.train_classes, bias=classifier == "linear")
         self.learn_with(outer_lr, halve_every)
 
     def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
-        way = min(self.train_way, self.spec.train_classes)
-        return shape and replace(shape, way=way, shot=self.train_shot, query=0, named=True)
+        batch = {"way": self.classes_a_batch, "shot": self.examples_a_class, "query": 0}
+        return shape and replace(shape.changed(**batch), named=True)
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         features, y = self.read(batch.support.x.flatten(0, 1)), batch.support.y.flatten()

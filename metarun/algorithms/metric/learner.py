@@ -101,7 +101,7 @@ class EmbeddingLearner(SupervisedAlgorithm):
         for s, q in zip(support, query, strict=True):
             with statistics_from(self.model, len(s) if self.norm == "support" else None):
                 embedded.append(self.read(torch.cat([s, q])))
-        return tuple(torch.stack(embedded).split([support.shape[1], query.shape[1]], dim=1))  # type: ignore[return-value]
+        return tuple(torch.stack(embedded).split([support.shape[1], query.shape[1]], dim=1))
 
     def protocol(self) -> dict[str, Any]:
         return {"norm": self.norm, **self.head.protocol()}
