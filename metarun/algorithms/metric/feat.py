@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Adapted
-from metarun.algorithms.metric.head import Head, Similarity
+from metarun.algorithms.metric.head import Head, Similarity, require_narrow
 from metarun.algorithms.metric.protonet import prototypes
 from metarun.tasks.base import Labelled, Spec
 from metarun.types import Distance, Fraction, NonNegative, Positive, Rate
@@ -46,7 +46,7 @@ class SetToSet(Head):
 
     def prepare(self, features: tuple[int, ...], spec: Spec) -> None:
         super().prepare(features, spec)
-        (width,) = features
+        width = require_narrow(features, "attention over the set")
         self.asks, self.offers, self.values = (nn.Linear(width, self.heads * width, bias=False) for _ in range(3))
         for layer in (self.asks, self.offers, self.values):  # the authors' initialisation
             nn.init.normal_(layer.weight, std=width**-0.5)

@@ -9,8 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Adapted, judge
+from metarun.errors import require
 from metarun.tasks.base import Labelled, Spec
 from metarun.types import Distance, Rate
+
+WIDEST = 4096
+"""Features for which a head may learn square matrices."""
 
 
 class Head(nn.Module):
@@ -74,6 +78,17 @@ class Similarity(nn.Module):
 
     def protocol(self) -> dict[str, Any]:
         return {"distance": "squared Euclidean" if self.distance == "euclidean" else "cosine"}
+
+
+def require_narrow(features: tuple[int, ...], what: str) -> int:
+    """The width of the features, refused where square matrices of it do not fit into memory."""
+    (width,) = features
+    require(
+        width <= WIDEST,
+        f"features of {width} numbers are too wide for {what}, whose matrices are as large as their square "
+        f"(at most {WIDEST}); use a model with fewer, or another algorithm",
+    )
+    return width
 
 
 def membership(y: Tensor, way: int, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Adapted
-from metarun.algorithms.metric.head import Head, Similarity, membership
+from metarun.algorithms.metric.head import Head, Similarity, membership, require_narrow
 from metarun.tasks.base import Labelled, Spec
 from metarun.types import Count, Distance, Rate
 
@@ -32,8 +32,9 @@ class Matching(Head):
     def prepare(self, features: tuple[int, ...], spec: Spec) -> None:
         super().prepare(features, spec)
         if self.context_steps:
-            self.forwards, self.backwards = (Cell(features[0], features[0]) for _ in range(2))
-            self.attending = Cell(features[0], 2 * features[0])
+            width = require_narrow(features, "full-context embeddings")
+            self.forwards, self.backwards = (Cell(width, width) for _ in range(2))
+            self.attending = Cell(width, 2 * width)
 
     def fit(self, support: Labelled) -> Adapted:
         x, member = support.x, membership(support.y, support.way, support.x.dtype)
