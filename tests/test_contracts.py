@@ -74,6 +74,7 @@ SMALL = {
     "task=vision/folder": ["task.way=2", "task.query=2", "task.test_ways=[]"],
     "task=nlp/text": ["task.way=2", "task.query=2", "task.test_ways=[]"],
     **{f"algorithm={name}": ["algorithm.train_way=null", "algorithm.train_query=2"] for name in EPISODIC},
+    "algorithm=r2d2": ["algorithm.train_way=null"],
     **{
         f"algorithm={name}": [
             "algorithm.train_way=3",
