@@ -16,3 +16,4 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 NormPolicy = Literal["transductive", "support", "running"]
 Decay = Literal["linear", "cosine"]
+Distance = Literal["euclidean", "cosine"]

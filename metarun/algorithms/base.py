@@ -181,16 +181,17 @@ def judge(spec: Spec, prediction: Tensor, y: Tensor) -> Metrics:
     return {"accuracy": (prediction.argmax(-1) == y).float().mean(1), "loss": loss}
 
 
-def dry_run(model: nn.Module, spec: Spec) -> Tensor:
-    """What ``model`` makes of two examples, with nothing in it changed.
+def dry_run(model: nn.Module, spec: Spec, read: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """What ``model`` (or ``read``, a function of it) makes of two examples, with nothing in it changed.
 
     A model whose inputs are not floats of ``spec.input_shape`` (token ids) says what to run it on: ``example()``.
     """
     own = getattr(model, "example", None)
     example = own() if callable(own) else torch.zeros(2, *spec.input_shape)
     was_training = model.training
+    model.eval()
     with torch.no_grad():
-        features = model.eval()(example)
+        features = (read or model)(example)
     model.train(was_training)
     return features
 

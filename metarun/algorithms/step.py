@@ -72,7 +72,11 @@ class Captured:
         inputs = self._inputs(example)
         devices = [example.query.x.device] if example.query.x.is_cuda else []
         with torch.random.fork_rng(devices=devices):  # recording draws random numbers that the step will draw
-            graph = simplified(make_fx(self._gradient)(*inputs))
+            # On copies of the buffers: recording runs the step, which would move running statistics once too often.
+            buffers = {id(b) for b in algorithm.buffers()}
+            held = [id(t) for _, t in self._state()] + 4 * [0]
+            example_inputs = [t.clone() if i in buffers else t for i, t in zip(held, inputs, strict=True)]
+            graph = simplified(make_fx(self._gradient)(*example_inputs))
         self.run: Callable[..., list[Tensor]] = graph
         if capture == "compiled":
             self.run = compiled(graph, inputs)

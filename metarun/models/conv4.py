@@ -10,21 +10,21 @@ from torch import Tensor, nn
 from metarun.errors import require
 from metarun.models.norm import BatchNorm
 from metarun.tasks.base import Spec
-from metarun.types import Positive
+from metarun.types import Count, Positive
 
 
 class Block(nn.Module):
-    """3x3 convolution, batch norm, ReLU, and halving by stride or by max pooling.
+    """3x3 convolution, batch norm, ReLU, and halving by stride or by max pooling, or none.
 
     Pooling comes before the ReLU: the two commute, and the ReLU then costs a quarter.
     """
 
-    def __init__(self, inputs: int, width: int, pool: bool, scale: bool) -> None:
+    def __init__(self, inputs: int, width: int, halve: Literal["pool", "stride"] | None, scale: bool) -> None:
         super().__init__()
         # A bias before batch normalisation is cancelled by the mean: it would be a parameter without effect.
-        self.conv = nn.Conv2d(inputs, width, 3, stride=1 if pool else 2, padding=1, bias=False)
+        self.conv = nn.Conv2d(inputs, width, 3, stride=2 if halve == "stride" else 1, padding=1, bias=False)
         self.norm = BatchNorm(width, scale=scale)
-        self.pool = pool
+        self.pool = halve == "pool"
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
@@ -34,9 +34,10 @@ class Block(nn.Module):
 class Conv4(nn.Module):
     """Conv-4: images -> features.
 
-    ``downsample`` is ``pool`` (Prototypical Networks) or ``stride`` (MAML on Omniglot); ``reduce`` turns the
-    last map into a vector by flattening it or by its spatial mean; ``norm_scale`` gives batch norm a learned
-    factor (MAML's networks have none). Images [N, C, H, W] or uint8 in 0..255 -> [N, features].
+    ``downsample`` is ``pool`` (Prototypical Networks) or ``stride`` (MAML on Omniglot), in the first ``halvings``
+    blocks (null: in all); ``reduce`` turns the last map into a vector by flattening it or by its spatial mean;
+    ``norm_scale`` gives batch norm a learned factor (MAML's networks have none). Images [N, C, H, W] or uint8 in
+    0..255 -> [N, features]; :meth:`maps` is the last map.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image",)
@@ -49,26 +50,32 @@ class Conv4(nn.Module):
         width: Positive,
         depth: Positive,
         downsample: Literal["pool", "stride"],
+        halvings: Count | None,
         reduce: Literal["flatten", "mean"],
         norm_scale: bool,
     ) -> None:
         super().__init__()
         channels, height, image_width = spec.input_shape
+        halved = depth if halvings is None else min(depth, halvings)
         require(
-            downsample == "stride" or min(height, image_width) >= 2**depth,
+            downsample == "stride" or min(height, image_width) >= 2**halved,
             f"model.depth={depth} with model.downsample=pool halves a {height}x{image_width} image below one pixel; "
-            f"use at most depth={min(height, image_width).bit_length() - 1}, or downsample=stride",
+            f"use at most depth={min(height, image_width).bit_length() - 1}, fewer halvings, or downsample=stride",
         )
         inputs = [channels] + [width] * (depth - 1)
-        blocks = [Block(n, width, downsample == "pool", norm_scale) for n in inputs]
+        blocks = [Block(n, width, downsample if i < halved else None, norm_scale) for i, n in enumerate(inputs)]
         for block in blocks:
             nn.init.xavier_uniform_(block.conv.weight)
         self.blocks = nn.Sequential(*blocks)
         self.reduce = reduce
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def maps(self, x: Tensor) -> Tensor:
+        """[N, width, height, width of the last map]: what heads that compare maps read."""
+        return self.blocks(as_float(x))
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(as_float(x))
+        x = self.maps(x)
         return x.mean((2, 3)) if self.reduce == "mean" else x.flatten(1)
 
 

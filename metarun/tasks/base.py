@@ -36,6 +36,8 @@ class Spec:
     input_shape: tuple[int, ...]
     output_size: int
     discrete_actions: bool = False
+    train_classes: int = 0
+    """Of the meta-train split, for learners that tell them all apart; 0 where tasks have no classes in common."""
     peak: float | None = None
     """The largest value that targets can have, where it is known; then errors are reported in decibel too."""
 
@@ -74,15 +76,23 @@ class TaskBatch:
 
 @dataclass(frozen=True)
 class EpisodeShape:
-    """How large an episode is. ``way`` is ignored by families without classes."""
+    """How large an episode is. ``way`` is ignored by families without classes.
+
+    ``named``: labels are the numbers of the split's classes, 0..C-1, the same in every episode, instead of 0..way-1;
+    :attr:`Labelled.way` is C then. That is all a learner needs that classifies among all classes of meta-training: its
+    batches are episodes with names, of any number of classes and no queries, drawn, counted, checked, augmented and
+    recorded like any other. (A loader of its own, with batches drawn from all examples at once, would be a second
+    contract with data, to the same end: classes are drawn uniformly, where that draws them by their size.)
+    """
 
     way: int
     shot: int
     query: int
+    named: bool = False
 
     def changed(self, way: int | None = None, shot: int | None = None, query: int | None = None) -> EpisodeShape:
         """A copy with the given fields, each kept where ``None``."""
-        given = {"way": way, "shot": shot, "query": query}
+        given: dict[str, Any] = {"way": way, "shot": shot, "query": query}
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 

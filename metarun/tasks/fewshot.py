@@ -65,7 +65,7 @@ class FewShot(Task):
         self.test_ways = tuple(test_ways)
         self.name = name or type(self).__name__
         shape = tuple(data.x.shape[1:]) if input_shape is None else input_shape
-        self.spec = Spec("classification", self.modality, shape, way)
+        self.spec = Spec("classification", self.modality, shape, way, train_classes=len(self.classes["train"]))
         for split in self.classes:
             self.check(split, self.shape)
         for other in self.test_ways:
@@ -104,17 +104,25 @@ class FewShot(Task):
         ids = self.classes[split]
         return ids[choose(uniforms(self.seed, split, indices, way), len(ids))]
 
+    def numbers(self, split: Split, drawn: np.ndarray) -> np.ndarray:
+        """Which of the split's classes, 0..C-1, each of the ids ``drawn`` is."""
+        order = self.classes[split].argsort()
+        return order[np.searchsorted(self.classes[split], drawn, sorter=order)]
+
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
         shape = shape or self.shape
-        _, rows = self.rows(split, indices, shape)
+        drawn, rows = self.rows(split, indices, shape)
         tasks = len(indices)
         support, query = np.split(rows, [shape.shot], axis=2)
-        labels = torch.arange(shape.way, device=self.device)[None, :, None]
+        labels, way = torch.arange(shape.way, device=self.device)[None, :, None], shape.way
+        if shape.named:
+            labels = torch.from_numpy(self.numbers(split, drawn)).to(self.device)[..., None]
+            way = len(self.classes[split])
 
         def gather(part: np.ndarray) -> Labelled:
             index = torch.from_numpy(part.reshape(tasks, -1)).to(self.device)
             y = labels.expand(tasks, -1, part.shape[2]).reshape(tasks, -1)
-            return Labelled(self.examples(index), y, shape.way)
+            return Labelled(self.examples(index), y, way)
 
         learned = gather(support)
         return TaskBatch(learned, gather(query) if shape.query else learned)

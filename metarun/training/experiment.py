@@ -24,6 +24,7 @@ from metarun.training.device import choose_device, choose_threads, keep_freed_me
 from metarun.training.loop import Progress, meta_batch_indices, meta_train
 from metarun.training.settings import Runner
 from metarun.training.signals import StopRequest
+from metarun.training.transfer import take_model
 from metarun.training.tuning import Tuned, tuned
 from metarun.types import Split
 
@@ -68,6 +69,9 @@ class Experiment:
 
         Raises :class:`~metarun.errors.Interrupted` on SIGINT and SIGTERM, after a checkpoint.
         """
+        if self.runner.init_from and not (directory and (directory.path / "checkpoints" / "last.pt").is_file()):
+            source = take_model(self.algorithm.model, Path(self.runner.init_from), self.device)
+            log.info("the model starts from %s", source)
         directory = directory or RunDirectory.create(self.runner.directory, self.name, self.seed)
         with directory.locked(), self._logging(directory.path), StopRequest() as stop:
             meta = directory.meta()

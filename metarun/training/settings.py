@@ -39,5 +39,7 @@ class Runner:
     """Which meta-parameters are tested: best on validation, or the last."""
     plots: bool
     """Draw plots at the end."""
+    init_from: str | None
+    """Directory of a run whose model, as far as its own selection chose it, this run's model starts from."""
     directory: str
     """Where run directories are made."""

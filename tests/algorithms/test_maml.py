@@ -42,7 +42,7 @@ class NativeNorm(nn.Module):
 
 
 def conv(downsample: str = "pool") -> nn.Module:
-    return Conv4(SPEC, width=3, depth=2, downsample=downsample, reduce="flatten", norm_scale=True)
+    return Conv4(SPEC, width=3, depth=2, downsample=downsample, halvings=None, reduce="flatten", norm_scale=True)
 
 
 def maml(

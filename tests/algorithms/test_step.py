@@ -19,8 +19,8 @@ from metarun.tasks.base import Labelled, Spec, TaskBatch
 WAY, TASKS = 3, 4
 SPEC = Spec("classification", "image", (1, 8, 8), WAY)
 METHODS = [e.name for e in catalogue("algorithm") if "adapts" in e.section]
-CONV4 = {"_target_": "metarun.models.conv4.Conv4", "width": 4, "depth": 2, "downsample": "pool", "reduce": "flatten",
-         "norm_scale": True}  # fmt: skip
+CONV4 = {"_target_": "metarun.models.conv4.Conv4", "width": 4, "depth": 2, "downsample": "pool", "halvings": None,
+         "reduce": "flatten", "norm_scale": True}  # fmt: skip
 
 
 def build(name: str, model: nn.Module | None = None, **changes: Any) -> GradientLearner:
@@ -61,6 +61,20 @@ def test_a_captured_step_is_the_same_to_the_bit(name: str) -> None:
     learner.meta_step(data, 0)  # parameters change, the recording stays right
     plain, captured = (gradient(learner, Plan(capture=c), data) for c in ("none", "graph"))  # type: ignore[arg-type]
     assert all(torch.equal(a, b) for a, b in zip(plain, captured, strict=True))
+
+
+def test_a_captured_step_moves_running_statistics_as_the_step_itself_does() -> None:
+    section = compose(["algorithm=protonet"]).config["algorithm"]
+    moved = []
+    for capture in ("none", "graph"):
+        torch.manual_seed(0)
+        learner = construct(section, model=construct(CONV4, spec=SPEC), spec=SPEC)
+        for seed in (0, 1):
+            gradient(learner, Plan(capture=capture), batch(seed))  # type: ignore[arg-type]
+            moved.append(learner.model.blocks[0].norm.running_mean.clone())
+    assert torch.equal(moved[0], moved[2])
+    assert torch.equal(moved[1], moved[3])
+    assert not torch.equal(moved[0], moved[1])
 
 
 NOT_CAPTURED = {"reptile", "scratch", "es", "pes", "l2l", "l2l_mlp"}

@@ -18,7 +18,9 @@ from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.algorithms.gradient.losses import TaskLoss
 from metarun.algorithms.gradient.outer import Unrolled
 from metarun.algorithms.gradient.rules import SGD
-from metarun.algorithms.metric.protonet import ProtoNet
+from metarun.algorithms.metric.learner import EmbeddingLearner
+from metarun.algorithms.metric.protonet import Prototypes
+from metarun.algorithms.metric.transductive import Inductive
 from metarun.errors import UserError
 from metarun.models.ngrams import NgramBag
 from metarun.models.textcnn import TextCNN
@@ -203,7 +205,12 @@ def maml(model: Any, spec: Spec, **options: Any) -> GradientLearner:
     return GradientLearner(model, spec, **pieces, outer=Unrolled(first_order=False), **options)
 
 
-@pytest.mark.parametrize(("algorithm", "options"), [(ProtoNet, PROTO), (maml, GRADIENT)])
+def protonet(model: Any, spec: Spec, **options: Any) -> EmbeddingLearner:
+    head = Prototypes(distance="euclidean", scale=1.0, learn_scale=False, features="none", refine=Inductive())
+    return EmbeddingLearner(model, spec, head=head, **options)
+
+
+@pytest.mark.parametrize(("algorithm", "options"), [(protonet, PROTO), (maml, GRADIENT)])
 @pytest.mark.parametrize(("cls", "values", "width"), MODELS)
 def test_learns_with_every_learner_and_on_the_meta_device(
     cls: Any, values: dict[str, Any], width: int | None, algorithm: Any, options: dict[str, Any]

@@ -129,3 +129,16 @@ def test_split_classes_keeps_groups_whole():
 def test_split_fractions_that_leave_nothing_are_refused():
     with pytest.raises(UserError, match=r"task\.val=0\.5 \+ task\.test=0\.5"):
         split_classes(range(10), val=0.5, test=0.5, seed=0)
+
+
+def test_named_labels_are_the_numbers_of_the_splits_classes():
+    task = numbers()
+    task.classes["train"] = np.array([7, 2, 11, 4])  # in no order
+    batch = task.batch("train", range(20), EpisodeShape(3, 2, 1, named=True))
+    for part, each in ((batch.support, 2), (batch.query, 1)):
+        assert part.way == 4
+        assert part.y.shape == (20, 3 * each)
+        assert (task.classes["train"][part.y.numpy()] == class_of(part.x[..., 0])).all()
+    plain = task.batch("train", range(20), EpisodeShape(3, 2, 1))
+    assert torch.equal(plain.support.x, batch.support.x)
+    assert task.spec.train_classes == 12

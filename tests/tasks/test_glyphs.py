@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from metarun.algorithms.metric.protonet import ProtoNet
+from metarun.config.build import construct
+from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models.conv4 import Conv4
 from metarun.tasks.vision import glyphs
@@ -170,9 +171,9 @@ def test_picture(task, channels):
     seen.data.x = task.data.x.expand(-1, channels, -1, -1)
     seen.spec = replace(task.spec, input_shape=(channels, 28, 28))
     torch.manual_seed(0)
-    model = Conv4(seen.spec, width=8, depth=4, downsample="pool", reduce="flatten", norm_scale=True)
-    keys = {"train_way": None, "train_shot": None, "train_query": None, "norm": "transductive"}
-    algorithm = ProtoNet(model, seen.spec, outer_lr=0.001, halve_every=None, **keys)
+    model = Conv4(seen.spec, width=8, depth=4, downsample="pool", halvings=None, reduce="flatten", norm_scale=True)
+    section = compose(["algorithm=protonet", "algorithm.norm=transductive"]).config["algorithm"]
+    algorithm = construct(section, model=model, spec=seen.spec)
     figure = seen.picture(algorithm)
     left, main = figure.axes
     batch = seen.batch("test", [0])

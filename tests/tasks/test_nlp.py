@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from metarun.algorithms.metric.protonet import ProtoNet
+from metarun.algorithms.metric.learner import EmbeddingLearner
+from metarun.config.build import construct
+from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models.tfidf import TfIdf
 from metarun.tasks.nlp.base import by_class
@@ -234,18 +236,11 @@ def test_min_texts_leaves_rare_classes_out(tmp_path: Path) -> None:
 # Episodes
 
 
-def learner(task: Text) -> ProtoNet:
+def learner(task: Text) -> EmbeddingLearner:
     """Nearest prototype over TF-IDF; of all texts, since these few share no words."""
     model = TfIdf(task.texts, unit="char", shortest=1, longest=3, min_texts=1)
     task.prepare(model)
-    options = {
-        "train_way": None,
-        "train_shot": None,
-        "train_query": None,
-        "outer_lr": 0.1,
-        "halve_every": None,
-    }
-    return ProtoNet(model, task.spec, norm="running", **options)  # type: ignore[arg-type]
+    return construct(compose(["algorithm=protonet"]).config["algorithm"], model=model, spec=task.spec)
 
 
 def test_an_episode_holds_the_ids_of_its_texts(tmp_path: Path) -> None:
@@ -280,9 +275,9 @@ def test_the_picture_shows_texts_and_marks_what_is_wrong(tmp_path: Path) -> None
     assert "tab:red" not in cells.values()
     figure.savefig(io.BytesIO(), format="png")
 
-    class Wrong(ProtoNet):
+    class Wrong(EmbeddingLearner):
         def adapt(self, support: Any) -> Any:
-            return lambda x: -ProtoNet.adapt(self, support)(x)
+            return lambda x: -EmbeddingLearner.adapt(self, support)(x)
 
     algorithm.__class__ = Wrong
     figure = task.picture(algorithm)

@@ -30,7 +30,7 @@ def test_a_run_from_python(tmp_path: Path) -> None:
         iterations=30, meta_batch=4, device="cpu", threads=1, tune_above=None, chunk=None,
         precision="float32", validate_every=10, val_episodes=8,
         test_episodes=8, eval_batch=4, log_every=10, checkpoint_seconds=60, select="best", plots=False,
-        directory=str(tmp_path),
+        init_from=None, directory=str(tmp_path),
     )  # fmt: skip
     tracker = Tracker(wandb="disabled", project="x", entity=None, group=None, tags=[], init_timeout=1, finish_timeout=1)
     summary = Experiment(task, algorithm, runner, tracker, seed=0, name="notebook").run()

@@ -1,97 +1,78 @@
-"""Prototypical Networks: classify by the squared distance to the mean embedding of each class."""
+"""Prototypical Networks: classify by the distance to the mean embedding of each class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, judge
-from metarun.models.norm import set_policy, statistics_from
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
-from metarun.types import NormPolicy, Positive, Rate
+from metarun.algorithms.base import Adapted
+from metarun.algorithms.metric.head import Head, Similarity, membership
+from metarun.algorithms.metric.transductive import Refinement
+from metarun.tasks.base import Labelled, Spec
+from metarun.types import Distance, Rate
 
 
-class ProtoNet(SupervisedAlgorithm):
-    """Prototypical Networks (Snell, Swersky & Zemel 2017, arXiv:1703.05175, equations 1-2).
+class Prototypes(Head):
+    """The nearest class mean (Snell, Swersky & Zemel 2017, arXiv:1703.05175, equations 1-2).
 
-    Meta-trains on episodes of ``train_way`` classes (more than at test makes a better embedding; the paper's
-    trick) with ``train_query`` queries each, both the task's own where null. ``norm`` is the normalisation
-    policy; the paper's is ``running``.
+    ``distance``: ``euclidean`` (squared, as printed) or ``cosine``, times ``scale``, which is learned from there
+    under ``learn_scale``. ``features`` are transformed first: ``none``, ``l2`` (scaled to length 1), or
+    ``centred_l2`` (the mean of the base classes subtracted, then scaled): UN, L2N and CL2N of SimpleShot (Wang, Chao,
+    Weinberger & van der Maaten 2019, arXiv:1911.04623, section 3). That mean is a running one of meta-training's
+    batches: of all until there are 100, then with a share of .01 for the newest. ``refine`` is how query sets, all
+    their examples together, improve on the prototypes.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ("classification",)
+    mean: Tensor
+    seen: Tensor
 
     def __init__(
         self,
-        model: nn.Module,
-        spec: Spec,
         *,
-        train_way: Positive | None,
-        train_shot: Positive | None,
-        train_query: Positive | None,
-        norm: NormPolicy,
-        outer_lr: Rate,
-        halve_every: Positive | None,
+        distance: Distance,
+        scale: Rate,
+        learn_scale: bool,
+        features: Literal["none", "l2", "centred_l2"],
+        refine: Refinement,
     ) -> None:
         super().__init__()
-        self.model, self.spec, self.norm = model, spec, norm
-        self.train_way, self.train_shot, self.train_query = train_way, train_shot, train_query
-        set_policy(model, norm)
-        self.learn_with(outer_lr, halve_every)
+        self.similarity, self.features, self.refine = Similarity(distance, scale, learn_scale), features, refine
+        self.observes = features == "centred_l2"
 
-    def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
-        return shape and shape.changed(self.train_way, self.train_shot, self.train_query)
+    def prepare(self, features: tuple[int, ...], spec: Spec) -> None:
+        super().prepare(features, spec)
+        if self.observes:
+            self.register_buffer("mean", torch.zeros(features))
+            self.register_buffer("seen", torch.zeros(()))
 
-    def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
-        way, losses, accuracies = batch.support.way, [], []
-        for (sx, sy), (qx, qy) in zip(batch.support.tasks(), batch.query.tasks(), strict=True):
-            rows = len(sx) if self.norm == "support" else None
-            with statistics_from(self.model, rows):
-                support, query = self.model(torch.cat([sx, qx])).split([len(sx), len(qx)])
-            logits = classify(prototypes(support[None], sy[None], way), query[None])
-            judged = judge(self.spec, logits, qy[None])
-            losses.append(judged["loss"])
-            accuracies.append(judged["accuracy"])
-        loss = torch.cat(losses).mean()
-        return loss, {"loss": loss.detach(), "accuracy": torch.cat(accuracies).mean()}
+    def observe(self, features: Tensor) -> None:
+        if self.observes:
+            self.seen += 1
+            self.mean.lerp_(features.mean(0), (1 / self.seen).clamp(min=0.01))
 
-    def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
-        way = support.way
-        if self.norm == "running":
-            centres = prototypes(self._embed(support.x), support.y, way)
-            yield lambda x: classify(centres, self._embed(x))
-            return
+    def fit(self, support: Labelled) -> Adapted:
+        x = self.transformed(support.x)
+        centres = prototypes(x, support.y, support.way)
+        known = Labelled(x, support.y, support.way)
+        return lambda q: self.refine(self.similarity, known, centres, self.transformed(q))
 
-        def adapted(x: Tensor) -> Tensor:
-            logits = []
-            for (sx, sy), qx in zip(support.tasks(), x, strict=True):
-                rows = len(sx) if self.norm == "support" else None
-                with statistics_from(self.model, rows):
-                    s, q = self.model(torch.cat([sx, qx])).split([len(sx), len(qx)])
-                logits.append(classify(prototypes(s[None], sy[None], way), q[None]))
-            return torch.cat(logits)
+    def transformed(self, x: Tensor) -> Tensor:
+        if self.features == "none":
+            return x
+        return F.normalize(x - self.mean if self.observes else x, dim=-1)
 
-        yield adapted
-
-    def _embed(self, x: Tensor) -> Tensor:
-        """[T, N, ...] -> [T, N, features], all tasks at once."""
-        return self.model(x.flatten(0, 1)).view(*x.shape[:2], -1)
+    def extra_repr(self) -> str:
+        return f"features={self.features}"
 
     def protocol(self) -> dict[str, Any]:
-        return {"norm": self.norm, "distance": "squared Euclidean"}
+        transformed = {} if self.features == "none" else {"features": self.features}
+        return {**self.similarity.protocol(), **transformed, **self.refine.protocol()}
 
 
 def prototypes(support: Tensor, y: Tensor, way: int) -> Tensor:
     """Mean support embedding a class: ``support`` [T, N, F], ``y`` [T, N] -> [T, way, F]."""
-    # F.one_hot reads its input back from the device to check it.
-    member = (y[:, None] == torch.arange(way, device=y.device)[:, None]).to(support.dtype)
+    member = membership(y, way, support.dtype)
     return member @ support / member.sum(-1, keepdim=True)
-
-
-def classify(centres: Tensor, query: Tensor) -> Tensor:
-    """Logits [T, Nq, way]: minus the squared Euclidean distance to each prototype."""
-    # |q|^2 is the same for all classes and falls out of the softmax.
-    return 2 * query @ centres.transpose(1, 2) - centres.square().sum(-1)[:, None]

@@ -100,6 +100,10 @@ class Omniglot(ImageFewShot):
         turns = (4 * uniforms(self.seed, split, indices, way, stream=2)).astype(np.int64)
         return drawn + turns * self.characters
 
+    def numbers(self, split: Split, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
+        # A turn that is a task's own makes no new class.
+        return super().numbers(split, drawn % self.characters if self.rotations == "task" else drawn)
+
     def protocol(self) -> dict[str, Any]:
         turned = {"rotations": self.rotations, "rotation_splits": list(self.turned)}
         return {**super().protocol(), **self.partition, **turned, **self.preprocessing}

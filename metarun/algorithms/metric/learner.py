@@ -1,0 +1,107 @@
+"""Metric and closed-form learners: an embedding, shared by all tasks, and a head that needs no gradient steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge
+from metarun.algorithms.metric.head import Head
+from metarun.errors import require
+from metarun.models.norm import BatchNorm, set_policy, statistics_from
+from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.types import NormPolicy, Positive, Rate
+
+
+class EmbeddingLearner(SupervisedAlgorithm):
+    """Embeds support and query sets by the model and lets a ``head`` answer; both are learned on episodes.
+
+    Meta-trains on episodes of ``train_way`` classes with ``train_shot`` and ``train_query`` examples of each, the
+    task's own where null, by Adam at ``outer_lr``, halved every ``halve_every`` iterations. ``norm`` is the
+    normalisation policy; under ``running``, statistics while meta-training are those of one episode, support and
+    query together. A model that has a method ``maps`` (inputs -> [N, channels, height, width], its features before
+    they become a vector) is asked for these by heads that compare maps.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: Spec,
+        *,
+        head: Head,
+        train_way: Positive | None,
+        train_shot: Positive | None,
+        train_query: Positive | None,
+        norm: NormPolicy,
+        outer_lr: Rate,
+        halve_every: Positive | None,
+    ) -> None:
+        super().__init__()
+        self.train_way, self.train_shot, self.train_query = train_way, train_shot, train_query
+        self.put_together(model, spec, head, norm)
+        self.learn_with(outer_lr, halve_every)
+
+    def put_together(self, model: nn.Module, spec: Spec, head: Head, norm: NormPolicy) -> Tensor:
+        """Take over the parts and fit the head to the model; returns the features of two examples."""
+        self.model, self.spec, self.head, self.norm = model, spec, head, norm
+        features = dry_run(model, spec, self.read)
+        head.prepare(tuple(features.shape[1:]), spec)
+        require(
+            norm != "support" or not any(isinstance(part, BatchNorm) for part in head.modules()),
+            "algorithm.norm=support: this head normalises pairs of support and query examples, of which none is of "
+            "the support set alone; use transductive or running",
+        )
+        set_policy(self, norm)
+        return features
+
+    @property
+    def read(self) -> Callable[[Tensor], Tensor]:
+        """The model, as far as the head wants it: inputs [N, ...] -> features [N, ...]."""
+        return getattr(self.model, "maps", self.model) if self.head.maps else self.model
+
+    def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
+        return shape and shape.changed(self.train_way, self.train_shot, self.train_query)
+
+    def capturable(self) -> bool:
+        return super().capturable() and not self.head.observes
+
+    def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        s, q = self.together(batch.support.x, batch.query.x)
+        if self.head.observes:
+            self.head.observe(torch.cat([s, q], 1).detach().flatten(0, 1))
+        support, query = replace(batch.support, x=s), replace(batch.query, x=q)
+        prediction = self.head.fit(support)(q)
+        loss = self.head.loss(support, query, prediction)
+        judged = judge(self.spec, prediction.detach(), batch.query.y)
+        return loss, {**{name: value.mean() for name, value in judged.items()}, "loss": loss.detach()}
+
+    def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
+        if self.norm == "running":
+            answer = self.head.fit(replace(support, x=self.embed(support.x)))
+            yield lambda x: answer(self.embed(x))
+            return
+
+        def adapted(x: Tensor) -> Tensor:
+            s, q = self.together(support.x, x)
+            return self.head.fit(replace(support, x=s))(q)
+
+        yield adapted
+
+    def embed(self, x: Tensor) -> Tensor:
+        """[T, N, ...] -> [T, N, features], all tasks at once."""
+        return self.read(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    def together(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Both embedded, one task after another: the statistics of normalisation are each task's own."""
+        embedded = []
+        for s, q in zip(support, query, strict=True):
+            with statistics_from(self.model, len(s) if self.norm == "support" else None):
+                embedded.append(self.read(torch.cat([s, q])))
+        return tuple(torch.stack(embedded).split([support.shape[1], query.shape[1]], dim=1))
+
+    def protocol(self) -> dict[str, Any]:
+        return {"norm": self.norm, **self.head.protocol()}
