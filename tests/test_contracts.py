@@ -79,8 +79,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (9, 8, 25)
-    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (433, 29, 22)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (10, 8, 27)
+    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (472, 32, 21)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 

@@ -178,7 +178,8 @@ def test_learns_curves(name: str) -> None:
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
     words = ["task=regression/gp", "task.length=[0.8,0.8]", "task.scale=[1.0,1.0]", "task.query=10", "task.shot=9"]
-    config = compose([*words, f"algorithm={name}", "algorithm.outer_lr=0.003", "algorithm.width=32"]).config
+    words += [f"algorithm={name}", "algorithm.outer_lr=0.003", "algorithm.width=32"]
+    config = compose([*words, *([] if name == "cnp" else ["algorithm.latent=8"])]).config
     task = construct(config["task"], seed=0)
     process = construct(config["algorithm"], model=Linear(bias=False), spec=task.spec)
     for i in range(400):
