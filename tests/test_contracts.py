@@ -66,6 +66,8 @@ SMALL = {
     "model=mlp": ["model.hidden=[8,8]"],
     "model=ngram_bag": ["model.buckets=256", "model.dim=32", "model.rank=4"],
     "model=text_cnn": ["model.embedding=8", "model.filters=4"],
+    "task=regression/functions": ["task.size=3", "task.shot=4"],
+    "algorithm=in_context": ["algorithm.width=8", "runner.meta_batch=2"],
     "algorithm=rl2": ["runner.meta_batch=6"],
     "algorithm=maml_trpo": ["runner.meta_batch=2", "algorithm.rollouts=3"],
     "algorithm=reptile": ["algorithm.inner_steps=2", "algorithm.test_steps=3"],
@@ -79,8 +81,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (10, 8, 27)
-    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (472, 32, 21)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (11, 8, 33)
+    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (581, 35, 21)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 

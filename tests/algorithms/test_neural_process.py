@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from metarun.algorithms.amortised.neural_process import NeuralProcess, Predictive, SelfAttention, multihead
+from metarun.algorithms.amortised.neural_process import NeuralProcess, Predictive, SelfAttention
+from metarun.algorithms.amortised.sequence import attend
 from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.errors import UserError
@@ -118,7 +119,7 @@ def test_attention_against_a_loop() -> None:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     q, k, v = torch.randn(2, 3, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
-    got = multihead(q, k, v, 2)
+    got = attend(q, k, v, 2)
     for t in range(2):
         for n in range(3):
             for h in range(2):
@@ -137,7 +138,7 @@ def test_each_point_attends_by_its_own_x(attention: str) -> None:
         want = (q @ k.mT / sqrt(8)).softmax(-1) @ values
     else:
         a, b, c, out = process.projections
-        want = out(multihead(a(q), b(k), c(values), 2))
+        want = out(attend(a(q), b(k), c(values), 2))
     assert torch.allclose(process.attend(data.support, data.query.x), want)
     uniform = learner("cnp")
     r = uniform.attend(data.support, data.query.x)
@@ -162,13 +163,13 @@ def test_self_attention_adds_to_what_there_was() -> None:
     torch.set_default_dtype(torch.float64)
     layer, values = SelfAttention(8, 2), torch.randn(2, 5, 8)
     q, k, v = (values @ part.mT for part in layer.read.weight.split(8))
-    assert torch.allclose(layer(values), values + multihead(q, k, v, 2) @ layer.out.weight.mT)
+    assert torch.allclose(layer(values), values + attend(q, k, v, 2) @ layer.out.weight.mT)
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(UserError, match="algorithm.deterministic=false needs algorithm.latent"):
+    with pytest.raises(UserError, match=r"algorithm.deterministic=false needs algorithm.latent"):
         learner("cnp", deterministic=False)
-    with pytest.raises(UserError, match="algorithm.width=8 cannot be shared out among algorithm.heads=3"):
+    with pytest.raises(UserError, match=r"algorithm.width=8 cannot be shared out among algorithm.heads=3"):
         learner("anp", heads=3)
 
 

@@ -92,7 +92,10 @@ def test_the_references_are_the_conditional_normal() -> None:
     family = task(noise=0.05, query=3, kernel="matern52")
     indices = range(8)
     batch = family.batch("test", indices)
-    x, y = (torch.cat([a, b], 1).double()[..., 0] for a, b in ((batch.support.x, batch.query.x), (batch.support.y, batch.query.y)))
+    x, y = (
+        torch.cat([a, b], 1).double()[..., 0]
+        for a, b in ((batch.support.x, batch.query.x), (batch.support.y, batch.query.y))
+    )
     n, nlls = batch.support.y.shape[1], []
     for t in indices:
         for q in range(3):
@@ -100,7 +103,9 @@ def test_the_references_are_the_conditional_normal() -> None:
             at = x[t, keep].numpy()[None]
             K = torch.from_numpy(family.covariance("test", [t], at, at)[0]) + 0.05**2 * torch.eye(n + 1)
             joint, context = (
-                torch.distributions.MultivariateNormal(torch.zeros(m, dtype=K.dtype), K[:m, :m]).log_prob(y[t, keep][:m])
+                torch.distributions.MultivariateNormal(torch.zeros(m, dtype=K.dtype), K[:m, :m]).log_prob(
+                    y[t, keep][:m]
+                )
                 for m in (n + 1, n)
             )
             nlls.append(float(context - joint))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.algorithms.amortised.sequence import attend, embedded
 from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge
 from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
@@ -91,9 +92,10 @@ class NeuralProcess(SupervisedAlgorithm):
         return shape and shape.changed(None, self.train_shot, self.train_query)
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
-        context = Labelled(self._embed(batch.support.x), batch.support.y)
+        context = Labelled(embedded(self.model, batch.support.x), batch.support.y)
         points = Labelled(
-            torch.cat([context.x, self._embed(batch.query.x)], 1), torch.cat([batch.support.y, batch.query.y], 1)
+            torch.cat([context.x, embedded(self.model, batch.query.x)], 1),
+            torch.cat([batch.support.y, batch.query.y], 1),
         )
         z, kl = None, None
         if self.latent:
@@ -107,11 +109,11 @@ class NeuralProcess(SupervisedAlgorithm):
         return loss, {name: value.detach() for name, value in {**metrics, **({} if kl is None else {"kl": kl})}.items()}
 
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
-        context, z = Labelled(self._embed(support.x), support.y), None
+        context, z = Labelled(embedded(self.model, support.x), support.y), None
         if self.latent:
             mean, std = self.latent_of(context)
             z = mean + std * torch.randn(self.samples, *mean.shape, dtype=mean.dtype, device=mean.device)
-        yield Predictive(lambda x: self.decode(context, self._embed(x), z))
+        yield Predictive(lambda x: self.decode(context, embedded(self.model, x), z))
 
     def judged(self, learner: Adapted, query: Labelled) -> Metrics:
         """Besides the mean's squared error, ``nll``: -log p(y) / points of a task's query points together.
@@ -150,11 +152,7 @@ class NeuralProcess(SupervisedAlgorithm):
         if self.attention == "dot":
             return torch.softmax(queries @ keys.transpose(1, 2) / sqrt(keys.shape[-1]), -1) @ values
         for_query, for_key, for_value, out = self.projections
-        return out(multihead(for_query(queries), for_key(keys), for_value(values), self.heads))
-
-    def _embed(self, x: Tensor) -> Tensor:
-        """[T, N, ...] -> [T, N, features]."""
-        return self.model(x.flatten(0, 1)).view(*x.shape[:2], -1)
+        return out(attend(for_query(queries), for_key(keys), for_value(values), self.heads))
 
     def protocol(self) -> dict[str, Any]:
         return {"latent_samples": self.samples} if self.latent else {}
@@ -180,13 +178,7 @@ class SelfAttention(nn.Module):
         self.read, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
 
     def forward(self, values: Tensor) -> Tensor:
-        return values + self.out(multihead(*self.read(values).chunk(3, -1), self.heads))
-
-
-def multihead(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
-    """Scaled dot-product attention of ``heads`` equal parts: [T, N, W], [T, M, W], [T, M, W] -> [T, N, W]."""
-    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (queries, keys, values))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return values + self.out(attend(*self.read(values).chunk(3, -1), self.heads))
 
 
 def log_density(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:

@@ -123,9 +123,7 @@ class GaussianProcesses(Task):
         support, query = both[:, :shot], both[:, shape.shot :]
         return TaskBatch(*(Labelled(part[..., :1], part[..., 1:]) for part in (support, query)))
 
-    def posterior(
-        self, split: Split, indices: Sequence[int], x: Array, y: Array, at: Array
-    ) -> tuple[Array, Array]:
+    def posterior(self, split: Split, indices: Sequence[int], x: Array, y: Array, at: Array) -> tuple[Array, Array]:
         """Mean and standard deviation, [T, M], of noisy values at ``at`` [T, M] given the context x, y [T, N]."""
         K = self.covariance(split, indices, x, x) + self.noise**2 * np.eye(x.shape[1])
         cross = self.covariance(split, indices, x, at)
@@ -138,7 +136,7 @@ class GaussianProcesses(Task):
         """The posterior of the process that each curve was drawn from: no learner can do better."""
         squares, nlls = [], []
         for first in range(0, len(indices), self.together):
-            some = [i for i in indices[first : first + self.together]]
+            some = list(indices[first : first + self.together])
             shot = self.context(split, some, self.shape.shot)
             x, y = self.points(split, some, self.shape)
             at, truth = x[:, self.shape.shot :], y[:, self.shape.shot :]
