@@ -68,6 +68,10 @@ SMALL = {
     "model=text_cnn": ["model.embedding=8", "model.filters=4"],
     "task=regression/functions": ["task.size=3", "task.shot=4"],
     "algorithm=in_context": ["algorithm.width=8", "runner.meta_batch=2"],
+    "algorithm=snail": ["algorithm.keys=[4,4]", "algorithm.values=[4,4]", "algorithm.filters=4", "runner.meta_batch=2",
+                        "algorithm.train_query=null"],
+    "algorithm=mann": ["algorithm.controller=8", "algorithm.slots=6", "algorithm.width=4", "runner.meta_batch=2",
+                       "algorithm.train_query=null"],
     "algorithm=rl2": ["runner.meta_batch=6"],
     "algorithm=maml_trpo": ["runner.meta_batch=2", "algorithm.rollouts=3"],
     "algorithm=reptile": ["algorithm.inner_steps=2", "algorithm.test_steps=3"],
@@ -81,8 +85,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (11, 8, 33)
-    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (581, 35, 21)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (11, 8, 35)
+    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (627, 35, 21)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 

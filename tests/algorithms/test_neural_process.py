@@ -72,6 +72,7 @@ def test_conditional_likelihood_by_hand() -> None:
     loss, metrics = cnp.outer_loss(data)
     assert loss.item() == pytest.approx(-sum(outer) / len(outer), rel=1e-12)
     assert metrics["nll"].item() == pytest.approx(loss.item())
+    assert cnp.evaluate(data)["nll_with_context"].mean().item() == pytest.approx(loss.item(), rel=1e-12)
     assert cnp.evaluate(data)["nll"].tolist() == [[pytest.approx(v, rel=1e-12)] for v in metric]
 
 
@@ -108,8 +109,11 @@ def test_the_latent_likelihood_is_the_mean_over_samples_of_whole_curves() -> Non
     assert mean.shape == (3, 2, 3, 2)
     assert not torch.allclose(mean[0], mean[1])
     curves = Normal(mean, std).log_prob(data.query.y).sum((2, 3)).exp().mean(0)  # [T]
+    at_context = Normal(*adapted.gaussians(data.support.x)).log_prob(data.support.y).sum((2, 3))
+    whole = (Normal(mean, std).log_prob(data.query.y).sum((2, 3)) + at_context).exp().mean(0)
     torch.manual_seed(2)
     metrics = process.evaluate(data)
+    assert torch.allclose(metrics["nll_with_context"][:, 0], -whole.log() / 7, rtol=1e-10)
     assert torch.allclose(metrics["nll"][:, 0], -curves.log() / 3, rtol=1e-10)
     assert torch.allclose(metrics["mse"][:, 0], (mean.mean(0) - data.query.y).square().mean((1, 2)))
     assert torch.equal(adapted(data.query.x), mean.mean(0))

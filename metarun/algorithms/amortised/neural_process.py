@@ -113,17 +113,24 @@ class NeuralProcess(SupervisedAlgorithm):
         if self.latent:
             mean, std = self.latent_of(context)
             z = mean + std * torch.randn(self.samples, *mean.shape, dtype=mean.dtype, device=mean.device)
-        yield Predictive(lambda x: self.decode(context, embedded(self.model, x), z))
+        yield Predictive(lambda x: self.decode(context, embedded(self.model, x), z), support)
 
     def judged(self, learner: Adapted, query: Labelled) -> Metrics:
         """Besides the mean's squared error, ``nll``: -log p(y) / points of a task's query points together.
 
-        With z, p(y) is the mean over its samples of the points' joint likelihood: a curve is one z's.
+        ``nll_with_context`` is that of context and query points, as the authors' notebooks measure. With z, p(y) is
+        the mean over its samples of the points' joint likelihood: a curve is one z's.
         """
         assert isinstance(learner, Predictive)
         mean, std = learner.gaussians(query.x)
-        joint = log_density(mean, std, query.y).sum(-1).logsumexp(0) - log(len(mean))
-        return {**judge(self.spec, mean.mean(0), query.y), "nll": -joint / query.y.shape[1]}
+        at_query = log_density(mean, std, query.y).sum(-1)
+        at_context = log_density(*learner.gaussians(learner.context.x), learner.context.y).sum(-1)
+        points, known = query.y.shape[1], learner.context.y.shape[1]
+        return {
+            **judge(self.spec, mean.mean(0), query.y),
+            "nll": (log(len(mean)) - at_query.logsumexp(0)) / points,
+            "nll_with_context": (log(len(mean)) - (at_query + at_context).logsumexp(0)) / (points + known),
+        }
 
     def latent_of(self, points: Labelled) -> Gaussian:
         """q(z | points): mean and deviation, [T, latent]."""
@@ -161,7 +168,8 @@ class NeuralProcess(SupervisedAlgorithm):
 class Predictive:
     """An adapted neural process: the mean of y at x [T, N, ...] -> [T, N, D], and the Gaussians it comes of."""
 
-    def __init__(self, gaussians: Callable[[Tensor], Gaussian]) -> None:
+    def __init__(self, gaussians: Callable[[Tensor], Gaussian], context: Labelled) -> None:
+        self.context = context
         self.gaussians = gaussians
         """x -> mean and standard deviation, both [S, T, N, D], of each of S equally likely samples of z."""
 
@@ -178,7 +186,8 @@ class SelfAttention(nn.Module):
         self.read, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
 
     def forward(self, values: Tensor) -> Tensor:
-        return values + self.out(attend(*self.read(values).chunk(3, -1), self.heads))
+        queries, keys, read = self.read(values).chunk(3, -1)
+        return values + self.out(attend(queries, keys, read, self.heads))
 
 
 def log_density(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:

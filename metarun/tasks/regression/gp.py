@@ -165,7 +165,8 @@ class GaussianProcesses(Task):
 
         indices = range(3)
         support = self.batch("test", indices).support
-        x = torch.linspace(*self.domain, 200, device=self.device).expand(3, -1)
+        low, high = self.domain
+        x = torch.linspace(low, high, 200, device=self.device).expand(3, -1)
         with torch.no_grad():
             learner = algorithm.adapt(support)
             fit = learner(x[..., None])[..., 0].cpu().numpy()
