@@ -121,7 +121,7 @@ def mann_by_hand(mann: MANN, inputs: list[Tensor]) -> list[Tensor]:
                 norms = float(memory[i] @ memory[i] + 1e-8) * float(keys[r] @ keys[r] + 1e-8)
                 cosines.append(exp(float(keys[r] @ memory[i]) / sqrt(norms)))
             read.append([c / sum(cosines) for c in cosines])
-        used = [0.99 * used[i] + sum(read[r][i] + write[r][i] for r in range(reads)) for i in range(slots)]
+        used = [0.5 * used[i] + sum(read[r][i] + write[r][i] for r in range(reads)) for i in range(slots)]
         found = [sum(read[r][i] * memory[i] for i in range(slots)) for r in range(reads)]
         outputs.append(mann.head(torch.cat([state[0][0], *found])))
     return outputs
@@ -129,7 +129,7 @@ def mann_by_hand(mann: MANN, inputs: list[Tensor]) -> list[Tensor]:
 
 def test_mann_by_hand() -> None:
     """Two tasks of six examples and then each query, labels one example late."""
-    mann, data = learner("mann"), classes()
+    mann, data = learner("mann", decay_usage=0.5), classes()
     with torch.no_grad():
         mann.address.bias.copy_(torch.randn(8))  # keys and gates well apart
         on_the_way, state, last = mann.study(data.support.x, data.support.y)
