@@ -68,7 +68,7 @@ class InContext(SupervisedAlgorithm):
         count, asked = support.y.shape[1], batch.query.y.shape[1]
         x = self._projected(embedded(self.model, torch.cat([support.x, batch.query.x], 1)))
         # x_i is asked before pair i is seen, the query examples after all pairs.
-        before = torch.tensor([*range(count), *[count] * asked], device=x.device)
+        before = torch.arange(count + asked, device=x.device).clamp(max=count)
         predicted = self.read(x[:, :count], support.y, x, before)
         y = torch.cat([support.y, batch.query.y], 1)
         loss, query = mean_loss(self.spec, predicted, y), predicted[:, count:]
