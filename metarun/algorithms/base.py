@@ -142,10 +142,12 @@ class SupervisedAlgorithm(Algorithm):
     def evaluate(self, batch: TaskBatch) -> Metrics:
         self.eval()
         with torch.no_grad():
-            judged = [
-                judge(self.spec, learner(batch.query.x), batch.query.y) for learner in self.adaptations(batch.support)
-            ]
+            judged = [self.judged(learner, batch.query) for learner in self.adaptations(batch.support)]
         return {name: torch.stack([each[name] for each in judged], dim=1) for name in judged[0]}
+
+    def judged(self, learner: Adapted, query: Labelled) -> Metrics:
+        """Metrics a task, [T], of an adapted learner; one that predicts a distribution has more to be judged by."""
+        return judge(self.spec, learner(query.x), query.y)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SupervisedAlgorithm:
         """A copy captures anew: recordings belong to one learner's parameters."""

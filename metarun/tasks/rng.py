@@ -49,6 +49,12 @@ def uniforms(seed: int, split: Split, indices: Sequence[int], count: int, stream
     return values.reshape(len(indices), -1)[:, :count]
 
 
+def normals(seed: int, split: Split, indices: Sequence[int], count: int, stream: int = 0) -> NDArray[np.float64]:
+    """``[len(indices), count]`` standard normals, from the uniforms of the same ``stream`` (Box and Muller)."""
+    u, v = np.split(uniforms(seed, split, indices, 2 * count, stream), 2, axis=1)
+    return np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v)
+
+
 def choose(u: NDArray[np.float64], sizes: NDArray[np.int64] | int) -> NDArray[np.int64]:
     """Draw without replacement: uniforms ``u`` [R, k] -> [R, k] distinct integers below ``sizes`` (int, [R]).
 

@@ -1,0 +1,134 @@
+"""Ways to predict from examples that nobody had to learn: what an in-context learner is measured against."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from metarun.algorithms.amortised.sequence import embedded
+from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm
+from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.types import Positive, Rate
+
+Fit = Callable[[Tensor], Tensor]
+
+
+class Control(SupervisedAlgorithm):
+    """A rule that predicts y at embedded x from examples; judged after every number of them, 0 to all.
+
+    Nothing is meta-learned, not the model either: ``runner.iterations=0`` skips the steps.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("regression",)
+
+    def __init__(self, model: nn.Module, spec: Spec) -> None:
+        super().__init__()
+        self.model, self.spec = model.requires_grad_(False), spec
+        self.optimizer = None
+
+    @abstractmethod
+    def fit(self, x: Tensor, y: Tensor) -> Fit:
+        """From ``x`` [T, N, F] and ``y`` [T, N, D], N of 0 or more: [T, M, F] -> [T, M, D]."""
+
+    def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        loss = (self.adapt(batch.support)(batch.query.x) - batch.query.y).square().mean()
+        return loss, {"loss": loss.detach()}
+
+    def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
+        x = embedded(self.model, support.x)
+        for count in range(x.shape[1] + 1):
+            fit = self.fit(x[:, :count], support.y[:, :count])
+            yield lambda query, fit=fit: fit(embedded(self.model, query))  # type: ignore[misc]
+
+
+class LeastSquares(Control):
+    """Linear without offset: of the weights with the least squared error, those of the smallest norm."""
+
+    def fit(self, x: Tensor, y: Tensor) -> Fit:
+        w = torch.linalg.pinv(x) @ y
+        return lambda query: query @ w
+
+
+class Ridge(Control):
+    """Linear without offset, ``penalty`` |w|^2 added to the sum of squared errors.
+
+    Where w ~ N(0, I) and the noise's variance is the penalty, this is the posterior mean: no rule has less error.
+    """
+
+    def __init__(self, model: nn.Module, spec: Spec, *, penalty: Rate) -> None:
+        super().__init__(model, spec)
+        self.penalty = penalty
+
+    def fit(self, x: Tensor, y: Tensor) -> Fit:
+        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        w = torch.linalg.solve(x.mT @ x + self.penalty * eye, x.mT @ y)
+        return lambda query: query @ w
+
+    def protocol(self) -> dict[str, Any]:
+        return {"penalty": self.penalty}
+
+
+class Lasso(Control):
+    """Linear without offset: least |y - x w|^2 / 2N + ``penalty`` |w|_1, as scikit-learn has it.
+
+    By ``iterations`` of FISTA (Beck & Teboulle 2009, section 4), all tasks at once.
+    """
+
+    def __init__(self, model: nn.Module, spec: Spec, *, penalty: Rate, iterations: Positive) -> None:
+        super().__init__(model, spec)
+        self.penalty, self.iterations = penalty, iterations
+
+    def fit(self, x: Tensor, y: Tensor) -> Fit:
+        count = max(1, x.shape[1])
+        gram, target = x.mT @ x / count, x.mT @ y / count
+        # The trace bounds the largest eigenvalue; a power of it is nearer and as safe: tr(G^8)^(1/8).
+        power = gram @ gram @ gram @ gram
+        rate = 1 / (power.square().sum((1, 2), keepdim=True) ** (1 / 8)).clamp(min=1e-12)
+        w = ahead = torch.zeros_like(target)
+        momentum = 1.0
+        for _ in range(self.iterations):
+            moved = ahead - rate * (gram @ ahead - target)
+            new = torch.sign(moved) * (moved.abs() - rate * self.penalty).clamp(min=0)
+            following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+            ahead = new + (momentum - 1) / following * (new - w)
+            w, momentum = new, following
+        return lambda query: query @ w
+
+    def protocol(self) -> dict[str, Any]:
+        return {"penalty": self.penalty}
+
+
+class Neighbours(Control):
+    """The mean y of the ``neighbours`` nearest examples, or of all while there are fewer; 0 without any."""
+
+    def __init__(self, model: nn.Module, spec: Spec, *, neighbours: Positive) -> None:
+        super().__init__(model, spec)
+        self.neighbours = neighbours
+
+    def fit(self, x: Tensor, y: Tensor) -> Fit:
+        count = min(self.neighbours, x.shape[1])
+        rows = torch.arange(len(x), device=x.device)[:, None, None]
+
+        def predict(query: Tensor) -> Tensor:
+            if not count:
+                return y.new_zeros(*query.shape[:2], y.shape[-1])
+            # |q|^2 is the same for all examples.
+            distance = x.square().sum(-1)[:, None] - 2 * query @ x.mT
+            return y[rows, distance.topk(count, largest=False).indices].mean(2)
+
+        return predict
+
+    def protocol(self) -> dict[str, Any]:
+        return {"neighbours": self.neighbours}
+
+
+class Average(Control):
+    """w = the mean of y x: what a single step of descent on squared error finds, up to its length."""
+
+    def fit(self, x: Tensor, y: Tensor) -> Fit:
+        w = x.mT @ y / max(1, x.shape[1])
+        return lambda query: query @ w

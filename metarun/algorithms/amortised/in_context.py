@@ -1,0 +1,132 @@
+"""A transformer that reads labelled examples and predicts the next: learning happens in its forward pass alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metarun.algorithms.amortised.sequence import attend, embedded, mean_loss, shuffled, told
+from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge
+from metarun.errors import require
+from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.types import Decay, Fraction, Positive, Rate
+
+
+class InContext(SupervisedAlgorithm):
+    """In-context learning (Garg et al. 2022, arXiv:2208.01066, equation 3; few-shot classes: Kirsch et al. 2022).
+
+    The loss is the mean over every context length: x_i is predicted from the pairs (x_1, y_1) .. (x_i-1, y_i-1), and
+    query examples from all pairs. A pair is one token, E_x(x) + E_y(y), and a question another, E_x(x) + e; pairs see
+    themselves and the pairs before, a question sees the pairs before and itself. (Garg et al. write x_i and y_i as
+    tokens of their own, in turn, with learned positions; here no position is needed, and contexts may be longer than
+    any in meta-training.) ``layers`` pre-norm blocks of ``heads`` heads, each with a layer of 4 ``width`` units.
+
+    Regression is judged after every number of examples, 0 to all; classification after all, in a random order.
+    With general-purpose in-context learning's tasks (Kirsch et al. 2022, arXiv:2212.04458, section 3.2), a share
+    ``project`` of meta-train tasks sees all its embedded inputs through a random matrix of its own, with entries
+    N(0, 1 / features); episodes draw which class has which label anyway. ``model`` embeds x.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: Spec,
+        *,
+        width: Positive,
+        layers: Positive,
+        heads: Positive,
+        project: Fraction,
+        train_shot: Positive | None,
+        train_query: Positive | None,
+        outer_lr: Rate,
+        halve_every: Positive | None,
+        decay_over: Positive | None,
+        decay: Decay,
+    ) -> None:
+        super().__init__()
+        require(width % heads == 0, f"algorithm.width={width} cannot be shared out among algorithm.heads={heads}")
+        self.model, self.spec, self.project = model, spec, project
+        self.train_shot, self.train_query = train_shot, train_query
+        self.inputs = nn.Linear(dry_run(model, spec).shape[-1], width)
+        self.labels = nn.Linear(spec.output_size, width)
+        self.question = nn.Parameter(torch.randn(width) / width**0.5)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, spec.output_size))
+        self.learn_with(outer_lr, halve_every, decay_over, decay)
+
+    def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
+        return shape and shape.changed(None, self.train_shot, self.train_query)
+
+    def accepts(self, shape: EpisodeShape | None) -> bool:
+        return self.spec.kind == "regression" or shape is None or shape.way == self.spec.output_size
+
+    def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        support = self._in_order(batch.support)
+        count, asked = support.y.shape[1], batch.query.y.shape[1]
+        x = self._projected(embedded(self.model, torch.cat([support.x, batch.query.x], 1)))
+        # x_i is asked before pair i is seen, the query examples after all pairs.
+        before = torch.arange(count + asked, device=x.device).clamp(max=count)
+        predicted = self.read(x[:, :count], support.y, x, before)
+        y = torch.cat([support.y, batch.query.y], 1)
+        loss, query = mean_loss(self.spec, predicted, y), predicted[:, count:]
+        judged = {name: value.mean() for name, value in judge(self.spec, query, batch.query.y).items()}
+        return loss, {name: value.detach() for name, value in {**judged, "loss": loss}.items()}
+
+    def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
+        support = self._in_order(support)
+        x, count = embedded(self.model, support.x), support.y.shape[1]
+        for seen in range(count + 1) if self.spec.kind == "regression" else [count]:
+            yield (
+                lambda query, seen=seen: self.read(  # type: ignore[misc]
+                    x[:, :seen],
+                    support.y[:, :seen],
+                    embedded(self.model, query),
+                    torch.full((query.shape[1],), seen, device=query.device),
+                )
+            )
+
+    def read(self, x: Tensor, y: Tensor, asked: Tensor, before: Tensor) -> Tensor:
+        """Predictions [T, M, outputs] at ``asked`` [T, M, F], each from its first ``before`` [M] of N pairs."""
+        count, places = x.shape[1], torch.arange(x.shape[1] + asked.shape[1], device=x.device)
+        reach = torch.cat([places[:count] + 1, before])
+        # Everything sees itself, pairs the pairs before, and questions the pairs they come after.
+        seen = (places[None] == places[:, None]) | ((places < count)[None] & (places[None] < reach[:, None]))
+        pairs = self.inputs(x) + self.labels(told(self.spec, y, x.dtype))
+        tokens = torch.cat([pairs, self.inputs(asked) + self.question], 1)
+        for block in self.blocks:
+            tokens = block(tokens, seen)
+        return self.head(tokens[:, count:])
+
+    def _in_order(self, examples: Labelled) -> Labelled:
+        return shuffled(examples) if self.spec.kind == "classification" else examples
+
+    def _projected(self, x: Tensor) -> Tensor:
+        if not self.project:
+            return x
+        tasks, _, size = x.shape
+        matrices = torch.randn(tasks, size, size, dtype=x.dtype, device=x.device) / size**0.5
+        chosen = torch.rand(tasks, 1, 1, device=x.device) < self.project
+        return torch.where(chosen, x @ matrices, x)
+
+    def protocol(self) -> dict[str, Any]:
+        return {"norm": "running"}
+
+
+class Block(nn.Module):
+    """A transformer's block, its normalisation before attention and before the layer that follows."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before_attention, self.before_units = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.units = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, tokens: Tensor, seen: Tensor) -> Tensor:
+        """``tokens`` [T, L, width]; ``seen`` [L, L]: which others each attends to."""
+        queries, keys, values = self.attention(self.before_attention(tokens)).chunk(3, -1)
+        tokens = tokens + self.out(attend(queries, keys, values, self.heads, seen))
+        return tokens + self.units(self.before_units(tokens))

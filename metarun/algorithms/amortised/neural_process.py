@@ -1,0 +1,210 @@
+"""Neural processes: a network reads the context and predicts, at once, a distribution at every other point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import log, pi, sqrt
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.algorithms.amortised.sequence import attend, embedded
+from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge
+from metarun.errors import require
+from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.types import Count, Decay, NonNegative, Positive, Rate
+
+Gaussian = tuple[Tensor, Tensor]
+"""Mean and standard deviation."""
+
+
+class NeuralProcess(SupervisedAlgorithm):
+    """Conditional, latent and attentive neural processes, as the parts that are there make it one of them.
+
+    **Conditional** (Garnelo et al. 2018a, arXiv:1807.01613, equations 2-4): an encoder MLP maps each context pair to
+    r_i, their mean r is the deterministic path, and a decoder MLP maps (r, x) to mean and deviation of y. The loss is
+    the mean negative log likelihood of context and target points.
+    **Latent** (``latent`` > 0 dimensions; Garnelo et al. 2018b, arXiv:1807.01622, equations 7-8): a second encoder,
+    averaged, gives q(z | points), and the decoder reads z too. The loss is minus the evidence's lower bound, with z
+    from q(z | context and targets) and q(z | context) as its prior, the divergence divided by the number of points.
+    **Attentive** (Kim et al. 2019, arXiv:1901.05761, section 3): each point weighs the r_i by ``attention`` between
+    its x and theirs (``uniform``: the mean) and, with ``self_attention`` layers, context points attend to each other
+    before, in both paths. Queries and keys come from an MLP of two layers of x, but for ``uniform``.
+
+    Deviations are ``min_std`` + (1 - ``min_std``) softplus, that of z .1 + .9 sigmoid, as in the authors' notebooks.
+    ``model`` embeds x [T, N, ...]. At test, z is drawn ``samples`` times from q(z | context).
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("regression",)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: Spec,
+        *,
+        width: Positive,
+        encoder_layers: Positive,
+        decoder_layers: Positive,
+        deterministic: bool,
+        latent: Count,
+        attention: Literal["uniform", "dot", "multihead"],
+        heads: Positive,
+        self_attention: Count,
+        min_std: NonNegative,
+        samples: Positive,
+        train_shot: Positive | None,
+        train_query: Positive | None,
+        outer_lr: Rate,
+        halve_every: Positive | None,
+        decay_over: Positive | None,
+        decay: Decay,
+    ) -> None:
+        super().__init__()
+        require(deterministic or latent > 0, "algorithm.deterministic=false needs algorithm.latent of 1 or more")
+        require(
+            width % heads == 0 or (attention != "multihead" and not self_attention),
+            f"algorithm.width={width} cannot be shared out among algorithm.heads={heads}",
+        )
+        self.model, self.spec, self.attention, self.latent = model, spec, attention, latent
+        self.heads, self.min_std, self.samples = heads, min_std, samples
+        self.train_shot, self.train_query = train_shot, train_query
+        inputs, outputs = dry_run(model, spec).shape[-1], spec.output_size
+        encoder = [width] * encoder_layers
+        attend_context = [SelfAttention(width, heads) for _ in range(self_attention)]
+        if deterministic:
+            self.encoder = nn.Sequential(mlp(inputs + outputs, *encoder), *attend_context)
+            if attention != "uniform":
+                self.keys = mlp(inputs, width, width)
+            if attention == "multihead":
+                self.projections = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(4))
+        if latent:
+            attend_context = [SelfAttention(width, heads) for _ in range(self_attention)]
+            self.latent_encoder = nn.Sequential(mlp(inputs + outputs, *encoder), *attend_context)
+            self.latent_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2 * latent))
+        self.deterministic = deterministic
+        read = inputs + latent + (width if deterministic else 0)
+        self.decoder = mlp(read, *[width] * decoder_layers, 2 * outputs)
+        self.learn_with(outer_lr, halve_every, decay_over, decay)
+
+    def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
+        return shape and shape.changed(None, self.train_shot, self.train_query)
+
+    def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        context = Labelled(embedded(self.model, batch.support.x), batch.support.y)
+        points = Labelled(
+            torch.cat([context.x, embedded(self.model, batch.query.x)], 1),
+            torch.cat([batch.support.y, batch.query.y], 1),
+        )
+        z, kl = None, None
+        if self.latent:
+            prior, posterior = self.latent_of(context), self.latent_of(points)
+            z = (posterior[0] + posterior[1] * torch.randn_like(posterior[0]))[None]
+            kl = divergence(posterior, prior).mean()
+        mean, std = self.decode(context, points.x, z)
+        nll = -log_density(mean, std, points.y).mean()
+        loss = nll if kl is None else nll + kl / points.y.shape[1]
+        metrics = {"loss": loss, "nll": nll, "mse": (mean - points.y).square().mean()}
+        return loss, {name: value.detach() for name, value in {**metrics, **({} if kl is None else {"kl": kl})}.items()}
+
+    def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
+        context, z = Labelled(embedded(self.model, support.x), support.y), None
+        if self.latent:
+            mean, std = self.latent_of(context)
+            z = mean + std * torch.randn(self.samples, *mean.shape, dtype=mean.dtype, device=mean.device)
+        yield Predictive(lambda x: self.decode(context, embedded(self.model, x), z), support)
+
+    def judged(self, learner: Adapted, query: Labelled) -> Metrics:
+        """Besides the mean's squared error, ``nll``: -log p(y) / points of a task's query points together.
+
+        ``nll_with_context`` is that of context and query points, as the authors' notebooks measure. With z, p(y) is
+        the mean over its samples of the points' joint likelihood: a curve is one z's.
+        """
+        assert isinstance(learner, Predictive)
+        mean, std = learner.gaussians(query.x)
+        at_query = log_density(mean, std, query.y).sum(-1)
+        at_context = log_density(*learner.gaussians(learner.context.x), learner.context.y).sum(-1)
+        points, known = query.y.shape[1], learner.context.y.shape[1]
+        return {
+            **judge(self.spec, mean.mean(0), query.y),
+            "nll": (log(len(mean)) - at_query.logsumexp(0)) / points,
+            "nll_with_context": (log(len(mean)) - (at_query + at_context).logsumexp(0)) / (points + known),
+        }
+
+    def latent_of(self, points: Labelled) -> Gaussian:
+        """q(z | points): mean and deviation, [T, latent]."""
+        read = self.latent_encoder(torch.cat([points.x, points.y], -1)).mean(1)
+        mean, raw = self.latent_head(read).chunk(2, -1)
+        return mean, 0.1 + 0.9 * torch.sigmoid(raw)
+
+    def decode(self, context: Labelled, x: Tensor, z: Tensor | None) -> Gaussian:
+        """What is predicted at embedded ``x`` [T, N, F], for each z [S, T, latent]: both [S, T, N, D], S=1 without."""
+        parts = [x]
+        if self.deterministic:
+            parts.append(self.attend(context, x))
+        known = torch.cat(parts, -1)[None]
+        if z is not None:
+            wide = z[:, :, None].expand(-1, -1, x.shape[1], -1)
+            known = torch.cat([known.expand(len(z), -1, -1, -1), wide], -1)
+        mean, raw = self.decoder(known).chunk(2, -1)
+        return mean, self.min_std + (1 - self.min_std) * F.softplus(raw)
+
+    def attend(self, context: Labelled, x: Tensor) -> Tensor:
+        """The context's representation for each ``x`` [T, N, F]: [T, N, width]."""
+        values = self.encoder(torch.cat([context.x, context.y], -1))
+        if self.attention == "uniform":
+            return values.mean(1, keepdim=True).expand(-1, x.shape[1], -1)
+        queries, keys = self.keys(x), self.keys(context.x)
+        if self.attention == "dot":
+            return torch.softmax(queries @ keys.transpose(1, 2) / sqrt(keys.shape[-1]), -1) @ values
+        for_query, for_key, for_value, out = self.projections
+        return out(attend(for_query(queries), for_key(keys), for_value(values), self.heads))
+
+    def protocol(self) -> dict[str, Any]:
+        return {"latent_samples": self.samples} if self.latent else {}
+
+
+class Predictive:
+    """An adapted neural process: the mean of y at x [T, N, ...] -> [T, N, D], and the Gaussians it comes of."""
+
+    def __init__(self, gaussians: Callable[[Tensor], Gaussian], context: Labelled) -> None:
+        self.context = context
+        self.gaussians = gaussians
+        """x -> mean and standard deviation, both [S, T, N, D], of each of S equally likely samples of z."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.gaussians(x)[0].mean(0)
+
+
+class SelfAttention(nn.Module):
+    """Points attend to each other, [T, N, width], added to what they were."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.read, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        queries, keys, read = self.read(values).chunk(3, -1)
+        return values + self.out(attend(queries, keys, read, self.heads))
+
+
+def log_density(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:
+    """log N(y; mean, std^2), summed over y's dimensions: [..., D] -> [...]."""
+    return (-0.5 * ((y - mean) / std).square() - std.log() - 0.5 * log(2 * pi)).sum(-1)
+
+
+def divergence(q: Gaussian, p: Gaussian) -> Tensor:
+    """KL(q || p) of independent Gaussians, summed over their dimensions: [..., D] -> [...]."""
+    ratio = (q[1] / p[1]).square()
+    return 0.5 * (ratio + ((q[0] - p[0]) / p[1]).square() - 1 - ratio.log()).sum(-1)
+
+
+def mlp(inputs: int, *widths: int) -> nn.Sequential:
+    """Linear layers with a ReLU between each two."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [*([nn.ReLU()] if layers else []), nn.Linear(inputs, width)]
+        inputs = width
+    return nn.Sequential(*layers)

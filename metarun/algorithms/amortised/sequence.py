@@ -1,0 +1,45 @@
+"""What learners that read a support set as a sequence share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.algorithms.base import task_loss
+from metarun.tasks.base import Labelled, Spec
+
+
+def embedded(model: nn.Module, x: Tensor) -> Tensor:
+    """[T, N, ...] -> [T, N, features], all tasks at once."""
+    return model(x.flatten(0, 1)).view(*x.shape[:2], -1)
+
+
+def shuffled(examples: Labelled) -> Labelled:
+    """Each task's examples in a random order: as families give them, they are sorted by class."""
+    tasks, count = examples.y.shape[:2]
+    order = torch.rand(tasks, count, device=examples.y.device).argsort(1)
+    rows = torch.arange(tasks, device=order.device)[:, None]
+    return examples.map(lambda values: values[rows, order])
+
+
+def told(spec: Spec, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Labels as a learner reads them, [T, N, outputs]: one-hot classes, or the targets themselves."""
+    if spec.kind == "regression":
+        return y
+    # F.one_hot reads its input back from the device to check it.
+    return (y[..., None] == torch.arange(spec.output_size, device=y.device)).to(dtype)
+
+
+def mean_loss(spec: Spec, prediction: Tensor, y: Tensor) -> Tensor:
+    """The mean loss of predictions [T, N, outputs] over tasks and examples."""
+    return task_loss(spec.kind, prediction.flatten(0, 1), y.flatten(0, 1))
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int, seen: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention of ``heads`` equal parts: [T, N, W], [T, M, W], [T, M, W] -> [T, N, W].
+
+    ``seen`` [N, M]: which keys each query attends to; all without it.
+    """
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (queries, keys, values))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)

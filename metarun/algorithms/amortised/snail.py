@@ -1,0 +1,135 @@
+"""SNAIL: dilated causal convolutions gather what a sequence of examples holds, attention picks from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import ceil, log2, sqrt
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.algorithms.amortised.sequence import embedded, mean_loss, shuffled, told
+from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge
+from metarun.errors import require
+from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.types import Decay, Positive, Rate
+
+
+class Snail(SupervisedAlgorithm):
+    """A simple neural attentive meta-learner (Mishra et al. 2018, arXiv:1707.03141, sections 3 and 5.1).
+
+    The support set in a random order, each embedded example beside its label, then one query example without: the
+    output at that last place is the prediction, and its loss the outer one. Attention blocks (figure 2b, of ``keys``
+    and ``values`` units) alternate with temporal-convolution blocks (figure 2c: dense blocks of ``filters`` filters
+    at dilations 1, 2, 4, .. up to ``span`` examples). ``model`` embeds x.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: Spec,
+        *,
+        keys: Sequence[Positive],
+        values: Sequence[Positive],
+        filters: Positive,
+        span: Positive,
+        train_shot: Positive | None,
+        train_query: Positive | None,
+        outer_lr: Rate,
+        halve_every: Positive | None,
+        decay_over: Positive | None,
+        decay: Decay,
+    ) -> None:
+        super().__init__()
+        require(
+            0 < len(keys) == len(values),
+            f"algorithm.keys={[*keys]} and algorithm.values={[*values]}: one entry for each attention block is needed",
+        )
+        self.model, self.spec = model, spec
+        self.train_shot, self.train_query = train_shot, train_query
+        channels = dry_run(model, spec).shape[-1] + spec.output_size
+        blocks: list[nn.Module] = []
+        for at, (key, value) in enumerate(zip(keys, values, strict=True)):
+            if at:
+                blocks.append(TemporalConvolutions(channels, span, filters))
+                channels += filters * len(blocks[-1].blocks)  # type: ignore[arg-type]
+            blocks.append(Attention(channels, key, value))
+            channels += value
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(channels, spec.output_size)
+        self.learn_with(outer_lr, halve_every, decay_over, decay)
+
+    def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
+        return shape and shape.changed(None, self.train_shot, self.train_query)
+
+    def accepts(self, shape: EpisodeShape | None) -> bool:
+        return self.spec.kind == "regression" or shape is None or shape.way == self.spec.output_size
+
+    def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        support = shuffled(batch.support)
+        x = embedded(self.model, torch.cat([support.x, batch.query.x], 1))
+        predicted = self.read(x[:, : support.y.shape[1]], support.y, x[:, support.y.shape[1] :])
+        loss = mean_loss(self.spec, predicted, batch.query.y)
+        judged = {name: value.mean() for name, value in judge(self.spec, predicted, batch.query.y).items()}
+        return loss, {name: value.detach() for name, value in {**judged, "loss": loss}.items()}
+
+    def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
+        support = shuffled(support)
+        x = embedded(self.model, support.x)
+        yield lambda query: self.read(x, support.y, embedded(self.model, query))
+
+    def read(self, x: Tensor, y: Tensor, query: Tensor) -> Tensor:
+        """Predictions [T, M, outputs] at embedded ``query`` [T, M, F] after the examples x [T, N, F], y [T, N]."""
+        asked = torch.cat([query, query.new_zeros(*query.shape[:2], self.spec.output_size)], -1)
+        pairs = torch.cat([x, told(self.spec, y, x.dtype)], -1)
+        # A sequence for each query: [T, M, N + 1, F + outputs].
+        whole = torch.cat([pairs[:, None].expand(-1, query.shape[1], -1, -1), asked[:, :, None]], 2)
+        read = self.blocks(whole.flatten(0, 1))[:, -1]
+        return self.head(read).view(*query.shape[:2], -1)
+
+    def protocol(self) -> dict[str, Any]:
+        return {"norm": "running"}
+
+
+class Attention(nn.Module):
+    """Each place of [B, N, C] attends to itself and those before; what it reads is put beside: [B, N, C + values]."""
+
+    def __init__(self, channels: int, keys: int, values: int) -> None:
+        super().__init__()
+        self.queries, self.keys, self.values = (nn.Linear(channels, n) for n in (keys, keys, values))
+        self.scale = sqrt(keys)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1], device=x.device)
+        logits = self.queries(x) @ self.keys(x).mT / self.scale
+        weights = logits.masked_fill(places[None] > places[:, None], float("-inf")).softmax(-1)
+        return torch.cat([x, weights @ self.values(x)], -1)
+
+
+class Dense(nn.Module):
+    """A gated causal convolution of two places, ``dilation`` apart, put beside its input: [B, N, C + filters]."""
+
+    def __init__(self, channels: int, dilation: int, filters: int) -> None:
+        super().__init__()
+        self.dilation = dilation
+        self.before, self.here = nn.Linear(channels, 2 * filters, bias=False), nn.Linear(channels, 2 * filters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # As products, not as a convolution: the sequences are short and wide.
+        shifted = F.pad(x, (0, 0, self.dilation, 0))[:, : x.shape[1]]
+        candidate, gate = (self.before(shifted) + self.here(x)).chunk(2, -1)
+        return torch.cat([x, torch.tanh(candidate) * torch.sigmoid(gate)], -1)
+
+
+class TemporalConvolutions(nn.Module):
+    """Dense blocks at dilations 1, 2, 4, ..: the last place reaches back over ``span``."""
+
+    def __init__(self, channels: int, span: int, filters: int) -> None:
+        super().__init__()
+        count = max(1, ceil(log2(span)))
+        self.blocks = nn.Sequential(*(Dense(channels + i * filters, 2**i, filters) for i in range(count)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)

@@ -1,0 +1,109 @@
+"""Function classes that are learned in context: linear, sparse linear, decision trees, two-layer networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarun.errors import require
+from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
+from metarun.tasks.rng import choose, normals, uniforms
+from metarun.types import NonNegative, Positive, Split
+
+Array = NDArray[np.float64]
+
+
+class Functions(Task):
+    """y = f(x) + noise at x ~ N(0, I), f of one class (Garg et al. 2022, arXiv:2208.01066, section 2 and appendix A).
+
+    ``function``: ``linear`` w.x with w ~ N(0, I); ``sparse_linear`` the same with all but ``sparsity`` of w's entries
+    0; ``tree`` a full binary decision tree of depth ``depth`` that goes right where a random coordinate of x is
+    positive, its leaves N(0, 1); ``relu_network`` sqrt(2 / hidden) a.relu(W x) with a and W's entries N(0, 1). With
+    ``normalise``, the first two are divided by sqrt(size) and sqrt(sparsity), for y of variance 1 (the paper reports
+    errors so normalised). ``noise``: standard deviation of what is added to every y, support and query.
+    """
+
+    kind: ClassVar[str] = "regression"
+    modality: ClassVar[str] = "vector"
+    metric: ClassVar[str] = "mse"
+    higher_is_better: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        function: Literal["linear", "sparse_linear", "tree", "relu_network"],
+        size: Positive,
+        sparsity: Positive,
+        depth: Positive,
+        hidden: Positive,
+        normalise: bool,
+        noise: NonNegative,
+        shot: Positive,
+        query: Positive,
+    ) -> None:
+        require(
+            function != "sparse_linear" or sparsity <= size,
+            f"task.sparsity={sparsity} is more than the task.size={size} entries there are",
+        )
+        self.seed, self.function, self.size, self.noise = seed, function, size, noise
+        self.sparsity, self.depth, self.hidden, self.normalise = sparsity, depth, hidden, normalise
+        self.shape: EpisodeShape = EpisodeShape(0, shot, query)
+        self.spec = Spec("regression", self.modality, (size,), 1)
+
+    def weights(self, split: Split, indices: Sequence[int]) -> Array:
+        """w of linear functions, [T, size]."""
+        w = normals(self.seed, split, indices, self.size)
+        if self.function == "sparse_linear":
+            kept = choose(uniforms(self.seed, split, indices, self.sparsity, stream=3), self.size)
+            mask = np.zeros_like(w)
+            np.put_along_axis(mask, kept, 1.0, axis=1)
+            w = w * mask
+        entries = self.size if self.function == "linear" else self.sparsity
+        return w / sqrt(entries) if self.normalise else w
+
+    def values(self, split: Split, indices: Sequence[int], x: Array) -> Array:
+        """f at ``x`` [T, N, size] without noise, [T, N]."""
+        if self.function in ("linear", "sparse_linear"):
+            return np.einsum("tnd,td->tn", x, self.weights(split, indices))
+        if self.function == "relu_network":
+            entries = normals(self.seed, split, indices, self.hidden * (self.size + 1))
+            W = entries[:, self.hidden :].reshape(-1, self.hidden, self.size)
+            units = np.maximum(np.einsum("tnd,thd->tnh", x, W), 0)
+            return sqrt(2 / self.hidden) * np.einsum("tnh,th->tn", units, entries[:, : self.hidden])
+        # Nodes are numbered as in a heap: those below node k are 2 k + 1 (left) and 2 k + 2 (right).
+        inner = 2**self.depth - 1
+        asked = np.floor(self.size * uniforms(self.seed, split, indices, inner, stream=3)).astype(np.int64)
+        leaves = normals(self.seed, split, indices, inner + 1)
+        node = np.zeros(x.shape[:2], dtype=np.int64)
+        for _ in range(self.depth):
+            coordinate = np.take_along_axis(asked, node, axis=1)[..., None]
+            node = 2 * node + 1 + (np.take_along_axis(x, coordinate, axis=2)[..., 0] > 0)
+        return np.take_along_axis(leaves, node - inner, axis=1)
+
+    def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
+        shape = shape or self.shape
+        count = shape.shot + shape.query
+        x = normals(self.seed, split, indices, count * self.size, stream=1).reshape(-1, count, self.size)
+        y = self.values(split, indices, x) + self.noise * normals(self.seed, split, indices, count, stream=2)
+        points = torch.from_numpy(np.concatenate([x, y[..., None]], axis=-1))
+        support, query = points.to(torch.get_default_dtype()).to(self.device).split([shape.shot, shape.query], dim=1)
+        return TaskBatch(*(Labelled(part[..., :-1], part[..., -1:]) for part in (support, query)))
+
+    def protocol(self) -> dict[str, Any]:
+        keys = {"sparse_linear": "sparsity", "tree": "depth", "relu_network": "hidden"}
+        own = {key: getattr(self, key) for function, key in keys.items() if function == self.function}
+        return {
+            "data": f"functions, {self.function}",
+            "size": self.size,
+            **own,
+            "normalise": self.normalise,
+            "noise": self.noise,
+            "shot": self.shape.shot,
+            "query": self.shape.query,
+        }

@@ -1,0 +1,190 @@
+"""Curves drawn from Gaussian processes: what neural processes learn to complete."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import pi, sqrt
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarun.errors import require
+from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
+from metarun.tasks.rng import normals, uniforms
+from metarun.types import NonNegative, Positive, Rate, Split
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from metarun.algorithms.base import SupervisedAlgorithm
+
+Array = NDArray[np.float64]
+Kernel = Literal["rbf", "matern52", "periodic"]
+
+
+class GaussianProcesses(Task):
+    """y ~ N(0, K + noise^2 I) at x ~ U[low, high]: the curves of Garnelo et al. 2018 (arXiv:1807.01613, section 4.1).
+
+    ``kernel``: ``rbf`` s^2 exp(-d^2 / 2 l^2), ``matern52`` s^2 (1 + r + r^2 / 3) exp(-r) with r = sqrt(5) d / l, or
+    ``periodic`` s^2 exp(-2 sin^2(pi d / p) / l^2). Every task draws its own length scale l, scale s and period p,
+    each uniform between the two given (equal for a fixed kernel). The authors' notebooks have l = .4, s = 1 (that of
+    conditional neural processes) and l ~ U[.1, .6], s ~ U[.1, 1] (that of attentive ones), both with noise .02.
+
+    The number of context (support) points is uniform between ``least_shot`` and ``shot``; ``together`` episodes in
+    a row share it, since the tasks of a batch must: task i has that of number i // ``together``. The ``query`` points
+    are further ones. The splits are independent draws.
+    """
+
+    kind: ClassVar[str] = "regression"
+    modality: ClassVar[str] = "vector"
+    metric: ClassVar[str] = "mse"
+    higher_is_better: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        kernel: Kernel,
+        length: Sequence[Rate],
+        scale: Sequence[Rate],
+        period: Sequence[Rate],
+        noise: NonNegative,
+        domain: Sequence[float],
+        least_shot: Positive,
+        shot: Positive,
+        query: Positive,
+        together: Positive,
+    ) -> None:
+        for name, pair in {"length": length, "scale": scale, "period": period, "domain": domain}.items():
+            require(
+                len(pair) == 2 and pair[0] <= pair[1],
+                f"task.{name}={[*pair]}: two numbers are needed, the smallest and the largest",
+            )
+        self.seed, self.kernel, self.noise = seed, kernel, noise
+        self.length, self.scale, self.period, self.domain = length, scale, period, domain
+        self.least_shot, self.together = least_shot, together
+        self.shape: EpisodeShape = EpisodeShape(0, shot, query)
+        self.spec = Spec("regression", self.modality, (1,), 1)
+        self.check("test", self.shape)
+
+    def check(self, split: Split, shape: EpisodeShape) -> None:
+        require(
+            self.least_shot <= shape.shot,
+            f"task.least_shot={self.least_shot} is more than the {shape.shot} context points of an episode",
+        )
+
+    def covariance(self, split: Split, indices: Sequence[int], a: Array, b: Array) -> Array:
+        """Of the noiseless curves at ``a`` [T, N] and ``b`` [T, M]: [T, N, M]."""
+        u = uniforms(self.seed, split, indices, 3)[..., None, None]
+        length, scale, period = (
+            low + (high - low) * u[:, i] for i, (low, high) in enumerate((self.length, self.scale, self.period))
+        )
+        apart = np.abs(a[:, :, None] - b[:, None, :])
+        if self.kernel == "rbf":
+            return scale**2 * np.exp(-0.5 * (apart / length) ** 2)
+        if self.kernel == "matern52":
+            r = sqrt(5) * apart / length
+            return scale**2 * (1 + r + r**2 / 3) * np.exp(-r)
+        return scale**2 * np.exp(-2 * (np.sin(pi * apart / period) / length) ** 2)
+
+    def draw(self, split: Split, indices: Sequence[int], x: Array) -> Array:
+        """The tasks' curves, noise and all, at ``x`` [T, N]: [T, N]."""
+        K = self.covariance(split, indices, x, x)
+        # Points that nearly coincide make K singular in float64 without noise.
+        K = K + max(self.noise**2, 1e-8 * max(self.scale) ** 2) * np.eye(x.shape[1])
+        z = normals(self.seed, split, indices, x.shape[1], stream=2)
+        return (np.linalg.cholesky(K) @ z[..., None])[..., 0]
+
+    def context(self, split: Split, indices: Sequence[int], most: int) -> int:
+        """The number of context points of these tasks, at most ``most``."""
+        groups = sorted({i // self.together for i in indices})
+        spread = most - self.least_shot + 1
+        counts = self.least_shot + np.floor(spread * uniforms(self.seed, split, groups, 1, stream=3))
+        require(
+            bool((counts == counts[0]).all()),
+            f"task.together={self.together}: tasks {min(indices)} to {max(indices)} have different numbers of context "
+            "points; runner.meta_batch and runner.eval_batch must divide it, or task.least_shot be task.shot",
+        )
+        return int(counts[0, 0])
+
+    def points(self, split: Split, indices: Sequence[int], shape: EpisodeShape) -> tuple[Array, Array]:
+        """x and y [T, shot + query] of the tasks: as many context points as there may be, then the query points."""
+        low, high = self.domain
+        x = low + (high - low) * uniforms(self.seed, split, indices, shape.shot + shape.query, stream=1)
+        return x, self.draw(split, indices, x)
+
+    def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
+        shape = shape or self.shape
+        shot = self.context(split, indices, shape.shot)
+        values = np.stack(self.points(split, indices, shape), axis=-1)
+        both = torch.from_numpy(values).to(torch.get_default_dtype()).to(self.device)
+        support, query = both[:, :shot], both[:, shape.shot :]
+        return TaskBatch(*(Labelled(part[..., :1], part[..., 1:]) for part in (support, query)))
+
+    def posterior(self, split: Split, indices: Sequence[int], x: Array, y: Array, at: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation, [T, M], of noisy values at ``at`` [T, M] given the context x, y [T, N]."""
+        K = self.covariance(split, indices, x, x) + self.noise**2 * np.eye(x.shape[1])
+        cross = self.covariance(split, indices, x, at)
+        prior = self.covariance(split, indices, at[:, :1], at[:, :1])[:, 0] + self.noise**2
+        gain = np.linalg.solve(K + 1e-10 * np.eye(x.shape[1]), cross).swapaxes(1, 2)
+        variance = prior - (gain * cross.swapaxes(1, 2)).sum(-1)
+        return (gain @ y[..., None])[..., 0], np.sqrt(np.maximum(variance, 1e-10))
+
+    def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
+        """The posterior of the process that each curve was drawn from: no learner can do better."""
+        squares, nlls = [], []
+        for first in range(0, len(indices), self.together):
+            some = list(indices[first : first + self.together])
+            shot = self.context(split, some, self.shape.shot)
+            x, y = self.points(split, some, self.shape)
+            at, truth = x[:, self.shape.shot :], y[:, self.shape.shot :]
+            mean, std = self.posterior(split, some, x[:, :shot], y[:, :shot], at)
+            squares.append(((truth - mean) ** 2).mean(1))
+            nlls.append((0.5 * ((truth - mean) / std) ** 2 + np.log(std) + 0.5 * np.log(2 * pi)).mean(1))
+        return {
+            "mse of the true posterior": float(np.concatenate(squares).mean()),
+            "nll of the true posterior": float(np.concatenate(nlls).mean()),
+        }
+
+    def protocol(self) -> dict[str, Any]:
+        return {
+            "data": f"Gaussian processes, {self.kernel}",
+            "length": [*self.length],
+            "scale": [*self.scale],
+            **({"period": [*self.period]} if self.kernel == "periodic" else {}),
+            "noise": self.noise,
+            "shot": [self.least_shot, self.shape.shot],
+            "query": f"{self.shape.query} points beside the context",
+        }
+
+    def picture(self, algorithm: SupervisedAlgorithm) -> Figure:  # type: ignore[override]
+        """Three test curves with their context, the fit, and the true posterior."""
+        from matplotlib.figure import Figure
+
+        indices = range(3)
+        support = self.batch("test", indices).support
+        low, high = self.domain
+        x = torch.linspace(low, high, 200, device=self.device).expand(3, -1)
+        with torch.no_grad():
+            learner = algorithm.adapt(support)
+            fit = learner(x[..., None])[..., 0].cpu().numpy()
+            gaussians = getattr(learner, "gaussians", None)
+            bands = [] if gaussians is None else [g.cpu().numpy() for g in gaussians(x[..., None])]
+        sx, sy = (part[..., 0].double().cpu().numpy() for part in (support.x, support.y))
+        grid = x.double().cpu().numpy()
+        mean, std = self.posterior("test", indices, sx, sy, grid)
+        figure = Figure(figsize=(12, 3.4), layout="constrained")
+        for task, ax in enumerate(figure.subplots(1, 3, sharey=True)):
+            ax.fill_between(grid[task], *(mean[task] + sign * 2 * std[task] for sign in (-1, 1)), color="0.9", lw=0)
+            ax.plot(grid[task], mean[task], color="0.6", label="true posterior, 2 deviations")
+            for sample in range(min(4, len(bands[0])) if bands else 0):
+                m, s = bands[0][sample, task, :, 0], bands[1][sample, task, :, 0]
+                ax.fill_between(grid[task], m - 2 * s, m + 2 * s, color="tab:red", alpha=0.12, lw=0)
+            ax.plot(grid[task], fit[task], color="tab:red", label="learned")
+            ax.plot(sx[task], sy[task], ".", color="tab:purple", label="context")
+            ax.set_xlabel("x")
+        figure.axes[0].legend(fontsize=8)
+        figure.suptitle("Curves of the meta-test split, completed from their context")
+        return figure
