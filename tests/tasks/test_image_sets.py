@@ -18,7 +18,9 @@ from metarun.errors import UserError
 from metarun.tasks.vision import images, mini_imagenet
 from metarun.tasks.vision.cifar import FC100, CifarFS
 from metarun.tasks.vision.collection import class_list
+from metarun.tasks.vision.cub import CUB
 from metarun.tasks.vision.mini_imagenet import MiniImageNet
+from metarun.tasks.vision.tiered_imagenet import TieredImageNet
 from metarun.types import SPLITS
 
 EPISODE = {"way": 2, "shot": 1, "query": 1, "test_ways": []}
@@ -288,7 +290,7 @@ def test_missing_images_and_classes_are_counted_and_named(tmp_path, monkeypatch)
         mini(tmp_path / "own", whole=True)
     assert len(mini(tmp_path / "own").data.x) == 33
     (tmp_path / "own" / "train.csv").write_text(table)
-    with pytest.raises(UserError, match=rf"^3 of the 36 images that .*name are missing: {', '.join(gone)}$"):
+    with pytest.raises(UserError, match=rf"^3 of the 36 images that .*names are missing: {', '.join(gone)}$"):
         mini(tmp_path / "own")
 
 
@@ -353,6 +355,117 @@ def test_without_data_it_says_what_is_needed(tmp_path):
         mini(None)
     with pytest.raises(UserError, match=r"^task.root=no/such: no such file or folder"):
         mini("no/such")
+
+
+def write_tiered(root, prefix="tiered-imagenet-"):
+    """Ren et al.'s pickles, as Python 3 and OpenCV wrote them: a list of arrays [n, 1] of a PNG's bytes."""
+    root.mkdir(parents=True)
+    for split in SPLITS:
+        order = [1, 0, 2] * EACH
+        pngs = [encoded(shade(WNIDS[split][k], i // 3)) for i, k in enumerate(order)]
+        arrays = [np.frombuffer(png, np.uint8)[:, None] for png in pngs]
+        labels = {"label_specific": np.array(order), "label_general": np.array(order) // 2,
+                  "label_specific_str": [f"bird {k}" for k in range(3)], "label_general_str": ["a", "b"]}  # fmt: skip
+        (root / f"{prefix}{split}_images_png.pkl").write_bytes(pickle.dumps(arrays, 2))
+        (root / f"{prefix}{split}_labels.pkl").write_bytes(pickle.dumps(labels, 2))
+
+
+def tiered(root, **given):
+    return TieredImageNet(0, root=str(root), **{**EPISODE, "size": 84, "resize": "squash", **PLAIN, **given})
+
+
+@pytest.mark.parametrize("prefix", ["tiered-imagenet-", ""])
+def test_tiered_imagenets_pickles(tmp_path, prefix):
+    write_tiered(tmp_path / "own", prefix)
+    task = tiered(tmp_path / "own")
+    assert {s: [task.data.names[c] for c in ids] for s, ids in task.classes.items()} == {
+        s: [f"{s}/{k:03} bird {k}" for k in range(3)] for s in SPLITS
+    }
+    order = [w for s in SPLITS for w in WNIDS[s]]
+    names = [f"{s}/{k:03} bird {k}" for s in SPLITS for k in range(3)]
+    for c, name in enumerate(task.data.names):
+        rows = task.data.x[task.data.offsets[c] : task.data.offsets[c + 1]]
+        wnid = order[names.index(name)]
+        assert rows[:, 0, 0, 0].tolist() == [SHADES[wnid] + i for i in range(EACH)]
+        assert rows[:, 2].min() == 255
+    with pytest.raises(UserError, match="has 3 classes of 'train', not 351; fetch it again"):
+        tiered(tmp_path / "own", whole=True)
+
+
+def test_tiered_imagenet_in_folders_and_its_errors(tmp_path):
+    kept = {s: [c for c, (home, _) in class_list("tiered_imagenet").items() if home == s][:2] for s in SPLITS}
+    for split in SPLITS:
+        for wnid in kept[split]:
+            for i in range(2):
+                file = tmp_path / "own" / split / wnid / f"{wnid}_{i}.JPEG"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(encoded(np.zeros((50, 80, 3), np.uint8), "jpeg"))
+    task = tiered(tmp_path / "own")
+    assert {s: [task.data.names[c] for c in ids] for s, ids in task.classes.items()} == kept
+    write_tiered(tmp_path / "pickles")
+    (tmp_path / "pickles" / "tiered-imagenet-val_labels.pkl").unlink()
+    with pytest.raises(UserError, match=r"val_labels.pkl: no such file"):
+        tiered(tmp_path / "pickles")
+    write_tiered(tmp_path / "short")
+    content = pickle.loads((tmp_path / "short" / "tiered-imagenet-val_images_png.pkl").read_bytes())
+    (tmp_path / "short" / "tiered-imagenet-val_images_png.pkl").write_bytes(pickle.dumps(content[:-1]))
+    with pytest.raises(UserError, match=r"holds 11 images, but tiered-imagenet-val_labels.pkl 12 labels"):
+        tiered(tmp_path / "short")
+    content[5] = content[5][:50]
+    (tmp_path / "short" / "tiered-imagenet-val_images_png.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError, match=r"val_images_png.pkl: image 5: not a readable image"):
+        tiered(tmp_path / "short")
+
+
+SPECIES = {s: [c for c, (home, _) in class_list("cub").items() if home == s][:3] for s in SPLITS}
+
+
+def birds():
+    """(path, content) of every file, as in CUB_200_2011.tgz."""
+    names = [f"{c}/{c[4:]}_{i:04}_{i}.jpg" for s in SPLITS for c in SPECIES[s] for i in range(3)]
+    yield "CUB_200_2011/images.txt", "".join(f"{i} {name}\n" for i, name in enumerate(names, 1)).encode()
+    for k, name in enumerate(names):
+        yield f"CUB_200_2011/images/{name}", encoded(np.full((40, 60, 3), 5 * k, np.uint8), "png")
+    yield "CUB_200_2011/parts/picture.png", encoded(np.zeros((4, 4, 3), np.uint8))
+
+
+def write_cub(root, pack):
+    if pack:
+        root.mkdir()
+        with tarfile.open(root / "CUB_200_2011.tgz", "w:gz") as tar:
+            for name, content in birds():
+                add(tar, name, content)
+    else:
+        for name, content in birds():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(content)
+
+
+def cub(root, **given):
+    return CUB(0, root=str(root), **{**EPISODE, "size": 20, "resize": "crop", **PLAIN, **given})
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_birds(tmp_path, pack, monkeypatch):
+    write_cub(tmp_path / "own", pack)
+    task = cub(tmp_path / "own")
+    assert {s: [task.data.names[c] for c in ids] for s, ids in task.classes.items()} == SPECIES
+    assert sorted(task.data.x[:, 0, 0, 0].tolist()) == [5 * k for k in range(27)]
+    with pytest.raises(UserError, match="has 3 classes of 'train', not 100; missing: 0"):
+        cub(tmp_path / "own", whole=True)
+    listed = {c: (s, "") for s in SPLITS for c in SPECIES[s]}
+    monkeypatch.setattr("metarun.tasks.vision.cub.class_list", lambda name: listed)
+    with pytest.raises(UserError, match="has 27 images, not 11788; fetch it again"):
+        cub(tmp_path / "own", whole=True)
+
+
+def test_missing_birds_are_named(tmp_path):
+    write_cub(tmp_path / "own", False)
+    gone = f"{SPECIES['val'][1]}/{SPECIES['val'][1][4:]}_0001_1.jpg"
+    (tmp_path / "own" / "CUB_200_2011" / "images" / gone).unlink()
+    with pytest.raises(UserError, match=f"^1 of the 27 images that .*images.txt names are missing: {gone}$"):
+        cub(tmp_path / "own", whole=True)
+    assert len(cub(tmp_path / "own").data.x) == 26
 
 
 # CIFAR-100: three of its classes for each split, in both published splits.

@@ -72,7 +72,7 @@ class Cifar100(ImageFewShot):
         key = {"root": str(base.resolve()), "whole": whole, "files": stamps(files), "split": self.published}
 
         def collect() -> Collection:
-            return checked(collected(base, list(files), set(listed)), listed, whole, lambda _: IMAGES, str(base))
+            return checked(collected(base, list(files), set(listed)), listed, whole, str(base), each=IMAGES)
 
         found = stored(self.published, key, collect, size)
         self.preprocessing = {"size": size, "whole": whole}

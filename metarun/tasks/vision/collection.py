@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,16 +41,24 @@ class Collection:
     read: Callable[[], Iterable[tuple[str, Source]]]
     homes: dict[str, Split]
 
-    def joined(self, other: Collection) -> Collection:
-        """Both; the classes are different ones."""
-        for name in self.classes.keys() & other.classes.keys():
-            raise UserError(f"class '{name}' is in both '{self.homes.get(name)}' and '{other.homes.get(name)}'")
 
-        def read() -> Iterator[tuple[str, Source]]:
-            yield from self.read()
-            yield from other.read()
+def joined(parts: Sequence[Collection]) -> Collection:
+    """All of them; their classes are different ones."""
+    classes: dict[str, list[str]] = {}
+    homes: dict[str, Split] = {}
+    for part in parts:
+        for name in classes.keys() & part.classes.keys():
+            raise UserError(f"class '{name}' is in both '{homes.get(name)}' and '{part.homes.get(name)}'")
+        classes |= part.classes
+        homes |= part.homes
+    return Collection(classes, lambda: chain.from_iterable(part.read() for part in parts), homes)
 
-        return Collection({**self.classes, **other.classes}, read, {**self.homes, **other.homes})
+
+def wordnet_id(name: str) -> str | None:
+    """The class of ``n0153282900000005.jpg``, or of any image in a folder ``n01532829``."""
+    found = re.match(r"(n\d{8})\d{8}\.\w+$", Path(name).name)
+    folder = re.fullmatch(r"n\d{8}", Path(name).parent.name)
+    return found[1] if found else folder[0] if folder else None
 
 
 def class_list(name: str) -> dict[str, tuple[Split, str]]:
@@ -233,12 +243,17 @@ def stamps(files: Mapping[str, os.stat_result]) -> list[list[Any]]:
 
 
 def checked(
-    found: Collection, listed: Mapping[str, tuple[Split, str]], whole: bool, each: Callable[[str], int | None], of: str
+    found: Collection,
+    listed: Mapping[str, tuple[Split, str]],
+    whole: bool,
+    of: str,
+    each: int | None = None,
+    total: int | None = None,
 ) -> Collection:
     """``found`` without classes that are in no split, refused unless its classes are those that are published.
 
-    ``each(c)`` is how many images the class has in the published set, ``None`` where any number may be. Where not
-    ``whole``, classes and images may be missing, but never more be there, nor be in another split.
+    ``each`` is how many images a class has in the published set, ``total`` how many there are; ``None``: any number.
+    Where not ``whole``, classes and images may be missing, but no class more may be there, nor lie in another split.
     """
     strangers = [name for name in found.classes if name not in listed and name not in found.homes]
     require(
@@ -260,13 +275,29 @@ def checked(
             have == want if whole else 0 < have <= want,
             f"{of}: has {have} classes of '{split}', not {want}{named if have < want else ''}{HINT if whole else ''}",
         )
-    wrong = {n: (len(i), each(n)) for n, i in found.classes.items() if whole and each(n) not in (None, len(i))}
-    if wrong:
-        lost = sum(max(0, (want or 0) - have) for have, want in wrong.values())
-        some = ", ".join(f"'{n}' has {have} of {want}" for n, (have, want) in list(wrong.items())[:NAMED])
+    if not whole:
+        return found
+    sizes = {name: len(images) for name, images in found.classes.items()}
+    wrong = {name: have for name, have in sizes.items() if each is not None and have != each}
+    if wrong and each is not None:
+        some = ", ".join(f"'{name}' has {have} of {each}" for name, have in list(wrong.items())[:NAMED])
         more = f", and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+        lost = sum(each - have for have in wrong.values())
         raise UserError(f"{of}: {lost} images are missing, in {len(wrong)} classes: {some}{more}{HINT}")
+    have = sum(sizes.values())
+    require(total in (None, have), f"{of}: has {have} images, not {total}{HINT}")
     return found
+
+
+def refuse_missing(found: Collection, listed: Sequence[str], by: str) -> None:
+    """Every image that the set's own list names must be there; its name is compared without folders."""
+    there = {Path(name).name for names in found.classes.values() for name in names}
+    missing = [name for name in listed if Path(name).name not in there]
+    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    require(
+        not missing,
+        f"{len(missing)} of the {len(listed)} images that {by} names are missing: {', '.join(missing[:NAMED])}{more}",
+    )
 
 
 HINT = "; fetch it again, or take what is there with task.whole=false"

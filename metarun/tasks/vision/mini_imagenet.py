@@ -6,7 +6,6 @@ import csv
 import json
 import re
 from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,14 +22,17 @@ from metarun.tasks.vision.collection import (
     from_archive,
     from_arrays,
     from_folder,
+    joined,
     listing,
     located,
     members,
+    refuse_missing,
     split_of,
     stamps,
     stored,
+    wordnet_id,
 )
-from metarun.tasks.vision.images import NAMED, Resize
+from metarun.tasks.vision.images import Resize
 from metarun.types import Count, NonNegative, Positive, Split
 
 IMAGES = 600
@@ -85,7 +87,7 @@ class MiniImageNet(ImageFewShot):
         key = {"root": str(base.resolve()), "whole": whole, "files": stamps(files)}
 
         def collect() -> Collection:
-            return checked(collected(base, list(files)), listed, whole, lambda _: IMAGES, str(base))
+            return checked(collected(base, list(files)), listed, whole, str(base), each=IMAGES)
 
         found = stored("mini_imagenet", key, collect, size, resize)
         self.preprocessing = {"size": size, "resize": resize, "whole": whole}
@@ -101,28 +103,17 @@ def collected(base: Path, files: Sequence[str]) -> Collection:
     """The images in whichever layout ``base`` has; ``files`` are all paths below it."""
     pickles = [name for name in files if PICKLE.fullmatch(Path(name).name)]
     if pickles:
-        return _joined([_opened(base if base.is_file() else base / name) for name in pickles])
+        return joined([_opened(base if base.is_file() else base / name) for name in pickles])
     parquet = [name for name in files if name.endswith(".parquet")]
     if parquet:
         return from_parquet(base, parquet)
     packed = archives(base, files)
     if packed:
-        return _joined([_unpacked(path) for path in packed])
+        return joined([_unpacked(path) for path in packed])
     found = from_folder(base, files, wordnet_id)
     require(bool(found.classes), f"{base}: holds no mini-ImageNet; it must hold {LAYOUTS}")
     tables = [base / name for name in files if Path(name).name in ("train.csv", "val.csv", "test.csv")]
     return _by_tables(found, tables) if tables else found
-
-
-def _joined(parts: Sequence[Collection]) -> Collection:
-    return reduce(Collection.joined, parts)
-
-
-def wordnet_id(name: str) -> str | None:
-    """The class of ``n0153282900000005.jpg``, or of any image in a folder ``n01532829``."""
-    found = re.match(r"(n\d{8})\d{8}\.\w+$", Path(name).name)
-    folder = re.fullmatch(r"n\d{8}", Path(name).parent.name)
-    return found[1] if found else folder[0] if folder else None
 
 
 def _opened(path: Path) -> Collection:
@@ -136,7 +127,7 @@ def _unpacked(path: Path) -> Collection:
         from_pickle(file, f"{path}/{name}")
         for name, file in members(path, {n for n, _ in members(path, content=False) if PICKLE.fullmatch(Path(n).name)})
     ]
-    found = _joined(parts) if parts else from_archive(path, wordnet_id)
+    found = joined(parts) if parts else from_archive(path, wordnet_id)
     require(bool(found.classes), f"{path}: holds no mini-ImageNet; it must hold {LAYOUTS}")
     return found
 
@@ -207,16 +198,9 @@ def from_parquet(base: Path, files: Sequence[str]) -> Collection:
 
 def _by_tables(found: Collection, tables: Sequence[Path]) -> Collection:
     """``found``, refused unless all images are there that Ravi & Larochelle's tables (filename, label) name."""
-    there = {Path(name).name for names in found.classes.values() for name in names}
     listed: list[str] = []
     for table in tables:
         with table.open(newline="") as file:
             listed += [row["filename"] for row in csv.DictReader(file) if row.get("filename")]
-    missing = [name for name in listed if name not in there]
-    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-    require(
-        not missing,
-        f"{len(missing)} of the {len(listed)} images that {tables[0].parent}/*.csv name are missing: "
-        f"{', '.join(missing[:NAMED])}{more}",
-    )
+    refuse_missing(found, listed, f"{tables[0].parent}/*.csv")
     return found
