@@ -16,3 +16,4 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 NormPolicy = Literal["transductive", "support", "running"]
 Decay = Literal["linear", "cosine"]
+Resize = Literal["crop", "squash"]  # the middle square, or the whole image

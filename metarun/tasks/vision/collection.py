@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from metarun.errors import UserError, require
 from metarun.tasks.fewshot import ClassData
 from metarun.tasks.files import Allocate, find, mapped
-from metarun.tasks.vision.images import ENDINGS, NAMED, Resize, decode, fitted, read_image
-from metarun.types import SPLITS, Split
+from metarun.tasks.vision.images import ENDINGS, NAMED, decode, fitted, read_image
+from metarun.types import SPLITS, Resize, Split
 
 Source = Path | bytes | NDArray[np.uint8]
 """An image: its file, its file's content, or its pixels [H, W, 3]."""

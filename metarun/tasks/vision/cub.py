@@ -23,8 +23,7 @@ from metarun.tasks.vision.collection import (
     stamps,
     stored,
 )
-from metarun.tasks.vision.images import Resize
-from metarun.types import Count, NonNegative, Positive
+from metarun.types import Count, NonNegative, Positive, Resize
 
 URL = "https://zenodo.org/records/8000562/files/CUB_200_2011.tgz"
 MD5 = "97eceeb196236b17998738112f37df78"

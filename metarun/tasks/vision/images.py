@@ -8,17 +8,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metarun.errors import UserError
 from metarun.tasks.files import Progress, cpus
+from metarun.types import Resize
 
 T = TypeVar("T")
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-Resize = Literal["crop", "squash"]
 NAMED = 5
 """Unreadable images that an error names; it counts them all."""
 

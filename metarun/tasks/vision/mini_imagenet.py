@@ -32,8 +32,7 @@ from metarun.tasks.vision.collection import (
     stored,
     wordnet_id,
 )
-from metarun.tasks.vision.images import Resize
-from metarun.types import Count, NonNegative, Positive, Split
+from metarun.types import Count, NonNegative, Positive, Resize, Split
 
 IMAGES = 600
 """A class."""

@@ -28,8 +28,7 @@ from metarun.tasks.vision.collection import (
     stored,
     wordnet_id,
 )
-from metarun.tasks.vision.images import Resize
-from metarun.types import Count, NonNegative, Positive
+from metarun.types import Count, NonNegative, Positive, Resize
 
 IMAGES = 779_165
 """Of all classes; there are 732 to 1300 of each."""
