@@ -230,7 +230,9 @@ def test_decoded_once_and_again_when_a_file_changes_or_the_cache_is_damaged(tmp_
     calls = []
     decode = images.decode
     monkeypatch.setattr("metarun.tasks.vision.collection.decode", lambda *a: (calls.append(1), decode(*a)))
-    first = mini(tmp_path / "own").data.x.clone()
+    made = mini(tmp_path / "own")
+    first = made.data.x.clone()
+    made.data.x[:] = 0
     assert torch.equal(mini(tmp_path / "own").data.x, first)
     assert len(calls) == 1
     mini(tmp_path / "own").data.x[:] = 0  # a copy in memory: the cache stays as it is
