@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -34,9 +35,10 @@ class Block(nn.Module):
 class Conv4(nn.Module):
     """Conv-4: images -> features.
 
-    ``downsample`` is ``pool`` (Prototypical Networks) or ``stride`` (MAML on Omniglot); ``reduce`` turns the
-    last map into a vector by flattening it or by its spatial mean; ``norm_scale`` gives batch norm a learned
-    factor (MAML's networks have none). Images [N, C, H, W] or uint8 in 0..255 -> [N, features].
+    ``width`` filters in each block, or a list of them, one a block (R2-D2: 96, 192, 384, 512). ``downsample`` is
+    ``pool`` (Prototypical Networks) or ``stride`` (MAML on Omniglot); ``reduce`` turns the last map into a vector by
+    flattening it or by its spatial mean; ``norm_scale`` gives batch norm a learned factor (MAML's networks have none).
+    Images [N, C, H, W] or uint8 in 0..255 -> [N, features].
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image",)
@@ -46,7 +48,7 @@ class Conv4(nn.Module):
         self,
         spec: Spec,
         *,
-        width: Positive,
+        width: Positive | Sequence[Positive],
         depth: Positive,
         downsample: Literal["pool", "stride"],
         reduce: Literal["flatten", "mean"],
@@ -59,8 +61,10 @@ class Conv4(nn.Module):
             f"model.depth={depth} with model.downsample=pool halves a {height}x{image_width} image below one pixel; "
             f"use at most depth={min(height, image_width).bit_length() - 1}, or downsample=stride",
         )
-        inputs = [channels] + [width] * (depth - 1)
-        blocks = [Block(n, width, downsample == "pool", norm_scale) for n in inputs]
+        widths = [width] * depth if isinstance(width, int) else list(width)
+        require(len(widths) == depth, f"model.width={widths}: names {len(widths)} blocks, but model.depth={depth}")
+        inputs = [channels, *widths[:-1]]
+        blocks = [Block(n, m, downsample == "pool", norm_scale) for n, m in zip(inputs, widths, strict=True)]
         for block in blocks:
             nn.init.xavier_uniform_(block.conv.weight)
         self.blocks = nn.Sequential(*blocks)

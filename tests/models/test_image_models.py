@@ -22,6 +22,7 @@ from metarun.models.wrn import WRN
 from metarun.tasks.base import Labelled, Spec, TaskBatch
 
 RGB = Spec("classification", "image", (3, 84, 84), 5)
+CONV4 = compose(["model=conv4"]).config["model"]
 SMALL = Spec("classification", "image", (3, 22, 18), 3)  # odd sizes after one halving
 
 
@@ -47,14 +48,14 @@ def test_sizes_are_the_published_ones() -> None:
         big = resnet12(RGB, (64, 160, 320, 640))
         wide = WRN(RGB, depth=28, width=10, drop=0.0)
         conv4 = {w: Conv4(RGB, width=w, depth=4, downsample="pool", reduce="flatten", norm_scale=True)
-                 for w in (32, 64, 512)}  # fmt: skip
+                 for w in (32, 64, 512, (96, 192, 384, 512))}  # fmt: skip
         assert count(big) == 12_424_320
         assert count(wide) == 36_479_194 - 6_410
         assert big(torch.empty(2, 3, 84, 84)).shape == (2, 640 * 5 * 5)
         assert resnet12(RGB, (64, 160, 320, 640), reduce="mean")(torch.empty(2, 3, 84, 84)).shape == (2, 640)
         assert wide(torch.empty(2, 3, 84, 84)).shape == (2, 640)
         for width, model in conv4.items():
-            assert model(torch.empty(2, 3, 84, 84)).shape == (2, width * 25)
+            assert model(torch.empty(2, 3, 84, 84)).shape == (2, (width if isinstance(width, int) else width[-1]) * 25)
 
 
 def moved(model: nn.Module) -> nn.Module:
@@ -155,6 +156,10 @@ def test_dropblock_drops_squares_of_about_the_rate() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (
+            lambda: construct({**CONV4, "width": [4, 4]}, spec=SMALL),
+            r"model.width=\[4, 4\]: names 2 blocks, but model.depth=4",
+        ),
         (lambda: resnet12(widths=()), r"model.widths=\[\]"),
         (lambda: resnet12(widths=(4,) * 5), r"5 blocks halve a 22x18 image below one pixel; use at most 4"),
         (lambda: resnet12(drop=1.0), "model.drop=1 leaves nothing"),
