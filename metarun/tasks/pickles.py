@@ -203,3 +203,12 @@ def read_pickle(file: IO[bytes], name: str | Path) -> Any:
     ) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{name}: not a readable pickle ({type(error).__name__}: {reason})") from error
+
+
+def load_pickle(path: Path) -> Any:
+    """:func:`read_pickle` of a file."""
+    try:
+        with path.open("rb") as file:
+            return read_pickle(file, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error

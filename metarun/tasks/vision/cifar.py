@@ -10,7 +10,7 @@ import numpy as np
 
 from metarun.errors import require
 from metarun.tasks.files import download
-from metarun.tasks.pickles import read_pickle
+from metarun.tasks.pickles import load_pickle, read_pickle
 from metarun.tasks.vision.base import ImageFewShot
 from metarun.tasks.vision.collection import (
     Collection,
@@ -105,7 +105,7 @@ def collected(base: Path, files: Sequence[str], classes: set[str]) -> Collection
 
     for folder in sorted({Path(name).parent for name in files}):
         if {(folder / part).as_posix() for part in PARTS} <= set(files):
-            return from_pickles({part: _read(base / folder / part) for part in PARTS}, str(base / folder))
+            return from_pickles({part: load_pickle(base / folder / part) for part in PARTS}, str(base / folder))
     for path in archives(base, files):
         names = {n for n, _ in members(path, content=False)}
         inside = {n for n in names if Path(n).name in PARTS and Path(n).parent.name == "cifar-100-python"}
@@ -118,11 +118,6 @@ def collected(base: Path, files: Sequence[str], classes: set[str]) -> Collection
     found = from_folder(base, [] if base.is_file() else files, classify)
     require(bool(found.classes), f"{base}: holds no CIFAR-100; it must hold {LAYOUTS}")
     return found
-
-
-def _read(path: Path) -> Any:
-    with path.open("rb") as file:
-        return read_pickle(file, str(path))
 
 
 def from_pickles(contents: dict[str, Any], name: str) -> Collection:

@@ -7,12 +7,12 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from metarun.errors import UserError, require
-from metarun.tasks.pickles import read_pickle
+from metarun.tasks.pickles import load_pickle, read_pickle
 from metarun.tasks.vision.base import ImageFewShot
 from metarun.tasks.vision.collection import (
     Collection,
@@ -102,7 +102,12 @@ def collected(base: Path, files: Sequence[str]) -> Collection:
     """The images in whichever layout ``base`` has; ``files`` are all paths below it."""
     pickles = [name for name in files if PICKLE.fullmatch(Path(name).name)]
     if pickles:
-        return joined([_opened(base if base.is_file() else base / name) for name in pickles])
+        return joined(
+            [
+                from_pickle(load_pickle(path), str(path))
+                for path in (base if base.is_file() else base / n for n in pickles)
+            ]
+        )
     parquet = [name for name in files if name.endswith(".parquet")]
     if parquet:
         return from_parquet(base, parquet)
@@ -115,15 +120,10 @@ def collected(base: Path, files: Sequence[str]) -> Collection:
     return _by_tables(found, tables) if tables else found
 
 
-def _opened(path: Path) -> Collection:
-    with path.open("rb") as file:
-        return from_pickle(file, str(path))
-
-
 def _unpacked(path: Path) -> Collection:
     """An archive of pickles, or of images."""
     parts = [
-        from_pickle(file, f"{path}/{name}")
+        from_pickle(read_pickle(file, f"{path}/{name}"), f"{path}/{name}")
         for name, file in members(path, {n for n, _ in members(path, content=False) if PICKLE.fullmatch(Path(n).name)})
     ]
     found = joined(parts) if parts else from_archive(path, wordnet_id)
@@ -131,9 +131,8 @@ def _unpacked(path: Path) -> Collection:
     return found
 
 
-def from_pickle(file: IO[bytes], name: str) -> Collection:
+def from_pickle(content: Any, name: str) -> Collection:
     """One split: ``{"image_data", "class_dict"}``, or ``{"data", "labels", "catname2label"}``."""
-    content = read_pickle(file, name)
     home = split_of(Path(name).name)
     require(isinstance(content, dict), f"{name}: not a dictionary, as a file of mini-ImageNet is")
     images = content.get("image_data", content.get("data"))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from metarun.errors import UserError, require
-from metarun.tasks.pickles import read_pickle
+from metarun.tasks.pickles import load_pickle
 from metarun.tasks.vision.base import ImageFewShot
 from metarun.tasks.vision.collection import (
     Collection,
@@ -103,7 +103,7 @@ def from_pickles(images: Path, labels: Path) -> Collection:
     """
     home = split_of(images.name)
     require(labels.is_file(), f"{labels}: no such file, and {images.name} says no labels")
-    content = _opened(labels)
+    content = load_pickle(labels)
     numbers = content.get("label_specific") if isinstance(content, dict) else None
     require(
         isinstance(numbers, np.ndarray | list) and len(numbers) > 0, f"{labels}: has no label_specific, one an image"
@@ -118,7 +118,7 @@ def from_pickles(images: Path, labels: Path) -> Collection:
     }
 
     def read() -> Iterator[tuple[str, Source]]:
-        found = _opened(images)
+        found = load_pickle(images)
         held = len(found) if isinstance(found, list) else 0
         require(held == len(numbers), f"{images}: holds {held} images, but {labels.name} {len(numbers)} labels")
         for i in range(held):
@@ -126,8 +126,3 @@ def from_pickles(images: Path, labels: Path) -> Collection:
             yield f"{images}: image {i}", image.encode("latin1") if isinstance(image, str) else image
 
     return Collection(classes, read, dict.fromkeys(classes, home) if home else {})
-
-
-def _opened(path: Path) -> Any:
-    with path.open("rb") as file:
-        return read_pickle(file, str(path))
