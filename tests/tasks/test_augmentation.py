@@ -29,7 +29,7 @@ def test_an_image_is_moved_and_mirrored_as_padding_cropping_and_mirroring_do() -
     shifts = torch.from_numpy(np.random.default_rng(2).integers(-2, 3, (2, 40, 2)))
     mirrored = torch.from_numpy(np.random.default_rng(3).random((2, 40)) < 0.5)
     for flips in (None, mirrored):
-        got = shifted(x, shifts, flips)
+        got = shifted(x, shifts, flips, 2)
         assert got.dtype == torch.uint8
         for t in range(2):
             for i in range(40):

@@ -65,8 +65,8 @@ class ImageFewShot(FewShot):
         if self.crop or self.flip:
             u = drawn(3, 4)
             shifts = np.floor(u[..., :2] * (2 * self.crop + 1)).astype(np.int64) - self.crop
-            x = shifted(x, torch.from_numpy(shifts).to(self.device), torch.from_numpy(u[..., 2] < 0.5).to(self.device)
-                        if self.flip else None)  # fmt: skip
+            mirrored = torch.from_numpy(u[..., 2] < 0.5).to(self.device) if self.flip else None
+            x = shifted(x, torch.from_numpy(shifts).to(self.device), mirrored, self.crop)
         if self.augment:
             x = warped(x, on_device(self.augment * (2 * drawn(6, 3) - 1).reshape(*x.shape[:2], 2, 3) * [1, 1, 0.5]))
         if self.jitter:
@@ -122,21 +122,20 @@ class ImageFewShot(FewShot):
         return height, width, 3 if channels == 3 else 1
 
 
-def shifted(x: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor | None) -> torch.Tensor:
+def shifted(x: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor | None, reach: int) -> torch.Tensor:
     """Each image moved by whole pixels, black coming in, and then mirrored where ``mirrored``: as ``x``, as its type.
 
-    x [T, N, C, H, W]; ``shifts`` [T, N, 2]: the image's pixel (y, x) comes from (y, x) + shift; ``mirrored`` [T, N].
+    x [T, N, C, H, W]; ``shifts`` [T, N, 2], from -reach to reach: the image's pixel (y, x) comes from (y, x) + shift;
+    ``mirrored`` [T, N].
     """
     height, width = x.shape[-2:]
-    down, across = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
-    rows, columns = down + shifts[..., :1], across.expand(*x.shape[:2], width)
+    images = x.flatten(0, 1)
+    windows = F.pad(images, [reach] * 4).unfold(2, height, 1).unfold(3, width, 1)  # a view: no window is copied
+    down, across = (shifts.flatten(0, 1) + reach).unbind(1)
+    moved = windows[torch.arange(len(images), device=x.device), :, down, across]
     if mirrored is not None:
-        columns = torch.where(mirrored[..., None], width - 1 - columns, columns)
-    columns = columns + shifts[..., 1:]
-    inside = ((rows >= 0) & (rows < height))[..., :, None] & ((columns >= 0) & (columns < width))[..., None, :]
-    flat = rows.clamp(0, height - 1)[..., :, None] * width + columns.clamp(0, width - 1)[..., None, :]
-    index = flat[:, :, None].expand(*x.shape).flatten(3)
-    return x.flatten(3).gather(3, index).view(x.shape) * inside[:, :, None].to(x.dtype)
+        moved = torch.where(mirrored.flatten()[:, None, None, None], moved.flip(3), moved)
+    return moved.view(x.shape)
 
 
 def jittered(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
@@ -153,13 +152,13 @@ def jittered(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         red, green, blue = x.split(1, 2)
         return 0.299 * red + 0.587 * green + 0.114 * blue
 
-    x = (x * brightness).clamp(0, 1)
+    x = (x * brightness).clamp_(0, 1)  # a tensor of its own from here on
     mean = grey(x).mean((2, 3, 4), keepdim=True)
-    x = (mean + (x - mean) * contrast).clamp(0, 1)
+    x.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 1)
     if x.shape[2] != 3:
         return x
     by_pixel = grey(x)
-    return (by_pixel + (x - by_pixel) * saturation).clamp(0, 1)
+    return x.sub_(by_pixel).mul_(saturation).add_(by_pixel).clamp_(0, 1)
 
 
 def warped(x: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
