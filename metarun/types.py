@@ -17,3 +17,4 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 NormPolicy = Literal["transductive", "support", "running"]
 Decay = Literal["linear", "cosine"]
 Distance = Literal["euclidean", "cosine"]
+Resize = Literal["crop", "squash"]  # the middle square, or the whole image

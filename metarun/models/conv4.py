@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -34,10 +35,11 @@ class Block(nn.Module):
 class Conv4(nn.Module):
     """Conv-4: images -> features.
 
-    ``downsample`` is ``pool`` (Prototypical Networks) or ``stride`` (MAML on Omniglot), in the first ``halvings``
-    blocks (null: in all); ``reduce`` turns the last map into a vector by flattening it or by its spatial mean;
-    ``norm_scale`` gives batch norm a learned factor (MAML's networks have none). Images [N, C, H, W] or uint8 in
-    0..255 -> [N, features]; :meth:`maps` is the last map.
+    ``width`` filters in each block, or a list of them, one a block (R2-D2: 96, 192, 384, 512). ``downsample`` is
+    ``pool`` (Prototypical Networks) or ``stride`` (MAML on Omniglot), in the first ``halvings`` blocks (null: in
+    all); ``reduce`` turns the last map into a vector by flattening it or by its spatial mean; ``norm_scale`` gives
+    batch norm a learned factor (MAML's networks have none). Images [N, C, H, W] or uint8 in 0..255 -> [N, features];
+    :meth:`maps` is the last map.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image",)
@@ -47,7 +49,7 @@ class Conv4(nn.Module):
         self,
         spec: Spec,
         *,
-        width: Positive,
+        width: Positive | Sequence[Positive],
         depth: Positive,
         downsample: Literal["pool", "stride"],
         halvings: Count | None,
@@ -62,8 +64,10 @@ class Conv4(nn.Module):
             f"model.depth={depth} with model.downsample=pool halves a {height}x{image_width} image below one pixel; "
             f"use at most depth={min(height, image_width).bit_length() - 1}, fewer halvings, or downsample=stride",
         )
-        inputs = [channels] + [width] * (depth - 1)
-        blocks = [Block(n, width, downsample if i < halved else None, norm_scale) for i, n in enumerate(inputs)]
+        widths = [width] * depth if isinstance(width, int) else list(width)
+        require(len(widths) == depth, f"model.width={widths}: names {len(widths)} blocks, but model.depth={depth}")
+        sizes = zip([channels, *widths[:-1]], widths, strict=True)
+        blocks = [Block(n, m, downsample if i < halved else None, norm_scale) for i, (n, m) in enumerate(sizes)]
         for block in blocks:
             nn.init.xavier_uniform_(block.conv.weight)
         self.blocks = nn.Sequential(*blocks)

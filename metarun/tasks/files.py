@@ -8,7 +8,9 @@ import logging
 import os
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from metarun.errors import RunFailed, UserError
 
 Arrays = dict[str, NDArray[Any]]
+Allocate = Callable[[tuple[int, ...]], NDArray[np.uint8]]
 
 
 def find(root: str | os.PathLike[str] | None, *candidates: str) -> Path | None:
@@ -96,6 +99,58 @@ def cached(kind: str, key: Mapping[str, Any], build: Callable[[], Arrays]) -> Ar
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     return arrays
+
+
+def mapped(
+    kind: str, key: Mapping[str, Any], build: Callable[[Allocate], dict[str, Any]]
+) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """A large uint8 array from the cache, mapped from its file rather than read, and facts about it (JSON values).
+
+    ``build(allocate)`` makes them where they are missing or damaged: it fills the array that ``allocate(shape)``
+    gives it, and returns the facts. ``key`` as in :func:`cached`. Writing to the array changes no file.
+    """
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+    path = cache_dir() / kind / f"{digest}.npy"
+    beside = path.with_suffix(".json")
+    if beside.exists():
+        try:
+            stored = json.loads(beside.read_text())
+            array = np.load(path, mmap_mode="c", allow_pickle=False)
+            if stored["checksums"] == checksums(array):
+                return array, stored["facts"]
+        except (OSError, ValueError, EOFError, KeyError, TypeError):
+            pass
+        logging.getLogger(__name__).warning("%s is damaged and is built anew", path)
+    with atomic(path) as temporary:
+
+        def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+            # Space is taken at once: a mapped file that cannot grow ends the process without a word.
+            nonlocal array
+            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            if hasattr(os, "posix_fallocate"):
+                with temporary.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+            return array
+
+        facts = build(allocate)
+        array.flush()
+        sums = checksums(array)
+        del array
+    with atomic(beside) as temporary:
+        temporary.write_text(json.dumps({"checksums": sums, "facts": facts}))
+    return np.load(path, mmap_mode="c", allow_pickle=False), facts
+
+
+def checksums(array: NDArray[np.uint8], block: int = 1 << 26) -> list[int]:
+    """CRC-32 of every ``block`` bytes, computed in threads."""
+    flat = array.reshape(-1)
+    with ThreadPoolExecutor(cpus()) as pool:
+        return list(pool.map(lambda at: zlib.crc32(flat[at : at + block].data), range(0, len(flat), block)))
+
+
+def cpus() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def download(url: str, known_hash: str, name: str) -> Path:

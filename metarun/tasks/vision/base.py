@@ -1,11 +1,10 @@
-"""What every few-shot image family shares: decoding in parallel, and the picture of an episode."""
+"""What every few-shot image family shares: augmentation on the device, and the picture of an episode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 
 from metarun.tasks.base import EpisodeShape, TaskBatch
 from metarun.tasks.fewshot import FewShot
-from metarun.tasks.files import Progress
 from metarun.tasks.rng import uniforms
 from metarun.types import Split
 
@@ -23,22 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from metarun.algorithms.base import SupervisedAlgorithm
-
-T = TypeVar("T")
-
-
-def decode(sources: Sequence[T], one: Callable[[T], NDArray[np.uint8]], label: str) -> NDArray[np.uint8]:
-    """``one(source)`` of all sources, stacked in order; in threads (Pillow decodes without Python's lock)."""
-    with ThreadPoolExecutor() as pool, Progress(label, len(sources), 1, "images") as progress:
-        results = []
-        try:
-            for image in pool.map(one, sources):
-                results.append(image)
-                progress.update()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return np.stack(results)
 
 
 class ImageFewShot(FewShot):
@@ -53,18 +35,49 @@ class ImageFewShot(FewShot):
 
     At .2 that turns or shears by up to 11 degrees, scales by up to a fifth, shifts by up to a twentieth.
     """
+    crop: int = 0
+    """Meta-training images are cropped to their size at random, after so many black pixels are put on each side."""
+    flip: bool = False
+    """Half of the meta-training images are mirrored, left to right."""
+    jitter: float = 0.0
+    """Brightness, contrast and saturation of each meta-training image are multiplied, in this order, each by a
+    factor of its own between 1 - jitter (at least 0) and 1 + jitter."""
 
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
         batch = super().batch(split, indices, shape)
-        if split != "train" or not self.augment:
+        if split != "train" or not (self.augment or self.crop or self.flip or self.jitter):
             return batch
         support, query = batch.support, batch.query
         at = support.x.shape[1]
-        images = at + (0 if query is support else query.x.shape[1])
-        u = uniforms(self.seed, split, indices, 6 * images, stream=3).reshape(len(indices), images, 2, 3)
-        maps = torch.from_numpy(self.augment * (2 * u - 1) * [1, 1, 0.5]).to(torch.get_default_dtype()).to(self.device)
-        learned = replace(support, x=warped(support.x, maps[:, :at]))
-        return TaskBatch(learned, learned if query is support else replace(query, x=warped(query.x, maps[:, at:])))
+        x = support.x if query is support else torch.cat([support.x, query.x], 1)
+        x = self.augmented(x, indices)
+        learned = replace(support, x=x[:, :at])
+        return TaskBatch(learned, learned if query is support else replace(query, x=x[:, at:]))
+
+    def augmented(self, x: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
+        """Meta-training images [T, N, C, H, W] of tasks ``indices``, changed at random; the same whenever asked for."""
+
+        def drawn(count: int, stream: int) -> NDArray[np.float64]:
+            u = uniforms(self.seed, "train", indices, count * x.shape[1], stream)
+            return u.reshape(*x.shape[:2], count)
+
+        def on_device(values: NDArray[np.float64]) -> torch.Tensor:
+            return torch.from_numpy(values).to(torch.get_default_dtype()).to(self.device)
+
+        if self.crop or self.flip:
+            u = drawn(3, 4)
+            shifts = np.floor(u[..., :2] * (2 * self.crop + 1)).astype(np.int64) - self.crop
+            mirrored = torch.from_numpy(u[..., 2] < 0.5).to(self.device) if self.flip else None
+            x = shifted(x, torch.from_numpy(shifts).to(self.device), mirrored, self.crop)
+        if self.augment:
+            x = warped(x, on_device(self.augment * (2 * drawn(6, 3) - 1).reshape(*x.shape[:2], 2, 3) * [1, 1, 0.5]))
+        if self.jitter:
+            x = jittered(x, on_device((1 + self.jitter * (2 * drawn(3, 5) - 1)).clip(0)))
+        return x
+
+    def augmentation(self) -> dict[str, Any]:
+        """How meta-training images are changed, for :meth:`protocol`."""
+        return {"crop": self.crop, "flip": self.flip, "jitter": self.jitter}
 
     def picture(self, algorithm: SupervisedAlgorithm) -> Figure:  # type: ignore[override]
         """One test episode: a row a class, its support images, then query images with the label predicted.
@@ -109,6 +122,45 @@ class ImageFewShot(FewShot):
         """Height, width and channels as displayed."""
         channels, height, width = self.spec.input_shape
         return height, width, 3 if channels == 3 else 1
+
+
+def shifted(x: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor | None, reach: int) -> torch.Tensor:
+    """Each image moved by whole pixels, black coming in, and then mirrored where ``mirrored``: as ``x``, as its type.
+
+    x [T, N, C, H, W]; ``shifts`` [T, N, 2], from -reach to reach: the image's pixel (y, x) comes from (y, x) + shift;
+    ``mirrored`` [T, N].
+    """
+    height, width = x.shape[-2:]
+    images = x.flatten(0, 1)
+    windows = F.pad(images, [reach] * 4).unfold(2, height, 1).unfold(3, width, 1)  # a view: no window is copied
+    down, across = (shifts.flatten(0, 1) + reach).unbind(1)
+    moved = windows[torch.arange(len(images), device=x.device), :, down, across]
+    if mirrored is not None:
+        moved = torch.where(mirrored.flatten()[:, None, None, None], moved.flip(3), moved)
+    return moved.view(x.shape)
+
+
+def jittered(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Brightness, contrast and saturation of each image times ``factors`` [T, N, 3]: floats in 0..1, as ``x``.
+
+    x [T, N, C, H, W]. Contrast is about the image's mean grey, saturation about each pixel's grey (Rec. 601).
+    """
+    x = x.to(factors.dtype) / 255 if x.dtype == torch.uint8 else x
+    brightness, contrast, saturation = factors[..., None, None, None].unbind(2)
+
+    def grey(x: torch.Tensor) -> torch.Tensor:
+        if x.shape[2] != 3:
+            return x.mean(2, keepdim=True)
+        red, green, blue = x.split(1, 2)
+        return 0.299 * red + 0.587 * green + 0.114 * blue
+
+    x = (x * brightness).clamp_(0, 1)  # a tensor of its own from here on
+    mean = grey(x).mean((2, 3, 4), keepdim=True)
+    x.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 1)
+    if x.shape[2] != 3:
+        return x
+    by_pixel = grey(x)
+    return x.sub_(by_pixel).mul_(saturation).add_(by_pixel).clamp_(0, 1)
 
 
 def warped(x: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:

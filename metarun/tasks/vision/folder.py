@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from metarun.errors import UserError, require
 from metarun.tasks.fewshot import ClassData, split_classes
-from metarun.tasks.files import Arrays, cached
-from metarun.tasks.vision.base import ImageFewShot, decode
+from metarun.tasks.files import Allocate, mapped
+from metarun.tasks.vision.base import ImageFewShot
+from metarun.tasks.vision.images import ENDINGS, decode, read_image
 from metarun.types import SPLITS, Count, Fraction, NonNegative, Positive, Split
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 class Folder(ImageFewShot):
@@ -27,7 +26,8 @@ class Folder(ImageFewShot):
     Without an own split, ``val`` and ``test`` are fractions of the classes, drawn with ``split_seed``. Any
     size and mode is read: an image is turned upright (EXIF), laid on white where transparent, cropped to its
     middle square, and resized to ``size`` pixels, rgb or grey as ``colour`` says. ``augment`` is the strength
-    of the random affine maps of meta-training images, 0 for none (:attr:`ImageFewShot.augment`).
+    of the random affine maps of meta-training images, 0 for none; ``crop``, ``flip`` and ``jitter`` change them too
+    (:class:`ImageFewShot`).
 
     Decoded once into the cache, and again when a file is added, removed or changed. Raises
     :class:`~metarun.errors.UserError` for a missing or empty folder, an unreadable image, too few classes, or
@@ -49,6 +49,9 @@ class Folder(ImageFewShot):
         test: Fraction,
         split_seed: int,
         augment: NonNegative,
+        crop: Count,
+        flip: bool,
+        jitter: NonNegative,
     ) -> None:
         require(root is not None, "task.root is not set: name the folder that holds one folder of images a class")
         base = Path(str(root)).expanduser()
@@ -61,6 +64,7 @@ class Folder(ImageFewShot):
         files = [file for _, _, each in folders for file in each]
 
         self.size, self.colour, self.augment = size, colour, augment
+        self.crop, self.flip, self.jitter = crop, flip, jitter
         data = ClassData(
             torch.from_numpy(load(base, files, size, colour)),
             np.cumsum([0, *(len(each) for _, _, each in folders)]),
@@ -90,6 +94,7 @@ class Folder(ImageFewShot):
             "size": self.size,
             "colour": self.colour,
             "augment": self.augment,
+            **self.augmentation(),
         }
 
 
@@ -122,7 +127,7 @@ def load(base: Path, files: Sequence[Path], size: int, colour: str) -> NDArray[n
 
     stats = [(os.fspath(file.relative_to(base)), file.stat()) for file in files]
     key = {
-        "format": 1,
+        "format": 2,
         "root": os.fspath(base.resolve()),
         "size": size,
         "colour": colour,
@@ -130,35 +135,9 @@ def load(base: Path, files: Sequence[Path], size: int, colour: str) -> NDArray[n
         "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
     }
 
-    def build() -> Arrays:
-        return {"x": decode(files, lambda file: read_image(file, size, colour), f"decoding {base.name}")}
+    def build(allocate: Allocate) -> dict[str, Any]:
+        x = allocate((len(files), 1 if colour == "grey" else 3, size, size))
+        decode(enumerate(files), lambda file: read_image(file, size, colour), x, f"decoding {base.name}")
+        return {}
 
-    return cached("folder", key, build)["x"]
-
-
-def read_image(file: Path, size: int, colour: str) -> NDArray[np.uint8]:
-    """One image file as uint8 [1 or 3, size, size], prepared as :class:`Folder` says."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith(("I", "F")):
-                image = eight_bits(image)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("L" if colour == "grey" else "RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file}: not a readable image ({error})") from error
-    pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
-    return pixels[None] if colour == "grey" else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def eight_bits(image: Any) -> Any:
-    """A 16-bit or float (0 to 1, or 16-bit) grey image in 8 bits; Pillow itself would clip at 255."""
-    from PIL import Image
-
-    values = np.asarray(image).astype(np.float64)
-    scale = 255.0 if image.mode == "F" and values.max(initial=0) <= 1 else 255.0 / 65535
-    return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
+    return mapped("folder", key, build)[0]

@@ -18,7 +18,8 @@ from metarun.errors import UserError, require
 from metarun.tasks.fewshot import ClassData
 from metarun.tasks.files import Arrays, cached, download, find
 from metarun.tasks.rng import permutation, uniforms
-from metarun.tasks.vision.base import ImageFewShot, decode
+from metarun.tasks.vision.base import ImageFewShot
+from metarun.tasks.vision.images import decode
 from metarun.types import Count, Positive, Split
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{part}.zip"
@@ -165,7 +166,8 @@ def load(root: str | None, size: int, resize: str, turns: int) -> tuple[NDArray[
 
     def build() -> Arrays:
         drawings = [(part, file) for part in parts for files in part.characters.values() for file in files]
-        images = decode(drawings, lambda d: d[0].image(d[1], size, resize, turns), "decoding omniglot")
+        images = np.empty((len(drawings), turns, size, size), dtype=np.uint8)
+        decode(enumerate(drawings), lambda d: d[0].image(d[1], size, resize, turns), images, "decoding omniglot")
         return {"x": np.ascontiguousarray(images.swapaxes(0, 1)).reshape(-1, 1, size, size)}
 
     return cached("omniglot", key, build)["x"], names

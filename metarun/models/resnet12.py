@@ -1,0 +1,117 @@
+"""ResNet-12, the larger embedding of few-shot learning (Oreshkin et al. 2018; Lee et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.errors import require
+from metarun.models.conv4 import as_float
+from metarun.models.norm import BatchNorm
+from metarun.tasks.base import Spec
+from metarun.types import Fraction, Positive
+
+SLOPE = 0.1
+"""Of the leaky ReLUs."""
+
+
+def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
+    """Without offsets (normalisation follows), filled as He et al. 2015 do for what comes out."""
+    conv = nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, a=SLOPE, mode="fan_out", nonlinearity="leaky_relu")
+    return conv
+
+
+class DropBlock(nn.Module):
+    """Sets whole squares of feature maps to zero (Ghiasi et al. 2018, arXiv:1810.12890, algorithm 1).
+
+    Each map loses squares of ``block`` pixels, as many as make about the fraction ``drop`` of it; the rest is scaled
+    by how much is left of all maps together. Maps smaller than a block lose single pixels or are lost whole, by blocks
+    of their own size. It does so while training only.
+    """
+
+    def __init__(self, drop: float, block: int) -> None:
+        super().__init__()
+        self.drop, self.block = drop, block
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop == 0:
+            return x
+        height, width = x.shape[-2:]
+        size = min(self.block, height, width)
+        places = (height - size + 1) * (width - size + 1)
+        gamma = self.drop * height * width / (size * size * places)
+        corners = torch.rand_like(x[..., : height - size + 1, : width - size + 1]) < gamma
+        # A pixel is lost if any of the squares that cover it starts in one of the corners.
+        around = F.pad(corners.to(x.dtype), [size - 1] * 4)
+        kept = 1 - F.max_pool2d(around, size, stride=1)
+        return x * kept / kept.mean().clamp(min=1e-6)
+
+
+class Block(nn.Module):
+    """Three 3x3 convolutions beside one of 1x1, their sum halved by max pooling, and dropout."""
+
+    def __init__(self, inputs: int, width: int, dropout: nn.Module) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([convolution(n, width, 3) for n in (inputs, width, width)])
+        self.norms = nn.ModuleList([BatchNorm(width) for _ in range(3)])
+        self.beside, self.beside_norm = convolution(inputs, width, 1), BatchNorm(width)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            y = norm(conv(y))
+            if i < 2:
+                y = F.leaky_relu(y, SLOPE)
+        # Pooling before the leaky ReLU: the two commute, and the ReLU then costs a quarter.
+        return self.dropout(F.leaky_relu(F.max_pool2d(y + self.beside_norm(self.beside(x)), 2), SLOPE))
+
+
+class ResNet12(nn.Module):
+    """ResNet-12: images -> features.
+
+    The variant of Lee et al. 2019 (MetaOptNet, arXiv:1904.03758, section 4.1): four blocks of ``widths`` filters
+    (64, 160, 320, 640; TADAM, arXiv:1805.10123, has 64, 128, 256, 512), leaky ReLUs of slope .1, and dropout of rate
+    ``drop`` after the first two blocks, DropBlock with squares of ``block`` pixels after the others. Their code raises
+    DropBlock's rate over the first 40,000 batches; here it is the same throughout, so that a step depends on nothing
+    but its data. ``reduce`` turns the last map into a vector by flattening it (as they do) or by its spatial mean (as
+    later papers do). Images [N, C, H, W] or uint8 in 0..255 -> [N, features].
+    """
+
+    modalities: ClassVar[tuple[str, ...]] = ("image",)
+    role: ClassVar[str] = "features"
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        widths: Sequence[Positive],
+        drop: Fraction,
+        block: Positive,
+        reduce: Literal["flatten", "mean"],
+    ) -> None:
+        super().__init__()
+        channels, height, image_width = spec.input_shape
+        require(bool(widths), "model.widths=[]: give the filters of at least one block")
+        require(
+            min(height, image_width) >= 2 ** len(widths),
+            f"model.widths={list(widths)}: {len(widths)} blocks halve a {height}x{image_width} image below one pixel; "
+            f"use at most {min(height, image_width).bit_length() - 1}",
+        )
+        require(drop < 1, "model.drop=1 leaves nothing; give less than 1")
+        inputs = [channels, *widths[:-1]]
+        self.blocks = nn.Sequential(*(
+            Block(n, width, nn.Dropout(drop) if i < 2 else DropBlock(drop, block))
+            for i, (n, width) in enumerate(zip(inputs, widths, strict=True))
+        ))  # fmt: skip
+        self.reduce = reduce
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(as_float(x))
+        return x.mean((2, 3)) if self.reduce == "mean" else x.flatten(1)

@@ -1,0 +1,92 @@
+"""Any model of timm (PyTorch Image Models) by its name, as an embedding of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.errors import RunFailed, UserError, nearest, require
+from metarun.models.conv4 import as_float
+from metarun.tasks.base import Spec
+from metarun.types import Positive
+
+
+class Timm(nn.Module):
+    """A timm model without its classifier: images -> its pooled features.
+
+    ``name`` is one of timm's (``resnet18.a1_in1k``, ``vit_tiny_patch16_224``, also ``hf-hub:...`` and
+    ``local-dir:...``); ``pretrained`` takes its published weights, from the cache of the Hugging Face hub or by
+    download; ``weights`` takes those of a file instead. ``resize`` brings images to so many pixels on the device, for
+    weights that were learned at another size; models made for one size (vision transformers) are built for the images'
+    own size where it is null. Inputs are standardised as the model's weights want it. Its batch norm is torch's own,
+    which ``algorithm.norm=support`` cannot steer. Needs the extra ``vision``.
+
+    Images [N, C, H, W] or uint8 in 0..255 -> [N, features].
+    """
+
+    modalities: ClassVar[tuple[str, ...]] = ("image",)
+    role: ClassVar[str] = "features"
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, spec: Spec, *, name: str, pretrained: bool, weights: str | None, resize: Positive | None
+    ) -> None:
+        super().__init__()
+        timm = imported()
+        plain = name.split(":", 1)[-1].split(".")[0] if ":" not in name else None
+        if plain is not None and not timm.is_model(plain):
+            raise UserError(f"model.name={name}: timm has no such model{nearest(plain, timm.list_models())}")
+        require(not (pretrained and weights), "model.pretrained=true and model.weights: give one of the two")
+        file = Path(weights).expanduser() if weights else None
+        require(file is None or file.is_file(), f"model.weights={weights}: no such file")
+        channels, height, width = spec.input_shape
+        self.size = (height, width) if resize is None else (resize, resize)
+        given: dict[str, Any] = {"num_classes": 0, "in_chans": channels, "pretrained": pretrained}
+        known = timm.models.get_pretrained_cfg(name) if plain is not None else None
+        if getattr(known, "fixed_input_size", False):
+            given["img_size"] = self.size
+        if file is not None:
+            given["checkpoint_path"] = str(file)
+        try:
+            self.net: nn.Module = timm.create_model(name, **given)
+        except (OSError, ConnectionError) as error:
+            raise RunFailed(f"model.name={name}: its weights could not be had ({_short(error)})") from error
+        except (RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
+            raise UserError(
+                f"model.name={name}: timm cannot build it for images of {channels} channels and "
+                f"{self.size[0]}x{self.size[1]} pixels ({_short(error)})"
+            ) from error
+        config = getattr(self.net, "pretrained_cfg", None) or {}
+        for key, default in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
+            values = torch.tensor(config.get(key) or default, dtype=torch.get_default_dtype())
+            values = values if len(values) == channels else values.mean().expand(channels)
+            self.register_buffer(key, values.view(-1, 1, 1).clone(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = as_float(x)
+        if x.shape[-2:] != self.size:
+            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
+        return self.net((x - self.mean) / self.std)
+
+
+def imported() -> Any:
+    """timm, or what is wrong with it: it imports torchvision, which fails in its own ways beside another torch."""
+    try:
+        import timm
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "timm":
+            raise UserError("model=timm needs timm: pip install 'metarun[vision]'") from None
+        raise UserError(
+            f"model=timm: timm does not import ({_short(error)}); it needs a torchvision that is built for torch "
+            f"{torch.__version__}"
+        ) from error
+    return timm
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

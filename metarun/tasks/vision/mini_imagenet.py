@@ -1,0 +1,204 @@
+"""mini-ImageNet (Vinyals et al. 2016; the split of Ravi & Larochelle 2017): 100 classes, 600 images each."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metarun.errors import UserError, require
+from metarun.tasks.pickles import load_pickle, read_pickle
+from metarun.tasks.vision.base import ImageFewShot
+from metarun.tasks.vision.collection import (
+    Collection,
+    archives,
+    checked,
+    class_list,
+    from_archive,
+    from_arrays,
+    from_folder,
+    joined,
+    listing,
+    located,
+    members,
+    refuse_missing,
+    split_of,
+    stamps,
+    stored,
+    wordnet_id,
+)
+from metarun.types import Count, NonNegative, Positive, Resize, Split
+
+IMAGES = 600
+"""A class."""
+FOLDERS = ("mini_imagenet", "mini-imagenet", "miniimagenet", "miniImageNet", "MiniImagenet")
+LAYOUTS = (
+    "mini-imagenet-cache-{train,val,test}.pkl, a .tar, .tar.gz or .zip, .parquet files, or images <wnid><8 digits>.jpg"
+)
+PICKLE = re.compile(r"(mini-?imagenet-cache-(train|val|validation|test)|"
+                    r"miniImageNet_category_split_(train_phase_train|val|test))\.(pkl|pickle)", re.I)  # fmt: skip
+
+
+class MiniImageNet(ImageFewShot):
+    """mini-ImageNet by Ravi & Larochelle's split of 64/16/20 classes.
+
+    ``root`` is a folder or a file in any of the public layouts, directly or under ``mini_imagenet`` (where null:
+    METARUN_DATA, the cache): pickles ``mini-imagenet-cache-{train,val,test}.pkl`` (Ren et al. 2018) or
+    ``miniImageNet_category_split_*.pickle`` (Lee et al. 2019), read without running code; an archive of these, or
+    of images; parquet files as on the Hugging Face hub (extra ``vision``); or a folder that holds, at any depth,
+    images named ``<wnid><8 digits>.jpg`` or lying in folders named by WordNet ids. Where several are there, the first
+    is taken. Where Ravi & Larochelle's ``train.csv``, ``val.csv`` and ``test.csv`` are there too, every image that
+    they name must be.
+
+    Images are brought to ``size`` pixels whole (``squash``, as Ravi & Larochelle did) or by their middle square
+    (``crop``); pickles hold them at 84 already. ``whole: false`` takes a part of the data set too. ``crop``, ``flip``
+    and ``jitter`` change meta-training images (:class:`ImageFewShot`).
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        root: str | None,
+        way: Positive,
+        shot: Positive,
+        query: Count,
+        test_ways: Sequence[Positive],
+        size: Positive,
+        resize: Resize,
+        whole: bool,
+        crop: Count,
+        flip: bool,
+        jitter: NonNegative,
+    ) -> None:
+        base = located(root, FOLDERS, LAYOUTS)
+        if base is None:
+            raise UserError(
+                f"mini-ImageNet is not found: put {LAYOUTS} into METARUN_DATA/mini_imagenet, or name their folder "
+                "with task.root"
+            )
+        files, listed = listing(base), class_list("mini_imagenet")
+        key = {"root": str(base.resolve()), "whole": whole, "files": stamps(files)}
+
+        def collect() -> Collection:
+            return checked(collected(base, list(files)), listed, whole, str(base), each=IMAGES)
+
+        found = stored("mini_imagenet", key, collect, size, resize)
+        self.preprocessing = {"size": size, "resize": resize, "whole": whole}
+        self.crop, self.flip, self.jitter = crop, flip, jitter
+        shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
+        super().__init__(found.data(), found.split(listed), seed=seed, name="mini_imagenet", **shape)  # type: ignore[arg-type]
+
+    def protocol(self) -> dict[str, Any]:
+        return {**super().protocol(), "split": "ravi", **self.preprocessing, **self.augmentation()}
+
+
+def collected(base: Path, files: Sequence[str]) -> Collection:
+    """The images in whichever layout ``base`` has; ``files`` are all paths below it."""
+    pickles = [name for name in files if PICKLE.fullmatch(Path(name).name)]
+    if pickles:
+        return joined(
+            [
+                from_pickle(load_pickle(path), str(path))
+                for path in (base if base.is_file() else base / n for n in pickles)
+            ]
+        )
+    parquet = [name for name in files if name.endswith(".parquet")]
+    if parquet:
+        return from_parquet(base, parquet)
+    packed = archives(base, files)
+    if packed:
+        return joined([_unpacked(path) for path in packed])
+    found = from_folder(base, files, wordnet_id)
+    require(bool(found.classes), f"{base}: holds no mini-ImageNet; it must hold {LAYOUTS}")
+    tables = [base / name for name in files if Path(name).name in ("train.csv", "val.csv", "test.csv")]
+    return _by_tables(found, tables) if tables else found
+
+
+def _unpacked(path: Path) -> Collection:
+    """An archive of pickles, or of images."""
+    parts = [
+        from_pickle(read_pickle(file, f"{path}/{name}"), f"{path}/{name}")
+        for name, file in members(path, {n for n, _ in members(path, content=False) if PICKLE.fullmatch(Path(n).name)})
+    ]
+    found = joined(parts) if parts else from_archive(path, wordnet_id)
+    require(bool(found.classes), f"{path}: holds no mini-ImageNet; it must hold {LAYOUTS}")
+    return found
+
+
+def from_pickle(content: Any, name: str) -> Collection:
+    """One split: ``{"image_data", "class_dict"}``, or ``{"data", "labels", "catname2label"}``."""
+    home = split_of(Path(name).name)
+    require(isinstance(content, dict), f"{name}: not a dictionary, as a file of mini-ImageNet is")
+    images = content.get("image_data", content.get("data"))
+    places: dict[str, Any] | None = content.get("class_dict")
+    if places is None and "labels" in content:
+        labels = np.asarray(content["labels"])
+        words = {int(label): str(word) for word, label in (content.get("catname2label") or {}).items()}
+        unnamed = f"{home}/{{}}"
+        places = {words.get(int(n), unnamed.format(int(n))): np.flatnonzero(labels == n) for n in np.unique(labels)}
+    require(
+        isinstance(images, np.ndarray) and images.ndim == 4 and isinstance(places, dict),
+        f"{name}: has neither image_data and class_dict nor data and labels",
+    )
+    classes = {str(label): np.asarray(each, dtype=np.int64) for label, each in (places or {}).items()}
+    inside = all(len(each) == 0 or (each.min() >= 0 and each.max() < len(images)) for each in classes.values())
+    require(inside, f"{name}: its classes name images beyond its {len(images)}")
+    return from_arrays(name, classes, np.asarray(images), home)
+
+
+def from_parquet(base: Path, files: Sequence[str]) -> Collection:
+    """The hub's layout: a column ``image`` of {bytes, path}, a column ``label`` of numbers or names; a split a file.
+
+    Numbers are named by the schema's own list of names where it has one.
+    """
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError:
+        raise UserError("parquet files need pyarrow: pip install 'metarun[vision]'") from None
+    parts: dict[str, list[tuple[Path, int]]] = {}
+    homes: dict[str, Split] = {}
+    for name in files:
+        path = base if base.is_file() else base / name
+        try:
+            opened = parquet.ParquetFile(path)
+            labels = opened.read(columns=["label"])["label"].to_pylist()
+        except (ArrowInvalid, OSError, KeyError) as error:
+            raise UserError(f"{path}: not a readable parquet file of images and labels ({error})") from error
+        facts = json.loads((opened.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+        words = facts.get("info", {}).get("features", {}).get("label", {}).get("names")
+        home = split_of(name)
+        require(home is not None, f"{path}: its name says neither train nor val nor test")
+        for row, label in enumerate(labels):
+            word = words[label] if words and isinstance(label, int) else label
+            label = word if isinstance(word, str) else f"{home}/{word}"
+            if homes.setdefault(label, home) != home:  # type: ignore[arg-type]
+                raise UserError(f"{path}: class '{label}' is in both '{homes[label]}' and '{home}'")
+            parts.setdefault(label, []).append((path, row))
+
+    named = {label: [f"{path}: row {row}" for path, row in rows] for label, rows in sorted(parts.items())}
+
+    def read() -> Any:
+        for path in dict.fromkeys(path for rows in parts.values() for path, _ in rows):
+            row = 0
+            for batch in parquet.ParquetFile(path).iter_batches(batch_size=256, columns=["image"]):
+                for image in batch["image"].to_pylist():
+                    yield f"{path}: row {row}", (image["bytes"] or b"") if isinstance(image, dict) else image
+                    row += 1
+
+    return Collection(named, read, homes)
+
+
+def _by_tables(found: Collection, tables: Sequence[Path]) -> Collection:
+    """``found``, refused unless all images are there that Ravi & Larochelle's tables (filename, label) name."""
+    listed: list[str] = []
+    for table in tables:
+        with table.open(newline="") as file:
+            listed += [row["filename"] for row in csv.DictReader(file) if row.get("filename")]
+    refuse_missing(found, listed, f"{tables[0].parent}/*.csv")
+    return found

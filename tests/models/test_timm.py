@@ -1,0 +1,122 @@
+"""Models of timm: real ones where timm imports, and what is said where it does not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from metarun.algorithms.step import Plan
+from metarun.config.build import construct
+from metarun.config.compose import compose
+from metarun.errors import RunFailed, UserError
+from metarun.models.timm import Timm, imported
+from metarun.tasks.base import Labelled, Spec, TaskBatch
+
+SPEC = Spec("classification", "image", (3, 32, 32), 3)
+
+
+def build(spec: Spec = SPEC, **given: Any) -> Timm:
+    return Timm(spec, **{"name": "resnet10t", "pretrained": False, "weights": None, "resize": None, **given})
+
+
+@pytest.fixture
+def real() -> Any:
+    """timm itself; skipped, with the reason, where it does not import."""
+    try:
+        return imported()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """What timm was asked for, in place of timm: a model that returns its inputs."""
+    asked: dict[str, Any] = {}
+
+    def create_model(name: str, **given: Any) -> nn.Module:
+        asked.update(given, name=name)
+        if name == "vit" and given["img_size"] == (7, 7):
+            raise AssertionError("sizes do not\ndivide")
+        if given["pretrained"]:
+            raise ConnectionError("no network")
+        net = nn.Flatten()
+        net.pretrained_cfg = {"mean": (0.5, 0.25, 0.75), "std": (0.5, 0.5, 0.25)}  # type: ignore[assignment]
+        return net
+
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(
+        create_model=create_model, is_model=lambda name: name in ("vit", "resnet18"),
+        list_models=lambda: ["vit", "resnet18"],
+        models=SimpleNamespace(get_pretrained_cfg=lambda name: SimpleNamespace(fixed_input_size=name == "vit")),
+    ))  # type: ignore[arg-type] # fmt: skip
+    return asked
+
+
+def test_inputs_are_standardised_and_resized(stand_in: dict[str, Any]) -> None:
+    x = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    mean, std = torch.tensor([0.5, 0.25, 0.75]).view(3, 1, 1), torch.tensor([0.5, 0.5, 0.25]).view(3, 1, 1)
+    assert torch.allclose(build(name="resnet18")(x), ((x / 255 - mean) / std).flatten(1), atol=1e-6)
+    assert "img_size" not in stand_in
+    assert build(name="vit.augreg", resize=16)(x).shape == (2, 3 * 16 * 16)
+    assert build(name="vit")(x).shape == (2, 3 * 32 * 32)
+    assert stand_in["img_size"] == (32, 32)
+    grey = Spec("classification", "image", (1, 28, 28), 3)
+    assert torch.allclose(build(grey, name="resnet18")(torch.full((1, 1, 28, 28), 0.5)), torch.zeros(1, 784))
+    assert stand_in["in_chans"] == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "words"),
+    [
+        ({"name": "resnet81"}, UserError, "timm has no such model - did you mean 'resnet18'?"),
+        ({"name": "resnet18", "weights": "no/such"}, UserError, "model.weights=no/such: no such file"),
+        ({"name": "resnet18", "weights": "x", "pretrained": True}, UserError, "give one of the two"),
+        ({"name": "resnet18", "pretrained": True}, RunFailed, "its weights could not be had (no network)"),
+        ({"name": "vit", "resize": 7}, UserError, "3 channels and 7x7 pixels (sizes do not divide)"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    stand_in: dict[str, Any], given: dict[str, Any], kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=r"^[^\n]*$") as error:
+        build(**given)
+    assert words in str(error.value)
+
+
+def test_without_timm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"model=timm"):
+        build()
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
+def test_real_models_embed_learn_and_follow_the_policy(real: Any, name: str) -> None:
+    model = build(name=name)
+    x = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    features = model(x)
+    assert features.dim() == 2
+    assert features.isfinite().all()
+    section = compose(["task=vision/folder", "algorithm=protonet"]).config["algorithm"] | {"norm": "transductive"}
+    learner = construct(section, model=model, spec=SPEC)
+    learner.plan = Plan()
+    y = torch.arange(3).repeat_interleave(2).expand(2, -1)
+    data = TaskBatch(*(Labelled(torch.rand(2, 6, 3, 32, 32), y, 3) for _ in range(2)))
+    before = [p.clone() for p in learner.parameters()]
+    learner.meta_step(data, 0)
+    assert any(not torch.equal(a, b) for a, b in zip(before, learner.parameters(), strict=True))
+    assert learner.evaluate(data)["accuracy"].shape[0] == 2
+
+
+def test_real_weights_come_from_a_file(real: Any, tmp_path: Any) -> None:
+    first = build()
+    torch.save(first.net.state_dict(), tmp_path / "w.pth")
+    second = build(weights=str(tmp_path / "w.pth"))
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(first.eval()(x), second.eval()(x))
+    with pytest.raises(UserError, match=r"^model.name=resnet18: timm cannot build it [^\n]*$"):
+        build(name="resnet18", weights=str(tmp_path / "w.pth"))
