@@ -45,7 +45,7 @@ def small(name: str) -> Workload:
 def test_what_there_is() -> None:
     assert list(WORKLOADS) == ["W1", "W2", "W2x5", "W3", "W4", "W5-FOMAML", "W5-ANIL", "W5-Reptile"]
     assert list(peers.PEERS) == ["learn2learn", "higher", "torchopt", "jax"]
-    assert len([i for _, i in CELLS if i.package is None]) == 31
+    assert len([i for _, i in CELLS if i.package is None]) == 38
 
 
 @pytest.mark.parametrize(("name", "implementation"), CELLS, ids=lambda v: getattr(v, "name", v))
