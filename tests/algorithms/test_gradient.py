@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from metarun.algorithms.base import judge
 from metarun.algorithms.gradient.learner import GradientLearner, minibatches
-from metarun.algorithms.gradient.lowrank import Added
+from metarun.models.lowrank import Added
 from metarun.algorithms.solve import neumann_series
 from metarun.algorithms.step import Plan
 from metarun.config.build import construct

@@ -20,7 +20,7 @@ from metarun.types import SPLITS
 
 INTENTS: dict[str, Any] = {
     "dataset": "OOS", "root": None, "way": 5, "shot": 1, "query": 5, "test_ways": [], "fold": 1, "val": 0.15,
-    "test": 0.25, "by_domain": False, "split_seed": 0,
+    "test": 0.25, "by_domain": False, "seen_classes": False, "split_seed": 0,
 }  # fmt: skip
 TEXT: dict[str, Any] = {
     "text": "text", "label": "label", "split": None, "way": 2, "shot": 1, "query": 2, "test_ways": [],

@@ -65,7 +65,9 @@ class Intents(TextFewShot):
     Logerais 2021), which its followers report on; OOS is CLINC150 again.
 
     The first two are split by class with ``split_seed``: fractions ``val`` and ``test`` of the classes, the
-    rest to train, whole domains together if ``by_domain`` (clinc150). Files come from ``root``, METARUN_DATA
+    rest to train, whole domains together if ``by_domain`` (clinc150). With ``seen_classes`` (clinc150) all splits have
+    all intents, and the sentences of the published training, validation and test part each: a protocol for encoders
+    that are not trained on them. Files come from ``root``, METARUN_DATA
     or the cache, and are downloaded otherwise. Raises :class:`~metarun.errors.UserError` for a missing root,
     a damaged file, and a fold that is not there.
     """
@@ -84,6 +86,7 @@ class Intents(TextFewShot):
         val: Fraction,
         test: Fraction,
         by_domain: bool,
+        seen_classes: bool,
         split_seed: int,
     ) -> None:
         self.partition: dict[str, Any]
@@ -97,8 +100,15 @@ class Intents(TextFewShot):
             )
             classes = {s: [c for c, d in enumerate(digits) if d == str(i)] for i, s in enumerate(SPLITS)}
             self.partition = {"split": f"fold {fold}"}
+        elif seen_classes:
+            require(dataset == "clinc150", f"task.seen_classes=true: {dataset} has no such parts; clinc150 has")
+            require(not by_domain, "task.seen_classes=true and task.by_domain=true exclude each other")
+            parts = _clinc150(root)
+            examples = by_class((text, f"{label} ({part})") for part, text, label in parts)
+            classes = {s: [i for i, name in enumerate(examples) if name.endswith(f"({s})")] for s in SPLITS}
+            self.partition = {"split": "published parts of every class"}
         else:
-            labelled = _clinc150(root) if dataset == "clinc150" else _banking77(root)
+            labelled = [(text, label) for _, text, label in _clinc150(root)] if dataset == "clinc150" else _banking77(root)
             examples = by_class(labelled)
             groups = list(range(len(examples)))
             if by_domain:
@@ -153,11 +163,12 @@ def _json(path: Path) -> Any:
         raise _damaged(path, error) from None
 
 
-def _clinc150(root: str | None) -> list[tuple[str, str]]:
+def _clinc150(root: str | None) -> list[tuple[str, str, str]]:
+    """(part, text, intent) of every sentence."""
     path = _open(root, "clinc150/data_full.json")
     parts = _json(path)
     try:
-        return [(text, label) for part in ("train", "val", "test") for text, label in parts[part]]
+        return [(part, text, label) for part in SPLITS for text, label in parts[part]]
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"{type(error).__name__} {error}") from None
 
