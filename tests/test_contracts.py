@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.models.tiny_bert import tiny_bert
 
 from metarun.cli import main
 from metarun.config.build import build
@@ -35,9 +36,9 @@ def fits(task: str, algorithm: str, model: str) -> bool:
 FITTING = [cell for cell in EVERY if fits(*cell)]
 NOTHING_THERE = {
     "protomaml": {"linear"},  # whose head has no offsets, as that of a prototypical network must
-    "boil": {"tfidf", "linear"},
-    "warpgrad": {"tfidf", "linear", "ngram_bag"},
-    "warpgrad_steps": {"tfidf", "linear", "ngram_bag"},
+    "boil": {"tfidf", "linear", "encoder"},
+    "warpgrad": {"tfidf", "linear", "ngram_bag", "encoder"},
+    "warpgrad_steps": {"tfidf", "linear", "ngram_bag", "encoder"},
 }
 TUNED_FOR_LAYERS = ("regression/sinusoid", "cavia", "linear")
 """The values that suit the pair name a layer and an initialisation, and this model has neither."""
@@ -79,8 +80,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (9, 8, 25)
-    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (433, 29, 22)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (9, 9, 25)
+    assert (len(FITTING), len(IDLE), len(GRADIENT)) == (479, 35, 22)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 
@@ -103,6 +104,18 @@ def own_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     }
 
 
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretrained encoder; skips without transformers."""
+    return tiny_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture
+def _embeddings(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings are kept beside their model, and made once for all cells."""
+    monkeypatch.setenv("METARUN_CACHE", str(bert.parent / f"{bert.name}-cache"))
+
+
 def experiment(
     cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest
 ) -> Experiment:
@@ -110,6 +123,9 @@ def experiment(
     if task in ("vision/omniglot", "nlp/intents"):
         request.getfixturevalue("data_root")
     words = [f"task={task}", f"algorithm={algorithm}", f"model={model}"]
+    if model == "encoder":
+        request.getfixturevalue("_embeddings")
+        words.append(f"model.name={request.getfixturevalue('bert')}")
     small = [
         o
         for key, overrides in SMALL.items()

@@ -68,6 +68,7 @@ class Encoder(nn.Module):
         self.folder, self.name = locate(name), name
         self.pooling, self.normalize, self.max_tokens, self.scale = pooling, normalize, max_tokens, scale
         self.tokenizer = tokenizer_of(self.folder)
+        self.batchable = tune == "frozen"  # code that is not ours may branch on values, which vmap cannot
         self.net: nn.Module | None = None
         if tune != "frozen":
             self.net = load(self.folder).to(torch.get_default_dtype())
@@ -131,7 +132,7 @@ def pooled(net: nn.Module, ids: Tensor, pooling: Pooling) -> Tensor:
     here = ids > 0
     try:  # columns that no text uses are left out
         used = max(int(here.any(0).sum()), 1)
-    except RuntimeError:  # values cannot be read under vmap and on the meta device
+    except RuntimeError:  # values cannot be read on the meta device
         used = ids.shape[1]
     ids, here = ids[:, :used].long(), here[:, :used]
     blank = getattr(net.config, "pad_token_id", None) or 0  # some read positions off it

@@ -66,10 +66,9 @@ class Intents(TextFewShot):
 
     The first two are split by class with ``split_seed``: fractions ``val`` and ``test`` of the classes, the
     rest to train, whole domains together if ``by_domain`` (clinc150). With ``seen_classes`` (clinc150) all splits have
-    all intents, and the sentences of the published training, validation and test part each: a protocol for encoders
-    that are not trained on them. Files come from ``root``, METARUN_DATA
-    or the cache, and are downloaded otherwise. Raises :class:`~metarun.errors.UserError` for a missing root,
-    a damaged file, and a fold that is not there.
+    all intents, and each the sentences of its published part: a protocol for encoders that are not trained on them.
+    Files come from ``root``, METARUN_DATA or the cache, and are downloaded otherwise. Raises
+    :class:`~metarun.errors.UserError` for a missing root, a damaged file, and a fold that is not there.
     """
 
     def __init__(
@@ -108,7 +107,9 @@ class Intents(TextFewShot):
             classes = {s: [i for i, name in enumerate(examples) if name.endswith(f"({s})")] for s in SPLITS}
             self.partition = {"split": "published parts of every class"}
         else:
-            labelled = [(text, label) for _, text, label in _clinc150(root)] if dataset == "clinc150" else _banking77(root)
+            labelled = (
+                [(text, label) for _, text, label in _clinc150(root)] if dataset == "clinc150" else _banking77(root)
+            )
             examples = by_class(labelled)
             groups = list(range(len(examples)))
             if by_domain:
