@@ -1,6 +1,7 @@
 """The table of a few-shot intent paper: each data set's five folds at 5 and 10 way, 1 and 5 shot, by one command.
 
     python scripts/intents.py experiment=minilm/folds --json intents.json
+    python scripts/intents.py experiment=minilm/metric task.way=50 --datasets OOS --shots 1
 
 The words are those of a metarun run that tests at ``task.way`` and ``task.test_ways``; they must leave open the data
 set, the fold and the shot. Printed is the mean over folds of the mean accuracy, in %, with the 95 % interval of the
@@ -24,7 +25,6 @@ from metarun.errors import RunFailed, UserError
 from metarun.tasks.nlp.folds import FOLDS
 
 NUMBERS = (1, 2, 3, 4, 5)
-SHOTS = (1, 5)
 
 
 def fold(words: list[str], dataset: str, number: int, shot: int) -> dict[int, dict[str, float]]:
@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", help="what makes the run: experiment=... model.pooling=...")
     parser.add_argument("--datasets", nargs="+", choices=[*FOLDS], default=[*FOLDS], help="data sets with folds")
+    parser.add_argument("--shots", nargs="+", type=int, default=[1, 5], help="support texts a class")
     parser.add_argument("--json", type=Path, help="where to write the figures as JSON")
     asked = parser.parse_intermixed_args(argv)
     set_up_logging()
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     rows: dict[str, dict[str, Any]] = {}
     for dataset in asked.datasets:
         cells: dict[tuple[int, int], list[dict[str, float]]] = {}
-        for shot in SHOTS:
+        for shot in asked.shots:
             for number in NUMBERS:
                 for way, accuracy in fold(words, dataset, number, shot).items():
                     cells.setdefault((way, shot), []).append(accuracy)

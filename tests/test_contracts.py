@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.models.tiny_bert import tiny_bert
 
 from metarun.cli import main
 from metarun.config.build import build
@@ -22,6 +21,7 @@ from metarun.config.compose import compose
 from metarun.config.declare import declaration, is_section
 from metarun.errors import UserError
 from metarun.training.experiment import Experiment
+from tests.models.tiny_bert import tiny_bert
 
 TASKS = {e.name: e for e in catalogue("task")}
 MODELS = {e.name: e for e in catalogue("model")}

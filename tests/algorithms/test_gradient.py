@@ -14,13 +14,13 @@ from torch.func import functional_call
 
 from metarun.algorithms.base import judge
 from metarun.algorithms.gradient.learner import GradientLearner, minibatches
-from metarun.models.lowrank import Added
 from metarun.algorithms.solve import neumann_series
 from metarun.algorithms.step import Plan
 from metarun.config.build import construct
 from metarun.config.catalogue import catalogue
 from metarun.config.compose import compose
 from metarun.errors import UserError
+from metarun.models.lowrank import Added
 from metarun.models.norm import BatchNorm
 from metarun.tasks.base import Labelled, Spec, TaskBatch
 from metarun.tasks.regression.sinusoid import Sinusoid

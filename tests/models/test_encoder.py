@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models.tiny_bert import tiny_bert
 from torch import Tensor, nn
 
 from metarun.algorithms.gradient.adapts import Part
@@ -22,6 +21,7 @@ from metarun.errors import UserError
 from metarun.models import encoder
 from metarun.models.encoder import Encoder
 from metarun.tasks.base import Labelled, Spec, TaskBatch
+from tests.models.tiny_bert import tiny_bert
 
 TEXTS = ["book a flight to rome", "weather", "is my card blocked about my flight to rome", "block my card", "", "zzz a"]
 VALUES: dict[str, Any] = {
@@ -172,7 +172,7 @@ def test_learners_learn(bert: Path, tune: str) -> None:
     for learner in learners:
         before = {name: p.detach().clone() for name, p in learner.named_parameters()}
         first = learner.evaluate(batch)["loss"][0, -1]
-        for iteration in range(10):
+        for iteration in range(40):
             torch.manual_seed(iteration)
             learner.meta_step(batch, iteration)
         assert learner.evaluate(batch)["loss"][0, -1] < first

@@ -89,6 +89,10 @@ class Intents(TextFewShot):
         split_seed: int,
     ) -> None:
         self.partition: dict[str, Any]
+        require(
+            dataset == "clinc150" or not seen_classes,
+            f"task.seen_classes=true: {dataset} is not split by published parts; clinc150 is",
+        )
         if dataset in FOLDS:
             require(fold <= 5, f"task.fold={fold}: {dataset} has folds 1 to 5")
             examples = by_class(_jsonl(_open(root, f"few_shot_intents/{dataset}/full.jsonl")))
@@ -100,7 +104,6 @@ class Intents(TextFewShot):
             classes = {s: [c for c, d in enumerate(digits) if d == str(i)] for i, s in enumerate(SPLITS)}
             self.partition = {"split": f"fold {fold}"}
         elif seen_classes:
-            require(dataset == "clinc150", f"task.seen_classes=true: {dataset} has no such parts; clinc150 has")
             require(not by_domain, "task.seen_classes=true and task.by_domain=true exclude each other")
             parts = _clinc150(root)
             examples = by_class((text, f"{label} ({part})") for part, text, label in parts)
