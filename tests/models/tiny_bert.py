@@ -27,5 +27,5 @@ def tiny_bert(folder: Path) -> Path:
     config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=40, initializer_range=0.5, **shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        BertModel(config).save_pretrained(folder)
+        BertModel(config, add_pooling_layer=False).save_pretrained(folder)  # a pooler is drawn when it is loaded
     return folder

@@ -89,7 +89,7 @@ def test_clinc150_and_banking77(data_root: Path) -> None:
         held = [t for c in ids for t in parts.texts[parts.data.offsets[c] : parts.data.offsets[c + 1]]]
         assert sorted(held) == sorted(text for text, _ in published[split])
     for other in ({"dataset": "OOS"}, {"dataset": "banking77"}, {"dataset": "clinc150", "by_domain": True}):
-        with pytest.raises(UserError, match="task.seen_classes=true"):
+        with pytest.raises(UserError, match=r"task\.seen_classes=true"):
             Intents(0, **{**INTENTS, "seen_classes": True, **other})
     banking = Intents(0, **{**INTENTS, "dataset": "banking77"})
     assert len(banking.texts) == 13083
