@@ -1,7 +1,7 @@
 """The table of a few-shot intent paper: each data set's five folds at 5 and 10 way, 1 and 5 shot, by one command.
 
     python scripts/intents.py experiment=minilm/folds --json intents.json
-    python scripts/intents.py experiment=minilm/metric task.way=50 --datasets OOS --shots 1
+    python scripts/intents.py experiment=minilm/metric task.way=50 task.test_ways=[] --datasets OOS --shots 1
 
 The words are those of a metarun run that tests at ``task.way`` and ``task.test_ways``; they must leave open the data
 set, the fold and the shot. Printed is the mean over folds of the mean accuracy, in %, with the 95 % interval of the
