@@ -23,6 +23,7 @@ from metarun.errors import UserError
 from metarun.tasks.vision.collection import class_list
 from metarun.training.experiment import Experiment
 from metarun.types import SPLITS
+from tests.models.tiny_bert import tiny_bert
 
 TASKS = {e.name: e for e in catalogue("task")}
 MODELS = {e.name: e for e in catalogue("model")}
@@ -64,9 +65,9 @@ def walked(task: str, algorithm: str, model: str) -> bool:
 FITTING = [cell for cell in EVERY if fits(*cell)]
 NOTHING_THERE = {
     "protomaml": {"linear"},  # whose head has no offsets, as that of a prototypical network must
-    "boil": {"tfidf", "linear"},
-    "warpgrad": {"tfidf", "linear", "ngram_bag"},
-    "warpgrad_steps": {"tfidf", "linear", "ngram_bag"},
+    "boil": {"tfidf", "linear", "encoder"},
+    "warpgrad": {"tfidf", "linear", "ngram_bag", "encoder"},
+    "warpgrad_steps": {"tfidf", "linear", "ngram_bag", "encoder"},
 }
 TUNED_FOR_LAYERS = ("regression/sinusoid", "cavia", "linear")
 """The values that suit the pair name a layer and an initialisation, and this model has neither."""
@@ -146,8 +147,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (17, 12, 48)
-    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (2551, 792, 24, 22)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (17, 13, 48)
+    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (2627, 827, 27, 22)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 
@@ -184,6 +185,18 @@ def image_set(name: str, root: Path) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretrained encoder; skips without transformers."""
+    return tiny_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture
+def _embeddings(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings are kept beside their model, and made once for all cells."""
+    monkeypatch.setenv("METARUN_CACHE", str(bert.parent / f"{bert.name}-cache"))
+
+
 def experiment(
     cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest
 ) -> Experiment:
@@ -193,6 +206,9 @@ def experiment(
     if task in ("vision/omniglot", "nlp/intents"):
         request.getfixturevalue("data_root")
     words = [f"task={task}", f"algorithm={algorithm}", f"model={model}"]
+    if model == "encoder":
+        request.getfixturevalue("_embeddings")
+        words.append(f"model.name={request.getfixturevalue('bert')}")
     small = [
         o
         for key, overrides in SMALL.items()

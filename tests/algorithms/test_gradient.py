@@ -14,13 +14,13 @@ from torch.func import functional_call
 
 from metarun.algorithms.base import judge
 from metarun.algorithms.gradient.learner import GradientLearner, minibatches
-from metarun.algorithms.gradient.lowrank import Added
 from metarun.algorithms.solve import neumann_series
 from metarun.algorithms.step import Plan
 from metarun.config.build import construct
 from metarun.config.catalogue import catalogue
 from metarun.config.compose import compose
 from metarun.errors import UserError
+from metarun.models.lowrank import Added
 from metarun.models.norm import BatchNorm
 from metarun.tasks.base import Labelled, Spec, TaskBatch
 from metarun.tasks.regression.sinusoid import Sinusoid
@@ -306,11 +306,11 @@ def test_low_rank_additions_against_whole_weights_in_a_loop_unrolled_by_hand(nor
     lambda: nn.Linear(7, 6),
 ])  # fmt: skip
 def test_a_low_rank_addition_is_one_to_the_weight(layer: Callable[[], nn.Module]) -> None:
-    added = Added(layer(), 2, True)
+    added = Added(layer(), 2)
     plain, groups = added.layer, getattr(added.layer, "groups", 1)
     x = torch.randn(5, 7) if isinstance(plain, nn.Linear) else torch.randn(5, 4, *[9] * (plain.weight.dim() - 2))
     assert torch.equal(added(x), plain(x))
-    added.up.weight.copy_(torch.randn_like(added.up.weight))
+    nn.init.normal_(added.up.weight)
     b, a = added.up.weight.view(groups, 6 // groups, 2), added.down.weight.view(groups, 2, -1)
     whole = plain.weight + (b @ a).view_as(plain.weight)
     assert not torch.allclose(added(x), plain(x))

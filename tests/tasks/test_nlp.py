@@ -22,7 +22,7 @@ from metarun.types import SPLITS
 
 INTENTS: dict[str, Any] = {
     "dataset": "OOS", "root": None, "way": 5, "shot": 1, "query": 5, "test_ways": [], "fold": 1, "val": 0.15,
-    "test": 0.25, "by_domain": False, "split_seed": 0,
+    "test": 0.25, "by_domain": False, "seen_classes": False, "split_seed": 0,
 }  # fmt: skip
 TEXT: dict[str, Any] = {
     "text": "text", "label": "label", "split": None, "way": 2, "shot": 1, "query": 2, "test_ways": [],
@@ -82,6 +82,17 @@ def test_clinc150_and_banking77(data_root: Path) -> None:
     for split, names in split_names(domains).items():
         inside = [d for d in listed.values() if {n.replace(" ", "_") for n in d} & names]
         assert len(names) == 15 * len(inside), split  # whole domains
+    parts = Intents(0, **{**INTENTS, "dataset": "clinc150", "seen_classes": True})
+    check_partition(parts, (150, 150, 150))
+    assert {name.partition(" (")[0] for name in split_names(parts)["test"]} == set(task.data.names)
+    published = json.loads((data_root / "text/clinc150/data_full.json").read_text())
+    for split in SPLITS:
+        ids = parts.classes[split]
+        held = [t for c in ids for t in parts.texts[parts.data.offsets[c] : parts.data.offsets[c + 1]]]
+        assert sorted(held) == sorted(text for text, _ in published[split])
+    for other in ({"dataset": "OOS"}, {"dataset": "banking77"}, {"dataset": "clinc150", "by_domain": True}):
+        with pytest.raises(UserError, match=r"task\.seen_classes=true"):
+            Intents(0, **{**INTENTS, "seen_classes": True, **other})
     banking = Intents(0, **{**INTENTS, "dataset": "banking77"})
     assert len(banking.texts) == 13083
     check_partition(banking, (46, 12, 19))

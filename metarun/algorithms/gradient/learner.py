@@ -110,7 +110,7 @@ class GradientLearner(SupervisedAlgorithm):
         outer.prepare(self)
         with _Unbatchable() as found:
             dry_run(model, spec)
-        self.batchable = not found.any
+        self.batchable = not found.any and getattr(model, "batchable", True)
         self.whole = rule.carries or outer.whole
         self.learn_with(outer_lr, halve_every, decay_over, decay, outer_optimizer)
 

@@ -65,9 +65,10 @@ class Intents(TextFewShot):
     Logerais 2021), which its followers report on; OOS is CLINC150 again.
 
     The first two are split by class with ``split_seed``: fractions ``val`` and ``test`` of the classes, the
-    rest to train, whole domains together if ``by_domain`` (clinc150). Files come from ``root``, METARUN_DATA
-    or the cache, and are downloaded otherwise. Raises :class:`~metarun.errors.UserError` for a missing root,
-    a damaged file, and a fold that is not there.
+    rest to train, whole domains together if ``by_domain`` (clinc150). With ``seen_classes`` (clinc150) all splits have
+    all intents, and each the sentences of its published part: a protocol for encoders that are not trained on them.
+    Files come from ``root``, METARUN_DATA or the cache, and are downloaded otherwise. Raises
+    :class:`~metarun.errors.UserError` for a missing root, a damaged file, and a fold that is not there.
     """
 
     def __init__(
@@ -84,9 +85,14 @@ class Intents(TextFewShot):
         val: Fraction,
         test: Fraction,
         by_domain: bool,
+        seen_classes: bool,
         split_seed: int,
     ) -> None:
         self.partition: dict[str, Any]
+        require(
+            dataset == "clinc150" or not seen_classes,
+            f"task.seen_classes=true: {dataset} is not split by published parts; clinc150 is",
+        )
         if dataset in FOLDS:
             require(fold <= 5, f"task.fold={fold}: {dataset} has folds 1 to 5")
             examples = by_class(_jsonl(_open(root, f"few_shot_intents/{dataset}/full.jsonl")))
@@ -97,8 +103,16 @@ class Intents(TextFewShot):
             )
             classes = {s: [c for c, d in enumerate(digits) if d == str(i)] for i, s in enumerate(SPLITS)}
             self.partition = {"split": f"fold {fold}"}
+        elif seen_classes:
+            require(not by_domain, "task.seen_classes=true and task.by_domain=true exclude each other")
+            parts = _clinc150(root)
+            examples = by_class((text, f"{label} ({part})") for part, text, label in parts)
+            classes = {s: [i for i, name in enumerate(examples) if name.endswith(f"({s})")] for s in SPLITS}
+            self.partition = {"split": "published parts of every class"}
         else:
-            labelled = _clinc150(root) if dataset == "clinc150" else _banking77(root)
+            labelled = (
+                [(text, label) for _, text, label in _clinc150(root)] if dataset == "clinc150" else _banking77(root)
+            )
             examples = by_class(labelled)
             groups = list(range(len(examples)))
             if by_domain:
@@ -153,11 +167,12 @@ def _json(path: Path) -> Any:
         raise _damaged(path, error) from None
 
 
-def _clinc150(root: str | None) -> list[tuple[str, str]]:
+def _clinc150(root: str | None) -> list[tuple[str, str, str]]:
+    """(part, text, intent) of every sentence."""
     path = _open(root, "clinc150/data_full.json")
     parts = _json(path)
     try:
-        return [(text, label) for part in ("train", "val", "test") for text, label in parts[part]]
+        return [(part, text, label) for part in SPLITS for text, label in parts[part]]
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"{type(error).__name__} {error}") from None
 
