@@ -47,7 +47,7 @@ def test_sizes_are_the_published_ones() -> None:
     with torch.device("meta"):
         big = resnet12(RGB, (64, 160, 320, 640))
         wide = WRN(RGB, depth=28, width=10, drop=0.0)
-        conv4 = {w: Conv4(RGB, width=w, depth=4, downsample="pool", reduce="flatten", norm_scale=True)
+        conv4 = {w: Conv4(RGB, width=w, depth=4, downsample="pool", halvings=None, reduce="flatten", norm_scale=True)
                  for w in (32, 64, 512, (96, 192, 384, 512))}  # fmt: skip
         assert count(big) == 12_424_320
         assert count(wide) == 36_479_194 - 6_410
