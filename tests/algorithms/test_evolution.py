@@ -124,7 +124,7 @@ class Chain(Adapts):
 class HalfSquare(InnerLoss):
     """Its gradient is the state itself, which the rule is not shown otherwise."""
 
-    def forward(self, prediction: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
+    def forward(self, prediction: Tensor, x: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
         return parameters["1.weight"].square().sum() / 2
 
 
