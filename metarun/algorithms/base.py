@@ -75,6 +75,12 @@ class SupervisedAlgorithm(Algorithm):
     optimizer: torch.optim.Optimizer | None
     plan: Plan = Plan()
     """How a step is computed; the runner may choose a faster one."""
+    train_way: int | None = None
+    train_shot: int | None = None
+    train_query: int | None = None
+    """Of the episodes that it meta-trains on; ``None``: as in those that it will be tested on."""
+    any_way: bool = True
+    """Whether it can be tested on other numbers of classes; not with a head of fixed size."""
     whole: bool = False
     """Whether the outer loss needs the meta-batch whole, and cannot be the mean of those of its parts."""
     iteration: int = 0
@@ -109,6 +115,14 @@ class SupervisedAlgorithm(Algorithm):
     def arrive(self, iteration: int) -> None:
         """Called before the step at ``iteration``."""
         self.iteration = iteration
+
+    def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
+        return shape and shape.changed(self.train_way, self.train_shot, self.train_query)
+
+    def accepts(self, shape: EpisodeShape | None) -> bool:
+        if shape is None or self.any_way or self.spec.kind != "classification":
+            return True
+        return shape.way == self.spec.output_size
 
     def changes(self, iteration: int) -> tuple[Any, ...]:
         """What the step at ``iteration`` depends on beside tensors: a captured step is valid while it is the same."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metarun.algorithms.amortised.sequence import attend, embedded, mean_loss, shuffled, told
 from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge
 from metarun.errors import require
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.tasks.base import Labelled, Spec, TaskBatch
 from metarun.types import Decay, Fraction, Positive, Rate
 
 
@@ -29,6 +29,8 @@ class InContext(SupervisedAlgorithm):
     ``project`` of meta-train tasks sees all its embedded inputs through a random matrix of its own, with entries
     N(0, 1 / features); episodes draw which class has which label anyway. ``model`` embeds x.
     """
+
+    any_way = False
 
     def __init__(
         self,
@@ -56,12 +58,6 @@ class InContext(SupervisedAlgorithm):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, spec.output_size))
         self.learn_with(outer_lr, halve_every, decay_over, decay)
-
-    def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
-        return shape and shape.changed(None, self.train_shot, self.train_query)
-
-    def accepts(self, shape: EpisodeShape | None) -> bool:
-        return self.spec.kind == "regression" or shape is None or shape.way == self.spec.output_size
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         support = self._in_order(batch.support)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metarun.algorithms.amortised.sequence import embedded, mean_loss, shuffled, told
 from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge
 from metarun.errors import require
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.tasks.base import Labelled, Spec, TaskBatch
 from metarun.types import Decay, Fraction, Positive, Rate
 
 
@@ -42,6 +42,8 @@ class MANN(SupervisedAlgorithm):
     (``model=linear``).
     """
 
+    any_way = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -69,12 +71,6 @@ class MANN(SupervisedAlgorithm):
         self.address = nn.Linear(controller, reads * (width + 1))  # keys, and the gates of writing
         self.head = nn.Linear(controller + reads * width, spec.output_size)
         self.learn_with(outer_lr, halve_every, decay_over, decay)
-
-    def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
-        return shape and shape.changed(None, self.train_shot, self.train_query)
-
-    def accepts(self, shape: EpisodeShape | None) -> bool:
-        return self.spec.kind == "regression" or shape is None or shape.way == self.spec.output_size
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         support = shuffled(batch.support)

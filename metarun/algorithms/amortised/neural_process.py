@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metarun.algorithms.amortised.sequence import attend, embedded
 from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge
 from metarun.errors import require
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.tasks.base import Labelled, Spec, TaskBatch
 from metarun.types import Count, Decay, NonNegative, Positive, Rate
 
 Gaussian = tuple[Tensor, Tensor]
@@ -87,9 +87,6 @@ class NeuralProcess(SupervisedAlgorithm):
         read = inputs + latent + (width if deterministic else 0)
         self.decoder = mlp(read, *[width] * decoder_layers, 2 * outputs)
         self.learn_with(outer_lr, halve_every, decay_over, decay)
-
-    def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
-        return shape and shape.changed(None, self.train_shot, self.train_query)
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         context = Labelled(embedded(self.model, batch.support.x), batch.support.y)

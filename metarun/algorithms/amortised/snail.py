@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metarun.algorithms.amortised.sequence import embedded, mean_loss, shuffled, told
 from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge
 from metarun.errors import require
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.tasks.base import Labelled, Spec, TaskBatch
 from metarun.types import Decay, Positive, Rate
 
 
@@ -25,6 +25,8 @@ class Snail(SupervisedAlgorithm):
     and ``values`` units) alternate with temporal-convolution blocks (figure 2c: dense blocks of ``filters`` filters
     at dilations 1, 2, 4, .. up to ``span`` examples). ``model`` embeds x.
     """
+
+    any_way = False
 
     def __init__(
         self,
@@ -60,12 +62,6 @@ class Snail(SupervisedAlgorithm):
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(channels, spec.output_size)
         self.learn_with(outer_lr, halve_every, decay_over, decay)
-
-    def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
-        return shape and shape.changed(None, self.train_shot, self.train_query)
-
-    def accepts(self, shape: EpisodeShape | None) -> bool:
-        return self.spec.kind == "regression" or shape is None or shape.way == self.spec.output_size
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         support = shuffled(batch.support)

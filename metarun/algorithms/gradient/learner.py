@@ -23,7 +23,7 @@ from metarun.algorithms.gradient.rules import Rule, State
 from metarun.kernels.mode import REPLACED, TaskBatched
 from metarun.kernels.move import move
 from metarun.models.norm import set_policy, statistics_from
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.tasks.base import Labelled, Spec, TaskBatch
 from metarun.types import Count, Decay, Positive, Rate
 
 Dims = Any
@@ -103,7 +103,7 @@ class GradientLearner(SupervisedAlgorithm):
         self.net = with_head(model, spec, spec.output_size, head_init)
         set_policy(self.net, norm)
         self.adapts, self.rule, self.loss, self.outer = adapts, rule, loss, outer
-        self.adapted_names = adapts.attach(self.net, spec)
+        self.adapted_names, self.any_way = adapts.attach(self.net, spec), adapts.any_way
         adapts.prepare(self)
         rule.prepare(self.meta_learned(), inner_lr, inner_steps)
         loss.prepare(spec)
@@ -134,14 +134,6 @@ class GradientLearner(SupervisedAlgorithm):
     def model(self) -> nn.Module:  # type: ignore[override]
         """The model without the head."""
         return self.net[0]
-
-    def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
-        return shape and shape.changed(shot=self.train_shot, query=self.train_query)
-
-    def accepts(self, shape: EpisodeShape | None) -> bool:
-        if shape is None or self.spec.kind != "classification" or self.adapts.any_way:
-            return True
-        return shape.way == self.spec.output_size
 
     def meta_learned(self) -> Parameters:
         """What adapts, as the network holds it."""

@@ -13,7 +13,7 @@ from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_r
 from metarun.algorithms.metric.head import Head
 from metarun.errors import require
 from metarun.models.norm import BatchNorm, set_policy, statistics_from
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.tasks.base import Labelled, Spec, TaskBatch
 from metarun.types import NormPolicy, Positive, Rate
 
 
@@ -62,9 +62,6 @@ class EmbeddingLearner(SupervisedAlgorithm):
     def read(self) -> Callable[[Tensor], Tensor]:
         """The model, as far as the head wants it: inputs [N, ...] -> features [N, ...]."""
         return getattr(self.model, "maps", self.model) if self.head.maps else self.model
-
-    def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
-        return shape and shape.changed(self.train_way, self.train_shot, self.train_query)
 
     def capturable(self) -> bool:
         return super().capturable() and not self.head.observes
