@@ -26,6 +26,13 @@ def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 @pytest.fixture
+def float64() -> None:
+    """For exact comparisons: float64 is the default, until the test ends; random numbers are those of seed 0."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
 def data_root() -> Path:
     """The folder of real data; the test is skipped where METARUN_DATA names none."""
     root = os.environ.get("METARUN_DATA")

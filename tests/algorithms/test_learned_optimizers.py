@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from itertools import islice
 from math import exp, log
 from typing import Any
@@ -25,12 +24,7 @@ from metarun.tasks.regression.quadratics import Quadratics
 LEARNED = ["l2l", "l2l_mlp"]
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 # The rules themselves.

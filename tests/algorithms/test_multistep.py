@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,12 +24,7 @@ PHASES = {"outer__anneal_over": 50, "outer__first_order_for": 20}
 ITERATIONS = {"start": 0, "first order, annealing": 10, "second order, annealing": 30, "floor": 49, "after": 50}
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def importance(iteration: int, over: int, steps: int) -> list[float]:

@@ -5,7 +5,7 @@ torch's own normalisation is no measure here: its third derivative is wrong even
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -20,12 +20,7 @@ from metarun.kernels.mode import REPLACED, TaskBatched
 TASKS, BATCH = 3, 4
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def conv(x: Tensor, w: Tensor, *, stride: int, padding: int) -> Tensor:

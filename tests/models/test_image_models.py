@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -26,12 +25,7 @@ CONV4 = compose(["model=conv4"]).config["model"]
 SMALL = Spec("classification", "image", (3, 22, 18), 3)  # odd sizes after one halving
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def resnet12(spec: Spec = SMALL, widths: tuple[int, ...] = (4, 5, 6, 7), drop: float = 0.0, reduce: str = "flatten"):
