@@ -280,7 +280,7 @@ def test_missing_images_and_classes_are_counted_and_named(tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"has 3 classes of 'train', not 64; missing: n[^\n]*, \.\.\.; fetch it again"):
         mini(tmp_path / "own", whole=True)
     listed = {c: (s, "") for s in SPLITS for c in WNIDS[s]}
-    monkeypatch.setattr(mini_imagenet, "class_list", lambda name: listed)
+    monkeypatch.setattr("metarun.tasks.vision.collection.class_list", lambda name: listed)
     monkeypatch.setattr(mini_imagenet, "IMAGES", EACH)
     assert len(mini(tmp_path / "own", whole=True).data.x) == 36
     gone = [named(WNIDS["train"][0], 0), named(WNIDS["train"][0], 1), named(WNIDS["test"][0], 3)]
@@ -456,7 +456,7 @@ def test_birds(tmp_path, pack, monkeypatch):
     with pytest.raises(UserError, match="has 3 classes of 'train', not 100; missing: 0"):
         cub(tmp_path / "own", whole=True)
     listed = {c: (s, "") for s in SPLITS for c in SPECIES[s]}
-    monkeypatch.setattr("metarun.tasks.vision.cub.class_list", lambda name: listed)
+    monkeypatch.setattr("metarun.tasks.vision.collection.class_list", lambda name: listed)
     with pytest.raises(UserError, match="has 27 images, not 11788; fetch it again"):
         cub(tmp_path / "own", whole=True)
 

@@ -15,16 +15,12 @@ from metarun.tasks.vision.base import ImageFewShot
 from metarun.tasks.vision.collection import (
     Collection,
     archives,
-    checked,
-    class_list,
     from_archive,
     from_arrays,
     from_folder,
-    listing,
     located,
     members,
-    stamps,
-    stored,
+    published,
 )
 from metarun.types import Count, NonNegative, Positive
 
@@ -68,17 +64,18 @@ class Cifar100(ImageFewShot):
         base = located(root, (*places, "cifar-100-python.tar.gz"), LAYOUTS)
         if base is None:
             base = download(URL, f"md5:{MD5}", "cifar-100-python.tar.gz")
-        files, listed = listing(base), class_list(self.published)
-        key = {"root": str(base.resolve()), "whole": whole, "files": stamps(files), "split": self.published}
-
-        def collect() -> Collection:
-            return checked(collected(base, list(files), set(listed)), listed, whole, str(base), each=IMAGES)
-
-        found = stored(self.published, key, collect, size)
+        data, classes = published(
+            self.published,
+            base,
+            lambda files, listed: collected(base, files, set(listed)),
+            size=size,
+            whole=whole,
+            each=IMAGES,
+        )
         self.preprocessing = {"size": size, "whole": whole}
         self.crop, self.flip, self.jitter = crop, flip, jitter
         shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
-        super().__init__(found.data(), found.split(listed), seed=seed, name=self.published, **shape)  # type: ignore[arg-type]
+        super().__init__(data, classes, seed=seed, name=self.published, **shape)  # type: ignore[arg-type]
 
     def protocol(self) -> dict[str, Any]:
         return {**super().protocol(), **self.preprocessing, **self.augmentation()}

@@ -224,6 +224,31 @@ def stored(
     return Stored(x, facts["names"], np.array(facts["offsets"], dtype=np.int64), facts["homes"])
 
 
+def published(
+    kind: str,
+    base: Path,
+    gather: Callable[[list[str], dict[str, tuple[Split, str]]], Collection],
+    *,
+    size: int,
+    whole: bool,
+    resize: Resize = "squash",
+    each: int | None = None,
+    total: int | None = None,
+) -> tuple[ClassData, dict[Split, NDArray[np.int64]]]:
+    """The set ``kind`` at ``base``, decoded, and the classes of its splits.
+
+    ``gather`` finds its images, given all paths below ``base`` and the published classes; they are :func:`checked`.
+    """
+    files, listed = listing(base), class_list(kind)
+    key = {"root": str(base.resolve()), "whole": whole, "files": stamps(files)}
+
+    def collect() -> Collection:
+        return checked(gather(list(files), listed), listed, whole, str(base), each=each, total=total)
+
+    found = stored(kind, key, collect, size, resize)
+    return found.data(), found.split(listed)
+
+
 def pixels(name: str, source: Source, size: int, resize: Resize) -> NDArray[np.uint8]:
     """One image as uint8 [3, size, size]."""
     if not isinstance(source, np.ndarray):

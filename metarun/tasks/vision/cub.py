@@ -12,16 +12,12 @@ from metarun.tasks.vision.base import ImageFewShot
 from metarun.tasks.vision.collection import (
     Collection,
     archives,
-    checked,
-    class_list,
     from_archive,
     from_folder,
-    listing,
     located,
     members,
+    published,
     refuse_missing,
-    stamps,
-    stored,
 )
 from metarun.types import Count, NonNegative, Positive, Resize
 
@@ -59,18 +55,19 @@ class CUB(ImageFewShot):
         jitter: NonNegative,
     ) -> None:
         base = located(root, FOLDERS, LAYOUTS) or download(URL, f"md5:{MD5}", "CUB_200_2011.tgz")
-        files, listed = listing(base), class_list("cub")
-        key = {"root": str(base.resolve()), "whole": whole, "files": stamps(files)}
-
-        def collect() -> Collection:
-            found = collected(base, list(files), set(listed), whole)
-            return checked(found, listed, whole, str(base), total=IMAGES)
-
-        found = stored("cub", key, collect, size, resize)
+        data, classes = published(
+            "cub",
+            base,
+            lambda files, listed: collected(base, files, set(listed), whole),
+            size=size,
+            whole=whole,
+            resize=resize,
+            total=IMAGES,
+        )
         self.preprocessing = {"size": size, "resize": resize, "whole": whole}
         self.crop, self.flip, self.jitter = crop, flip, jitter
         shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
-        super().__init__(found.data(), found.split(listed), seed=seed, name="cub", **shape)  # type: ignore[arg-type]
+        super().__init__(data, classes, seed=seed, name="cub", **shape)  # type: ignore[arg-type]
 
     def protocol(self) -> dict[str, Any]:
         return {**super().protocol(), "split": "chen", **self.preprocessing, **self.augmentation()}

@@ -17,19 +17,15 @@ from metarun.tasks.vision.base import ImageFewShot
 from metarun.tasks.vision.collection import (
     Collection,
     archives,
-    checked,
-    class_list,
     from_archive,
     from_arrays,
     from_folder,
     joined,
-    listing,
     located,
     members,
+    published,
     refuse_missing,
     split_of,
-    stamps,
-    stored,
     wordnet_id,
 )
 from metarun.types import Count, NonNegative, Positive, Resize, Split
@@ -82,17 +78,19 @@ class MiniImageNet(ImageFewShot):
                 f"mini-ImageNet is not found: put {LAYOUTS} into METARUN_DATA/mini_imagenet, or name their folder "
                 "with task.root"
             )
-        files, listed = listing(base), class_list("mini_imagenet")
-        key = {"root": str(base.resolve()), "whole": whole, "files": stamps(files)}
-
-        def collect() -> Collection:
-            return checked(collected(base, list(files)), listed, whole, str(base), each=IMAGES)
-
-        found = stored("mini_imagenet", key, collect, size, resize)
+        data, classes = published(
+            "mini_imagenet",
+            base,
+            lambda files, _: collected(base, files),
+            size=size,
+            whole=whole,
+            resize=resize,
+            each=IMAGES,
+        )
         self.preprocessing = {"size": size, "resize": resize, "whole": whole}
         self.crop, self.flip, self.jitter = crop, flip, jitter
         shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
-        super().__init__(found.data(), found.split(listed), seed=seed, name="mini_imagenet", **shape)  # type: ignore[arg-type]
+        super().__init__(data, classes, seed=seed, name="mini_imagenet", **shape)  # type: ignore[arg-type]
 
     def protocol(self) -> dict[str, Any]:
         return {**super().protocol(), "split": "ravi", **self.preprocessing, **self.augmentation()}

@@ -16,16 +16,12 @@ from metarun.tasks.vision.collection import (
     Collection,
     Source,
     archives,
-    checked,
-    class_list,
     from_archive,
     from_folder,
     joined,
-    listing,
     located,
+    published,
     split_of,
-    stamps,
-    stored,
     wordnet_id,
 )
 from metarun.types import Count, NonNegative, Positive, Resize
@@ -69,17 +65,19 @@ class TieredImageNet(ImageFewShot):
                 f"tieredImageNet is not found: put {LAYOUTS} into METARUN_DATA/tiered_imagenet, or name their folder "
                 "with task.root"
             )
-        files, listed = listing(base), class_list("tiered_imagenet")
-        key = {"root": str(base.resolve()), "whole": whole, "files": stamps(files)}
-
-        def collect() -> Collection:
-            return checked(collected(base, list(files)), listed, whole, str(base), total=IMAGES)
-
-        found = stored("tiered_imagenet", key, collect, size, resize)
+        data, classes = published(
+            "tiered_imagenet",
+            base,
+            lambda files, _: collected(base, files),
+            size=size,
+            whole=whole,
+            resize=resize,
+            total=IMAGES,
+        )
         self.preprocessing = {"size": size, "resize": resize, "whole": whole}
         self.crop, self.flip, self.jitter = crop, flip, jitter
         shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
-        super().__init__(found.data(), found.split(listed), seed=seed, name="tiered_imagenet", **shape)  # type: ignore[arg-type]
+        super().__init__(data, classes, seed=seed, name="tiered_imagenet", **shape)  # type: ignore[arg-type]
 
     def protocol(self) -> dict[str, Any]:
         return {**super().protocol(), **self.preprocessing, **self.augmentation()}
