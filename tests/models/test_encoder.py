@@ -16,7 +16,9 @@ from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.algorithms.gradient.losses import TaskLoss
 from metarun.algorithms.gradient.outer import Unrolled
 from metarun.algorithms.gradient.rules import SGD
-from metarun.algorithms.metric.protonet import ProtoNet
+from metarun.algorithms.metric.learner import EmbeddingLearner
+from metarun.config.build import construct
+from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models import encoder
 from metarun.models.encoder import Encoder
@@ -157,9 +159,10 @@ def test_learners_learn(bert: Path, tune: str) -> None:
     x = model.encode([TEXTS[i] for i in (0, 3, 1, 2)])[None]  # queries nearer to the other class
     y = torch.tensor([[0, 1]])
     batch = TaskBatch(Labelled(x[:, :2], y, 2), Labelled(x[:, 2:], y, 2))
+    prototypes = construct(compose(["algorithm=protonet"]).config["algorithm"]["head"])
     learners = [
-        ProtoNet(
-            model, SPEC, train_way=None, train_shot=None, train_query=None, norm="running", outer_lr=0.003,
+        EmbeddingLearner(
+            model, SPEC, head=prototypes, train_way=None, train_shot=None, train_query=None, norm="running", outer_lr=0.003,
             halve_every=None,
         ),
         GradientLearner(
