@@ -162,8 +162,8 @@ def test_learners_learn(bert: Path, tune: str) -> None:
     prototypes = construct(compose(["algorithm=protonet"]).config["algorithm"]["head"])
     learners = [
         EmbeddingLearner(
-            model, SPEC, head=prototypes, train_way=None, train_shot=None, train_query=None, norm="running", outer_lr=0.003,
-            halve_every=None,
+            model, SPEC, head=prototypes, train_way=None, train_shot=None, train_query=None, norm="running",
+            outer_lr=0.003, halve_every=None,
         ),
         GradientLearner(
             made(bert, tune=tune, metric=tune == "frozen"), SPEC, adapts=Part(part="all", norm=False), rule=SGD(),
