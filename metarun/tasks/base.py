@@ -108,6 +108,8 @@ class Task(ABC):
     """The name under which algorithms report what this family is judged by."""
     higher_is_better: ClassVar[bool] = True
 
+    held_out_val: bool = True
+    """Whether the validation split shares nothing with the meta-train split, so that a learner can be chosen on it."""
     seed: int
     spec: Spec
     shape: EpisodeShape | None = None

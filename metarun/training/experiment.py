@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
-from metarun.errors import Interrupted, UserError
+from metarun.errors import Interrupted, UserError, require
 from metarun.evaluation.evaluator import Result, evaluate, final
 from metarun.tasks.base import Task
 from metarun.tracking.console import Display
@@ -57,6 +57,10 @@ class Experiment:
         self.seed, self.name = seed, name
         self.config = dict(config or {"seed": seed, "name": name, "runner": asdict(runner), "tracker": asdict(tracker)})
         self.facts = dict(facts or {})
+        require(
+            task.held_out_val or not self._selects(),
+            "runner.select=best would choose on classes that this task meta-trains on; use runner.select=last",
+        )
         self.device = choose_device(runner.device)
         algorithm.to(self.device)
         task.to(self.device)

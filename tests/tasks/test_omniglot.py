@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from metarun.config.build import build as build_run
+from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.tasks.base import EpisodeShape
 from metarun.tasks.vision import omniglot
@@ -16,7 +18,7 @@ from metarun.tasks.vision.omniglot import Omniglot, Part
 
 ARGUMENTS = {
     **{"root": None, "way": 5, "shot": 1, "query": 5, "test_ways": [20], "split": "vinyals", "split_seed": 0},
-    **{"val_classes": 100, "rotations": "none", "rotation_splits": ["train", "val", "test"]},
+    **{"val_classes": 100, "train_on_val": False, "rotations": "none", "rotation_splits": ["train", "val", "test"]},
     **{"size": 28, "resize": "nearest", "invert": True},
 }
 
@@ -87,6 +89,16 @@ def test_the_random_split_follows_its_seed_and_size(data_root):
     assert counts(a) == {"train": 1150, "val": 50, "test": 423}
     assert 60 < len(names(a, "test") & names(b, "test")) < 160  # 110 expected
     assert names(a, "test") == names(build(split="random"), "test")
+
+
+@pytest.mark.data
+def test_validation_characters_can_be_trained_on_but_not_chosen_by(data_root, tmp_path):
+    words = ["task=vision/omniglot", "task.train_on_val=true", f"runner.directory={tmp_path}"]
+    with pytest.raises(UserError, match=r"runner\.select=best"):
+        build_run(compose(words).config)
+    task = build_run(compose([*words, "runner.select=last"]).config).task
+    assert counts(task) == {"train": 4 * 1200, "val": 4 * 172, "test": 4 * 423}
+    assert task.protocol()["train_on_val"]
 
 
 @pytest.mark.data

@@ -49,6 +49,9 @@ class Omniglot(ImageFewShot):
     et al. 2016; Snell et al. 2017); ``lake`` tests on the 659 characters of the evaluation set and validates
     on whole background alphabets, drawn until they hold ``val_classes`` characters.
 
+    ``train_on_val`` meta-trains on the validation characters too, as authors do once all else is settled; nothing can
+    be selected on these then.
+
     ``rotations`` apply in ``rotation_splits``: ``classes`` makes each quarter turn of a character a class of
     its own, ``task`` turns each class of each task by a random number of quarter turns, ``none`` turns none.
     ``resize``: ``nearest`` picks pixels, which is what Pillow does to these 1-bit images whatever filter is
@@ -68,6 +71,7 @@ class Omniglot(ImageFewShot):
         split: Literal["random", "vinyals", "lake"],
         split_seed: int,
         val_classes: Positive,
+        train_on_val: bool,
         rotations: Literal["classes", "task", "none"],
         rotation_splits: Sequence[Split],
         size: Positive,
@@ -88,6 +92,9 @@ class Omniglot(ImageFewShot):
         if rotations == "classes":
             for part in self.turned:
                 classes[part] = np.concatenate([classes[part] + turn * characters for turn in range(4)])
+        self.held_out_val = not train_on_val
+        if train_on_val:
+            classes["train"] = np.concatenate([classes["train"], classes["val"]])
         self.dark_paper = invert
         self.preprocessing = {"size": size, "resize": resize, "invert": invert}
         self.partition = {"split": split} if split == "vinyals" else {"split": split, "split_seed": split_seed}
@@ -107,7 +114,8 @@ class Omniglot(ImageFewShot):
 
     def protocol(self) -> dict[str, Any]:
         turned = {"rotations": self.rotations, "rotation_splits": list(self.turned)}
-        return {**super().protocol(), **self.partition, **turned, **self.preprocessing}
+        seen = {} if self.held_out_val else {"train_on_val": True}
+        return {**super().protocol(), **self.partition, **seen, **turned, **self.preprocessing}
 
 
 def split_characters(names: Sequence[str], split: str, seed: int, val_classes: int) -> dict[Split, NDArray[np.int64]]:
