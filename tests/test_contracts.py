@@ -104,6 +104,7 @@ SMALL = {
     "task=nlp": ["task.test_ways=[4]"],
     "task=nlp/intents": ["task.dataset=HWU64"],
     "task=rl/navigation": ["task.horizon=10"],
+    "task=rl/mdp": ["task.states=3", "task.horizon=4", "task.episodes=2"],
     **{
         f"task=vision/{name}": ["task.way=2", "task.query=1", "task.test_ways=[]", "task.size=16", "task.whole=false",
                                 "task.crop=2", "task.flip=true", "task.jitter=0.4"]
@@ -147,8 +148,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (17, 13, 48)
-    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (2627, 827, 27, 22)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (19, 13, 54)
+    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (2659, 859, 27, 22)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 

@@ -28,6 +28,8 @@ class Algorithm(nn.Module, ABC):
     """Kinds of task family it fits: classification, regression, control."""
     roles: ClassVar[tuple[str, ...]] = ("features",)
     """Kinds of model it can drive: features, policy, recurrent_policy."""
+    modalities: ClassVar[tuple[str, ...]] = ()
+    """Kinds of input it fits, where it reads inputs by itself and not through the model alone."""
 
     model: nn.Module
     spec: Spec

@@ -123,6 +123,9 @@ def misfit(task: Mapping[str, Any], model: Mapping[str, Any] | None, algorithm: 
     kinds = algorithm.get("kinds")
     if kind and kinds and kind not in kinds:
         return f"the algorithm learns {_or(kinds)} and does not fit this task, which is {kind}"
+    if modality and algorithm.get("modalities") and modality not in algorithm["modalities"]:
+        read = _or(algorithm["modalities"])
+        return f"the algorithm itself reads {read} and does not fit this task, whose inputs are {modality}"
     if model is None:
         return None
     modalities, role = model.get("modalities"), model.get("role")

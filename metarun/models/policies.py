@@ -62,7 +62,7 @@ class MLPPolicy(nn.Module):
     policies.
     """
 
-    modalities: ClassVar[tuple[str, ...]] = ("vector",)
+    modalities: ClassVar[tuple[str, ...]] = ("vector", "state")
     role: ClassVar[str] = "policy"
 
     def __init__(
@@ -87,7 +87,7 @@ class GRUPolicy(nn.Module):
     Adapting is what its hidden state does (Duan et al. 2016, section 2.2). A second head estimates the value.
     """
 
-    modalities: ClassVar[tuple[str, ...]] = ("vector",)
+    modalities: ClassVar[tuple[str, ...]] = ("vector", "state")
     role: ClassVar[str] = "recurrent_policy"
 
     def __init__(self, spec: Spec, *, hidden: Positive, init_std: Rate) -> None:

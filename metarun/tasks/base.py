@@ -36,6 +36,8 @@ class Spec:
     input_shape: tuple[int, ...]
     output_size: int
     discrete_actions: bool = False
+    rewards: Literal["bernoulli", "gaussian"] | None = None
+    """How they are distributed around means U[0, 1] or N(1, 1), where observations are one-hot states."""
     train_classes: int = 0
     """Of the meta-train split, for learners that tell them all apart; 0 where tasks have no classes in common."""
     peak: float | None = None

@@ -28,6 +28,10 @@ CASES = pytest.mark.parametrize(("steps", "inner_loss"), [(1, "likelihood"), (2,
 SPECS = pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
 
 
+def bandit(arms: int, pulls: int) -> Bandit:
+    return Bandit(0, arms=arms, pulls=pulls, rewards="bernoulli")
+
+
 def navigation(horizon: int = 10, episodes: int = 1) -> Navigation:
     return Navigation(0, actions="scaled", reward="distance", horizon=horizon, episodes=episodes, test_goals="drawn")
 
@@ -383,9 +387,7 @@ def test_maml_learns_to_navigate() -> None:
 # RL2
 
 
-@pytest.mark.parametrize(
-    "task", [Bandit(0, arms=3, pulls=4), navigation(horizon=5, episodes=2)], ids=["bandit", "navigation"]
-)
+@pytest.mark.parametrize("task", [bandit(3, 4), navigation(horizon=5, episodes=2)], ids=["bandit", "navigation"])
 def test_replayed_trials_have_the_likelihoods_of_their_collection(task: Bandit | Navigation) -> None:
     learner = rl2(task.spec)
     env = task.batch("train", range(6))
@@ -402,7 +404,7 @@ def test_replayed_trials_have_the_likelihoods_of_their_collection(task: Bandit |
 
 
 def test_rl2_learns_a_bandit() -> None:
-    task = Bandit(0, arms=2, pulls=5)
+    task = bandit(2, 5)
     learner = rl2(task.spec)
     env = task.batch("val", range(2000))
     random = task.references("val", range(2000))["random"]
@@ -415,7 +417,7 @@ def test_rl2_learns_a_bandit() -> None:
 
 
 def test_rl2_resumes_exactly() -> None:
-    task = Bandit(0, arms=2, pulls=3)
+    task = bandit(2, 3)
 
     def steps(learner: RL2, first: int, last: int) -> None:
         for i in range(first, last):
@@ -434,7 +436,7 @@ def test_rl2_resumes_exactly() -> None:
 # Any device
 
 
-@pytest.mark.parametrize("task", [Bandit(0, arms=3, pulls=4), navigation(episodes=2)], ids=["bandit", "navigation"])
+@pytest.mark.parametrize("task", [bandit(3, 4), navigation(episodes=2)], ids=["bandit", "navigation"])
 @pytest.mark.parametrize("make", [maml, rl2])
 def test_steps_run_on_the_meta_device(task: Bandit | Navigation, make: Callable[[Spec], MAMLTRPO | RL2]) -> None:
     learner = make(task.spec).to("meta")
@@ -449,7 +451,7 @@ def test_steps_run_on_the_meta_device(task: Bandit | Navigation, make: Callable[
     assert judged["return"].shape[0] == 4
 
 
-@pytest.mark.parametrize("task", [Bandit(0, arms=3, pulls=4), navigation(episodes=2)], ids=["bandit", "navigation"])
+@pytest.mark.parametrize("task", [bandit(3, 4), navigation(episodes=2)], ids=["bandit", "navigation"])
 @pytest.mark.parametrize("make", [maml, rl2])
 def test_every_learner_can_be_pictured(task: Bandit | Navigation, make: Callable[[Spec], MAMLTRPO | RL2]) -> None:
     figure = task.picture(make(task.spec))
@@ -457,7 +459,7 @@ def test_every_learner_can_be_pictured(task: Bandit | Navigation, make: Callable
 
 
 def test_without_a_memory_a_trial_is_as_many_episodes() -> None:
-    task = Bandit(0, arms=3, pulls=4)
+    task = bandit(3, 4)
     learner = maml(task.spec, test_rollouts=500, test_steps=0)
     returns = learner.evaluate(task.batch("val", range(200)))["return"]
     assert returns.shape == (200, 1)

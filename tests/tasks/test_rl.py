@@ -13,10 +13,17 @@ from torch import Tensor
 
 from metarun.algorithms.rl.collect import Act, Percept, Rollout, collect
 from metarun.algorithms.rl.distributions import sampling_noise
+from metarun.errors import UserError
 from metarun.tasks.rl.bandit import Bandit, bayes_optimum
+from metarun.tasks.rl.gridnavi import GridNavi
+from metarun.tasks.rl.mdp import TabularMDP
 from metarun.tasks.rl.navigation import Navigation, Plane
 
 OPTIONS = list(product(["scaled", "clipped"], ["distance", "squared_distance"]))
+
+
+def bandit(arms: int, pulls: int) -> Bandit:
+    return Bandit(0, arms=arms, pulls=pulls, rewards="bernoulli")
 
 
 def navigation(actions: str = "scaled", reward: str = "distance", horizon: int = 12, episodes: int = 1) -> Navigation:
@@ -120,7 +127,7 @@ def test_the_authors_test_goals() -> None:
     assert not (task.goals("val", [0]) == goals[0]).any()
 
 
-@pytest.mark.parametrize("task", [navigation(), Bandit(3, arms=4, pulls=6)])
+@pytest.mark.parametrize("task", [navigation(), bandit(4, 6)])
 def test_batches_are_pure_functions_of_seed_split_and_indices(task: Navigation | Bandit) -> None:
     def hidden(split: str, indices: list[int]) -> Tensor:
         env = task.batch(split, indices)  # type: ignore[arg-type]
@@ -144,7 +151,7 @@ def test_batches_are_pure_functions_of_seed_split_and_indices(task: Navigation |
 
 
 def test_a_bandit_pays_as_often_as_its_arms_do() -> None:
-    task = Bandit(0, arms=3, pulls=2)
+    task = bandit(3, 2)
     env = task.batch("train", range(4))
     action = torch.arange(3).repeat(4, 20000)
     state = env.reset(60000, None)
@@ -153,17 +160,96 @@ def test_a_bandit_pays_as_often_as_its_arms_do() -> None:
     assert set(reward.unique().tolist()) == {0.0, 1.0}
     for arm in range(3):
         paid = reward[action == arm].view(4, -1).mean(1)
-        np.testing.assert_allclose(paid, task.probabilities("train", range(4))[:, arm], atol=4 * 0.5 / math.sqrt(20000))
+        np.testing.assert_allclose(paid, task.means("train", range(4))[:, arm], atol=4 * 0.5 / math.sqrt(20000))
 
 
 def test_bandit_references() -> None:
-    task = Bandit(0, arms=5, pulls=10)
+    task = bandit(5, 10)
     references = task.references("test", range(20000))
     assert references["random"] == pytest.approx(5.0, abs=0.05)
     assert references["oracle"] == pytest.approx(10 * 5 / 6, abs=0.05)
     assert references["optimum"] == pytest.approx(6.6600, abs=5e-4)
-    assert "optimum" not in Bandit(0, arms=5, pulls=11).references("test", [0])
+    assert "optimum" not in bandit(5, 11).references("test", [0])
     # By hand, for two pulls of two arms: stay after a win (2/3), try the other (1/2) after a loss.
     assert bayes_optimum(2, 1) == pytest.approx(0.5)
     assert bayes_optimum(2, 2) == pytest.approx(0.5 + 0.5 * (2 / 3) + 0.5 * 0.5)
     assert bayes_optimum(1, 5) == pytest.approx(2.5)
+
+
+def test_a_gaussian_bandit_pays_around_its_means() -> None:
+    task = Bandit(0, arms=3, pulls=2, rewards="gaussian")
+    env = task.batch("train", range(2))
+    action = torch.arange(3).repeat(2, 20000)
+    _, reward, _ = env.step(env.reset(60000, None), action, env.generator())
+    for arm in range(3):
+        paid = reward[action == arm].view(2, -1)
+        np.testing.assert_allclose(paid.mean(1), task.means("train", range(2))[:, arm], atol=4 / math.sqrt(20000))
+        np.testing.assert_allclose(paid.std(1), 1, atol=0.03)
+    means = task.means("train", range(4000))
+    assert (means.mean(), means.std()) == (pytest.approx(1, abs=0.04), pytest.approx(1, abs=0.04))
+
+
+def mdp(states: int = 3, actions: int = 2, horizon: int = 3, episodes: int = 2) -> TabularMDP:
+    return TabularMDP(1, states=states, actions=actions, horizon=horizon, episodes=episodes)
+
+
+def test_a_decision_process_moves_and_pays_by_its_tables() -> None:
+    task = mdp()
+    env, (moves, pays) = task.batch("train", [5, 6]), task.tables("train", [5, 6])
+    np.testing.assert_allclose(moves.sum(-1), 1)
+    copies = 20000
+    for s, a in product(range(3), range(2)):
+        state = torch.full((2, copies), s)
+        assert torch.equal(env.observe(state).argmax(-1), state)
+        moved, reward, ended = env.step(state, torch.full_like(state, a), env.generator())
+        assert not ended.any()
+        np.testing.assert_allclose(reward.mean(1), pays[:, s, a], atol=4 / math.sqrt(copies))
+        for n in range(3):
+            np.testing.assert_allclose((moved == n).float().mean(1), moves[:, s, a, n], atol=2 / math.sqrt(copies))
+    assert (env.reset(2, None) == 0).all()
+    # Dirichlet(1, 1, 1): entries of mean 1/3 and variance 1/18.
+    shares = task.tables("train", range(2000))[0]
+    assert (shares.mean(), shares.var()) == (pytest.approx(1 / 3), pytest.approx(1 / 18, abs=2e-3))
+
+
+def test_references_of_a_decision_process_are_those_of_the_best_and_the_mean_of_all_plans() -> None:
+    task = mdp()
+    (moves,), (pays,) = task.tables("test", [3])
+
+    def worth(plan: tuple[int, ...], s: int, step: int) -> float:
+        """Of a plan with an action for each (step, state)."""
+        if step == 3:
+            return 0.0
+        a = plan[3 * step + s]
+        return pays[s, a] + sum(moves[s, a, n] * worth(plan, n, step + 1) for n in range(3))
+
+    values = [worth(plan, 0, 0) for plan in product(range(2), repeat=9)]
+    references = task.references("test", [3])
+    assert references["optimum"] == pytest.approx(2 * max(values))
+    assert references["random"] == pytest.approx(2 * sum(values) / len(values))
+
+
+def test_gridnavi_is_a_plain_loop() -> None:
+    task = GridNavi(0, size=5, horizon=9, episodes=1)
+    env = task.batch("train", range(40))
+    assert len(task.possible) == 21
+    assert {tuple(g) for g in task.goals("train", range(2000))} == {tuple(g) for g in task.possible}
+    act = lambda percept: percept.observation.new_zeros(*percept.reward.shape, 5)  # noqa: E731
+    rollout = collect(env, task.spec, act, 2, 1, env.generator())
+    reached = 0
+    for t, e in product(range(40), range(2)):
+        x, y = 0, 0
+        for s in range(9):
+            assert rollout.observation[t, e, s].tolist() == [x / 2 - 1, y / 2 - 1]
+            dx, dy = {0: (0, 0), 1: (0, 1), 2: (1, 0), 3: (0, -1), 4: (-1, 0)}[int(rollout.action[t, e, s])]
+            x, y = min(max(x + dx, 0), 4), min(max(y + dy, 0), 4)
+            there = (x, y) == tuple(task.goals("train", [t])[0])
+            assert float(rollout.reward[t, e, s]) == pytest.approx(1 if there else -0.1)
+            reached += there
+    assert rollout.running.all()
+    assert reached
+    # The mean way to a goal is 96 / 21 steps; each costs .1 but the last, which pays as does every one after it.
+    everywhere = GridNavi(0, size=5, horizon=15, episodes=4)
+    assert everywhere.references("test", range(20000))["oracle"] == pytest.approx(44.3, abs=0.2)
+    with pytest.raises(UserError, match=r"task\.size=2"):
+        GridNavi(0, size=2, horizon=9, episodes=1)

@@ -1,10 +1,10 @@
-"""Bernoulli bandits: the simplest trade of exploration for exploitation."""
+"""Bandits: the simplest trade of exploration for exploitation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarun.tasks.base import EpisodeShape, Spec, Task
 from metarun.tasks.rl.base import Environment
-from metarun.tasks.rng import uniforms
+from metarun.tasks.rng import normals, uniforms
 from metarun.types import Positive, Split
 
 if TYPE_CHECKING:
@@ -23,39 +23,47 @@ if TYPE_CHECKING:
 
 
 class Bandit(Task):
-    """Each of ``arms`` arms pays 1 with its own probability ~ U[0, 1]; the return is that of ``pulls`` pulls.
+    """``arms`` arms that pay differently; the return is that of ``pulls`` pulls.
 
-    A pull is an episode of one step, ``pulls`` of them a trial (Duan et al. 2016, arXiv:1611.02779, section
-    3.1; their table's n is ``pulls``, k is ``arms``). There is nothing to see: the observation is constant.
+    ``rewards: bernoulli``: an arm pays 1 with its own probability ~ U[0, 1], else 0 (Duan et al. 2016,
+    arXiv:1611.02779, section 3.1; their table's n is ``pulls``, k is ``arms``). ``gaussian``: it pays N(m, 1) with its
+    own m ~ N(1, 1). A pull is an episode of one step, ``pulls`` of them a trial. There is nothing to see: the
+    observation is constant.
     """
 
     kind: ClassVar[str] = "control"
-    modality: ClassVar[str] = "vector"
+    modality: ClassVar[str] = "state"
     metric: ClassVar[str] = "return"
 
-    def __init__(self, seed: int, *, arms: Positive, pulls: Positive) -> None:
-        self.seed, self.arms, self.pulls = seed, arms, pulls
-        self.spec = Spec("control", self.modality, (1,), arms, discrete_actions=True)
+    def __init__(
+        self, seed: int, *, arms: Positive, pulls: Positive, rewards: Literal["bernoulli", "gaussian"]
+    ) -> None:
+        self.seed, self.arms, self.pulls, self.rewards = seed, arms, pulls, rewards
+        self.spec = Spec("control", self.modality, (1,), arms, discrete_actions=True, rewards=rewards)
 
-    def probabilities(self, split: Split, indices: Sequence[int]) -> NDArray[np.float64]:
-        """How often each arm of each task pays, [T, arms]."""
+    def means(self, split: Split, indices: Sequence[int]) -> NDArray[np.float64]:
+        """What each arm of each task pays on average, [T, arms]."""
+        if self.rewards == "gaussian":
+            return 1 + normals(self.seed, split, indices, self.arms)
         return uniforms(self.seed, split, indices, self.arms)
 
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Arms:
-        pays = torch.from_numpy(self.probabilities(split, indices)).to(torch.get_default_dtype()).to(self.device)
+        pays = torch.from_numpy(self.means(split, indices)).to(torch.get_default_dtype()).to(self.device)
         return Arms(pays, self, split, indices)
 
     def protocol(self) -> dict[str, Any]:
-        return {"data": "bandit", "arms": self.arms, "pulls": self.pulls}
+        return {"data": "bandit", "arms": self.arms, "pulls": self.pulls, "rewards": self.rewards}
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
         """Expected returns on these tasks of ``random`` pulls and of an ``oracle`` that knows the arms.
 
-        With at most ten pulls also ``optimum``, the exact Bayes-optimal return: over all tasks, not these.
+        With at most ten Bernoulli pulls also ``optimum``, the exact Bayes-optimal return: over all tasks, not these.
         """
-        pays = self.probabilities(split, indices)
+        pays = self.means(split, indices)
         values = {"random": self.pulls * float(pays.mean()), "oracle": self.pulls * float(pays.max(1).mean())}
-        return {**values, "optimum": bayes_optimum(self.arms, self.pulls)} if self.pulls <= 10 else values
+        if self.rewards == "bernoulli" and self.pulls <= 10:
+            values["optimum"] = bayes_optimum(self.arms, self.pulls)
+        return values
 
     def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
         """How often the best arm of test tasks is pulled, by pull (by adaptation step without a memory)."""
@@ -87,7 +95,7 @@ class Arms(Environment):
     def __init__(self, pays: Tensor, family: Bandit, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, horizon=1, episodes=family.pulls)
         self.device = pays.device
-        self.pays = pays[:, None]
+        self.pays, self.noisy = pays[:, None], family.rewards == "gaussian"
 
     def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
         return self.pays.new_empty(self.tasks, copies, 0)
@@ -96,9 +104,13 @@ class Arms(Environment):
         return state.new_ones(*state.shape[:2], 1)
 
     def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        chance = self.pays.expand(-1, action.shape[1], -1).gather(-1, action[..., None])[..., 0]
-        paid = torch.rand(action.shape, generator=generator, device=self.device) < chance
-        return state, paid.to(self.pays.dtype), torch.ones_like(paid)
+        mean = self.pays.expand(-1, action.shape[1], -1).gather(-1, action[..., None])[..., 0]
+        noise = torch.empty_like(mean)
+        if self.noisy:
+            paid = mean + noise.normal_(generator=generator)
+        else:
+            paid = (noise.uniform_(generator=generator) < mean).to(mean.dtype)
+        return state, paid, torch.ones_like(action, dtype=torch.bool)
 
 
 @cache

@@ -1,0 +1,155 @@
+"""Learners of control that nobody had to meta-train: what a meta-learned one is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from metarun.algorithms.base import Metrics
+from metarun.algorithms.rl.base import ControlAlgorithm
+from metarun.algorithms.rl.collect import Act, Percept, Rollout, collect
+from metarun.tasks.base import Spec
+from metarun.tasks.rl.base import Environment
+from metarun.types import Fraction, NonNegative, Positive
+
+
+class Control(ControlAlgorithm):
+    """Acts through one trial; ``test_rollouts`` trials a task at test. Nothing is meta-learned, not the model either.
+
+    ``runner.iterations=0`` skips the steps.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("policy", "recurrent_policy")
+
+    def __init__(self, model: nn.Module, spec: Spec, *, test_rollouts: Positive) -> None:
+        super().__init__()
+        self.model, self.spec, self.test_rollouts = model.requires_grad_(False), spec, test_rollouts
+
+    def meta_step(self, batch: Environment, iteration: int) -> Metrics:
+        return {}
+
+    def rollouts(self, env: Environment) -> Iterator[Rollout]:
+        yield collect(env, self.spec, self.agent(env), self.test_rollouts, env.episodes, env.generator())
+
+    def agent(self, env: Environment) -> Act:
+        """What acts in a trial, from its start."""
+        raise NotImplementedError
+
+
+class RandomActions(Control):
+    """Uniform over discrete actions; continuous ones are standard normal in each dimension."""
+
+    def agent(self, env: Environment) -> Act:
+        size = self.spec.output_size * (1 if self.spec.discrete_actions else 2)
+        return lambda percept: percept.observation.new_zeros(*percept.reward.shape, size)
+
+
+class Planning(Control):
+    """Counts what it sees, and plans every episode anew by what the counts make it believe.
+
+    The prior is the one tasks are drawn from: transitions Dirichlet(1, .., 1); mean rewards U[0, 1] where they are 0
+    or 1, else N(1, 1) with noise N(0, 1). By ``belief``, an episode is planned for
+
+    - ``sample``: one draw from the posterior: Thompson sampling (Thompson 1933) on bandits, posterior sampling for
+      reinforcement learning on decision processes (Strens 2000; Osband, Russo & Van Roy 2013, arXiv:1306.0940);
+    - ``optimistic``: that draw, with mean rewards no lower than expected (May, Korda, Lee & Leslie 2012);
+    - ``mean``: the posterior's mean, the certainty-equivalent greedy learner;
+    - ``bound``: that mean, each reward raised by ``bonus`` sqrt(2 log t / (n + 1)) after n tries of t in all (UCB1,
+      Auer, Cesa-Bianchi & Fischer 2002, with the prior counted as one try).
+
+    With a chance of ``epsilon`` an action is random instead; equally good ones are drawn from. States must be one-hot
+    observations, and episodes of one length.
+    """
+
+    modalities: ClassVar[tuple[str, ...]] = ("state",)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: Spec,
+        *,
+        belief: Literal["sample", "optimistic", "mean", "bound"],
+        bonus: NonNegative,
+        epsilon: Fraction,
+        test_rollouts: Positive,
+    ) -> None:
+        super().__init__(model, spec, test_rollouts=test_rollouts)
+        self.belief, self.bonus, self.epsilon = belief, bonus, epsilon
+
+    def agent(self, env: Environment) -> Act:
+        return Planner(self, env.horizon)
+
+    def protocol(self) -> dict[str, Any]:
+        return {"belief": self.belief, "bonus": self.bonus, "epsilon": self.epsilon}
+
+
+class Planner:
+    """:class:`Planning` from the start of a trial."""
+
+    def __init__(self, learner: Planning, horizon: int) -> None:
+        self.learner, self.horizon, self.time = learner, horizon, 0
+        self.values: list[Tensor] = []
+        """Of each action [T, E, S, A], by the step of the episode."""
+
+    def __call__(self, percept: Percept) -> Tensor:
+        state = percept.observation.argmax(-1)
+        if self.time == 0:
+            size = (*percept.observation.shape, self.learner.spec.output_size)
+            self.tries, self.paid = percept.observation.new_zeros(2, *size).unbind()
+            self.moves = percept.observation.new_zeros(*size, size[-2])
+        else:
+            self.learn(percept, state)
+        if self.time % self.horizon == 0:
+            self.values = plan(*self.model(), self.horizon)
+        values = pick(self.values[self.time % self.horizon], state)
+        best = (values == values.amax(-1, keepdim=True)).to(values.dtype)
+        chance = best / best.sum(-1, keepdim=True)
+        chance = (1 - self.learner.epsilon) * chance + self.learner.epsilon / values.shape[-1]
+        self.before, self.time = state, self.time + 1
+        return chance.clamp_min(1e-30).log()
+
+    def learn(self, percept: Percept, state: Tensor) -> None:
+        """Count the last step. Where an episode ended with it, the state now is another one's first."""
+        tasks, copies = (torch.arange(n, device=state.device) for n in state.shape)
+        t, e, s, a = tasks[:, None], copies[None], self.before, percept.action
+        self.tries[t, e, s, a] += 1
+        self.paid[t, e, s, a] += percept.reward
+        self.moves[t, e, s, a, state] += (~percept.done).to(self.moves.dtype)
+
+    def model(self) -> tuple[Tensor, Tensor]:
+        """The process that is planned for: transitions [T, E, S, A, S], mean rewards [T, E, S, A]."""
+        belief, drawn = self.learner.belief, self.learner.belief in ("sample", "optimistic")
+        shares = 1 + self.moves
+        if drawn:
+            shares = torch._standard_gamma(shares).clamp_min(1e-30)
+        if self.learner.spec.rewards == "bernoulli":
+            won, lost = 1 + self.paid, 1 + self.tries - self.paid
+            mean = won / (won + lost)
+            draws = [torch._standard_gamma(x).clamp_min(1e-30) for x in (won, lost)] if drawn else [won, lost]
+            reward = draws[0] / (draws[0] + draws[1])
+        else:
+            mean = reward = (1 + self.paid) / (1 + self.tries)
+            if drawn:
+                reward = mean + torch.randn_like(mean) / (1 + self.tries).sqrt()
+        if belief == "optimistic":
+            reward = torch.maximum(reward, mean)
+        if belief == "bound":
+            total = self.tries.sum((-2, -1), keepdim=True)
+            reward = mean + self.learner.bonus * (2 * total.clamp_min(1).log() / (1 + self.tries)).sqrt()
+        return shares / shares.sum(-1, keepdim=True), reward
+
+
+def plan(moves: Tensor, reward: Tensor, horizon: int) -> list[Tensor]:
+    """The best expected return [..., S, A] of what is left from each step on, by value iteration from the last."""
+    values = [reward]
+    for _ in range(horizon - 1):
+        values.append(reward + (moves @ values[-1].amax(-1)[..., None, :, None])[..., 0])
+    return values[::-1]
+
+
+def pick(values: Tensor, state: Tensor) -> Tensor:
+    """Those of each ``state`` [...] among ``values`` [..., S, A]: [..., A]."""
+    return values.gather(-2, state[..., None, None].expand(*state.shape, 1, values.shape[-1]))[..., 0, :]

@@ -1,0 +1,105 @@
+"""A grid in which one cell, not to be seen, pays: what a learner should look for only where it may still be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metarun.errors import require
+from metarun.tasks.base import EpisodeShape, Spec, Task
+from metarun.tasks.rl.base import Environment
+from metarun.tasks.rng import uniforms
+from metarun.types import Positive, Split
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from metarun.algorithms.rl.base import ControlAlgorithm
+
+STEPS = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
+"""Stay, up, right, down, left."""
+
+
+class GridNavi(Task):
+    """GridNavi (Zintgraf et al. 2020, arXiv:1910.08348, section 5.1): a grid of ``size`` x ``size`` cells.
+
+    Episodes begin in the corner (0, 0); an action stays or moves to a neighbour, against a wall it does nothing. A
+    step that ends in the goal pays 1, any other costs .1. The goal is any cell but the corner and the three around
+    it, uniform, the same for all ``episodes`` of ``horizon`` steps. The observation is the cell, each coordinate from
+    -1 to 1. The splits draw from the same goals, as in the paper.
+    """
+
+    kind: ClassVar[str] = "control"
+    modality: ClassVar[str] = "vector"
+    metric: ClassVar[str] = "return"
+
+    def __init__(self, seed: int, *, size: Positive, horizon: Positive, episodes: Positive) -> None:
+        require(size >= 3, f"task.size={size}: a goal must be outside of the corner's four cells; use 3 or more")
+        self.seed, self.size, self.horizon, self.episodes = seed, size, horizon, episodes
+        self.spec = Spec("control", self.modality, (2,), len(STEPS), discrete_actions=True)
+        cells = [(x, y) for x in range(size) for y in range(size)]
+        self.possible = np.array([cell for cell in cells if max(cell) > 1])
+
+    def goals(self, split: Split, indices: Sequence[int]) -> NDArray[np.int64]:
+        """The goal of each task, [T, 2]."""
+        return self.possible[(len(self.possible) * uniforms(self.seed, split, indices, 1)[:, 0]).astype(int)]
+
+    def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Grid:
+        return Grid(torch.from_numpy(self.goals(split, indices)).to(self.device), self, split, indices)
+
+    def protocol(self) -> dict[str, Any]:
+        return {"data": "GridNavi", "size": self.size, "horizon": self.horizon, "episodes": self.episodes}
+
+    def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
+        """Trial returns of an ``oracle`` that knows the goal and of ``still``, that never moves."""
+        away = self.goals(split, indices).sum(1)
+        paid = np.maximum(self.horizon - away + 1, 0)
+        oracle = paid - 0.1 * (self.horizon - paid)
+        return {"oracle": self.episodes * float(oracle.mean()), "still": -0.1 * self.horizon * self.episodes}
+
+    def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
+        """Three test goals, a row each: the path in every episode of a trial, later steps darker."""
+        from matplotlib.figure import Figure
+
+        env = self.batch("test", range(3))
+        *_, rollout = algorithm.rollouts(env)
+        episodes = rollout.reward.shape[2] // env.horizon
+        figure = Figure(figsize=(2.2 * episodes, 7), layout="constrained")
+        for task, row in enumerate(figure.subplots(3, episodes, squeeze=False)):
+            for number, ax in enumerate(row):
+                episode = rollout.episode(number, env.horizon)
+                seen = (episode.observation[task, 0].cpu() + 1) * (self.size - 1) / 2
+                wobble = 0.25 * (torch.linspace(0, 1, len(seen)) - 0.5)[:, None]
+                path = seen + wobble
+                ax.plot(path[:, 0], path[:, 1], color="0.7", lw=1)
+                ax.scatter(path[:, 0], path[:, 1], c=range(len(path)), cmap="viridis_r", s=18, zorder=2)
+                ax.plot(*env.goals[task, 0].cpu(), "*", color="tab:red", ms=16, alpha=0.7)
+                ax.set(xlim=(-0.6, self.size - 0.4), ylim=(-0.6, self.size - 0.4), aspect="equal", xticks=[], yticks=[])
+                ax.set_title(f"episode {number + 1}: {float(episode.reward[task, 0].sum()):.1f}", fontsize=9)
+        figure.suptitle("Paths to goals that the policy is not told")
+        return figure
+
+
+class Grid(Environment):
+    """T goals; the state is the cell [T, E, 2]."""
+
+    def __init__(self, goals: Tensor, family: GridNavi, split: Split, indices: Sequence[int]) -> None:
+        super().__init__(family.seed, split, indices, family.horizon, family.episodes)
+        self.device, self.goals, self.last = goals.device, goals[:, None], family.size - 1
+        self.moves = torch.tensor(STEPS, device=self.device)
+
+    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
+        return torch.zeros(self.tasks, copies, 2, dtype=torch.long, device=self.device)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return 2 * state.to(torch.get_default_dtype()) / self.last - 1
+
+    def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        state = (state + self.moves[action]).clamp(0, self.last)
+        there = (state == self.goals).all(-1)
+        return state, torch.where(there, 1.0, -0.1).to(torch.get_default_dtype()), torch.zeros_like(there)

@@ -1,0 +1,91 @@
+"""Small random Markov decision processes, each to be explored and exploited within one trial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metarun.tasks.base import EpisodeShape, Spec, Task
+from metarun.tasks.rl.base import Environment
+from metarun.tasks.rng import normals, uniforms
+from metarun.types import Positive, Split
+
+Array = NDArray[np.float64]
+
+
+class TabularMDP(Task):
+    """``states`` x ``actions`` tables drawn anew for every task (Duan et al. 2016, arXiv:1611.02779, section 3.2).
+
+    P(s' | s, a) ~ Dirichlet(1, .., 1); the reward of (s, a) is N(m, 1) with m ~ N(1, 1). Episodes of ``horizon`` steps
+    begin in state 0, and a trial has ``episodes`` of them (n in the paper's table, of 10 states and 5 actions). The
+    observation is the state, one-hot.
+    """
+
+    kind: ClassVar[str] = "control"
+    modality: ClassVar[str] = "state"
+    metric: ClassVar[str] = "return"
+
+    def __init__(
+        self, seed: int, *, states: Positive, actions: Positive, horizon: Positive, episodes: Positive
+    ) -> None:
+        self.seed, self.states, self.actions = seed, states, actions
+        self.horizon, self.episodes = horizon, episodes
+        self.spec = Spec("control", self.modality, (states,), actions, discrete_actions=True, rewards="gaussian")
+
+    def tables(self, split: Split, indices: Sequence[int]) -> tuple[Array, Array]:
+        """P [T, S, A, S] and the mean rewards m [T, S, A]."""
+        size = self.states * self.actions
+        # Exponentials over their sum are Dirichlet(1, .., 1).
+        shares = -np.log1p(-uniforms(self.seed, split, indices, size * self.states))
+        shares = shares.reshape(-1, self.states, self.actions, self.states)
+        means = 1 + normals(self.seed, split, indices, size, stream=1)
+        return shares / shares.sum(-1, keepdims=True), means.reshape(-1, self.states, self.actions)
+
+    def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Tables:
+        dtype = torch.get_default_dtype()
+        moves, pays = (torch.from_numpy(x).to(dtype).to(self.device) for x in self.tables(split, indices))
+        return Tables(moves, pays, self, split, indices)
+
+    def protocol(self) -> dict[str, Any]:
+        return {
+            "data": "tabular MDPs",
+            **{name: getattr(self, name) for name in ("states", "actions", "horizon", "episodes")},
+        }
+
+    def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
+        """Expected returns of a trial on these tasks: ``random`` actions, and the ``optimum`` that knows the tables."""
+        moves, pays = self.tables(split, indices)
+        values = {"random": np.zeros(pays.shape[:2]), "optimum": np.zeros(pays.shape[:2])}
+        for _ in range(self.horizon):
+            for name, best in (("random", np.mean), ("optimum", np.max)):
+                values[name] = best(pays + np.einsum("tsan,tn->tsa", moves, values[name]), axis=-1)
+        return {name: self.episodes * float(value[:, 0].mean()) for name, value in values.items()}
+
+
+class Tables(Environment):
+    """T decision processes; the state [T, E] is a number."""
+
+    def __init__(self, moves: Tensor, pays: Tensor, family: TabularMDP, split: Split, indices: Sequence[int]) -> None:
+        super().__init__(family.seed, split, indices, family.horizon, family.episodes)
+        self.device = moves.device
+        self.up_to, self.pays = moves.cumsum(-1), pays
+        self.numbers = torch.arange(family.states, device=self.device)
+
+    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
+        return torch.zeros(self.tasks, copies, dtype=torch.long, device=self.device)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return (state[..., None] == self.numbers).to(self.pays.dtype)
+
+    def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        task = torch.arange(self.tasks, device=self.device)[:, None]
+        noise = torch.empty(action.shape, dtype=self.pays.dtype, device=self.device)
+        reward = self.pays[task, state, action] + noise.normal_(generator=generator)
+        u = torch.rand(action.shape, dtype=self.pays.dtype, generator=generator, device=self.device)
+        moved = (u[..., None] >= self.up_to[task, state, action]).sum(-1).clamp(max=len(self.numbers) - 1)
+        return moved, reward, torch.zeros_like(action, dtype=torch.bool)
