@@ -83,7 +83,8 @@ IDLE = [
 """The body alone adapts, and has no parameters; or is warped, and has no layers: refused when built."""
 WORKING = [cell for cell in FITTING if cell not in IDLE and walked(*cell)]
 ON_META = [cell for cell in WORKING if cell[0] not in ALIKE]
-GRADIENT = [name for name, e in ALGORITHMS.items() if str(e.section["_target_"]).endswith("GradientLearner")]
+GRADIENT = [name for name, e in ALGORITHMS.items() if str(e.section["_target_"]).endswith(".GradientLearner")]
+POLICY_GRADIENT = [n for n, e in ALGORITHMS.items() if str(e.section["_target_"]).endswith(".PolicyGradientLearner")]
 METRIC = [name for name, e in ALGORITHMS.items() if "head" in e.section]
 CLASSIFIERS = [name for name in METRIC if "classifier" in ALGORITHMS[name].section]
 EPISODIC = [name for name in METRIC if name not in CLASSIFIERS]
@@ -136,7 +137,7 @@ SMALL = {
     "algorithm=mann": ["algorithm.controller=8", "algorithm.slots=6", "algorithm.width=4", "runner.meta_batch=2",
                        "algorithm.train_query=null"],
     "algorithm=rl2": ["runner.meta_batch=6"],
-    "algorithm=maml_trpo": ["runner.meta_batch=2", "algorithm.rollouts=3"],
+    **{f"algorithm={name}": ["runner.meta_batch=2", "algorithm.rollouts=3"] for name in POLICY_GRADIENT},
     "algorithm=reptile": ["algorithm.inner_steps=2", "algorithm.test_steps=3"],
     "algorithm=imaml": ["algorithm.inner_steps=2", "algorithm.test_steps=3"],
     **{f"algorithm={name}": ["runner.meta_batch=2"] for name in GRADIENT},
@@ -346,7 +347,10 @@ def test_a_value_is_declared_once() -> None:
             stated = [line for line in path.read_text().splitlines() if line.strip().startswith(f"{key}:")]
             assert all("#" in line for line in stated), f"{name}: {key} has no comment"
         walked += 1
-    assert walked == len(TASKS) + len(MODELS) + len(ALGORITHMS) + 4 * len(GRADIENT) + len(METRIC + REFINED) + 4
+    assert (
+        walked
+        == len(TASKS) + len(MODELS) + len(ALGORITHMS) + 4 * len(GRADIENT) + len(METRIC + REFINED + POLICY_GRADIENT) + 4
+    )
 
 
 def test_every_recipe_composes_and_fits() -> None:

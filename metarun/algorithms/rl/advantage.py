@@ -48,8 +48,9 @@ def linear_baseline(observation: Tensor, reward: Tensor, running: Tensor, discou
     return (features.flatten(1, 2) @ weights).view_as(reward) * running
 
 
-def normalised(advantage: Tensor, running: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Mean 0 and standard deviation 1 over the running steps along ``dims``; 0 elsewhere."""
+def normalised(advantage: Tensor, running: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean 0 and standard deviation 1 over the running steps along ``dims``, 0 elsewhere; and that deviation."""
     count = running.sum(dims, keepdim=True).clamp_min(1)
     centred = (advantage - (advantage * running).sum(dims, keepdim=True) / count) * running
-    return centred / ((centred.square().sum(dims, keepdim=True) / count).sqrt() + 1e-8)
+    scale = (centred.square().sum(dims, keepdim=True) / count).sqrt() + 1e-8
+    return centred / scale, scale

@@ -104,7 +104,7 @@ class RL2(ControlAlgorithm):
         value = torch.stack(recorder.values, -1).view_as(rollout.reward)
         advantage = gae(rollout.reward, value, rollout.running, self.discount, self.gae_lambda)
         target = advantage + value
-        advantage = normalised(advantage, rollout.running, (0, 1, 2))
+        advantage, _ = normalised(advantage, rollout.running, (0, 1, 2))
         with torch.no_grad():
             outputs = torch.stack(recorder.outputs)
             action = by_step(rollout.action)

@@ -1,0 +1,290 @@
+"""MAML for control and its relatives: policy-gradient steps inside, an exchangeable step outside."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from metarun.algorithms.base import Metrics
+from metarun.algorithms.functional import call_with
+from metarun.algorithms.rl.advantage import discounted, gae, linear_baseline, normalised
+from metarun.algorithms.rl.base import ControlAlgorithm
+from metarun.algorithms.rl.collect import Percept, Rollout, collect
+from metarun.algorithms.rl.distributions import Distribution, distribution
+from metarun.errors import require
+from metarun.tasks.base import Spec
+from metarun.tasks.rl.base import Environment
+from metarun.types import Count, Fraction, NonNegative, Positive, Rate
+
+
+class Experience(NamedTuple):
+    """Rollouts, the advantages and log-probabilities of their actions, [T, E, S], and the advantages' ``scale``.
+
+    That is what they were divided by, [T].
+    """
+
+    rollout: Rollout
+    advantage: Tensor
+    logp: Tensor
+    scale: Tensor
+
+    def first(self, copies: int) -> Experience:
+        """The first ``copies`` of each task's rollouts."""
+        return Experience(self.rollout.first(copies), self.advantage[:, :copies], self.logp[:, :copies], self.scale)
+
+
+class OuterStep:
+    """How the initialisation moves, given the experience on the way to the adapted policies and with these."""
+
+    def prepare(self, learner: PolicyGradientLearner) -> None:
+        """Called once, at the end of the learner's construction; an optimizer belongs on the learner."""
+
+    @abstractmethod
+    def step(self, learner: PolicyGradientLearner, path: Sequence[Experience], post: Experience) -> Metrics:
+        """Move the learner's parameters; what to log."""
+
+    def protocol(self) -> dict[str, Any]:
+        return {}
+
+
+class PolicyGradientLearner(ControlAlgorithm):
+    """Learns from where a few policy-gradient steps solve a task (Finn, Abbeel & Levine 2017, arXiv:1703.03400).
+
+    ``inner_steps`` vanilla policy-gradient steps of size ``inner_lr``, each on ``rollouts`` episodes a task, adapt the
+    policy (0: one policy for all tasks): ``adapts: all`` parameters, or those of its ``head`` (ANIL, arXiv:1909.09157).
+    Episodes after them show how good that was; ``outer`` moves the initialisation. Advantages are generalised, over a
+    linear baseline fitted to each task, and ``normalise`` divides them by their deviation. ``first_order`` takes the
+    adaptation's derivative for the identity.
+
+    ``inner_loss``, whose gradients are all the policy gradient where the rollouts were made, differ in what they say
+    about its change, the adaptation's derivative: ``likelihood``, as in the authors' code, is biased; ``ratio``
+    credits each action with what adapting to it brings, and leaves out terms of mean 0 only for the average over
+    actions of one step (the low-variance curvature of Rothfuss et al. 2019, arXiv:1810.06784, equation 10); ``dice``
+    is unbiased (Foerster et al. 2018, arXiv:1802.05098, with advantages as by Farquhar et al. 2019, arXiv:1909.10549).
+    ``exploration`` weighs the term that credits the rollouts before adaptation with the returns after it (E-MAML,
+    Stadie et al. 2018, arXiv:1803.01118), with the other tasks' mean as its baseline; 0 leaves it out.
+
+    At test, ``test_steps`` steps on ``test_rollouts`` episodes each, their sizes ``test_lr`` with the last repeated
+    (null: ``inner_lr``). The model must run with parameters ``[T, ...]``: build it of
+    :class:`~metarun.models.policies.TaskLinear`. Parameters of T tasks are one matrix ``phi`` [T, P].
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("policy",)
+    optimizer: torch.optim.Optimizer | None = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: Spec,
+        *,
+        adapts: Literal["all", "head"],
+        rollouts: Positive,
+        inner_steps: Count,
+        inner_lr: Rate,
+        inner_loss: Literal["likelihood", "ratio", "dice"],
+        first_order: bool,
+        exploration: NonNegative,
+        test_rollouts: Positive,
+        test_steps: Count,
+        test_lr: Sequence[Rate] | None,
+        discount: Fraction,
+        gae_lambda: Fraction,
+        normalise: bool,
+        outer: OuterStep,
+    ) -> None:
+        super().__init__()
+        self.model, self.spec, self.outer = model, spec, outer
+        self.episodes, self.inner_steps, self.inner_lr = rollouts, inner_steps, inner_lr
+        self.inner_loss_of, self.first_order, self.exploration = inner_loss, first_order, exploration
+        self.test_rollouts, self.test_steps = test_rollouts, test_steps
+        self.test_lr = list(test_lr or [inner_lr])
+        self.discount, self.gae_lambda, self.normalise = discount, gae_lambda, normalise
+        self.shapes = {name: p.shape for name, p in model.named_parameters()}
+        self.adapts = adapts
+        adapted = {name: adapts == "all" or name.startswith("head.") for name in self.shapes}
+        require(any(adapted.values()), "algorithm.adapts=head: this model has no part of that name; use all")
+        marks = [torch.full((self.shapes[name].numel(),), float(moves)) for name, moves in adapted.items()]
+        self.register_buffer("adaptable", torch.cat(marks), persistent=False)
+        outer.prepare(self)
+
+    adaptable: Tensor
+    """[P]: 1 for parameters that adapt, 0 for others."""
+
+    # The policies
+
+    def flat(self) -> Tensor:
+        """The meta-learned initialisation, [P]."""
+        return torch.cat([p.detach().flatten() for p in self.model.parameters()])
+
+    def load(self, flat: Tensor) -> None:
+        """The inverse of :meth:`flat`."""
+        parts = flat.split([shape.numel() for shape in self.shapes.values()])
+        with torch.no_grad():
+            for parameter, part in zip(self.model.parameters(), parts, strict=True):
+                parameter.copy_(part.view_as(parameter))
+
+    def named(self, phi: Tensor) -> dict[str, Tensor]:
+        """Parameters [T, ...] by name."""
+        parts = phi.split([shape.numel() for shape in self.shapes.values()], dim=1)
+        each = zip(self.shapes.items(), parts, strict=True)
+        return {name: part.view(-1, *shape) for (name, shape), part in each}
+
+    def policy(self, phi: Tensor, rollout: Rollout) -> Distribution:
+        """Action distributions [T, E, S] of each task's policy at its rollouts' observations."""
+        seen = rollout.observation
+        output = call_with(self.named(phi), self.model, seen.flatten(1, 2))
+        return distribution(self.spec, output.view(*seen.shape[:3], -1))
+
+    def experience(self, env: Environment, phi: Tensor, episodes: int, generator: torch.Generator | None) -> Experience:
+        """``episodes`` rollouts a task with its policy."""
+        parameters = self.named(phi)
+
+        def act(percept: Percept) -> Tensor:
+            return call_with(parameters, self.model, percept.observation)
+
+        rollout = collect(env, self.spec, act, episodes, 1, generator)
+        value = linear_baseline(rollout.observation, rollout.reward, rollout.running, self.discount)
+        advantage = gae(rollout.reward, value, rollout.running, self.discount, self.gae_lambda)
+        scale = advantage.new_ones(env.tasks)
+        if self.normalise:
+            advantage, scale = normalised(advantage, rollout.running, (1, 2))
+            scale = scale.flatten()
+        with torch.no_grad():
+            logp = self.policy(phi, rollout).log_prob(rollout.action)
+        return Experience(rollout, advantage, logp, scale)
+
+    # The inner loop
+
+    def inner_loss(self, phi: Tensor, experience: Experience) -> Tensor:
+        """What an inner step descends, [T]."""
+        rollout, advantage, then = experience.rollout, experience.advantage, experience.logp
+        if self.inner_loss_of == "ratio":
+            return self.surrogate(phi, experience)
+        logp = self.policy(phi, rollout).log_prob(rollout.action)
+        if self.inner_loss_of == "likelihood":
+            return -over_steps(logp * advantage, rollout)
+        change = (logp - then) * rollout.running
+        until = change.cumsum(-1)
+        return -over_steps((until.exp() - (until - change).exp()) * advantage, rollout)
+
+    def surrogate(self, phi: Tensor, experience: Experience) -> Tensor:
+        """Minus the mean advantage times the likelihood ratio to when the action was taken, [T]."""
+        return -over_steps(self.ratio(phi, experience) * experience.advantage, experience.rollout)
+
+    def ratio(self, phi: Tensor, experience: Experience) -> Tensor:
+        """The likelihood of each action by its likelihood when it was taken, [T, E, S]."""
+        rollout = experience.rollout
+        return (self.policy(phi, rollout).log_prob(rollout.action) - experience.logp).exp()
+
+    def inner_step(self, phi: Tensor, experience: Experience, lr: float) -> Tensor:
+        """One policy-gradient step of every task, [T, P]; it can be differentiated if ``phi`` can."""
+        whole = phi.requires_grad and torch.is_grad_enabled()
+        with torch.enable_grad():
+            at = phi if whole else phi.detach().requires_grad_()
+            loss = self.inner_loss(at, experience).sum()
+            (gradient,) = torch.autograd.grad(loss, at, create_graph=whole and not self.first_order)
+        return (phi if whole else phi.detach()) - lr * self.adaptable * gradient
+
+    def adapted(self, theta: Tensor, path: Sequence[Experience], tasks: int) -> list[Tensor]:
+        """The parameters before and after each step that ``theta`` [P] takes on this experience, each [T, P]."""
+        phis = [theta.expand(tasks, -1)]
+        for experience in path:
+            phis.append(self.inner_step(phis[-1], experience, self.inner_lr))
+        return phis
+
+    def rollouts(self, env: Environment) -> Iterator[Rollout]:
+        generator = env.generator()
+        phi = self.flat().expand(env.tasks, -1)
+        for step in range(self.test_steps + 1):
+            experience = self.experience(env, phi, self.test_rollouts, generator)
+            yield experience.rollout
+            if step < self.test_steps:
+                phi = self.inner_step(phi, experience, self.test_lr[min(step, len(self.test_lr) - 1)])
+
+    # The outer loop
+
+    def explored(self, phis: Sequence[Tensor], path: Sequence[Experience], post: Experience) -> Tensor:
+        """E-MAML's term, [T]: minus the log-likelihood of all that was done before, times what it led to.
+
+        In the units of :meth:`surrogate`: the return an episode after adaptation, less the mean of the other tasks',
+        over its mean length and the advantages' scale.
+        """
+        back = discounted(post.rollout.reward, self.discount)[..., 0].mean(1)
+        others = (back.sum() - back) / max(len(back) - 1, 1)
+        length = post.rollout.running.sum((1, 2)) / back.new_full((), post.rollout.running.shape[1])
+        credit = (back - others) / (length * post.scale)
+        logp = torch.zeros_like(back)
+        for phi, experience in zip(phis, path, strict=False):
+            rollout = experience.rollout
+            logp = logp + (self.policy(phi, rollout).log_prob(rollout.action) * rollout.running).sum((1, 2))
+        return -credit * logp
+
+    def outer_loss(
+        self, theta: Tensor, path: Sequence[Experience], post: Experience, clip: float | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Its mean over tasks at ``theta`` [P], and the parameters around each inner step.
+
+        The surrogate of the adapted policies on the experience after adaptation; ``clip`` is how far from 1 a ratio
+        is rewarded (PPO).
+        """
+        phis = self.adapted(theta, path, len(post.advantage))
+        if clip is None:
+            losses = self.surrogate(phis[-1], post)
+        else:
+            ratio = self.ratio(phis[-1], post)
+            clipped = ratio.clamp(1 - clip, 1 + clip)
+            losses = -over_steps(torch.minimum(ratio * post.advantage, clipped * post.advantage), post.rollout)
+        if self.exploration:
+            losses = losses + self.exploration * self.explored(phis, path, post)
+        return losses.mean(), phis
+
+    def divergence(self, phi: Tensor, rollout: Rollout, old: Distribution) -> Tensor:
+        """Mean KL(old || policy of ``phi``) over the steps of a rollout, [T]."""
+        return over_steps(self.policy(phi, rollout).kl_from(old), rollout)  # type: ignore[arg-type]
+
+    def meta_step(self, batch: Environment, iteration: int) -> Metrics:
+        self.train()
+        generator = batch.generator()
+        path: list[Experience] = []
+        phi = self.flat().expand(batch.tasks, -1)
+        for _ in range(self.inner_steps):
+            path.append(self.experience(batch, phi, self.episodes, generator))
+            phi = self.inner_step(phi, path[-1], self.inner_lr)
+        post = self.experience(batch, phi, self.episodes, generator)
+        told = self.outer.step(self, path, post)
+        before = (path[0] if path else post).rollout.returns().mean()
+        after = post.rollout.returns().mean()
+        return {"return": batch.episodes * after, "return_before": batch.episodes * before, **told}
+
+    def protocol(self) -> dict[str, Any]:
+        return {
+            "adapts": self.adapts,
+            "inner_steps": self.inner_steps,
+            "inner_lr": self.inner_lr,
+            "inner_loss": self.inner_loss_of,
+            "first_order": self.first_order,
+            "exploration": self.exploration,
+            "rollouts": self.episodes,
+            "test_rollouts": self.test_rollouts,
+            "test_steps": self.test_steps,
+            "test_lr": self.test_lr,
+            **self.outer.protocol(),
+        }
+
+    def checkpoint(self) -> dict[str, Any]:
+        optimizer = {} if self.optimizer is None else self.optimizer.state_dict()
+        return {**super().checkpoint(), "optimizer": optimizer}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+
+
+def over_steps(values: Tensor, rollout: Rollout) -> Tensor:
+    """Each task's mean of ``values`` [T, E, S] over the running steps, [T]."""
+    return (values * rollout.running).sum((1, 2)) / rollout.running.sum((1, 2))

@@ -1,0 +1,64 @@
+"""PPO as the outer step, that of ProMP; with one epoch and no clipping, plain policy-gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from metarun.algorithms.base import Metrics
+from metarun.algorithms.rl.policy_gradient import Experience, OuterStep, PolicyGradientLearner
+from metarun.types import NonNegative, Positive, Rate
+
+
+class Proximal(OuterStep):
+    """``epochs`` steps of Adam of size ``outer_lr`` on the outer loss, adapting anew from where each one led.
+
+    Likelihood ratios are rewarded up to ``clip`` from 1 (PPO, Schulman et al. 2017, arXiv:1707.06347; null: as far as
+    they go, so that one epoch is a vanilla policy-gradient step). ``kl_penalty`` weighs the divergence of the policy
+    before each inner step from the one that its rollouts were made with (Rothfuss et al. 2019, arXiv:1810.06784,
+    equation 13); gradients longer than ``max_grad_norm`` are shortened to it.
+    """
+
+    def __init__(
+        self,
+        *,
+        epochs: Positive,
+        clip: Rate | None,
+        kl_penalty: NonNegative,
+        outer_lr: Rate,
+        max_grad_norm: Rate | None,
+    ) -> None:
+        self.epochs, self.clip, self.kl_penalty = epochs, clip, kl_penalty
+        self.outer_lr, self.max_grad_norm = outer_lr, max_grad_norm
+
+    def prepare(self, learner: PolicyGradientLearner) -> None:
+        learner.optimizer = torch.optim.Adam(learner.model.parameters(), lr=self.outer_lr)
+
+    def step(self, learner: PolicyGradientLearner, path: Sequence[Experience], post: Experience) -> Metrics:
+        optimizer, parameters = learner.optimizer, list(learner.model.parameters())
+        assert optimizer is not None
+        with torch.no_grad():
+            phis = learner.adapted(learner.flat(), path, len(post.advantage))
+            before = [learner.policy(phi, e.rollout) for phi, e in zip(phis, path, strict=False)]
+            after = learner.policy(phis[-1], post.rollout)
+        norms = []
+        for _ in range(self.epochs):
+            theta = torch.cat([p.flatten() for p in parameters])
+            loss, phis = learner.outer_loss(theta, path, post, self.clip)
+            for phi, experience, old in zip(phis, path, before, strict=False):
+                if self.kl_penalty:
+                    loss = loss + self.kl_penalty * learner.divergence(phi, experience.rollout, old).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            norms.append(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf")))
+            optimizer.step()
+        with torch.no_grad():
+            last, phis = learner.outer_loss(learner.flat(), path, post)
+            kl = learner.divergence(phis[-1], post.rollout, after).mean()
+        return {"loss": last, "kl": kl, "gradient_norm": torch.stack(norms).mean()}
+
+    def protocol(self) -> dict[str, Any]:
+        return {"outer": "PPO" if self.clip else "policy gradient", "epochs": self.epochs}
