@@ -107,9 +107,7 @@ class Field(Task):
         y = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
         whole = Labelled(self.grid.to(dtype).expand(tasks, -1, -1), y)
         if split == "train" and self.least_shot:
-            shot = shared_count(
-                self.seed, split, indices, self.least_shot, shot, together=self.together, stream=2
-            )
+            shot = shared_count(self.seed, split, indices, self.least_shot, shot, together=self.together, stream=2)
         if shot == shape.query == self.pixels:
             return TaskBatch(whole, whole)
         place = torch.from_numpy(self.places(split, indices, shot)).to(self.device)
