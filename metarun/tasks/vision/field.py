@@ -61,7 +61,7 @@ class Field(Task):
         channels, self.height, self.width = images.spec.input_shape
         self.pixels = self.height * self.width
         self.shape: EpisodeShape = EpisodeShape(0, shot or self.pixels, self.pixels)
-        for other in self.variants().values():
+        for other in self._tested().values():
             self.check("test", other)
         self.check("train", self.shape)
         self.spec = Spec("regression", self.modality, (2,), channels, peak=1.0)
@@ -94,7 +94,10 @@ class Field(Task):
             f"task.least_shot={self.least_shot} is more than the {shape.shot} pixels given at most",
         )
 
-    def variants(self) -> dict[str, EpisodeShape]:
+    def variants(self) -> dict[str, EpisodeShape | None]:
+        return {**self._tested()}
+
+    def _tested(self) -> dict[str, EpisodeShape]:
         others = (shot for shot in self.test_shots if shot != self.shape.shot)
         return {"": self.shape, **{f"_{shot}px": self.shape.changed(shot=shot) for shot in others}}
 
@@ -144,7 +147,7 @@ class Field(Task):
         """
         from matplotlib.figure import Figure
 
-        shapes = sorted(self.variants().values(), key=lambda shape: shape.shot)
+        shapes = sorted(self._tested().values(), key=lambda shape: shape.shot)
         algorithm.eval()
         shown: list[tuple[str, NDArray[np.float32], Tensor | None]] = []
         """Row by row: its name, images [8, height, width, 3], and errors [8] where it is a prediction."""
