@@ -28,6 +28,7 @@ from tests.models.tiny_bert import tiny_bert
 TASKS = {e.name: e for e in catalogue("task")}
 MODELS = {e.name: e for e in catalogue("model")}
 ALGORITHMS = {e.name: e for e in catalogue("algorithm")}
+IMAGES = [*catalogue("images")]
 EVERY = [(t, a, m) for t in TASKS for a in ALGORITHMS for m in MODELS]
 
 
@@ -37,6 +38,8 @@ def fits(task: str, algorithm: str, model: str) -> bool:
 
 IMAGE_SETS = ("mini_imagenet", "cifar_fs", "fc100", "tiered_imagenet", "cub")
 """Differ from vision/folder in how they are read, and from one another in nothing else."""
+ON_IMAGES = ("vision/field", "vision/completion")
+"""Take their images from a family of the group images."""
 DEEP = ("resnet12", "wrn", "timm")
 """Differ from conv4 in their layers alone."""
 
@@ -48,6 +51,7 @@ ALIKE = {
     "regression/gp": "mlp",
     "regression/quadratics": "linear",
     "vision/field": "siren",
+    "vision/completion": "mlp",
     **{f"vision/{name}": "conv4" for name in IMAGE_SETS},
 }
 """Task families that differ from another one in nothing that depends on the model: walked with this one."""
@@ -101,6 +105,7 @@ COMMON = [
 SMALL = {
     "task=vision": ["task.test_ways=[4]"],
     "task=vision/field": ["task.images.size=12"],
+    "task=vision/completion": ["task.images.size=12", "task.shot=20", "task.test_shots=[5]"],
     "model=siren": ["model.width=8", "model.depth=2"],
     "task=nlp": ["task.test_ways=[4]"],
     "task=nlp/intents": ["task.dataset=HWU64"],
@@ -149,8 +154,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (19, 13, 54)
-    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (2659, 859, 27, 22)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS), len(IMAGES)) == (20, 13, 54, 3)
+    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (2758, 892, 27, 22)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 
@@ -214,7 +219,7 @@ def experiment(
     small = [
         o
         for key, overrides in SMALL.items()
-        if any(w == key or w.startswith(key + "/") for w in words) and (key, task) != ("task=vision", "vision/field")
+        if any(w == key or w.startswith(key + "/") for w in words) and (key != "task=vision" or task not in ON_IMAGES)
         for o in overrides
     ]
     return build(compose([*words, *small, *own_data.get(task, []), *COMMON]).config)
@@ -329,6 +334,8 @@ def declared_sections() -> Iterator[tuple[str, Path, dict[str, Any], str]]:
     for group in ("task", "model", "algorithm"):
         for entry in catalogue(group):
             yield from within(f"{group}/{entry.name}", entry.path, entry.section)
+    for entry in IMAGES:
+        yield f"images/{entry.name}", entry.path, entry.section, str(entry.section["_target_"])
     for group, target in CLOSED.items():
         for entry in catalogue(group):
             yield f"{group}/{entry.name}", entry.path, entry.section, target
@@ -349,7 +356,13 @@ def test_a_value_is_declared_once() -> None:
         walked += 1
     assert (
         walked
-        == len(TASKS) + len(MODELS) + len(ALGORITHMS) + 4 * len(GRADIENT) + len(METRIC + REFINED + POLICY_GRADIENT) + 4
+        == len(TASKS)
+        + len(MODELS)
+        + len(ALGORITHMS)
+        + 4 * len(GRADIENT)
+        + len(METRIC + REFINED + POLICY_GRADIENT)
+        + len(IMAGES)
+        + 3
     )
 
 

@@ -32,6 +32,7 @@ def run(words: list[str]) -> int:
         "split": split,
         "changes": changes,
         "test": {name: estimate.as_dict() for name, estimate in final(results).items()},
+        "references": experiment.references(split),
         "protocol": experiment.protocol(),
         "adaptation": results[""].adaptation(experiment.task.metric),
     }

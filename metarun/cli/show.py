@@ -9,7 +9,7 @@ from metarun.config.check import INJECTED
 from metarun.config.declare import declaration, is_section
 from metarun.errors import UserError, nearest
 
-_GROUPS = ("task", "model", "algorithm", "experiment", "runner", "tracker")
+_GROUPS = ("task", "images", "model", "algorithm", "experiment", "runner", "tracker")
 
 
 def run(words: list[str]) -> int:

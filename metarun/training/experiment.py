@@ -119,7 +119,7 @@ class Experiment:
                 self.algorithm,
                 self.task,
                 split,
-                self.runner.test_episodes if split == "test" else self.runner.val_episodes,
+                self._episodes(split),
                 batch=self.runner.eval_batch,
                 shape=shape,
                 stopped=lambda: stop.signal if stop else None,
@@ -127,6 +127,10 @@ class Experiment:
             for suffix, shape in self.task.variants().items()
             if self.algorithm.accepts(shape)
         }
+
+    def references(self, split: Split) -> dict[str, float]:
+        """What is known to be possible on the tasks of :meth:`test`."""
+        return self.task.references(split, range(self._episodes(split)))
 
     def load(self, path: Path) -> int:
         """Take the meta-parameters of a checkpoint; returns its iteration."""
@@ -227,7 +231,7 @@ class Experiment:
             "wall_s": round(progress.seconds, 1),
             "best_iteration": progress.best_iteration if self._selects() else None,
             "test": {name: estimate.as_dict() for name, estimate in final(results).items()},
-            "references": self.task.references("test", range(self.runner.test_episodes)),
+            "references": self.references("test"),
             "protocol": self.protocol(),
             "adaptation": results[""].adaptation(self.task.metric),
             "paper": self.config.get("paper"),
@@ -241,6 +245,9 @@ class Experiment:
                 self.sink.image(path.stem, path)
         except Exception as error:  # a picture must not cost a result
             log.warning("plots could not be drawn: %s: %s", type(error).__name__, error)
+
+    def _episodes(self, split: Split) -> int:
+        return self.runner.test_episodes if split == "test" else self.runner.val_episodes
 
     def _selects(self) -> bool:
         return self.runner.select == "best" and self.runner.validate_every > 0 and self.runner.iterations > 0

@@ -81,8 +81,47 @@ def test_numbers_of_context_points_fill_their_range_and_batches_do_not_mix_them(
     assert fixed.batch("train", range(320)).support.y.shape == (320, 7, 1)
 
 
+def test_numbers_of_query_points_vary_apart_from_those_of_context_points() -> None:
+    family = task(least_shot=3, shot=9, least_query=2, query=9)
+    sizes = [family.batch("train", [16 * k]) for k in range(700)]
+    pairs = [(b.support.y.shape[1], b.query.y.shape[1]) for b in sizes]
+    assert {q for _, q in pairs} == set(range(2, 10))
+    assert abs(np.corrcoef(np.array(pairs).T)[0, 1]) < 0.15
+    full = task(least_shot=3, shot=9, query=9).batch("train", [16])
+    assert torch.equal(sizes[1].query.y, full.query.y[:, : pairs[1][1]])
+    assert sizes[1].query.y.shape[1] < 9
+    assert family.protocol()["query"] == "2 to 9 points beside the context"
+
+
+def test_the_reference_with_a_floor_is_the_best_of_normals_no_narrower(float64: None) -> None:
+    """Curve by curve and point by point: the narrowest deviation allowed that the true posterior is not wider than."""
+    family = task(noise=0.02, length=[0.4, 0.4], scale=[1.0, 1.0], shot=9, least_query=2, query=9, floor=0.1)
+    alone, both = [], []
+    for t in range(40):
+        batch = family.batch("test", [t])
+        x, y = (p[0, :, 0] for p in (batch.support.x, batch.support.y))
+
+        def k(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return torch.exp(-((a[:, None] - b[None]) ** 2) / (2 * 0.4**2))
+
+        inverse = torch.linalg.inv(k(x, x) + 0.02**2 * torch.eye(len(x)))
+        nlls = []
+        for at, value in zip(batch.query.x[0, :, 0], batch.query.y[0, :, 0], strict=True):
+            cross = k(at[None], x)[0]
+            std = (1 + 0.02**2 - cross @ inverse @ cross).sqrt()
+            best = torch.distributions.Normal(cross @ inverse @ y, max(float(std), 0.1))
+            nlls.append(-float(best.log_prob(value)))
+        known = -float(torch.distributions.Normal(0.0, 0.1).log_prob(torch.tensor(0.0)))
+        alone.append(np.mean(nlls))
+        both.append(np.mean([*nlls, *[known] * len(x)]))
+    found = family.references("test", range(40))
+    assert found["nll of the true posterior, its deviations at least 0.1"] == pytest.approx(np.mean(alone), rel=1e-4)
+    name = "nll_with_context of the true posterior, its deviations at least 0.1"
+    assert found[name] == pytest.approx(np.mean(both), rel=1e-4)
+
+
 def test_impossible_ranges_are_refused() -> None:
-    for changes in ({"least_shot": 9, "shot": 5}, {"length": [0.6, 0.1]}, {"scale": [1.0]}):
+    for changes in ({"least_shot": 9, "shot": 5}, {"least_query": 101}, {"length": [0.6, 0.1]}, {"scale": [1.0]}):
         with pytest.raises(UserError, match=f"task.{next(iter(changes))}"):
             task(**changes)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
+from metarun.tasks.counts import shared_count
 from metarun.tasks.rng import normals, uniforms
 from metarun.types import NonNegative, Positive, Rate, Split
 
@@ -32,9 +33,10 @@ class GaussianProcesses(Task):
     each uniform between the two given (equal for a fixed kernel). The authors' notebooks have l = .4, s = 1 (that of
     conditional neural processes) and l ~ U[.1, .6], s ~ U[.1, 1] (that of attentive ones), both with noise .02.
 
-    The number of context (support) points is uniform between ``least_shot`` and ``shot``; ``together`` episodes in
-    a row share it, since the tasks of a batch must: task i has that of number i // ``together``. The ``query`` points
-    are further ones. The splits are independent draws.
+    The number of context (support) points is uniform between ``least_shot`` and ``shot``, that of query points, which
+    are further ones, between ``least_query`` and ``query`` (null: always ``query``); ``together`` episodes in a row
+    share both, since the tasks of a batch must. The splits are independent draws. ``floor``: a learner whose deviations
+    cannot be smaller is compared with the best that is left to it, the true posterior with deviations of at least that.
     """
 
     kind: ClassVar[str] = "regression"
@@ -54,8 +56,10 @@ class GaussianProcesses(Task):
         domain: Sequence[float],
         least_shot: Positive,
         shot: Positive,
+        least_query: Positive | None,
         query: Positive,
         together: Positive,
+        floor: NonNegative,
     ) -> None:
         for name, pair in {"length": length, "scale": scale, "period": period, "domain": domain}.items():
             require(
@@ -64,7 +68,7 @@ class GaussianProcesses(Task):
             )
         self.seed, self.kernel, self.noise = seed, kernel, noise
         self.length, self.scale, self.period, self.domain = length, scale, period, domain
-        self.least_shot, self.together = least_shot, together
+        self.least_shot, self.least_query, self.together, self.floor = least_shot, least_query, together, floor
         self.shape: EpisodeShape = EpisodeShape(0, shot, query)
         self.spec = Spec("regression", self.modality, (1,), 1)
         self.check("test", self.shape)
@@ -73,6 +77,10 @@ class GaussianProcesses(Task):
         require(
             self.least_shot <= shape.shot,
             f"task.least_shot={self.least_shot} is more than the {shape.shot} context points of an episode",
+        )
+        require(
+            (self.least_query or 1) <= shape.query,
+            f"task.least_query={self.least_query} is more than the {shape.query} query points of an episode",
         )
 
     def covariance(self, split: Split, indices: Sequence[int], a: Array, b: Array) -> Array:
@@ -97,17 +105,14 @@ class GaussianProcesses(Task):
         z = normals(self.seed, split, indices, x.shape[1], stream=2)
         return (np.linalg.cholesky(K) @ z[..., None])[..., 0]
 
-    def context(self, split: Split, indices: Sequence[int], most: int) -> int:
-        """The number of context points of these tasks, at most ``most``."""
-        groups = sorted({i // self.together for i in indices})
-        spread = most - self.least_shot + 1
-        counts = self.least_shot + np.floor(spread * uniforms(self.seed, split, groups, 1, stream=3))
-        require(
-            bool((counts == counts[0]).all()),
-            f"task.together={self.together}: tasks {min(indices)} to {max(indices)} have different numbers of context "
-            "points; runner.meta_batch and runner.eval_batch must divide it, or task.least_shot be task.shot",
+    def counts(self, split: Split, indices: Sequence[int], shape: EpisodeShape) -> tuple[int, int]:
+        """The numbers of context and query points of these tasks, at most those of ``shape``."""
+        ranges = (self.least_shot, shape.shot), (self.least_query or shape.query, shape.query)
+        shot, query = (
+            shared_count(self.seed, split, indices, *between, together=self.together, stream=3 + i)
+            for i, between in enumerate(ranges)
         )
-        return int(counts[0, 0])
+        return shot, query
 
     def points(self, split: Split, indices: Sequence[int], shape: EpisodeShape) -> tuple[Array, Array]:
         """x and y [T, shot + query] of the tasks: as many context points as there may be, then the query points."""
@@ -117,11 +122,11 @@ class GaussianProcesses(Task):
 
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
         shape = shape or self.shape
-        shot = self.context(split, indices, shape.shot)
+        shot, query = self.counts(split, indices, shape)
         values = np.stack(self.points(split, indices, shape), axis=-1)
         both = torch.from_numpy(values).to(torch.get_default_dtype()).to(self.device)
-        support, query = both[:, :shot], both[:, shape.shot :]
-        return TaskBatch(*(Labelled(part[..., :1], part[..., 1:]) for part in (support, query)))
+        parts = both[:, :shot], both[:, shape.shot : shape.shot + query]
+        return TaskBatch(*(Labelled(part[..., :1], part[..., 1:]) for part in parts))
 
     def posterior(self, split: Split, indices: Sequence[int], x: Array, y: Array, at: Array) -> tuple[Array, Array]:
         """Mean and standard deviation, [T, M], of noisy values at ``at`` [T, M] given the context x, y [T, N]."""
@@ -133,20 +138,33 @@ class GaussianProcesses(Task):
         return (gain @ y[..., None])[..., 0], np.sqrt(np.maximum(variance, 1e-10))
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
-        """The posterior of the process that each curve was drawn from: no learner can do better."""
-        squares, nlls = [], []
+        """The posterior of the process that each curve was drawn from: no learner can do better.
+
+        With a ``floor``, the best of what is left: the same means, with deviations of at least that. A learner that is
+        judged on the context too can repeat each value of it, and no deviation but the floor keeps it from certainty.
+        """
+        squares, nlls, with_context = [], [], []
         for first in range(0, len(indices), self.together):
             some = list(indices[first : first + self.together])
-            shot = self.context(split, some, self.shape.shot)
+            shot, query = self.counts(split, some, self.shape)
             x, y = self.points(split, some, self.shape)
-            at, truth = x[:, self.shape.shot :], y[:, self.shape.shot :]
-            mean, std = self.posterior(split, some, x[:, :shot], y[:, :shot], at)
-            squares.append(((truth - mean) ** 2).mean(1))
-            nlls.append((0.5 * ((truth - mean) / std) ** 2 + np.log(std) + 0.5 * np.log(2 * pi)).mean(1))
-        return {
-            "mse of the true posterior": float(np.concatenate(squares).mean()),
-            "nll of the true posterior": float(np.concatenate(nlls).mean()),
+            asked = slice(self.shape.shot, self.shape.shot + query)
+            mean, std = self.posterior(split, some, x[:, :shot], y[:, :shot], x[:, asked])
+            std = np.maximum(std, self.floor)
+            error = y[:, asked] - mean
+            nll = (0.5 * (error / std) ** 2 + np.log(std) + 0.5 * np.log(2 * pi)).sum(1)
+            squares.append((error**2).mean(1))
+            nlls.append(nll / query)
+            if self.floor:
+                known = shot * (np.log(self.floor) + 0.5 * np.log(2 * pi))
+                with_context.append((nll + known) / (query + shot))
+        held = f", its deviations at least {self.floor:g}" if self.floor else ""
+        found = {
+            "mse of the true posterior": squares,
+            f"nll of the true posterior{held}": nlls,
+            f"nll_with_context of the true posterior{held}": with_context,
         }
+        return {name: float(np.concatenate(values).mean()) for name, values in found.items() if values}
 
     def protocol(self) -> dict[str, Any]:
         return {
@@ -156,7 +174,9 @@ class GaussianProcesses(Task):
             **({"period": [*self.period]} if self.kernel == "periodic" else {}),
             "noise": self.noise,
             "shot": [self.least_shot, self.shape.shot],
-            "query": f"{self.shape.query} points beside the context",
+            "query": f"{self.least_query} to {self.shape.query} points beside the context"
+            if self.least_query
+            else f"{self.shape.query} points beside the context",
         }
 
     def picture(self, algorithm: SupervisedAlgorithm) -> Figure:  # type: ignore[override]

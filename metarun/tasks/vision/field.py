@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
+from metarun.tasks.counts import shared_count
 from metarun.tasks.fewshot import FewShot
 from metarun.tasks.rng import choose, uniforms
 from metarun.types import Positive, Split
@@ -23,31 +25,48 @@ if TYPE_CHECKING:
 
 
 class Field(Task):
-    """A network of coordinates is fitted to an image; learned initialisations make that a matter of a few steps.
+    """From its value at some pixels, the whole image: fitted by a network of coordinates, or completed at once.
 
-    Tancik et al. 2021, arXiv:2012.02189. x [pixels, 2]: a pixel's row and column, each from -1 to 1; y [pixels,
-    channels]: its value, 0 to 1. The support set are ``shot`` random pixels (null: all), the query set all pixels;
-    judged by the peak signal-to-noise ratio -10 log10(mse), in decibel. ``images`` is any family of few-shot image
-    classification: its splits are this one's, so that test images are of classes that no meta-training image is of.
+    x [pixels, 2]: a pixel's row and column, each from -1 to 1; y [pixels, channels]: its value, 0 to 1. The support set
+    are ``shot`` pixels (null: all), at random or (``order``: ordered) the first, row by row from the upper left; the
+    query set all pixels, or, where an algorithm meta-trains on fewer (``train_query``), random ones beside the support.
+    ``images`` is any family of few-shot image classification: its splits are this one's, so that test images are of
+    classes that no meta-training image is of. Judged by the mean squared error over all pixels and by the peak
+    signal-to-noise ratio -10 log10(mse), in decibel.
+
+    *Fields*, all pixels given: how far a learned initialisation comes in a few steps (Tancik et al. 2021,
+    arXiv:2012.02189). *Completion*, few given: Garnelo et al. 2018, arXiv:1807.01613, section 4.2. As there, the number
+    of pixels given in meta-training is random: uniform between ``least_shot`` and ``shot`` (null: always ``shot``), the
+    same for ``together`` tasks in a row, since those of a batch must share it. ``test_shots``: further numbers to test.
     """
 
     kind: ClassVar[str] = "regression"
     modality: ClassVar[str] = "vector"
     metric: ClassVar[str] = "psnr"
 
-    def __init__(self, seed: int, *, images: FewShot, shot: Positive | None) -> None:
-        self.seed, self.images = seed, images
+    def __init__(
+        self,
+        seed: int,
+        *,
+        images: FewShot,
+        shot: Positive | None,
+        least_shot: Positive | None,
+        test_shots: Sequence[Positive],
+        order: Literal["random", "ordered"],
+        together: Positive,
+    ) -> None:
+        self.seed, self.images, self.order = seed, images, order
+        self.least_shot, self.test_shots, self.together = least_shot, tuple(test_shots), together
         require(images.modality == "image", f"task.images is a family of {images.modality}, not of images")
         channels, self.height, self.width = images.spec.input_shape
-        pixels = self.height * self.width
-        require(
-            shot is None or shot <= pixels,
-            f"task.shot={shot} is more than the {pixels} pixels of an image; null takes all",
-        )
-        self.shape: EpisodeShape = EpisodeShape(0, shot or pixels, pixels)
+        self.pixels = self.height * self.width
+        self.shape: EpisodeShape = EpisodeShape(0, shot or self.pixels, self.pixels)
+        for other in self._tested().values():
+            self.check("test", other)
+        self.check("train", self.shape)
         self.spec = Spec("regression", self.modality, (2,), channels, peak=1.0)
         offsets = images.data.offsets
-        self.rows = {
+        self.rows: dict[Split, NDArray[np.int64]] = {
             split: np.concatenate([np.arange(offsets[c], offsets[c + 1]) for c in classes])
             for split, classes in images.classes.items()
         }
@@ -60,58 +79,125 @@ class Field(Task):
         self.images = copy(self.images).to(device)  # a shallow copy of this task must not move the original's
         return self
 
+    def check(self, split: Split, shape: EpisodeShape) -> None:
+        require(
+            shape.shot <= self.pixels,
+            f"task.shot={shape.shot} is more than the {self.pixels} pixels of an image; null takes all",
+        )
+        require(
+            shape.query == self.pixels or shape.shot + shape.query <= self.pixels,
+            f"{shape.query} query pixels beside {shape.shot} given ones are more than the {self.pixels} of an image, "
+            "and not all of them either",
+        )
+        require(
+            split != "train" or (self.least_shot or 1) <= shape.shot,
+            f"task.least_shot={self.least_shot} is more than the {shape.shot} pixels given at most",
+        )
+
+    def variants(self) -> dict[str, EpisodeShape | None]:
+        return {**self._tested()}
+
+    def _tested(self) -> dict[str, EpisodeShape]:
+        others = (shot for shot in self.test_shots if shot != self.shape.shot)
+        return {"": self.shape, **{f"_{shot}px": self.shape.changed(shot=shot) for shot in others}}
+
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
         shape = shape or self.shape
-        rows, tasks = self.rows[split], len(indices)
+        rows, tasks, shot = self.rows[split], len(indices), shape.shot
         chosen = rows[choose(uniforms(self.seed, split, indices, 1), len(rows))]
         images = self.images.examples(torch.from_numpy(chosen).to(self.device))[:, 0].flatten(2).transpose(1, 2)
         dtype = torch.get_default_dtype()
         y = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
-        x = self.grid.to(dtype).expand(tasks, -1, -1)
-        whole = Labelled(x, y)
-        if shape.shot == x.shape[1]:
+        whole = Labelled(self.grid.to(dtype).expand(tasks, -1, -1), y)
+        if split == "train" and self.least_shot:
+            shot = shared_count(self.seed, split, indices, self.least_shot, shot, together=self.together, stream=2)
+        if shot == shape.query == self.pixels:
             return TaskBatch(whole, whole)
-        seen = torch.from_numpy(choose(uniforms(self.seed, split, indices, shape.shot, stream=1), x.shape[1]))
-        seen, task = seen.to(self.device), torch.arange(tasks, device=self.device)[:, None]
-        return TaskBatch(Labelled(x[task, seen], y[task, seen]), whole)
+        place = torch.from_numpy(self.places(split, indices, shot)).to(self.device)
+        task = torch.arange(tasks, device=self.device)[:, None]
+
+        def at(place: Tensor) -> Labelled:
+            return whole.map(lambda part: part[task, place])
+
+        rest = place[:, shot : shot + shape.query]
+        return TaskBatch(at(place[:, :shot]), whole if shape.query == self.pixels else at(rest))
+
+    def places(self, split: Split, indices: Sequence[int], shot: int) -> NDArray[np.int64]:
+        """All pixels' numbers, [T, pixels], in an order of each task's own: the first ``shot`` are those given."""
+        u = uniforms(self.seed, split, indices, self.pixels, stream=1)
+        if self.order == "ordered":
+            u[:, :shot] = np.arange(-shot, 0)
+        return u.argsort(axis=1)
 
     def protocol(self) -> dict[str, Any]:
         return {
             "data": f"{self.images.name} as fields",
             "size": [self.height, self.width],
             "shot": self.shape.shot,
+            **({} if self.shape.shot == self.pixels else {"order": self.order}),
+            **({"train_shot": [self.least_shot, "shot"]} if self.least_shot else {}),
             "images": {split: len(rows) for split, rows in self.rows.items()},
         }
 
     def picture(self, algorithm: SupervisedAlgorithm) -> Figure:  # type: ignore[override]
-        """Six test images, a column each: what is given, then the field after each step of adaptation."""
+        """Eight test images: for every number of pixels what is given and what is made of it.
+
+        That is the image after each step of adaptation, the last alone where several numbers are shown, and the
+        deviation of a learner that predicts one.
+        """
         from matplotlib.figure import Figure
 
-        batch = self.batch("test", range(6))
-        with torch.no_grad():
-            fields = [adapted(batch.query.x) for adapted in algorithm.adaptations(batch.support)]
-        steps = sorted({0, *range(1, min(len(fields), 4)), len(fields) - 1})
-        given = torch.full_like(batch.query.y, 0.5)
-        if self.shape.shot == self.shape.query:
-            given = batch.query.y
-        else:
-            place = ((batch.support.x + 1) / 2 * self.grid.new_tensor([self.height - 1, self.width - 1])).round().long()
-            at = place[..., 0] * self.width + place[..., 1]
-            given.scatter_(1, at[..., None].expand_as(batch.support.y), batch.support.y)
-        shown = {"given": given, **{f"step {k}": fields[k] for k in steps}, "image": batch.query.y}
-        figure = Figure(figsize=(9, 1.5 * len(shown)), layout="constrained")
-        for row, (name, values) in zip(figure.subplots(len(shown), 6), shown.items(), strict=True):
-            noise = (values - batch.query.y).square().flatten(1).mean(1)
-            for task, ax in enumerate(row):
-                ax.imshow(self._image(values[task]), cmap="gray", vmin=0, vmax=1)
+        shapes = sorted(self._tested().values(), key=lambda shape: shape.shot)
+        algorithm.eval()
+        shown: list[tuple[str, NDArray[np.float32], Tensor | None]] = []
+        """Row by row: its name, images [8, height, width, 3], and errors [8] where it is a prediction."""
+        for shape in shapes:
+            batch = self.batch("test", range(8), shape)
+            whole = batch.query
+            with torch.no_grad():
+                learners = list(algorithm.adaptations(batch.support))
+                fields = [learner(whole.x) for learner in learners]
+                deviation = _deviation(learners[-1], whole.x)
+            steps = sorted({0, *range(1, min(len(fields), 4)), len(fields) - 1}) if len(shapes) == 1 else [-1]
+            name = "given" if len(shapes) == 1 else f"{shape.shot} pixels"
+            shown.append((name, self._given(shape, whole.y), None))
+            for k in steps:
+                name = f"step {k}" if len(fields) > 1 and k >= 0 else "mean" if deviation is not None else "completed"
+                shown.append((name, self._image(fields[k]), (fields[k] - whole.y).square().flatten(1).mean(1)))
+            if deviation is not None:
+                shown.append(("deviation", self._image(2 * deviation), None))
+        shown.append(("image", self._image(whole.y), None))
+        figure, many = Figure(layout="constrained"), len(shapes) > 1
+        # A number of pixels takes columns, where there are many, and a step a row.
+        figure.set_size_inches((0.87 * len(shown) + 0.2, 8.1) if many else (7.2, 0.92 * len(shown) + 0.4))
+        axes = figure.subplots(8, len(shown)).T if many else figure.subplots(len(shown), 8)
+        for line, (name, images, errors) in zip(axes, shown, strict=True):
+            for task, ax in enumerate(line):
+                ax.imshow(images[task], cmap="gray", vmin=0, vmax=1)
                 ax.set(xticks=[], yticks=[])
-                if name.startswith("step"):
-                    ax.set_xlabel(f"{float(-10 * noise[task].log10()):.1f} dB", fontsize=7)
-            row[0].set_ylabel(name, fontsize=9)
-        figure.suptitle("Images of unseen classes as fields, by steps of adaptation", fontsize=10)
+                if errors is not None:
+                    ax.set_xlabel(f"{float(-10 * errors[task].log10()):.1f} dB", fontsize=6, labelpad=1)
+            (line[0].set_title if many else line[0].set_ylabel)(name, fontsize=8)
+        figure.suptitle("Images of unseen classes, from the pixels given", fontsize=10)
         return figure
 
-    def _image(self, values: Tensor) -> np.ndarray:
-        """[pixels, channels] -> [height, width] or [height, width, 3], in 0..1."""
-        image = values.clamp(0, 1).view(self.height, self.width, -1).cpu()
+    def _given(self, shape: EpisodeShape, y: Tensor) -> NDArray[np.float32]:
+        """The test images of :meth:`picture`, blue wherever nothing is given: [8, height, width, 3]."""
+        images = self._image(y).reshape(len(y), self.pixels, -1)
+        colours = np.broadcast_to(images, (*images.shape[:2], 3)).copy()
+        for colour, places in zip(colours, self.places("test", range(len(y)), shape.shot), strict=True):
+            colour[places[shape.shot :]] = (0.16, 0.27, 0.55)
+        return colours.reshape(len(y), self.height, self.width, 3)
+
+    def _image(self, values: Tensor) -> NDArray[np.float32]:
+        """[T, pixels, channels] -> [T, height, width] or [T, height, width, 3], in 0..1."""
+        image = values.float().clamp(0, 1).view(len(values), self.height, self.width, -1).cpu()
         return (image if image.shape[-1] == 3 else image.mean(-1)).numpy()
+
+
+def _deviation(learner: Any, x: Tensor) -> Tensor | None:
+    """[T, N, D], of what a learner that predicts Gaussians expects at ``x``: of all of its equally likely ones."""
+    if not hasattr(learner, "gaussians"):
+        return None
+    mean, std = learner.gaussians(x)
+    return (std.square().mean(0) + mean.var(0, correction=0)).sqrt()
