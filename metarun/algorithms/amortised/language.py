@@ -80,9 +80,9 @@ def judge_strings(prediction: Tensor, query: Labelled) -> Metrics:
     values = {
         "tvd": (p - log_q.exp()).abs().sum(-1) / 2,
         "accuracy": likeliest.to(log_q.dtype),
-        "loss": -(p * log_q).sum(-1),
+        "loss": -torch.where(p > 0, p * log_q, 0).sum(-1),  # 0 log 0 is 0
     }
-    return {name: (value * here).sum((1, 2)) / here.sum((1, 2)) for name, value in values.items()}
+    return {name: torch.where(here, value, 0).sum((1, 2)) / here.sum((1, 2)) for name, value in values.items()}
 
 
 def histories(x: Tensor, order: int, beginning: int) -> Tensor:
