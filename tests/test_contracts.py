@@ -156,8 +156,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (19, 13, 54)
-    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (2659, 859, 27, 22)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (22, 14, 57)
+    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (2966, 934, 31, 22)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 

@@ -15,9 +15,9 @@ from metarun.tasks.nlp.bao import SPLIT
 from metarun.types import SPLITS
 
 
-def family(name: str, root: Path, **changes: Any) -> Any:
+def family(name: str, root: Path | None, **changes: Any) -> Any:
     section = compose([f"task=nlp/{name}"]).config["task"]
-    return construct({**section, "root": str(root), "query": 2, "test_ways": [], **changes}, seed=0)
+    return construct({**section, "root": root and str(root), "query": 2, "test_ways": [], **changes}, seed=0)
 
 
 def topics(root: Path, dataset: str, extra: str = "") -> Path:
@@ -83,9 +83,9 @@ def test_missing_labels_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("METARUN_DATA", str(tmp_path))
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"no amazon.json in text/bao of METARUN_DATA"):
-        family("bao", tmp_path, root=None, dataset="amazon")
+        family("bao", None, dataset="amazon")
     with pytest.raises(UserError, match=r"no train_wiki.json in text/fewrel of METARUN_DATA"):
-        family("fewrel", tmp_path, root=None)
+        family("fewrel", None)
 
 
 def test_relations_are_split_and_marked(tmp_path: Path) -> None:
