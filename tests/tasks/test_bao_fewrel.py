@@ -24,7 +24,9 @@ def topics(root: Path, dataset: str, extra: str = "") -> Path:
     """Five texts of every label, in turn."""
     labels = sorted(label for part in SPLIT[dataset] for label in part)
     rows = [
-        json.dumps({"label": label, "text": ["Text", str(i), f"of{label}", "more"]}) for i in range(5) for label in labels
+        json.dumps({"label": label, "text": ["Text", str(i), f"of{label}", "more"]})
+        for i in range(5)
+        for label in labels
     ]
     root.mkdir(exist_ok=True)
     (root / f"{dataset}.json").write_text("\n".join(rows) + "\n" + extra)

@@ -41,7 +41,9 @@ class FewRel(TextFewShot):
     ) -> None:
         known, held_out = (_read(_open(root, name), markers) for name in ("train_wiki.json", "val_wiki.json"))
         both = sorted(known.keys() & held_out.keys())
-        require(not both, f"FewRel: {', '.join(both)} in both train_wiki.json and val_wiki.json; they share no relation")
+        require(
+            not both, f"FewRel: {', '.join(both)} in both train_wiki.json and val_wiki.json; they share no relation"
+        )
         drawn = split_classes(range(len(known)), val=val, test=0, seed=split_seed)
         classes = {split: ids.tolist() for split, ids in drawn.items()}
         classes["test"] = list(range(len(known), len(known) + len(held_out)))

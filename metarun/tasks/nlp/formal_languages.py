@@ -91,7 +91,8 @@ class FormalLanguages(Task):
                 f"task.{name}={[*pair]}: two numbers are needed, the smallest and the largest",
             )
         require(
-            alphabet[1] <= symbols, f"task.alphabet={[*alphabet]}: more symbols than the task.symbols={symbols} there are"
+            alphabet[1] <= symbols,
+            f"task.alphabet={[*alphabet]}: more symbols than the task.symbols={symbols} there are",
         )
         require(
             edges[1] <= min(alphabet[0], states[0] - 1),
@@ -146,7 +147,7 @@ class FormalLanguages(Task):
         total = 0.0
         for first in range(0, len(indices), 100):
             query = self.batch(split, indices[first : first + 100]).query
-            entropy, here = torch.special.entr(query.truth).sum(-1), query.y >= 0  # type: ignore[arg-type]
+            entropy, here = torch.special.entr(query.truth).sum(-1), query.y >= 0
             total += float(((entropy * here).sum((1, 2)) / here.sum((1, 2))).sum())
         return {"loss of the true automaton": total / len(indices)}
 
