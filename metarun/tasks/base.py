@@ -48,16 +48,16 @@ class Spec:
 class Labelled:
     """Examples of T tasks: ``x`` [T, N, ...], ``y`` [T, N] class indices or [T, N, D] targets.
 
-    Examples that are sequences have a target at each of L places: ``x`` and ``y`` [T, N, L], ``y`` -1 where there is none.
-    ``way`` is the number of classes (0 in regression); it is known on the host, so that no step reads it back.
+    Examples that are sequences have a target at each of L places: ``x`` and ``y`` [T, N, L], ``y`` -1 where there is
+    none. ``way`` is the number of classes (0 in regression); it is known on the host, so that no step reads it back.
     """
 
     x: Tensor
     y: Tensor
     way: int = 0
     truth: Tensor | None = None
-    """The probabilities that ``y`` was drawn with, [T, N, ..., outputs], where a family knows them: to judge by, and for
-    no learner to read."""
+    """The probabilities that ``y`` was drawn with, [T, N, ..., outputs], where a family knows them: to judge by, and
+    for no learner to read."""
 
     def tasks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(x, y) of one task after another."""

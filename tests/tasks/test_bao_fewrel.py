@@ -1,4 +1,4 @@
-"""Bao et al.'s topic sets and FewRel in the layout of their files, made up: splits, texts, and errors that say where."""
+"""Bao et al.'s topic sets and FewRel, made up in the layout of their files: splits, texts, errors that say where."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ class BaumWelch(LanguageControl):
     symbol v is emitted and r comes next. ``iterations`` times, W becomes the expected number of such transitions given
     the strings, plus ``smoothing``, divided by its sum over v and r: sum log p(string) + ``smoothing`` sum log W never
     falls. Of all starts the one where this is highest predicts, from the states that a string's symbols so far leave
-    likely. (Akyürek et al. 2024, arXiv:2401.12973, have a state a transition of 20 states, and fit anew at every place.)
+    likely. (Akyürek et al. 2024, arXiv:2401.12973, have a state for each pair of 20, and fit anew at every
+    place.)
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class BaumWelch(LanguageControl):
         return W, value + evidence.sum((1, 2))
 
     def predictions(self, W: Tensor, x: Tensor) -> Tensor:
-        """Log-probabilities [T, M, L, V] of the symbol that follows each place of ``x`` [T, M, L], by ``W`` [T, S, V, S]."""
+        """Log-probabilities [T, M, L, V] of what follows each place of ``x`` [T, M, L], by ``W`` [T, S, V, S]."""
         tiny = torch.finfo(W.dtype).tiny
         by_symbol, emitted = W.transpose(1, 2), W.sum(-1)  # [T, V, S, S], [T, S, V]
         task = torch.arange(len(x), device=x.device)[:, None]

@@ -19,13 +19,14 @@ from metarun.types import Count, Decay, Positive, Rate
 
 
 class InContextLanguage(LanguageLearner):
-    """In-context language learning by a decoder (Akyürek et al. 2024, arXiv:2401.12973, sections 3 to 6).
+    """In-context language learning by a decoder (Akyürek et al. 2024, arXiv:2401.12973).
 
     A task's strings stand one after another, each with its beginning, and every token sees those before it. The loss is
-    the mean over all places of all strings, those read first included. ``layers`` pre-norm blocks of ``heads`` heads with
-    rotary positions (Su et al. 2021, arXiv:2104.09864). Before the first block, for each n of ``ngrams``, an n-gram head
-    (section 6): to token i, a linear map of the mean of those earlier tokens that followed, in their string, the same n
-    symbols as those up to i. The weights are learned; where to look is given. ``model`` makes tokens of symbols.
+    the mean over all places of all strings, those read first included. ``layers`` pre-norm blocks of ``heads`` heads
+    with rotary positions (Su et al. 2021, arXiv:2104.09864). Before the first block, for each n of ``ngrams``, an
+    n-gram head of theirs: to token i, a linear map of the mean of those earlier tokens that followed, in their
+    string, the same n symbols as those up to i. The weights are learned; where to look is given. ``model`` makes tokens
+    of symbols.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ def string_loss(prediction: Tensor, y: Tensor) -> Tensor:
 
 
 def judge_strings(prediction: Tensor, query: Labelled) -> Metrics:
-    """Metrics a task, [T], each a mean over the places of its strings (Akyürek et al. 2024, section 3).
+    """Metrics a task, [T], each a mean over the places of its strings (Akyürek et al. 2024, arXiv:2401.12973).
 
     ``accuracy``: the likeliest symbol may follow; ``tvd``: total variation distance, half the sum over symbols of
     |p - q|, between prediction and truth; ``loss``: cross-entropy, -sum p log q, with p the truth. Where no truth is

@@ -16,7 +16,8 @@ from metarun.types import Positive
 class Ngram(LanguageControl):
     """Interpolated n-grams, smoothed as by Witten & Bell (Chen & Goodman 1998, TR-10-98, section 2.5).
 
-    With c(h v) the times that v followed the history h of n - 1 symbols and d(h) the number of different symbols that did,
+    With c(h v) the times that v followed the history h of n - 1 symbols and d(h) the number of different symbols that
+    did,
 
         p_n(v | h) = (c(h v) + d(h) p_n-1(v | h')) / (c(h) + d(h)),
 

@@ -30,8 +30,8 @@ class Bao(TextFewShot):
     """Topics of texts, in the files and class splits of Bao et al. (2020, arXiv:1908.06039, section 5.1).
 
     ``20news`` 20 newsgroups, ``amazon`` reviews of 24 kinds of products, ``huffpost`` headlines of 41 topics, ``rcv1``
-    and ``reuters`` news of 71 and 31 topics. ``<dataset>.json`` lies in ``root``, or in ``text/bao`` of METARUN_DATA or the
-    cache, as the authors publish it: one JSON object a line, with an int ``label`` and a ``text`` that is a list of
+    and ``reuters`` news of 71 and 31 topics. ``<dataset>.json`` lies in ``root``, or in ``text/bao`` of METARUN_DATA or
+    the cache, as the authors publish it: one JSON object a line, with an int ``label`` and a ``text`` that is a list of
     tokens, of which the first ``tokens`` are read (500: the authors). They also leave out texts without any known word.
     Raises :class:`~metarun.errors.UserError` with file and line for what is no such row.
     """

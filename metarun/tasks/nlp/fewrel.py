@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from metarun.errors import UserError, require
-from metarun.tasks.files import find
 from metarun.tasks.fewshot import split_classes
+from metarun.tasks.files import find
 from metarun.tasks.nlp.base import TextFewShot
 from metarun.types import Fraction, Positive
 
@@ -17,13 +17,15 @@ from metarun.types import Fraction, Positive
 class FewRel(TextFewShot):
     """Relations between two entities of a sentence, on relations not seen before (Han et al. 2018, arXiv:1810.10147).
 
-    From ``train_wiki.json`` (64 relations) and ``val_wiki.json`` (16) of the authors, in ``root``, or in ``text/fewrel``
-    of METARUN_DATA or the cache. The official test relations are hidden: meta-test are those of val_wiki, meta-validation
-    a share ``val`` of train_wiki's, drawn by ``split_seed``, and results are not those of the official leaderboard.
+    From ``train_wiki.json`` (64 relations) and ``val_wiki.json`` (16) of the authors, in ``root``, or in
+    ``text/fewrel`` of METARUN_DATA or the cache. The official test relations are hidden: meta-test are those of
+    val_wiki, meta-validation a share ``val`` of train_wiki's, drawn by ``split_seed``, and results are not those of the
+    official leaderboard.
 
-    With ``markers`` the first mention of the head entity stands between [E1] and [/E1], that of the tail between [E2] and
-    [/E2] (Baldini Soares et al. 2019, arXiv:1906.03158, section 3.2). Without, nothing tells which entities are asked
-    about. Raises :class:`~metarun.errors.UserError` with file, relation and number of the example for what is no example.
+    With ``markers`` the first mention of the head entity stands between [E1] and [/E1], that of the tail between [E2]
+    and [/E2] (Baldini Soares et al. 2019, arXiv:1906.03158, section 3.2). Without, nothing tells which entities are
+    asked about. Raises :class:`~metarun.errors.UserError` with file, relation and number of the example for what is no
+    example.
     """
 
     def __init__(
@@ -50,7 +52,8 @@ class FewRel(TextFewShot):
         for split, ids in classes.items():
             require(
                 len(ids) >= way,
-                f"FewRel: '{split}' has {len(ids)} relations, fewer than task.way={way}; change task.way or task.val={val}",
+                f"FewRel: '{split}' has {len(ids)} relations, fewer than task.way={way}; change task.way or "
+                f"task.val={val}",
             )
         super().__init__(
             known | held_out, classes, seed=seed, way=way, shot=shot, query=query, test_ways=test_ways, name="FewRel"
@@ -116,5 +119,5 @@ def _span(where: str, example: dict[str, Any], key: str, count: int) -> tuple[in
         case other:
             raise UserError(f"{where}: '{key}' is {other!r}, not [name, id, [[positions], ...]]")
     first, last = min(mention), max(mention)
-    require(0 <= first and last < count, f"{where}: '{key}' is at {mention}; there are {count} tokens, from 0 on")
+    require(first >= 0 and last < count, f"{where}: '{key}' is at {mention}; there are {count} tokens, from 0 on")
     return first, last

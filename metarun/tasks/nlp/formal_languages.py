@@ -54,17 +54,17 @@ class Automata:
 
 
 class FormalLanguages(Task):
-    """In-context language learning (RegBench: Akyürek et al. 2024, arXiv:2401.12973, section 3).
+    """In-context language learning (RegBench: Akyürek et al. 2024, arXiv:2401.12973).
 
     A task is a probabilistic finite automaton: a number of ``states`` and a subset of the ``symbols``, its size in
-    ``alphabet``, both uniform; from every state, a number of ``edges``, uniform too, with different symbols, to different
-    states other than itself, all as likely. Strings start in state 0; they end when they have a length in ``lengths``,
-    and no learner has to say where. (The paper's edges are 1 to 4; its code draws 1 to 3, and merges states that cannot
-    be told apart, which changes no string. Its tasks have 10 to 20 strings of 1 to 50 symbols; it meta-trains on 5000
-    automata, here all are new.) The splits are independent draws.
+    ``alphabet``, both uniform; from every state, a number of ``edges``, uniform too, with different symbols, to
+    different states other than itself, all as likely. Strings start in state 0; they end when they have a length in
+    ``lengths``, and no learner has to say where. (So the authors' code draws them, with 1 to 3 edges, 10 to 19 strings
+    of 1 to 49 symbols; it also merges states that cannot be told apart, which changes no string, and meta-trains on
+    5000 automata where here all are new.) The splits are independent draws.
 
-    x [T, N, L] int64: a beginning (``symbols``), then the symbols read; y the symbols that follow, -1 after the end of a
-    string, where x is ``symbols + 1`` from the next place on. At each place a learner gives log-probabilities of the
+    x [T, N, L] int64: a beginning (``symbols``), then the symbols read; y the symbols that follow, -1 after the end of
+    a string, where x is ``symbols + 1`` from the next place on. At each place a learner gives log-probabilities of the
     symbol that follows what x holds up to there, after ``shot`` strings, for each of ``query`` further ones.
     """
 
@@ -92,12 +92,12 @@ class FormalLanguages(Task):
             )
         require(
             alphabet[1] <= symbols,
-            f"task.alphabet={[*alphabet]}: more symbols than the task.symbols={symbols} there are",
+            f"task.alphabet={[*alphabet]}: more than the task.symbols={symbols} that there are",
         )
         require(
             edges[1] <= min(alphabet[0], states[0] - 1),
-            f"task.edges={[*edges]}: the edges of a state have different symbols and lead to different other states, of "
-            f"which there may be {alphabet[0]} (task.alphabet) and {states[0] - 1} (task.states, less the state itself)",
+            f"task.edges={[*edges]}: the edges of a state have different symbols and lead to different other states, "
+            f"of which there may be {alphabet[0]} (task.alphabet) and {states[0] - 1} (task.states, less itself)",
         )
         self.seed, self.symbols, self.states, self.alphabet = seed, symbols, states, alphabet
         self.edges, self.lengths = edges, lengths
