@@ -38,8 +38,8 @@ def fits(task: str, algorithm: str, model: str) -> bool:
 
 IMAGE_SETS = ("mini_imagenet", "cifar_fs", "fc100", "tiered_imagenet", "cub")
 """Differ from vision/folder in how they are read, and from one another in nothing else."""
-ON_IMAGES = ("vision/field", "vision/completion")
-"""Take their images from a family of the group images."""
+WITHOUT_WAYS = ("vision/field", "vision/completion", "nlp/formal_languages")
+"""Have no classes, unlike the others of their kind."""
 DEEP = ("resnet12", "wrn", "timm")
 """Differ from conv4 in their layers alone."""
 
@@ -47,6 +47,8 @@ DEEP = ("resnet12", "wrn", "timm")
 ALIKE = {
     "vision/omniglot": "conv4",
     "nlp/intents": "ngram_bag",
+    "nlp/bao": "ngram_bag",
+    "nlp/fewrel": "ngram_bag",
     "regression/functions": "mlp",
     "regression/gp": "mlp",
     "regression/quadratics": "linear",
@@ -108,6 +110,10 @@ SMALL = {
     "task=vision/completion": ["task.images.size=12", "task.shot=20", "task.test_shots=[5]"],
     "model=siren": ["model.width=8", "model.depth=2"],
     "task=nlp": ["task.test_ways=[4]"],
+    "task=nlp/bao": ["task.way=2", "task.query=2", "task.test_ways=[]"],
+    "task=nlp/fewrel": ["task.way=2", "task.query=2", "task.test_ways=[]"],
+    "task=nlp/formal_languages": ["task.shot=3", "task.query=2", "task.lengths=[3,6]"],
+    "model=symbols": ["model.width=8"],
     "task=nlp/intents": ["task.dataset=HWU64"],
     "task=rl/navigation": ["task.horizon=10"],
     "task=rl/mdp": ["task.states=3", "task.horizon=4", "task.episodes=2"],
@@ -137,6 +143,8 @@ SMALL = {
     "model=text_cnn": ["model.embedding=8", "model.filters=4"],
     "task=regression/functions": ["task.size=3", "task.shot=4"],
     "algorithm=in_context": ["algorithm.width=8", "runner.meta_batch=2"],
+    "algorithm=in_context_language": ["algorithm.width=8", "algorithm.ngrams=[1]", "runner.meta_batch=2"],
+    "algorithm=baum_welch": ["algorithm.states=3", "algorithm.iterations=3", "runner.meta_batch=2"],
     "algorithm=snail": ["algorithm.keys=[4,4]", "algorithm.values=[4,4]", "algorithm.filters=4", "runner.meta_batch=2",
                         "algorithm.train_query=null"],
     "algorithm=mann": ["algorithm.controller=8", "algorithm.slots=6", "algorithm.width=4", "runner.meta_batch=2",
@@ -172,10 +180,17 @@ def own_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
             Image.fromarray(noise.integers(0, 256, (28, 28), dtype=np.uint8)).save(folder / f"{i}.png")
             rows.append({"text": f"text {i} about subject {c} with word{c * i}", "label": f"label{c}"})
     (root / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    topics = [{"label": c, "text": ["text", str(i), f"of{c}"]} for c in range(41) for i in range(6)]
+    (root / "huffpost.json").write_text("\n".join(map(json.dumps, topics)))
+    for name, relations in (("train", range(8)), ("val", range(8, 12))):
+        sentence = {"tokens": ["who", "made", "what"], "h": ["who", "Q1", [[0]]], "t": ["what", "Q2", [[2]]]}
+        (root / f"{name}_wiki.json").write_text(json.dumps({f"P{r}": [sentence] * 6 for r in relations}))
     return {
         **{f"vision/{name}": [f"task.root={image_set(name, root / name)}"] for name in IMAGE_SETS},
         "vision/folder": [f"task.root={root}/images"],
         "nlp/text": [f"task.file={root}/texts.jsonl"],
+        "nlp/bao": [f"task.root={root}"],
+        "nlp/fewrel": [f"task.root={root}"],
     }
 
 
@@ -219,7 +234,8 @@ def experiment(
     small = [
         o
         for key, overrides in SMALL.items()
-        if any(w == key or w.startswith(key + "/") for w in words) and (key != "task=vision" or task not in ON_IMAGES)
+        if any(w == key or w.startswith(key + "/") for w in words)
+        and (key not in ("task=vision", "task=nlp") or task not in WITHOUT_WAYS)
         for o in overrides
     ]
     return build(compose([*words, *small, *own_data.get(task, []), *COMMON]).config)

@@ -25,7 +25,7 @@ class Algorithm(nn.Module, ABC):
     """A learner over tasks. Its parameters (the model's and its own) are the meta-parameters."""
 
     kinds: ClassVar[tuple[str, ...]]
-    """Kinds of task family it fits: classification, regression, control."""
+    """Kinds of task family it fits: classification, regression, sequence, control."""
     roles: ClassVar[tuple[str, ...]] = ("features",)
     """Kinds of model it can drive: features, policy, recurrent_policy."""
     modalities: ClassVar[tuple[str, ...]] = ()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from metarun.algorithms.base import Algorithm
 
-Kind = Literal["classification", "regression", "control"]
+Kind = Literal["classification", "regression", "sequence", "control"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Spec:
 
     ``input_shape`` is one example's shape, without batch dimensions: ``(channels, height, width)`` for images,
     ``(features,)`` for vectors and observations, ``()`` where the model chooses it (text).
-    ``output_size`` is the number of classes, of target dimensions, or of actions (discrete) / action
-    dimensions (continuous).
+    ``output_size`` is the number of classes, of target dimensions, of symbols (sequences), or of actions (discrete) /
+    action dimensions (continuous).
     """
 
     kind: Kind
@@ -48,20 +48,24 @@ class Spec:
 class Labelled:
     """Examples of T tasks: ``x`` [T, N, ...], ``y`` [T, N] class indices or [T, N, D] targets.
 
-    ``way`` is the number of classes (0 in regression); it is known on the host, so that no step reads it back.
+    Examples that are sequences have a target at each of L places: ``x`` and ``y`` [T, N, L], ``y`` -1 where there is
+    none. ``way`` is the number of classes (0 in regression); it is known on the host, so that no step reads it back.
     """
 
     x: Tensor
     y: Tensor
     way: int = 0
+    truth: Tensor | None = None
+    """The probabilities that ``y`` was drawn with, [T, N, ..., outputs], where a family knows them: to judge by, and
+    for no learner to read."""
 
     def tasks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(x, y) of one task after another."""
         return zip(self.x, self.y, strict=True)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Labelled:
-        """``f`` applied to both tensors."""
-        return Labelled(f(self.x), f(self.y), self.way)
+        """``f`` applied to its tensors."""
+        return Labelled(f(self.x), f(self.y), self.way, None if self.truth is None else f(self.truth))
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class TaskBatch:
     query: Labelled
 
     def map(self, f: Callable[[Tensor], Tensor]) -> TaskBatch:
-        """``f`` applied to each of the four tensors."""
+        """``f`` applied to each of the tensors."""
         return TaskBatch(self.support.map(f), self.query.map(f))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -121,8 +121,13 @@ class Block(nn.Module):
         self.attention, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.units = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, tokens: Tensor, seen: Tensor) -> Tensor:
-        """``tokens`` [T, L, width]; ``seen`` [L, L]: which others each attends to."""
+    def forward(self, tokens: Tensor, seen: Tensor, place: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """``tokens`` [T, L, width]; ``seen`` [L, L] or [T, 1, L, L]: which others each attends to.
+
+        ``place`` tells queries and keys where they stand.
+        """
         queries, keys, values = self.attention(self.before_attention(tokens)).chunk(3, -1)
+        if place is not None:
+            queries, keys = place(queries), place(keys)
         tokens = tokens + self.out(attend(queries, keys, values, self.heads, seen))
         return tokens + self.units(self.before_units(tokens))

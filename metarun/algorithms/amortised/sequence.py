@@ -39,7 +39,7 @@ def mean_loss(spec: Spec, prediction: Tensor, y: Tensor) -> Tensor:
 def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int, seen: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention of ``heads`` equal parts: [T, N, W], [T, M, W], [T, M, W] -> [T, N, W].
 
-    ``seen`` [N, M]: which keys each query attends to; all without it.
+    ``seen`` [N, M] or [T, 1, N, M]: which keys each query attends to; all without it.
     """
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (queries, keys, values))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)

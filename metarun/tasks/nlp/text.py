@@ -83,10 +83,10 @@ class Text(TextFewShot):
         return {**super().protocol(), **self.partition}
 
 
-def read(path: Path) -> Iterator[Row]:
-    """The rows of a .csv, .tsv or .jsonl file; empty lines are skipped."""
+def read(path: Path, ending: str | None = None) -> Iterator[Row]:
+    """The rows of a .csv, .tsv or .jsonl file, or of one that is to be read like such; empty lines are skipped."""
     kinds = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl}
-    reader = kinds.get(path.suffix.lower())
+    reader = kinds.get(ending or path.suffix.lower())
     if reader is None:
         raise UserError(f"task.file={path}: ends in '{path.suffix}'; allowed: {', '.join(kinds)}")
     try:

@@ -1,0 +1,60 @@
+"""n-grams counted in the support strings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metarun.algorithms.amortised.language import Fit, LanguageControl, histories
+from metarun.errors import require
+from metarun.tasks.base import Spec
+from metarun.types import Positive
+
+
+class Ngram(LanguageControl):
+    """Interpolated n-grams, smoothed as by Witten & Bell (Chen & Goodman 1998, TR-10-98, section 2.5).
+
+    With c(h v) the times that v followed the history h of n - 1 symbols and d(h) the number of different symbols that
+    did,
+
+        p_n(v | h) = (c(h v) + d(h) p_n-1(v | h')) / (c(h) + d(h)),
+
+    h' being h without its oldest symbol, down to p_0, which is uniform: a history that was never seen leaves the
+    prediction to the shorter one. Strings are preceded by beginnings. Counted are the support strings and, as an
+    in-context learner can, the string's own symbols so far.
+    """
+
+    def __init__(self, model: nn.Module, spec: Spec, *, order: Positive) -> None:
+        super().__init__(model, spec)
+        require(
+            (spec.output_size + 2) ** (order - 1) < 2**62,
+            f"algorithm.order={order}: histories of {order - 1} of {spec.output_size} symbols are too many to number",
+        )
+        self.order = order
+
+    def fit(self, x: Tensor, y: Tensor) -> Fit:
+        symbols, dtype = self.spec.output_size, torch.get_default_dtype()
+        named = torch.arange(symbols, device=x.device)
+        followed = (y.flatten(1)[..., None] == named).to(dtype)  # [T, N L, symbols]; nothing follows an end
+
+        def predict(query: Tensor) -> Tensor:
+            length = query.shape[-1]
+            own = (query[..., 1:, None] == named).to(dtype)  # what followed each place but the last
+            before = torch.ones(length, length - 1, dtype=torch.bool, device=x.device).tril(-1)
+            p = torch.full((*query.shape, symbols), 1 / symbols, dtype=dtype, device=x.device)
+            for known in range(self.order):
+                there, here = histories(x, known, symbols), histories(query, known, symbols)
+                same = (here.flatten(1)[:, :, None] == there.flatten(1)[:, None, :]).to(dtype)
+                earlier = ((here[..., :, None] == here[..., None, :-1]) & before).to(dtype)
+                counts = (same @ followed).view(p.shape) + earlier @ own
+                different = (counts > 0).sum(-1, keepdim=True)
+                total = counts.sum(-1, keepdim=True) + different
+                p = torch.where(total > 0, (counts + different * p) / total.clamp(min=1), p)
+            return p.log()
+
+        return predict
+
+    def protocol(self) -> dict[str, Any]:
+        return {"order": self.order}

@@ -1,0 +1,29 @@
+"""A vector for each symbol."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from metarun.tasks.base import Spec
+from metarun.types import Positive
+
+
+class Symbols(nn.Module):
+    """A learned vector of ``width`` numbers for each symbol, the beginning and the end: [N, L] -> [N, L, width]."""
+
+    modalities: ClassVar[tuple[str, ...]] = ("symbols",)
+    role: ClassVar[str] = "features"
+
+    def __init__(self, spec: Spec, *, width: Positive) -> None:
+        super().__init__()
+        self.length = spec.input_shape[0]
+        self.vectors = nn.Embedding(spec.output_size + 2, width)
+
+    def example(self) -> Tensor:
+        return torch.zeros(2, self.length, dtype=torch.int64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.vectors(x)
