@@ -25,6 +25,8 @@ from metarun.training.experiment import Experiment
 from metarun.types import SPLITS
 from tests.models.tiny_bert import tiny_bert
 
+OVER_IMAGES = ("vision/field", "vision/generation", "vision/generation_omniglot")
+"""Families over another one of few-shot images, which has the keys that these share."""
 TASKS = {e.name: e for e in catalogue("task")}
 MODELS = {e.name: e for e in catalogue("model")}
 ALGORITHMS = {e.name: e for e in catalogue("algorithm")}
@@ -48,6 +50,7 @@ ALIKE = {
     "regression/gp": "mlp",
     "regression/quadratics": "linear",
     "vision/field": "siren",
+    "vision/generation_omniglot": "set_unet",
     **{f"vision/{name}": "conv4" for name in IMAGE_SETS},
 }
 """Task families that differ from another one in nothing that depends on the model: walked with this one."""
@@ -100,6 +103,10 @@ COMMON = [
 SMALL = {
     "task=vision": ["task.test_ways=[4]"],
     "task=vision/field": ["task.images.size=12"],
+    "task=vision/generation": ["task.way=4", "task.judge.episodes=2", "task.judge.width=4", "task.judge.neighbours=2"],
+    "task=vision/generation_omniglot": ["task.way=4", "task.shot=2", "task.judge.episodes=2", "task.judge.width=4"],
+    "model=set_unet": ["model.width=8"],
+    "algorithm=flow": ["algorithm.steps=3", "algorithm.train_way=null"],
     "model=siren": ["model.width=8", "model.depth=2"],
     "task=nlp": ["task.test_ways=[4]"],
     "task=nlp/intents": ["task.dataset=HWU64"],
@@ -147,8 +154,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (17, 13, 48)
-    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (2627, 827, 27, 22)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS)) == (19, 14, 50)
+    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (2631, 831, 27, 22)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 
@@ -203,7 +210,7 @@ def experiment(
     task, algorithm, model = cell
     if model == "timm":
         pytest.importorskip("timm", reason="timm does not import here", exc_type=Exception)
-    if task in ("vision/omniglot", "nlp/intents"):
+    if task in ("vision/omniglot", "vision/generation_omniglot", "nlp/intents"):
         request.getfixturevalue("data_root")
     words = [f"task={task}", f"algorithm={algorithm}", f"model={model}"]
     if model == "encoder":
@@ -212,7 +219,7 @@ def experiment(
     small = [
         o
         for key, overrides in SMALL.items()
-        if any(w == key or w.startswith(key + "/") for w in words) and (key, task) != ("task=vision", "vision/field")
+        if any(w == key or w.startswith(key + "/") for w in words) and (key != "task=vision" or task not in OVER_IMAGES)
         for o in overrides
     ]
     return build(compose([*words, *small, *own_data.get(task, []), *COMMON]).config)
@@ -345,7 +352,7 @@ def test_a_value_is_declared_once() -> None:
             stated = [line for line in path.read_text().splitlines() if line.strip().startswith(f"{key}:")]
             assert all("#" in line for line in stated), f"{name}: {key} has no comment"
         walked += 1
-    assert walked == len(TASKS) + len(MODELS) + len(ALGORITHMS) + 4 * len(GRADIENT) + len(METRIC + REFINED) + 4
+    assert walked == len(TASKS) + len(MODELS) + len(ALGORITHMS) + 4 * len(GRADIENT) + len(METRIC + REFINED) + 8
 
 
 def test_every_recipe_composes_and_fits() -> None:

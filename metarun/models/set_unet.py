@@ -24,11 +24,12 @@ class SetUNet(nn.Module):
     """Noisy images and a set of clean ones -> what is left to say of each pixel, as a logit.
 
     Images are cut into tiles of ``patch`` x ``patch`` pixels, which become channels; a U-Net of two levels (Ronneberger
-    et al. 2015, arXiv:1505.04597), ``width`` and twice that wide, with ``blocks`` residual blocks a level and way, works
-    on these. Each block reads the time t by a shift and a scale of its normalised features (Dhariwal & Nichol 2021,
-    arXiv:2105.05233, section 3). The set is read by convolutions of its own: the mean of its first maps is added to the
-    first map of the noisy image, pixel by pixel, and each place of each image's second map is a token that the lower
-    level attends to, with ``heads`` heads, after each of its blocks. The order of the set has no effect.
+    et al. 2015, arXiv:1505.04597), ``width`` and twice that wide, works on these: ``upper`` residual blocks on the way down and as many
+    on the way up, ``lower`` between them. Each block reads the time t by a shift and a scale of its normalised features
+    (Dhariwal & Nichol 2021, arXiv:2105.05233, section 3). The set is read by convolutions of its own: the mean of its
+    first maps is added to the first map of the noisy image, pixel by pixel, and each place of each image's second map is
+    a token. After each block of the lower level its places attend, with ``heads`` heads, to these tokens and to each
+    other. The order of the set has no effect, and it may be empty.
 
     :meth:`read`: sets [S, K, C, H, W] in -1..1 -> context. :meth:`forward`: x [N, C, H, W], t [N] in 0..1, context of N
     sets -> logits [N, C, H, W].
@@ -37,7 +38,9 @@ class SetUNet(nn.Module):
     modalities: ClassVar[tuple[str, ...]] = ("image",)
     role: ClassVar[str] = "denoiser"
 
-    def __init__(self, spec: Spec, *, width: Positive, patch: Positive, blocks: Positive, heads: Positive) -> None:
+    def __init__(
+        self, spec: Spec, *, width: Positive, patch: Positive, upper: Positive, lower: Positive, heads: Positive
+    ) -> None:
         super().__init__()
         channels, height, image_width = spec.input_shape
         require(
@@ -59,22 +62,22 @@ class SetUNet(nn.Module):
         self.set_lower = Residual(deep, deep, None)
         self.set_map = nn.Conv2d(width, width, 1)
         self.place = nn.Parameter(torch.randn(place[0] * place[1], deep) / deep**0.5)
-        self.down = nn.ModuleList(Residual(width, width, deep) for _ in range(blocks))
+        self.down = nn.ModuleList(Residual(width, width, deep) for _ in range(upper))
         self.shrink = nn.Conv2d(width, deep, 3, stride=2, padding=1)
-        self.lower = nn.ModuleList(Residual(deep, deep, deep) for _ in range(blocks))
-        self.looks = nn.ModuleList(Look(deep, heads) for _ in range(blocks))
+        self.lower = nn.ModuleList(Residual(deep, deep, deep) for _ in range(lower))
+        self.looks = nn.ModuleList(Look(deep, heads) for _ in range(lower))
         self.enlarge = nn.Conv2d(deep, width, 3, padding=1)
-        self.up = nn.ModuleList(Residual(2 * width if i == 0 else width, width, deep) for i in range(blocks))
+        self.up = nn.ModuleList(Residual(2 * width if i == 0 else width, width, deep) for i in range(upper))
         self.last = nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Conv2d(width, tiles, 3, padding=1))
         nn.init.zeros_(self.last[-1].weight)
         nn.init.zeros_(self.last[-1].bias)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def read(self, sets: Tensor, counts: Tensor) -> Context:
-        """Of ``sets`` [S, K, C, H, W], the images where ``counts`` [S, K] is 1, at least one a set."""
+        """Of ``sets`` [S, K, C, H, W], the images where ``counts`` [S, K] is 1."""
         upper = self.set_upper(self.first_of_set(self.tiled(sets.flatten(0, 1))))
         lower = self.set_lower(self.set_down(upper))
-        weight = counts / counts.sum(1, keepdim=True)
+        weight = counts / counts.sum(1, keepdim=True).clamp(min=1)
         mean = (self.set_map(upper).unflatten(0, sets.shape[:2]) * weight[..., None, None, None]).sum(1)
         tokens = lower.flatten(2).transpose(1, 2) + self.place
         counted = counts[..., None].expand(-1, -1, tokens.shape[1])
@@ -120,21 +123,22 @@ class Residual(nn.Module):
 
 
 class Look(nn.Module):
-    """Each place of a map [N, width, h, w] attends to tokens [N, M, width], added to what it was."""
+    """Each place of a map [N, width, h, w] attends to all places and to tokens [N, M, width]; added to what it was."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads, self.norm = heads, nn.GroupNorm(GROUPS, width)
-        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.own, self.key_value = nn.Linear(width, 3 * width), nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor, tokens: Tensor, counted: Tensor, place: Tensor) -> Tensor:
-        query = self.query(self.norm(x).flatten(2).transpose(1, 2) + place)
+        query, own_key, own_value = self.own(self.norm(x).flatten(2).transpose(1, 2) + place).chunk(3, -1)
         key, value = self.key_value(tokens).chunk(2, -1)
+        key, value = torch.cat([own_key, key], 1), torch.cat([own_value, value], 1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value))
-        seen = torch.zeros_like(counted).masked_fill(counted == 0, -torch.inf)[:, None, None]
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
+        unseen = F.pad(torch.zeros_like(counted).masked_fill(counted == 0, -torch.inf), (own_key.shape[1], 0))
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=unseen[:, None, None]).transpose(1, 2).flatten(2)
         return x + self.out(found).transpose(1, 2).unflatten(2, x.shape[2:])
 
 

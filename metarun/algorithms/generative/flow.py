@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import sqrt
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from metarun.algorithms.base import Adapted, Metrics
 from metarun.algorithms.generative.base import Generative, of_task, sets
+from metarun.errors import require
 from metarun.tasks.base import Labelled, Spec, TaskBatch
-from metarun.types import Decay, NonNegative, Positive, Rate
+from metarun.types import Decay, Fraction, NonNegative, Positive, Rate
 
 
 class Flow(Generative):
@@ -28,7 +29,9 @@ class Flow(Generative):
     ``evidence`` adds what x_t says of a binary pixel by itself to the model's logit, 2 t x_t / (1 - t)^2 (Bayes' rule),
     up to that much: the model has the rest to say. In meta-training the logit of t is N(``time_mean``, ``time_std``)
     (Esser et al. 2024, arXiv:2403.03206, section 3.1), and steps of generation are at its quantiles. Of each support set
-    of meta-training a random part is shown, one image to all.
+    of meta-training a random part is shown, one image to all, and with the chance ``drop`` none: then the logit can be
+    led away from what the model says without a set, l + ``guidance`` (l - l without) (Ho & Salimans 2022,
+    arXiv:2207.12598, equation 6), which costs each step of generation twice.
     """
 
     def __init__(
@@ -40,6 +43,8 @@ class Flow(Generative):
         evidence: NonNegative,
         time_mean: float,
         time_std: Rate,
+        drop: Fraction,
+        guidance: NonNegative,
         train_way: Positive | None,
         train_shot: Positive | None,
         train_query: Positive | None,
@@ -49,7 +54,8 @@ class Flow(Generative):
     ) -> None:
         super().__init__()
         self.model, self.spec, self.steps, self.evidence = model, spec, steps, evidence
-        self.time_mean, self.time_std = time_mean, time_std
+        self.time_mean, self.time_std, self.drop, self.guidance = time_mean, time_std, drop, guidance
+        require(drop > 0 or guidance == 0, f"algorithm.guidance={guidance} needs algorithm.drop above 0")
         self.train_way, self.train_shot, self.train_query = train_way, train_shot, train_query
         self.learn_with(outer_lr, decay_over=decay_over, decay=decay)
 
@@ -57,6 +63,7 @@ class Flow(Generative):
         shown, way = sets(batch.support), batch.support.way
         number, shot = shown.shape[:2]
         count = 1 + torch.rand(number, 1, device=shown.device, dtype=shown.dtype).mul(shot).floor()
+        count = count * (torch.rand_like(count) >= self.drop)
         counts = (torch.arange(shot, device=shown.device) < count).to(shown.dtype)
         context = self.model.read(2 * shown - 1, counts)  # type: ignore[operator]
         y, index = batch.query.y.flatten(0, 1), of_task(batch.query.x, way)
@@ -73,22 +80,29 @@ class Flow(Generative):
         return self.model(x, t, context) + alone
 
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
-        shown = sets(support)
-        context = self.model.read(2 * shown - 1, torch.ones_like(shown[:, :, 0, 0, 0]))  # type: ignore[operator]
+        shown = 2 * sets(support) - 1
+        every = torch.ones_like(shown[:, :, 0, 0, 0])
+        counts = [every] if self.guidance == 0 else [every, torch.zeros_like(every)]
+        contexts = [self.model.read(shown, c) for c in counts]  # type: ignore[operator]
 
         def made(classes: Tensor) -> Tensor:
             index = of_task(classes, support.way)
             noise = torch.randn(len(index), *shown.shape[2:], dtype=shown.dtype, device=shown.device)
-            return self.carried(noise, tuple(c[index] for c in context)).unflatten(0, classes.shape)
+            return self.carried(noise, [tuple(c[index] for c in context) for context in contexts]).unflatten(
+                0, classes.shape
+            )
 
         yield made
 
-    def carried(self, x: Tensor, context: tuple[Tensor, ...]) -> Tensor:
-        """Noise [N, C, H, W] to images in 0..1."""
+    def carried(self, x: Tensor, contexts: Sequence[tuple[Tensor, ...]]) -> Tensor:
+        """Noise [N, C, H, W] to images in 0..1, by the context of N sets and, under guidance, that of none."""
         times = self.times(x)
         mean = x
         for now, then in zip(times, times[1:], strict=False):
-            mean = 2 * torch.sigmoid(self.logits(x, now.expand(len(x)), context)) - 1
+            logits, *without = (self.logits(x, now.expand(len(x)), context) for context in contexts)
+            for other in without:
+                logits = logits + self.guidance * (logits - other)
+            mean = 2 * torch.sigmoid(logits) - 1
             x = x + (then - now) / (1 - now) * (mean - x)
         return (mean + 1) / 2
 
@@ -98,4 +112,4 @@ class Flow(Generative):
         return torch.sigmoid(self.time_mean + self.time_std * sqrt(2) * torch.erfinv(2 * u - 1))
 
     def protocol(self) -> dict[str, Any]:
-        return {"generation_steps": self.steps}
+        return {"generation_steps": self.steps, "guidance": self.guidance}
