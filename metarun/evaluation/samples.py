@@ -47,7 +47,8 @@ class Judge:
         neighbours: Positive,
     ) -> None:  # fmt: skip
         self.keys = {"width": width, "episodes": episodes, "way": way, "shot": shot, "query": query, "lr": lr}
-        self.neighbours = neighbours
+        self.width, self.episodes, self.lr, self.neighbours = width, episodes, lr, neighbours
+        self.shape = EpisodeShape(way, shot, query)
         self.images: FewShot | None = None
         self.embedding: nn.Module | None = None
 
@@ -57,7 +58,7 @@ class Judge:
     def of(self, images: FewShot) -> Judge:
         """Learn from ``images``, when first asked."""
         self.images = images
-        images.check("train", EpisodeShape(self.keys["way"], self.keys["shot"], self.keys["query"]))
+        images.check("train", self.shape)
         return self
 
     def __call__(self, learner: Callable[[Tensor], Tensor], batch: TaskBatch) -> dict[str, Tensor]:
@@ -104,8 +105,8 @@ class Judge:
         key["train"] = zlib.crc32(images.classes["train"].tobytes())
         with torch.random.fork_rng(devices=[]):  # the run's random numbers must not depend on the cache
             torch.manual_seed(0)
-            spec = Spec("classification", images.modality, images.spec.input_shape, self.keys["way"])
-            model = Conv4(spec, width=self.keys["width"], depth=4, downsample="pool", halvings=None, reduce="flatten",
+            spec = Spec("classification", images.modality, images.spec.input_shape, self.shape.way)
+            model = Conv4(spec, width=self.width, depth=4, downsample="pool", halvings=None, reduce="flatten",
                           norm_scale=True)  # fmt: skip
 
             def train() -> dict[str, np.ndarray]:
@@ -117,18 +118,16 @@ class Judge:
         return model.eval().requires_grad_(False)
 
     def _train(self, model: nn.Module, spec: Spec, images: FewShot) -> None:
-        keys = self.keys
-        log.info("a judge of samples learns from %d episodes of real examples; it is kept", keys["episodes"])
+        log.info("a judge of samples learns from %d episodes of real examples; it is kept", self.episodes)
         head = Prototypes(distance="euclidean", scale=1.0, learn_scale=False, features="none", refine=Inductive())
         learner = EmbeddingLearner(
             model, spec, head=head, train_way=None, train_shot=None, train_query=None, norm="running",
-            outer_lr=keys["lr"], halve_every=max(1, keys["episodes"] // 4),
+            outer_lr=self.lr, halve_every=max(1, self.episodes // 4),
         )  # fmt: skip
         learner.to(images.device)
-        shape = EpisodeShape(keys["way"], keys["shot"], keys["query"])
         with torch.enable_grad():
-            for episode in range(keys["episodes"]):
-                learner.meta_step(images.batch("train", [episode], shape), episode)
+            for episode in range(self.episodes):
+                learner.meta_step(images.batch("train", [episode], self.shape), episode)
 
     def protocol(self) -> dict[str, Any]:
         return {"judge": f"prototypical network, conv4, {self.keys}", "neighbours": self.neighbours}

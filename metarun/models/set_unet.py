@@ -24,12 +24,12 @@ class SetUNet(nn.Module):
     """Noisy images and a set of clean ones -> what is left to say of each pixel, as a logit.
 
     Images are cut into tiles of ``patch`` x ``patch`` pixels, which become channels; a U-Net of two levels (Ronneberger
-    et al. 2015, arXiv:1505.04597), ``width`` and twice that wide, works on these: ``upper`` residual blocks on the way down and as many
-    on the way up, ``lower`` between them. Each block reads the time t by a shift and a scale of its normalised features
-    (Dhariwal & Nichol 2021, arXiv:2105.05233, section 3). The set is read by convolutions of its own: the mean of its
-    first maps is added to the first map of the noisy image, pixel by pixel, and each place of each image's second map is
-    a token. After each block of the lower level its places attend, with ``heads`` heads, to these tokens and to each
-    other. The order of the set has no effect, and it may be empty.
+    et al. 2015, arXiv:1505.04597), ``width`` and twice that wide, works on these: ``upper`` residual blocks on the way
+    down and as many on the way up, ``lower`` between them. Each block reads the time t by a shift and a scale of its
+    normalised features (Dhariwal & Nichol 2021, arXiv:2105.05233, section 3). The set is read by convolutions of its
+    own: the mean of its first maps is added to the first map of the noisy image, pixel by pixel, and each place of each
+    image's second map is a token. After each block of the lower level its places attend, with ``heads`` heads, to these
+    tokens and to each other. The order of the set has no effect, and it may be empty.
 
     :meth:`read`: sets [S, K, C, H, W] in -1..1 -> context. :meth:`forward`: x [N, C, H, W], t [N] in 0..1, context of N
     sets -> logits [N, C, H, W].
@@ -68,9 +68,10 @@ class SetUNet(nn.Module):
         self.looks = nn.ModuleList(Look(deep, heads) for _ in range(lower))
         self.enlarge = nn.Conv2d(deep, width, 3, padding=1)
         self.up = nn.ModuleList(Residual(2 * width if i == 0 else width, width, deep) for i in range(upper))
-        self.last = nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Conv2d(width, tiles, 3, padding=1))
-        nn.init.zeros_(self.last[-1].weight)
-        nn.init.zeros_(self.last[-1].bias)
+        last = nn.Conv2d(width, tiles, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.last = nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), last)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def read(self, sets: Tensor, counts: Tensor) -> Context:
@@ -103,16 +104,17 @@ class SetUNet(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions beside an identity; the features between them are shifted and scaled by what ``time`` says."""
+    """Two 3x3 convolutions beside an identity; the features between are shifted and scaled by what ``time`` says."""
 
     def __init__(self, inputs: int, width: int, time: int | None) -> None:
         super().__init__()
         self.one = nn.Sequential(nn.GroupNorm(GROUPS, inputs), nn.SiLU(), nn.Conv2d(inputs, width, 3, padding=1))
         self.norm = nn.GroupNorm(GROUPS, width)
-        self.two = nn.Sequential(nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
+        last = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        self.two = nn.Sequential(nn.SiLU(), last)
         self.modulation = None if time is None else nn.Linear(time, 2 * width)
         self.straight = nn.Identity() if inputs == width else nn.Conv2d(inputs, width, 1)
-        nn.init.zeros_(self.two[-1].weight)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         y = self.norm(self.one(x))

@@ -1,7 +1,8 @@
-"""Few-shot generation: the flow against Bayes' rule and a loop, the set's reader, the controls, the measures by hand."""
+"""Few-shot generation: the flow against Bayes' rule and a loop, the set's reader, controls, measures by hand."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import exp
 from pathlib import Path
 from statistics import NormalDist
@@ -81,7 +82,7 @@ def test_generation_is_eulers_method_led_away_from_what_is_said_without_a_set() 
     times = [0.0, *(1 / (1 + exp(0.5 - 0.9 * NormalDist().inv_cdf(i / 5))) for i in range(1, 5)), 1.0]
     for image, x, known, unknown in zip(made.flatten().tolist(), noise.flatten().tolist(), (0.7, -0.2), (0.1, 0.4),
                                         strict=True):  # fmt: skip
-        for now, then in zip(times, times[1:], strict=False):
+        for now, then in pairwise(times):
             alone = float(np.clip(2 * now * x / (1 - now) ** 2, -2, 2)) + 0.3 * x
             logit = alone + known + 1.5 * (known - unknown)
             mean = 2 / (1 + exp(-logit)) - 1
@@ -225,7 +226,7 @@ def test_a_task_gives_labels_and_asks_for_images() -> None:
     assert known.x.tolist() == held_out.x.tolist() == [[c for c in range(4) for _ in range(3)]] * 2
     assert torch.equal(torch.cat([known.y[:, :3], held_out.y[:, :3]], 1), episode.query.y[:, :6])
     assert [shape.shot for shape in task().variants().values() if shape] == [2, 1]
-    with pytest.raises(UserError, match="task.query=5: half"):
+    with pytest.raises(UserError, match="query=5: half"):
         task(query=5)
 
 

@@ -1,4 +1,4 @@
-"""Generation without learning: the support set again, changed at random. What measures make of it shows their limits."""
+"""Generation without learning: the support set again, changed at random; it shows the measures' limits."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from math import sqrt
 from typing import Any
 
@@ -28,10 +29,10 @@ class Flow(Generative):
 
     ``evidence`` adds what x_t says of a binary pixel by itself to the model's logit, 2 t x_t / (1 - t)^2 (Bayes' rule),
     up to that much: the model has the rest to say. In meta-training the logit of t is N(``time_mean``, ``time_std``)
-    (Esser et al. 2024, arXiv:2403.03206, section 3.1), and steps of generation are at its quantiles. Of each support set
-    of meta-training a random part is shown, one image to all, and with the chance ``drop`` none: then the logit can be
-    led away from what the model says without a set, l + ``guidance`` (l - l without) (Ho & Salimans 2022,
-    arXiv:2207.12598, equation 6), which costs each step of generation twice.
+    (Esser et al. 2024, arXiv:2403.03206, section 3.1), and steps of generation are at its quantiles. Of each support
+    set of meta-training a random part is shown, one image to all, and with the chance ``drop`` none: then the logit can
+    be led away from what the model says without a set, l + ``guidance`` (l - l without) (Ho & Salimans 2022,
+    arXiv:2207.12598, equation 6), which makes a step of generation cost twice as much.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Flow(Generative):
         """Noise [N, C, H, W] to images in 0..1, by the context of N sets and, under guidance, that of none."""
         times = self.times(x)
         mean = x
-        for now, then in zip(times, times[1:], strict=False):
+        for now, then in pairwise(times):
             logits, *without = (self.logits(x, now.expand(len(x)), context) for context in contexts)
             for other in without:
                 logits = logits + self.guidance * (logits - other)

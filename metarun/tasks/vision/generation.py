@@ -14,7 +14,7 @@ from torch import Tensor
 from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
 from metarun.tasks.fewshot import FewShot
-from metarun.types import Count, Positive, Split
+from metarun.types import Positive, Split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
