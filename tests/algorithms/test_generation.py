@@ -168,9 +168,9 @@ def test_copies_are_of_their_own_class_and_noise_has_their_ink() -> None:
     order = torch.randperm(12)
     support = Labelled(support.x[:, order], support.y[:, order], 3)  # sorted or not
     classes = torch.tensor([[2, 0, 1, 2, 2, 0], [1, 1, 1, 0, 2, 2]])
-    made = Copies(Silent(), SPEC, warp=0, scatter=0).adapt(support)(classes)
-    noise = Copies(Silent(), SPEC, warp=0, scatter=1).adapt(support)(classes)
-    warped = Copies(Silent(), SPEC, warp=0.2, scatter=0).adapt(support)(classes)
+    made = Copies(Silent(), SPEC, warp=0, smooth=False, scatter=0).adapt(support)(classes)
+    noise = Copies(Silent(), SPEC, warp=0, smooth=False, scatter=1).adapt(support)(classes)
+    warped = Copies(Silent(), SPEC, warp=0.2, smooth=False, scatter=0).adapt(support)(classes)
     for task in range(2):
         for sample, scattered, moved, label in zip(
             made[task], noise[task], warped[task], classes[task].tolist(), strict=True
@@ -180,6 +180,7 @@ def test_copies_are_of_their_own_class_and_noise_has_their_ink() -> None:
             assert not any(torch.equal(scattered, image) for image in own)
             assert int(scattered.sum()) in own.sum((1, 2, 3)).int().tolist()
             assert min(float((moved - image).abs().mean()) for image in own) > 0
+            assert {*moved.flatten().tolist()} == {0, 1}
 
 
 @pytest.mark.usefixtures("float64")
@@ -238,7 +239,7 @@ def test_real_images_and_copies_are_judged_alike(tmp_path: Path, monkeypatch: py
     perfect = family.judge(lambda classes: held_out.y, episode)
     names = ("accuracy", "precision", "recall", "diversity", "novelty")
     assert all(torch.equal(perfect[name], perfect[f"real_{name}"]) for name in names)
-    copied = family.judge(Copies(Silent(), SPEC, warp=0, scatter=0).adapt(episode.support), episode)
+    copied = family.judge(Copies(Silent(), SPEC, warp=0, smooth=False, scatter=0).adapt(episode.support), episode)
     assert copied["novelty"].tolist() == [0, 0]
     assert float(copied["real_novelty"].min()) > 0
 

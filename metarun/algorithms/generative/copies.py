@@ -19,14 +19,16 @@ class Copies(Generative):
     """Each sample is a support image of its class, drawn at random.
 
     ``warp`` is how far an affine map of its own moves it, as :attr:`ImageFewShot.augment` has it: the four linear
-    entries differ from the identity by up to this, the shift is up to half of it, in halves of the image. Then a pixel
-    is exchanged for another of the same image, drawn at random, with the chance ``scatter``: 1 leaves noise with as
-    much ink. Nothing is learned, the model has no effect: ``runner.iterations=0`` skips the steps.
+    entries differ from the identity by up to this, the shift is up to half of it, in halves of the image. Pixels are
+    the nearest ones or, ``smooth``, come from four, which makes strokes of one bit grey. Then a pixel is exchanged for
+    another of the same image, drawn at random, with the chance ``scatter``: 1 leaves noise with as much ink. Nothing is
+    learned, the model has no effect: ``runner.iterations=0`` skips the steps.
     """
 
-    def __init__(self, model: nn.Module, spec: Spec, *, warp: NonNegative, scatter: Fraction) -> None:
+    def __init__(self, model: nn.Module, spec: Spec, *, warp: NonNegative, smooth: bool, scatter: Fraction) -> None:
         super().__init__()
-        self.model, self.spec, self.warp, self.scatter = model.requires_grad_(False), spec, warp, scatter
+        self.model, self.spec, self.warp = model.requires_grad_(False), spec, warp
+        self.smooth, self.scatter = smooth, scatter
         self.optimizer = None
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
@@ -50,7 +52,9 @@ class Copies(Generative):
             apart[..., 2] /= 2
             theta = apart + torch.eye(2, 3, dtype=images.dtype, device=images.device)
             grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-            images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+            images = F.grid_sample(
+                images, grid, "bilinear" if self.smooth else "nearest", padding_mode="border", align_corners=False
+            )
         if self.scatter:
             pixels = images.flatten(2)
             others = torch.rand_like(pixels[:, :1]).argsort(-1).expand_as(pixels)
@@ -59,4 +63,4 @@ class Copies(Generative):
         return images
 
     def protocol(self) -> dict[str, Any]:
-        return {"warp": self.warp, "scatter": self.scatter}
+        return {"warp": self.warp, "smooth": self.smooth, "scatter": self.scatter}
