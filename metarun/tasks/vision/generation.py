@@ -48,6 +48,7 @@ class Generation(Task):
         test_shots: Sequence[Positive],
     ) -> None:
         self.seed, self.images = seed, images
+        self.held_out_val = images.held_out_val
         require(images.modality == "image", f"task.images is a family of {images.modality}, not of images")
         require(
             query % 2 == 0 and query >= 4,
