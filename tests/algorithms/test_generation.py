@@ -150,7 +150,7 @@ def test_it_learns_to_make_more_of_what_it_is_shown() -> None:
         bars[8 + i, :, :, i] = 1
     spec = Spec("generation", "image", (1, 8, 8), 4)
     learner = flow(SetUNet(spec, width=8, patch=1, upper=1, lower=1, heads=2), drop=0.1, outer_lr=0.01)
-    for iteration in range(120):
+    for iteration in range(80):
         drawn = torch.randperm(16)[:4]
         one = Labelled(torch.arange(4)[None], bars[drawn][None], 4)
         more = Labelled(torch.arange(4).repeat(8)[None], bars[drawn].repeat(8, 1, 1, 1)[None], 4)
