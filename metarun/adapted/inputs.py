@@ -27,8 +27,9 @@ class Inputs:
     @classmethod
     def of(cls, task: Task) -> Inputs:
         """As ``task``'s own examples are prepared; raises :class:`UserError` for families without inputs to give."""
-        if task.spec.kind == "control" or task.spec.modality not in ("image", "text", "vector"):
-            raise UserError(f"adapt knows images, texts and numbers; this run's learner is for {task.spec.modality}")
+        if task.spec.kind in ("control", "generation") or task.spec.modality not in ("image", "text", "vector"):
+            what = "making images" if task.spec.kind == "generation" else task.spec.modality
+            raise UserError(f"adapt predicts from images, texts and numbers; this run's learner is for {what}")
         return cls(task.spec, getattr(task, "dark_paper", False))
 
     def tensor(self, items: Sequence[Any], model: Any) -> Tensor:

@@ -25,9 +25,9 @@ class Algorithm(nn.Module, ABC):
     """A learner over tasks. Its parameters (the model's and its own) are the meta-parameters."""
 
     kinds: ClassVar[tuple[str, ...]]
-    """Kinds of task family it fits: classification, regression, sequence, control."""
+    """Kinds of task family it fits: classification, regression, sequence, generation, control."""
     roles: ClassVar[tuple[str, ...]] = ("features",)
-    """Kinds of model it can drive: features, policy, recurrent_policy."""
+    """Kinds of model it can drive: features, denoiser, policy, recurrent_policy."""
     modalities: ClassVar[tuple[str, ...]] = ()
     """Kinds of input it fits, where it reads inputs by itself and not through the model alone."""
 

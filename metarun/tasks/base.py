@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from metarun.algorithms.base import Algorithm
 
-Kind = Literal["classification", "regression", "sequence", "control"]
+Kind = Literal["classification", "regression", "sequence", "generation", "control"]
+Judge = Callable[[Callable[[Tensor], Tensor], "TaskBatch"], dict[str, Tensor]]
+"""From an adapted learner that generates, and the tasks it has adapted to, to metrics a task, [T]."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Spec:
     """Of the meta-train split, for learners that tell them all apart; 0 where tasks have no classes in common."""
     peak: float | None = None
     """The largest value that targets can have, where it is known; then errors are reported in decibel too."""
+    judge: Judge | None = None
+    """Of what is generated, in families of that kind."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Labelled:
 
     Examples that are sequences have a target at each of L places: ``x`` and ``y`` [T, N, L], ``y`` -1 where there is
     none. ``way`` is the number of classes (0 in regression); it is known on the host, so that no step reads it back.
+    In generation it is the other way round: ``x`` [T, N] are class indices, ``y`` [T, N, ...] examples of them.
     """
 
     x: Tensor

@@ -1,0 +1,47 @@
+"""What every learner of new examples is: it adapts to a few of a class, and is judged by those it makes."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from metarun.algorithms.base import Metrics, SupervisedAlgorithm
+from metarun.errors import require
+from metarun.tasks.base import Labelled, TaskBatch
+
+
+class Generative(SupervisedAlgorithm):
+    """Learns to make images of classes that it is shown ``shot`` images of.
+
+    Its tasks are labelled the other way round: x [T, N] are classes, y [T, N, C, H, W] images of them, floats in 0..1.
+    So an adapted learner maps classes [T, N] to images [T, N, C, H, W], others each time it is asked, and
+    ``spec.judge`` says what they are worth.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("generation",)
+    roles: ClassVar[tuple[str, ...]] = ("denoiser",)
+
+    def evaluate(self, batch: TaskBatch) -> Metrics:
+        self.eval()
+        judge = self.spec.judge
+        require(judge is not None, "the task family has no judge of what is generated")
+        assert judge is not None
+        with torch.no_grad():
+            judged = [judge(learner, batch) for learner in self.adaptations(batch.support)]
+        return {name: torch.stack([each[name] for each in judged], dim=1) for name in judged[0]}
+
+
+def sets(support: Labelled) -> torch.Tensor:
+    """The images of each class of each task, [T way, shot, C, H, W]; each class has as many."""
+    tasks, count = support.x.shape
+    require(count % support.way == 0, f"{count} support images are not as many of each of {support.way} classes")
+    order = support.x.argsort(stable=True, dim=1)
+    rows = torch.arange(tasks, device=order.device)[:, None]
+    return support.y[rows, order].unflatten(1, (support.way, -1)).flatten(0, 1)
+
+
+def of_task(classes: torch.Tensor, way: int) -> torch.Tensor:
+    """Which of :func:`sets` each of ``classes`` [T, N] has: [T N]."""
+    tasks = torch.arange(len(classes), device=classes.device)[:, None]
+    return (tasks * way + classes).flatten()
