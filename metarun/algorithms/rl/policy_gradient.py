@@ -60,11 +60,11 @@ class PolicyGradientLearner(ControlAlgorithm):
     linear baseline fitted to each task, and ``normalise`` divides them by their deviation. ``first_order`` takes the
     adaptation's derivative for the identity.
 
-    ``inner_loss``, whose gradients are all the policy gradient where the rollouts were made, differ in what they say
-    about its change, the adaptation's derivative: ``likelihood``, as in the authors' code, is biased; ``ratio``
-    credits each action with what adapting to it brings, and leaves out terms of mean 0 only for the average over
-    actions of one step (the low-variance curvature of Rothfuss et al. 2019, arXiv:1810.06784, equation 10); ``dice``
-    is unbiased (Foerster et al. 2018, arXiv:1802.05098, with advantages as by Farquhar et al. 2019, arXiv:1909.10549).
+    The choices of ``inner_loss`` all have the policy gradient where the rollouts were made, and differ in its
+    derivative, which the adaptation's is made of. That of ``likelihood``, as in the authors' code, is far from the
+    expected return's; that of ``ratio`` is near it and of low variance (Rothfuss et al. 2019, arXiv:1810.06784,
+    equation 10); that of ``dice`` is unbiased (Foerster et al. 2018, arXiv:1802.05098, with advantages as by Farquhar
+    et al. 2019, arXiv:1909.10549).
     ``exploration`` weighs the term that credits the rollouts before adaptation with the returns after it (E-MAML,
     Stadie et al. 2018, arXiv:1803.01118), with the other tasks' mean as its baseline; 0 leaves it out.
 
