@@ -153,6 +153,8 @@ SMALL = {
     "algorithm=mann": ["algorithm.controller=8", "algorithm.slots=6", "algorithm.width=4", "runner.meta_batch=2",
                        "algorithm.train_query=null"],
     "algorithm=rl2": ["runner.meta_batch=6"],
+    "algorithm=varibad": ["runner.meta_batch=6"],
+    "model=belief_policy": ["model.embedding=4", "model.hidden=4", "model.decoder=[4]", "model.policy=[4]"],
     **{f"algorithm={name}": ["runner.meta_batch=2", "algorithm.rollouts=3"] for name in POLICY_GRADIENT},
     "algorithm=reptile": ["algorithm.inner_steps=2", "algorithm.test_steps=3"],
     "algorithm=imaml": ["algorithm.inner_steps=2", "algorithm.test_steps=3"],
@@ -165,8 +167,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS), len(IMAGES)) == (24, 15, 65, 3)
-    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (3091, 993, 31, 22)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS), len(IMAGES)) == (24, 16, 66, 3)
+    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (3109, 1011, 31, 22)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 
@@ -338,7 +340,7 @@ def test_unfit_cells_are_refused_with_what_fits() -> None:
         }
         with pytest.raises(UserError, match="what fits: algorithm="):
             check(config)
-    assert len(kinds) == 482
+    assert len(kinds) == 603
 
 
 @cache

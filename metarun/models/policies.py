@@ -81,6 +81,31 @@ class MLPPolicy(nn.Module):
         return self.head(self.body(observation))
 
 
+class PerceptVector(nn.Module):
+    """What an agent perceives as one vector: observation, last action, last reward, and whether an episode ended.
+
+    Discrete actions enter as one-hot vectors; -1, no action yet, as zeros.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.actions, self.discrete = spec.output_size, spec.discrete_actions
+        self.size = prod(spec.input_shape) + spec.output_size + 2
+
+    def forward(self, observation: Tensor, action: Tensor, reward: Tensor, done: Tensor) -> Tensor:
+        if self.discrete:
+            action = (action[..., None] == torch.arange(self.actions, device=action.device)).to(reward.dtype)
+        return torch.cat([observation, action, reward[..., None], done[..., None].to(reward.dtype)], -1)
+
+
+def memory(inputs: int, hidden: int) -> nn.GRU:
+    """A GRU with orthogonal weights and no offsets at first."""
+    gru = nn.GRU(inputs, hidden)
+    for name, parameter in gru.named_parameters():
+        nn.init.orthogonal_(parameter) if "weight" in name else nn.init.zeros_(parameter)
+    return gru
+
+
 class GRUPolicy(nn.Module):
     """A policy with a memory; it reads observation, last action, last reward and whether an episode ended.
 
@@ -92,18 +117,10 @@ class GRUPolicy(nn.Module):
 
     def __init__(self, spec: Spec, *, hidden: Positive, init_std: Rate) -> None:
         super().__init__()
-        self.actions, self.discrete = spec.output_size, spec.discrete_actions
-        self.memory = nn.GRU(prod(spec.input_shape) + spec.output_size + 2, hidden)
-        for name, parameter in self.memory.named_parameters():
-            nn.init.orthogonal_(parameter) if "weight" in name else nn.init.zeros_(parameter)
+        self.encode = PerceptVector(spec)
+        self.memory = memory(self.encode.size, hidden)
         self.head = ActionHead(hidden, spec, init_std)
         self.value = TaskLinear(hidden, 1)
-
-    def encode(self, observation: Tensor, action: Tensor, reward: Tensor, done: Tensor) -> Tensor:
-        """One input vector a step. Discrete actions enter as one-hot vectors; -1, no action yet, as zeros."""
-        if self.discrete:
-            action = (action[..., None] == torch.arange(self.actions, device=action.device)).to(reward.dtype)
-        return torch.cat([observation, action, reward[..., None], done[..., None].to(reward.dtype)], -1)
 
     def forward(self, inputs: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """S steps of B trials, [S, B, inputs], from ``hidden`` [1, B, hidden] (``None``: a trial begins).

@@ -716,7 +716,7 @@ ELSEWHERE = ["l2l", "l2l_mlp", "scratch", "ml3", "es", "pes"]
 """Tested in test_learned_optimizers.py, test_learned_loss.py and test_evolution.py, but for what all share."""
 MULTISTEP = ["mamlpp"]
 """Their exactness is in test_multistep.py."""
-METHODS = [e.name for e in catalogue("algorithm") if "adapts" in e.section]
+METHODS = [e.name for e in catalogue("algorithm") if str(e.section["_target_"]).endswith(".GradientLearner")]
 
 
 def test_every_method_is_walked() -> None:

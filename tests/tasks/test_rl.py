@@ -229,8 +229,12 @@ def test_references_of_a_decision_process_are_those_of_the_best_and_the_mean_of_
     assert references["random"] == pytest.approx(2 * sum(values) / len(values))
 
 
+def gridnavi(size: int = 5, horizon: int = 9, episodes: int = 1, observation: Any = "coordinates") -> GridNavi:
+    return GridNavi(0, size=size, horizon=horizon, episodes=episodes, observation=observation)
+
+
 def test_gridnavi_is_a_plain_loop() -> None:
-    task = GridNavi(0, size=5, horizon=9, episodes=1)
+    task = gridnavi(horizon=9, episodes=1)
     env = task.batch("train", range(40))
     assert len(task.possible) == 21
     assert {tuple(g) for g in task.goals("train", range(2000))} == {tuple(g) for g in task.possible}
@@ -248,8 +252,13 @@ def test_gridnavi_is_a_plain_loop() -> None:
             reached += there
     assert rollout.running.all()
     assert reached
+    numbered = gridnavi(observation="number")
+    state = torch.tensor([[[3, 1]]])
+    seen = numbered.batch("train", [0]).observe(state)
+    assert seen[0, 0].nonzero().tolist() == [[16]]
+    assert torch.equal(numbered.cells(seen), task.cells(task.batch("train", [0]).observe(state)))
     # The mean way to a goal is 96 / 21 steps; each costs .1 but the last, which pays as does every one after it.
-    everywhere = GridNavi(0, size=5, horizon=15, episodes=4)
+    everywhere = gridnavi(horizon=15, episodes=4)
     assert everywhere.references("test", range(20000))["oracle"] == pytest.approx(44.3, abs=0.2)
     with pytest.raises(UserError, match=r"task\.size=2"):
-        GridNavi(0, size=2, horizon=9, episodes=1)
+        gridnavi(size=2)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from metarun.algorithms.base import Algorithm, Metrics
 from metarun.algorithms.rl.collect import Rollout
@@ -23,10 +24,23 @@ class ControlAlgorithm(Algorithm):
         """Experience on test tasks after 0, 1, ... adaptation steps, of one episode or a whole trial each."""
 
     def evaluate(self, batch: Environment) -> Metrics:
-        """``return`` [T, k + 1]: of a trial; without a memory, of as many episodes as one has."""
+        """``return`` [T, k + 1]: of a trial; without a memory, of as many episodes as one has.
+
+        For a learner with a memory also ``episode_return`` [T, K], that of each of its K episodes.
+        """
         self.eval()
+        rollouts = list(self.rollouts(batch))
         returns = []
-        for rollout in self.rollouts(batch):
+        for rollout in rollouts:
             episodes = rollout.reward.shape[2] // batch.horizon
             returns.append(rollout.returns().mean(1) * (batch.episodes / episodes))
-        return {"return": torch.stack(returns, 1)}
+        found = {"return": torch.stack(returns, 1)}
+        if len(rollouts) == 1 and rollouts[0].reward.shape[2] == batch.episodes * batch.horizon:
+            each = rollouts[0].reward.unflatten(-1, (batch.episodes, batch.horizon)).sum(-1)
+            found["episode_return"] = each.mean(1)
+        return found
+
+
+def by_step(x: Tensor) -> Tensor:
+    """[T, E, S, ...] -> [S, T * E, ...]."""
+    return x.flatten(0, 1).transpose(0, 1)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.rl.advantage import gae, normalised
-from metarun.algorithms.rl.base import ControlAlgorithm
+from metarun.algorithms.rl.base import ControlAlgorithm, by_step
 from metarun.algorithms.rl.collect import Percept, Rollout, collect
 from metarun.algorithms.rl.distributions import distribution
+from metarun.algorithms.rl.ppo import Clipped
 from metarun.algorithms.schedule import Schedule
 from metarun.tasks.base import Spec
 from metarun.tasks.rl.base import Environment
@@ -72,12 +73,8 @@ class RL2(ControlAlgorithm):
         self.model, self.spec = model, spec
         self.trials, self.test_rollouts = rollouts, test_rollouts
         self.discount, self.gae_lambda = discount, gae_lambda
-        self.epochs, self.minibatches, self.clip = epochs, minibatches, clip
-        self.value_weight, self.entropy_weight, self.max_grad_norm = (
-            value_weight,
-            entropy_weight,
-            max_grad_norm,
-        )
+        self.epochs, self.minibatches, self.max_grad_norm = epochs, minibatches, max_grad_norm
+        self.ppo = Clipped(clip, value_weight, entropy_weight)
         self.schedule = Schedule(outer_lr, halve_every)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=outer_lr, eps=1e-5)
 
@@ -89,13 +86,6 @@ class RL2(ControlAlgorithm):
 
     def rollouts(self, env: Environment) -> Iterator[Rollout]:
         yield self.trial(env, self.test_rollouts)[0]
-
-    def evaluate(self, batch: Environment) -> Metrics:
-        """``return`` [T, 1], a trial's, and ``episode_return`` [T, K], that of each of its K episodes."""
-        self.eval()
-        (rollout,) = self.rollouts(batch)
-        episodes = rollout.reward.unflatten(-1, (batch.episodes, batch.horizon)).sum(-1).mean(1)
-        return {"return": episodes.sum(1, keepdim=True), "episode_return": episodes}
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
@@ -136,12 +126,7 @@ class RL2(ControlAlgorithm):
         """The PPO loss of B whole trials, tensors [S, B, ...]."""
         output, value, _ = self.model(inputs)
         policy = distribution(self.spec, output)
-        ratio = (policy.log_prob(action) - old_logp).exp()
-        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
-        surrogate = torch.minimum(ratio * advantage, clipped * advantage)
-        error = 0.5 * (value - target).square()
-        each = self.value_weight * error - surrogate - self.entropy_weight * policy.entropy()
-        return (each * running).sum() / running.sum()
+        return self.ppo.loss(policy, value, action, old_logp, advantage, target, running)
 
     def protocol(self) -> dict[str, Any]:
         return {"trials": self.test_rollouts, "optimizer": "PPO"}
@@ -152,8 +137,3 @@ class RL2(ControlAlgorithm):
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-def by_step(x: Tensor) -> Tensor:
-    """[T, E, S, ...] -> [S, T * E, ...]."""
-    return x.flatten(0, 1).transpose(0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -30,18 +30,29 @@ class GridNavi(Task):
 
     Episodes begin in the corner (0, 0); an action stays or moves to a neighbour, against a wall it does nothing. A
     step that ends in the goal pays 1, any other costs .1. The goal is any cell but the corner and the three around
-    it, uniform, the same for all ``episodes`` of ``horizon`` steps. The observation is the cell, each coordinate from
-    -1 to 1. The splits draw from the same goals, as in the paper.
+    it, uniform, the same for all ``episodes`` of ``horizon`` steps. The observation is the cell: its ``coordinates``,
+    each from -1 to 1 (as in the paper), or its ``number``, one-hot. The splits draw from the same goals, as in the
+    paper.
     """
 
     kind: ClassVar[str] = "control"
     modality: ClassVar[str] = "vector"
     metric: ClassVar[str] = "return"
 
-    def __init__(self, seed: int, *, size: Positive, horizon: Positive, episodes: Positive) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        size: Positive,
+        horizon: Positive,
+        episodes: Positive,
+        observation: Literal["coordinates", "number"],
+    ) -> None:
         require(size >= 3, f"task.size={size}: a goal must be outside of the corner's four cells; use 3 or more")
         self.seed, self.size, self.horizon, self.episodes = seed, size, horizon, episodes
-        self.spec = Spec("control", self.modality, (2,), len(STEPS), discrete_actions=True)
+        self.numbered = observation == "number"
+        seen = (size**2 if self.numbered else 2,)
+        self.spec = Spec("control", self.modality, seen, len(STEPS), discrete_actions=True)
         cells = [(x, y) for x in range(size) for y in range(size)]
         self.possible = np.array([cell for cell in cells if max(cell) > 1])
 
@@ -53,7 +64,8 @@ class GridNavi(Task):
         return Grid(torch.from_numpy(self.goals(split, indices)).to(self.device), self, split, indices)
 
     def protocol(self) -> dict[str, Any]:
-        return {"data": "GridNavi", "size": self.size, "horizon": self.horizon, "episodes": self.episodes}
+        sizes = {"size": self.size, "horizon": self.horizon, "episodes": self.episodes}
+        return {"data": "GridNavi", **sizes, "observation": "number" if self.numbered else "coordinates"}
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
         """Trial returns of an ``oracle`` that knows the goal and of ``still``, that never moves."""
@@ -61,6 +73,13 @@ class GridNavi(Task):
         paid = np.maximum(self.horizon - away + 1, 0)
         oracle = paid - 0.1 * (self.horizon - paid)
         return {"oracle": self.episodes * float(oracle.mean()), "still": -0.1 * self.horizon * self.episodes}
+
+    def cells(self, observation: Tensor) -> Tensor:
+        """The cell [..., 2] that was observed."""
+        if self.numbered:
+            number = observation.argmax(-1)
+            return torch.stack([number // self.size, number % self.size], -1).to(observation.dtype)
+        return (observation + 1) * (self.size - 1) / 2
 
     def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
         """Three test goals, a row each: the path in every episode of a trial, later steps darker."""
@@ -73,7 +92,7 @@ class GridNavi(Task):
         for task, row in enumerate(figure.subplots(3, episodes, squeeze=False)):
             for number, ax in enumerate(row):
                 episode = rollout.episode(number, env.horizon)
-                seen = (episode.observation[task, 0].cpu() + 1) * (self.size - 1) / 2
+                seen = self.cells(episode.observation[task, 0].cpu())
                 wobble = 0.25 * (torch.linspace(0, 1, len(seen)) - 0.5)[:, None]
                 path = seen + wobble
                 ax.plot(path[:, 0], path[:, 1], color="0.7", lw=1)
@@ -92,12 +111,16 @@ class Grid(Environment):
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
         self.device, self.goals, self.last = goals.device, goals[:, None], family.size - 1
         self.moves = torch.tensor(STEPS, device=self.device)
+        self.numbers = torch.arange(family.size**2, device=self.device) if family.numbered else None
 
     def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
         return torch.zeros(self.tasks, copies, 2, dtype=torch.long, device=self.device)
 
     def observe(self, state: Tensor) -> Tensor:
-        return 2 * state.to(torch.get_default_dtype()) / self.last - 1
+        if self.numbers is None:
+            return 2 * state.to(torch.get_default_dtype()) / self.last - 1
+        number = state[..., 0] * (self.last + 1) + state[..., 1]
+        return (number[..., None] == self.numbers).to(torch.get_default_dtype())
 
     def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         state = (state + self.moves[action]).clamp(0, self.last)

@@ -1,0 +1,198 @@
+"""VariBAD: a policy conditioned on a learned belief about the task, which explores as far as that is worth it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from metarun.algorithms.base import Metrics
+from metarun.algorithms.rl.advantage import gae, normalised
+from metarun.algorithms.rl.base import ControlAlgorithm, by_step
+from metarun.algorithms.rl.collect import Percept, Rollout, collect
+from metarun.algorithms.rl.distributions import distribution
+from metarun.algorithms.rl.ppo import Clipped
+from metarun.tasks.base import Spec
+from metarun.tasks.rl.base import Environment
+from metarun.types import Fraction, NonNegative, Positive, Rate
+
+
+class Believer:
+    """The policy in use from the start of a trial; it keeps what it perceived, believed and expected."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.hidden: Tensor | None = None
+        self.inputs: list[Tensor] = []
+        self.beliefs: list[tuple[Tensor, Tensor]] = []
+        self.outputs: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def __call__(self, percept: Percept) -> Tensor:
+        shape = percept.reward.shape
+        inputs = self.model.encode(*percept).flatten(0, 1)
+        mean, log_variance, self.hidden = self.model.belief(inputs[None], self.hidden)
+        output, value = self.model.act(percept.observation.flatten(0, 1), mean[0], log_variance[0])
+        self.inputs.append(inputs)
+        self.beliefs.append((mean[0], log_variance[0]))
+        self.outputs.append(output)
+        self.values.append(value)
+        return output.view(*shape, -1)
+
+
+class VariBAD(ControlAlgorithm):
+    """Variational Bayes-adaptive deep RL (Zintgraf et al. 2020, arXiv:1910.08348, equations 6-11).
+
+    The encoder's belief q(m | experience so far) and the decoder of rewards maximise the evidence's lower bound of a
+    trial's rewards, the past and the future ones, at ``bounds`` times of each trial at random; the belief's prior is
+    the one a step before, its divergence weighed by ``kl_weight``. ``vae_epochs`` steps of Adam at ``vae_lr`` on the
+    meta-batch's trials. (The authors keep old trials for that; these are new ones every time.) The last step of an
+    episode, whose next observation nobody sees, is not decoded.
+
+    The policy reads observation and belief, not m, and is trained by PPO: ``epochs`` passes over all steps in
+    ``minibatches`` parts at ``outer_lr``, gradients clipped to ``max_grad_norm``; none flow into the encoder.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("belief_policy",)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: Spec,
+        *,
+        rollouts: Positive,
+        test_rollouts: Positive,
+        discount: Fraction,
+        gae_lambda: Fraction,
+        epochs: Positive,
+        minibatches: Positive,
+        clip: Rate,
+        value_weight: NonNegative,
+        entropy_weight: NonNegative,
+        max_grad_norm: Rate,
+        outer_lr: Rate,
+        bounds: Positive,
+        kl_weight: NonNegative,
+        vae_epochs: Positive,
+        vae_lr: Rate,
+    ) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.spec, self.trials, self.test_rollouts = spec, rollouts, test_rollouts
+        self.discount, self.gae_lambda = discount, gae_lambda
+        self.epochs, self.minibatches, self.max_grad_norm = epochs, minibatches, max_grad_norm
+        self.ppo = Clipped(clip, value_weight, entropy_weight)
+        self.bounds, self.kl_weight, self.vae_epochs = bounds, kl_weight, vae_epochs
+        net: Any = model
+        parts = (net.actor, net.head, net.critic, net.value_head)
+        acting = [p for part in parts for p in part.parameters()]
+        believing = [p for p in model.parameters() if not any(p is other for other in acting)]
+        self.optimizer = torch.optim.Adam(acting, lr=outer_lr, eps=1e-5)
+        self.vae_optimizer = torch.optim.Adam(believing, lr=vae_lr)
+
+    def trial(self, env: Environment, copies: int) -> tuple[Rollout, Believer]:
+        """``copies`` trials of each task, and what was thought in them."""
+        agent = Believer(self.model)
+        with torch.no_grad():
+            return collect(env, self.spec, agent, copies, env.episodes, env.generator()), agent
+
+    def rollouts(self, env: Environment) -> Iterator[Rollout]:
+        yield self.trial(env, self.test_rollouts)[0]
+
+    def meta_step(self, batch: Environment, iteration: int) -> Metrics:
+        self.train()
+        rollout, agent = self.trial(batch, self.trials)
+        told = self.learn_to_act(rollout, agent)
+        inputs = torch.stack(agent.inputs)
+        bounds = []
+        for _ in range(self.vae_epochs):
+            bound = self.bound(inputs, rollout, batch.horizon)
+            self.vae_optimizer.zero_grad()
+            bound["elbo"].neg().backward()
+            self.vae_optimizer.step()
+            bounds.append({name: value.detach() for name, value in bound.items()})
+        return {"return": rollout.returns().mean(), **told, **bounds[-1]}
+
+    # Acting
+
+    def learn_to_act(self, rollout: Rollout, agent: Believer) -> Metrics:
+        """PPO on the steps of a meta-batch, the beliefs taken as part of what is observed."""
+        value = torch.stack(agent.values, -1).view_as(rollout.reward)
+        advantage = gae(rollout.reward, value, rollout.running, self.discount, self.gae_lambda)
+        target = advantage + value
+        advantage, _ = normalised(advantage, rollout.running, (0, 1, 2))
+        seen = by_step(rollout.observation)
+        mean, log_variance = (torch.stack(parts) for parts in zip(*agent.beliefs, strict=True))
+        outputs, action = torch.stack(agent.outputs), by_step(rollout.action)
+        old = distribution(self.spec, outputs)
+        steps = [seen, mean, log_variance, action, old.log_prob(action)]
+        steps = [x.flatten(0, 1) for x in [*steps, *map(by_step, (advantage, target, rollout.running))]]
+        losses = []
+        for _ in range(self.epochs):
+            for chosen in torch.randperm(len(steps[0]), device=action.device).chunk(self.minibatches):
+                seen, mean, log_variance, *rest = (x[chosen] for x in steps)
+                output, value = self.model.act(seen, mean, log_variance)
+                loss = self.ppo.loss(distribution(self.spec, output), value, *rest)
+                self.optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]],
+                                         self.max_grad_norm)  # fmt: skip
+                self.optimizer.step()
+                losses.append(loss.detach())
+        running = by_step(rollout.running)
+        return {"loss": torch.stack(losses).mean(), "entropy": (old.entropy() * running).sum() / running.sum()}
+
+    # Believing
+
+    def bound(self, inputs: Tensor, rollout: Rollout, horizon: int) -> Metrics:
+        """The lower bound, its mean over trials and times, in nats but for a constant; ``inputs`` [S, B, ...].
+
+        log p(r | m) is that of a Gaussian of unit variance, without its constant.
+        """
+        mean, log_variance, _ = self.model.belief(inputs)
+        kl = divergence_of_steps(mean, log_variance)
+        steps, trials = kl.shape
+        times = torch.stack([torch.randperm(steps, device=kl.device)[: self.bounds] for _ in range(trials)], 1)
+        picked = [x.gather(0, times[..., None].expand(-1, -1, x.shape[-1])) for x in (mean, log_variance)]
+        m = picked[0] + (0.5 * picked[1]).exp() * torch.randn_like(picked[0])
+
+        observation, action, reward, running = (
+            by_step(x) for x in (rollout.observation, rollout.action, rollout.reward, rollout.running)
+        )
+        if self.spec.discrete_actions:
+            action = (action[..., None] == torch.arange(self.spec.output_size, device=kl.device)).to(reward.dtype)
+        # [S - 1, B, ...]: steps whose next observation is of the same episode.
+        inside = torch.arange(1, steps, device=kl.device) % horizon != 0
+        known = (running[:-1] & inside[:, None]).to(reward.dtype)
+        paths = [observation[:-1], action[:-1], observation[1:]]
+        wide = [x[None].expand(len(m), *x.shape) for x in paths]
+        guess = self.model.reward(m[:, None].expand(-1, steps - 1, -1, -1), *wide)
+        likelihood = -0.5 * ((guess - reward[:-1]).square() * known).sum(1).mean()
+        divergence = kl.gather(0, times).mean()
+        return {
+            "elbo": likelihood - self.kl_weight * divergence,
+            "reward_error": -2 * likelihood / known.sum(0).mean(),
+            "kl": divergence,
+        }
+
+    def protocol(self) -> dict[str, Any]:
+        return {"trials": self.test_rollouts, "optimizer": "PPO"}
+
+    def checkpoint(self) -> dict[str, Any]:
+        optimizers = {"optimizer": self.optimizer.state_dict(), "vae_optimizer": self.vae_optimizer.state_dict()}
+        return {**super().checkpoint(), **optimizers}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.vae_optimizer.load_state_dict(state["vae_optimizer"])
+
+
+def divergence_of_steps(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(q_t || q_t-1) of independent Gaussians [S, B, latent], from N(0, I) for the first: [S, B]."""
+    before_mean = torch.cat([torch.zeros_like(mean[:1]), mean[:-1]])
+    before = torch.cat([torch.zeros_like(mean[:1]), log_variance[:-1]])
+    shift = (mean - before_mean).square() * (-before).exp()
+    return 0.5 * ((log_variance - before).exp() + shift - 1 + before - log_variance).sum(-1)
