@@ -154,6 +154,7 @@ SMALL = {
                        "algorithm.train_query=null"],
     "algorithm=rl2": ["runner.meta_batch=6"],
     "algorithm=varibad": ["runner.meta_batch=6"],
+    "model=transformer_policy": ["model.width=8", "model.heads=2"],
     "model=belief_policy": ["model.embedding=4", "model.hidden=4", "model.decoder=[4]", "model.policy=[4]"],
     **{f"algorithm={name}": ["runner.meta_batch=2", "algorithm.rollouts=3"] for name in POLICY_GRADIENT},
     "algorithm=reptile": ["algorithm.inner_steps=2", "algorithm.test_steps=3"],
@@ -167,8 +168,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS), len(IMAGES)) == (24, 16, 66, 3)
-    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (3109, 1011, 31, 22)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS), len(IMAGES)) == (24, 17, 66, 3)
+    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (3127, 1029, 31, 22)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 

@@ -20,6 +20,7 @@ from metarun.algorithms.rl.rl2 import RL2
 from metarun.algorithms.rl.trust_region import TrustRegion, hessian
 from metarun.algorithms.solve import conjugate_gradient
 from metarun.models.policies import GRUPolicy, MLPPolicy
+from metarun.models.transformer_policy import TransformerPolicy
 from metarun.tasks.base import Spec
 from metarun.tasks.rl.bandit import Bandit
 from metarun.tasks.rl.navigation import Navigation
@@ -83,7 +84,7 @@ def proximal(**changed: Any) -> Proximal:
     return Proximal(**(values | changed))
 
 
-def rl2(spec: Spec, hidden: int = 32, **changed: Any) -> RL2:
+def rl2(spec: Spec, hidden: int = 32, attends: bool = False, **changed: Any) -> RL2:
     torch.manual_seed(0)
     values: dict[str, Any] = {
         "rollouts": 1,
@@ -99,7 +100,11 @@ def rl2(spec: Spec, hidden: int = 32, **changed: Any) -> RL2:
         "outer_lr": 3e-3,
         "halve_every": None,
     }
-    return RL2(GRUPolicy(spec, hidden=hidden, init_std=1.0), spec, **(values | changed))
+    if attends:
+        model: torch.nn.Module = TransformerPolicy(spec, width=hidden, layers=2, heads=2, init_std=1.0)
+    else:
+        model = GRUPolicy(spec, hidden=hidden, init_std=1.0)
+    return RL2(model, spec, **(values | changed))
 
 
 def random_rollout(spec: Spec, generator: torch.Generator, tasks: int = 3, copies: int = 4, steps: int = 6) -> Rollout:
@@ -483,8 +488,9 @@ def test_maml_learns_to_navigate() -> None:
 
 
 @pytest.mark.parametrize("task", [bandit(3, 4), navigation(horizon=5, episodes=2)], ids=["bandit", "navigation"])
-def test_replayed_trials_have_the_likelihoods_of_their_collection(task: Bandit | Navigation) -> None:
-    learner = rl2(task.spec)
+@pytest.mark.parametrize("attends", [False, True], ids=["gru", "transformer"])
+def test_replayed_trials_have_the_likelihoods_of_their_collection(task: Bandit | Navigation, attends: bool) -> None:
+    learner = rl2(task.spec, attends=attends)
     env = task.batch("train", range(6))
     rollout, recorder = learner.trial(env, 2)
     inputs = torch.stack(recorder.inputs)
@@ -498,9 +504,10 @@ def test_replayed_trials_have_the_likelihoods_of_their_collection(task: Bandit |
     assert (inputs[0, :, -2 - task.spec.output_size :] == 0).all()
 
 
-def test_rl2_learns_a_bandit() -> None:
+@pytest.mark.parametrize("attends", [False, True], ids=["gru", "transformer"])
+def test_rl2_learns_a_bandit(attends: bool) -> None:
     task = bandit(2, 5)
-    learner = rl2(task.spec)
+    learner = rl2(task.spec, attends=attends)
     env = task.batch("val", range(2000))
     random = task.references("val", range(2000))["random"]
     for i in range(40):
