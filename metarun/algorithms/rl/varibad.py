@@ -48,8 +48,8 @@ class VariBAD(ControlAlgorithm):
     The encoder's belief q(m | experience so far) and the decoder of rewards maximise the evidence's lower bound of a
     trial's rewards, the past and the future ones, at ``bounds`` times of each trial at random; the belief's prior is
     the one a step before, its divergence weighed by ``kl_weight``. ``vae_epochs`` steps of Adam at ``vae_lr`` on the
-    meta-batch's trials. (The authors keep old trials for that; these are new ones every time.) The last step of an
-    episode, whose next observation nobody sees, is not decoded.
+    meta-batch's trials. (The authors keep old trials for that; these are new ones every time.) Of an episode's last
+    step nobody sees the next observation, and the decoder is given zeros.
 
     The policy reads observation and belief, not m, and is trained by PPO: ``epochs`` passes over all steps in
     ``minibatches`` parts at ``outer_lr``, gradients clipped to ``max_grad_norm``; none flow into the encoder.
@@ -163,17 +163,16 @@ class VariBAD(ControlAlgorithm):
         )
         if self.spec.discrete_actions:
             action = (action[..., None] == torch.arange(self.spec.output_size, device=kl.device)).to(reward.dtype)
-        # [S - 1, B, ...]: steps whose next observation is of the same episode.
-        inside = torch.arange(1, steps, device=kl.device) % horizon != 0
-        known = (running[:-1] & inside[:, None]).to(reward.dtype)
-        paths = [observation[:-1], action[:-1], observation[1:]]
-        wide = [x[None].expand(len(m), *x.shape) for x in paths]
-        guess = self.model.reward(m[:, None].expand(-1, steps - 1, -1, -1), *wide)
-        likelihood = -0.5 * ((guess - reward[:-1]).square() * known).sum(1).mean()
+        # What comes after an episode's last step is another episode's first observation: not of this step.
+        inside = torch.arange(1, steps + 1, device=kl.device) % horizon != 0
+        after = torch.cat([observation[1:], torch.zeros_like(observation[:1])]) * inside[:, None, None]
+        wide = [x[None].expand(len(m), *x.shape) for x in (observation, action, after)]
+        guess = self.model.reward(m[:, None].expand(-1, steps, -1, -1), *wide)
+        likelihood = -0.5 * ((guess - reward).square() * running).sum(1).mean()
         divergence = kl.gather(0, times).mean()
         return {
             "elbo": likelihood - self.kl_weight * divergence,
-            "reward_error": -2 * likelihood / known.sum(0).mean(),
+            "reward_error": -2 * likelihood / running.sum(0).to(reward.dtype).mean(),
             "kl": divergence,
         }
 
