@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Entry:
         target = self.section.get("_target_")
         return declaration(str(target)) if target else None
 
-    @property
+    @cached_property  # asked for every pair of options when they are listed
     def attributes(self) -> dict[str, Any]:
         """The capabilities of its class, within those of the classes it is put together from."""
         return attributes(self.section) if is_section(self.section) else {}
