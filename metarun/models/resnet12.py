@@ -80,7 +80,8 @@ class ResNet12(nn.Module):
     ``drop`` after the first two blocks, DropBlock with squares of ``block`` pixels after the others. Their code raises
     DropBlock's rate over the first 40,000 batches; here it is the same throughout, so that a step depends on nothing
     but its data. ``reduce`` turns the last map into a vector by flattening it (as they do) or by its spatial mean (as
-    later papers do). Images [N, C, H, W] or uint8 in 0..255 -> [N, features].
+    later papers do). Images [N, C, H, W] or uint8 in 0..255 -> [N, features];
+    :meth:`maps` is the last map.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image",)
@@ -112,6 +113,10 @@ class ResNet12(nn.Module):
         self.reduce = reduce
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def maps(self, x: Tensor) -> Tensor:
+        """[N, widths[-1], height, width of the last map]: what heads that compare maps read."""
+        return self.blocks(as_float(x))
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(as_float(x))
+        x = self.maps(x)
         return x.mean((2, 3)) if self.reduce == "mean" else x.flatten(1)

@@ -46,7 +46,7 @@ class WRN(nn.Module):
     A convolution of 16 filters, then three groups of (depth - 4) / 6 blocks of 16, 32 and 64 times ``width`` filters,
     the last two halving the image, then the spatial mean. WRN-28-10 is what few-shot papers use (Rusu et al. 2019,
     Mangla et al. 2020). ``drop`` is the dropout rate inside blocks. Images [N, C, H, W] or uint8 in 0..255 ->
-    [N, 64 width].
+    [N, 64 width]; :meth:`maps` is the last map.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image",)
@@ -68,5 +68,9 @@ class WRN(nn.Module):
         self.norm = BatchNorm(widths[-1])
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def maps(self, x: Tensor) -> Tensor:
+        """[N, 64 width, height, width of the last map]: what heads that compare maps read."""
+        return torch.relu(self.norm(self.blocks(self.stem(as_float(x)))))
+
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.norm(self.blocks(self.stem(as_float(x))))).mean((2, 3))
+        return self.maps(x).mean((2, 3))

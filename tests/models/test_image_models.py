@@ -163,3 +163,16 @@ def test_dropblock_drops_squares_of_about_the_rate() -> None:
 def test_what_cannot_be_is_said(make, words: str) -> None:
     with pytest.raises(UserError, match=words):
         make()
+
+
+@pytest.mark.parametrize("name", ["resnet12", "wrn"])
+def test_a_head_that_compares_maps_reads_them(name: str) -> None:
+    model = resnet12(reduce="mean") if name == "resnet12" else WRN(SMALL, depth=10, width=1, drop=0.0)
+    x = torch.rand(2, 3, 22, 18)
+    model.eval()
+    torch.testing.assert_close(model.maps(x).mean((2, 3)), model(x))
+    words = ["algorithm=relation", "algorithm.head.width=4", "algorithm.head.hidden=4", "algorithm.train_query=2"]
+    relation = construct(compose(words).config["algorithm"], model=model, spec=SMALL)
+    y = torch.arange(3).expand(1, -1)
+    images = Labelled(torch.rand(1, 3, 3, 22, 18), y, 3)
+    assert relation.adapt(images)(images.x).shape == (1, 3, 3)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metarun.algorithms.base import Adapted
 from metarun.algorithms.metric.head import Head, membership
 from metarun.tasks.base import Labelled
-from metarun.types import Fraction, NonNegative, Positive, Rate
+from metarun.types import Fraction, Positive, Rate
 
 HELD = 1e14
 """What holds a variable at its bound, in units of the kernel's diagonal."""
@@ -26,14 +26,13 @@ class SVM(Head):
         subject to a_nk <= cost [k = y_n]   and   sum over k of a_nk = 0
 
     and query x has the logits ``scale`` sum over n of a_nk (x_n . x), with a scale learned from there. ``ridge`` is
-    that of the authors' code; it makes the solution unique where there are more examples than features.
-    0 is for fewer. The dual
-    is solved to rounding by ``steps`` of an interior point method in float64, and the gradient is that of the solution
+    that of the authors' code; it makes the solution unique where there are more examples than features. The dual is
+    solved to rounding by ``steps`` of an interior point method in float64, and the gradient is that of the solution
     by the implicit function theorem, whatever the steps were. ``smoothing`` is that of the labels of the query loss.
     """
 
     def __init__(
-        self, *, cost: Rate, ridge: NonNegative, steps: Positive, scale: Rate, learn_scale: bool, smoothing: Fraction
+        self, *, cost: Rate, ridge: Rate, steps: Positive, scale: Rate, learn_scale: bool, smoothing: Fraction
     ) -> None:
         super().__init__()
         self.cost, self.ridge, self.steps, self.smoothing = cost, ridge, steps, smoothing
