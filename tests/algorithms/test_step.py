@@ -18,7 +18,7 @@ from metarun.tasks.base import Labelled, Spec, TaskBatch
 
 WAY, TASKS = 3, 4
 SPEC = Spec("classification", "image", (1, 8, 8), WAY)
-METHODS = [e.name for e in catalogue("algorithm") if "adapts" in e.section]
+METHODS = [e.name for e in catalogue("algorithm") if str(e.section["_target_"]).endswith(".GradientLearner")]
 CONV4 = {"_target_": "metarun.models.conv4.Conv4", "width": 4, "depth": 2, "downsample": "pool", "halvings": None,
          "reduce": "flatten", "norm_scale": True}  # fmt: skip
 
