@@ -444,14 +444,19 @@ def test_a_trust_region_step_improves_within_its_bound(inner_steps: int) -> None
 
 
 def test_the_line_search_shortens_and_refuses() -> None:
-    learner, theta, _, path, post = exact_case(CONTINUOUS, 1, backtracks=40)
-    leaf, search = theta.clone().requires_grad_(), region(learner).line_search
-    (downhill,) = torch.autograd.grad(learner.outer_loss(leaf, path, post)[0], leaf)
-    gain, kl = search(learner, theta, -1e-2 * downhill, path, post)  # uphill
+    learner, theta, phis, path, post = exact_case(CONTINUOUS, 1, backtracks=40)
+    leaf = theta.clone().requires_grad_()
+    start, _ = learner.outer_loss(leaf, path, post)
+    (downhill,) = torch.autograd.grad(start, leaf)
+
+    def search(step: Tensor) -> tuple[Tensor, Tensor]:
+        return region(learner).line_search(learner, theta, step, path, post, start.detach(), phis[-1])
+
+    gain, kl = search(-1e-2 * downhill)
     assert gain == 0
     assert kl == 0
     assert torch.equal(theta, learner.flat())
-    gain, kl = search(learner, theta, downhill / downhill.norm(), path, post)
+    gain, kl = search(downhill / downhill.norm())
     moved = (theta - learner.flat()).norm()
     assert gain > 0
     assert 0 < kl <= region(learner).max_kl

@@ -49,7 +49,7 @@ class TrustRegion(OuterStep):
         metric = self.metric(learner, phis, [experience.first(some) for experience in path], post.first(some))
         direction = conjugate_gradient(metric, gradient, self.cg_iterations)
         length = (2 * self.max_kl / (direction @ metric(direction)).clamp_min(1e-12)).sqrt()
-        gain, kl = self.line_search(learner, theta, length * direction, path, post)
+        gain, kl = self.line_search(learner, theta, length * direction, path, post, loss.detach(), phis[-1])
         # The gradient's norm says it where that is not finite: the line search would just refuse.
         return {"gain": gain, "kl": kl, "gradient_norm": gradient.norm()}
 
@@ -83,15 +83,16 @@ class TrustRegion(OuterStep):
         step: Tensor,
         path: Sequence[Experience],
         post: Experience,
+        start: Tensor,
+        phi: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Take the longest shortening of ``step`` that lowers the outer loss within ``max_kl``, or none.
 
-        Returns the improvement and the divergence. Whether a candidate is accepted is read back from the device: to
-        avoid it is to compute all candidates always, each an adaptation of every task, where mostly the first is
-        taken.
+        ``start`` is the loss at ``theta``, ``phi`` what that adapts to. Returns the improvement and the divergence.
+        Whether a candidate is accepted is read back from the device: to avoid it is to compute all candidates always,
+        each an adaptation of every task, where mostly the first is taken.
         """
-        start, phis = learner.outer_loss(theta, path, post)
-        old = learner.policy(phis[-1], post.rollout)
+        old = learner.policy(phi, post.rollout)
         for attempt in range(self.backtracks):
             candidate = theta - self.backtrack_ratio**attempt * step
             there, phis = learner.outer_loss(candidate, path, post)
