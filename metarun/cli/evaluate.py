@@ -20,9 +20,6 @@ def run(words: list[str]) -> int:
     for word in words:
         if word.startswith("-"):
             raise UserError(f"unknown option '{word}'   eval knows --val (judge on the validation split)")
-    # Imported here for torch's sake.
-    from metarun.evaluation.evaluator import final
-
     directory, experiment, changes = rebuild("eval", words, allowed=("task.", "algorithm.", "runner."))
     chosen, iteration = trained(directory, experiment)
     results = experiment.test(split)
@@ -31,10 +28,7 @@ def run(words: list[str]) -> int:
         "checkpoint": chosen.name,
         "split": split,
         "changes": changes,
-        "test": {name: estimate.as_dict() for name, estimate in final(results).items()},
-        "references": experiment.references(split),
-        "protocol": experiment.protocol(),
-        "adaptation": results[""].adaptation(experiment.task.metric),
+        **experiment.findings(split, results),
     }
     folder = directory.path / "evaluations"
     folder.mkdir(exist_ok=True)

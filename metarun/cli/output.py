@@ -7,6 +7,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+MOST_POINTS = 24
+"""Of an adaptation curve that are printed; summary.json has all."""
+
 
 def set_up_logging() -> None:
     """metarun's messages go to stderr as they are."""
@@ -48,9 +51,15 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     for name, value in summary.get("references", {}).items():
         table.add_row(f"[dim]{name} (reference)[/dim]", number(value), "")
     console.print(table)
-    if len(summary["adaptation"]) > 1:
-        steps = ", ".join(f"{p['step']}: {number(p['mean'])}" for p in summary["adaptation"])
-        console.print(f"after adaptation steps   {steps}")
+    for name, of in summary.get("robust", {}).items():
+        interval = f"[{number(of['low'])}, {number(of['high'])}]"
+        console.print(f"{name}, interquartile mean   {number(of['iqm'])} {interval}", markup=False)
+    points = summary["adaptation"]
+    if 1 < len(points) <= MOST_POINTS:
+        at, words = (
+            ("episode", "in episodes of a trial") if "episode" in points[0] else ("step", "after adaptation steps")
+        )
+        console.print(f"{words}   " + ", ".join(f"{p[at]}: {number(p['mean'])}" for p in points))
     console.print("protocol   " + ", ".join(f"{k}={_short(v)}" for k, v in summary["protocol"].items()))
     if "directory" in summary:
         console.print(f"results    {summary['directory']}")

@@ -37,6 +37,37 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Robust:
+    """The interquartile mean over ``n`` tasks, and its 95 % interval (Agarwal et al. 2021, arXiv:2108.13264).
+
+    The mean of what is left without the lowest and the highest quarter, rounded down; the interval is between
+    percentiles of 2000 bootstrap samples of the tasks, always the same ones. Returns are often skewed, and this says
+    more of most tasks than their mean does.
+    """
+
+    iqm: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Tensor) -> Robust:
+        """From one value a task, [n]."""
+        values = values.double()
+        n = len(values)
+        resampled = values[torch.randint(n, (2000, n), generator=torch.Generator().manual_seed(0))]
+
+        def middle(rows: Tensor) -> Tensor:
+            return rows.sort(-1).values[..., n // 4 : n - n // 4].mean(-1)
+
+        low, high = middle(resampled).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+        return cls(float(middle(values)), float(low), float(high), n)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"iqm": self.iqm, "low": self.low, "high": self.high, "n": self.n}
+
+
+@dataclass(frozen=True)
 class Result:
     """Every metric of every task, [n, k + 1] after 0..k adaptation steps; the last column is the result."""
 
@@ -47,7 +78,13 @@ class Result:
         return {name: Estimate.of(curve[:, -1]) for name, curve in self.curves.items()}
 
     def adaptation(self, metric: str) -> list[dict[str, Any]]:
-        """``metric`` after each adaptation step; one entry for a learner that adapts at once."""
+        """``metric`` after each adaptation step; one entry for a learner that adapts at once.
+
+        Of a learner of control with a memory, in each ``episode`` of the trial, from 1: that is where it adapts.
+        """
+        if "episode_return" in self.curves:
+            columns = self.curves["episode_return"].unbind(1)
+            return [{"episode": number, **Estimate.of(column).as_dict()} for number, column in enumerate(columns, 1)]
         columns = self.curves[metric].unbind(1)
         return [{"step": step, **Estimate.of(column).as_dict()} for step, column in enumerate(columns)]
 
@@ -55,6 +92,18 @@ class Result:
 def final(results: Mapping[str, Result]) -> dict[str, Estimate]:
     """The results of several episode shapes in one table, each metric's name followed by its shape's suffix."""
     return {name + suffix: estimate for suffix, result in results.items() for name, estimate in result.final().items()}
+
+
+def robust(task: Task, results: Mapping[str, Result]) -> dict[str, Any]:
+    """For families of control: ``{"robust": ...}``, the task's metric as an interquartile mean."""
+    if task.kind != "control":
+        return {}
+    return {
+        "robust": {
+            task.metric + suffix: Robust.of(result.curves[task.metric][:, -1]).as_dict()
+            for suffix, result in results.items()
+        }
+    }
 
 
 def evaluate(

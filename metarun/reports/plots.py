@@ -53,17 +53,21 @@ def learning_curve(rows: list[dict[str, Any]], metric: str) -> Figure | None:
 
 
 def adaptation_curve(summary: dict[str, Any], metric: str) -> Figure | None:
-    """The test metric after 0..k adaptation steps, with 95 % intervals; nothing for a learner that adapts at once."""
+    """The test metric after 0..k adaptation steps, with 95 % intervals; nothing for a learner that adapts at once.
+
+    Of a learner of control with a memory, what each episode of a trial returns.
+    """
     points = summary["adaptation"]
     if len(points) < 2:
         return None
     figure = Figure(figsize=(6, 4), layout="constrained")
     ax = figure.subplots()
-    steps, means = [p["step"] for p in points], [p["mean"] for p in points]
+    trial = "episode" in points[0]
+    steps, means = [p["episode" if trial else "step"] for p in points], [p["mean"] for p in points]
     ax.errorbar(steps, means, yerr=[p["ci95"] for p in points], fmt="o-", ms=4, capsize=3, label="meta-test")
-    for name, value in summary.get("references", {}).items():
+    for name, value in () if trial else summary.get("references", {}).items():  # those are a trial's
         ax.axhline(value, ls="--", color="0.5", lw=1)
         ax.annotate(name, (steps[-1], value), ha="right", va="bottom", color="0.4")
-    ax.set(xlabel="adaptation steps", ylabel=metric)
+    ax.set(xlabel="episode of the trial" if trial else "adaptation steps", ylabel=metric)
     ax.grid(alpha=0.3)
     return figure

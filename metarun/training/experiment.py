@@ -13,7 +13,7 @@ import torch
 
 from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
 from metarun.errors import Interrupted, UserError, require
-from metarun.evaluation.evaluator import Result, evaluate, final
+from metarun.evaluation.evaluator import Result, evaluate, final, robust
 from metarun.tasks.base import Task
 from metarun.tracking.console import Display
 from metarun.tracking.rundir import MetricsFile, RunDirectory, now, provenance
@@ -230,11 +230,18 @@ class Experiment:
             "seed": self.seed,
             "wall_s": round(progress.seconds, 1),
             "best_iteration": progress.best_iteration if self._selects() else None,
+            **self.findings("test", results),
+            "paper": self.config.get("paper"),
+        }
+
+    def findings(self, split: Split, results: dict[str, Result]) -> dict[str, Any]:
+        """What a test found, in plain values: estimates, references, the protocol and the adaptation curve."""
+        return {
             "test": {name: estimate.as_dict() for name, estimate in final(results).items()},
-            "references": self.references("test"),
+            "references": self.references(split),
+            **robust(self.task, results),
             "protocol": self.protocol(),
             "adaptation": results[""].adaptation(self.task.metric),
-            "paper": self.config.get("paper"),
         }
 
     def _draw(self, directory: RunDirectory, summary: dict[str, Any]) -> None:

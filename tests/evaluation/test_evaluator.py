@@ -1,0 +1,65 @@
+"""Estimates of results against formulas and counting by hand."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import pytest
+import torch
+
+from metarun.cli import main
+from metarun.evaluation.evaluator import Estimate, Result, Robust, robust
+from metarun.tasks.regression.sinusoid import Sinusoid
+from metarun.tasks.rl.bandit import Bandit
+
+
+def test_an_interquartile_mean_leaves_the_quarters_out() -> None:
+    values = torch.tensor([9.0, 1.0, 100.0, 4.0, 3.0, -50.0, 5.0, 2.0, 6.0])  # 9 // 4 = 2 of each end
+    found = Robust.of(values)
+    assert found.iqm == pytest.approx((2 + 3 + 4 + 5 + 6) / 5)
+    assert found.low <= found.iqm <= found.high
+    assert found == Robust.of(values)
+
+
+def test_a_bootstrap_interval_is_that_of_all_samples_with_replacement() -> None:
+    values = torch.tensor([0.0, 1.0, 3.0, 7.0])
+    middles = sorted(sum(sorted(sample)[1:3]) / 2 for sample in product(values.tolist(), repeat=4))
+    found = Robust.of(values)
+    assert found.low == pytest.approx(middles[round(0.025 * len(middles))], abs=0.51)
+    assert found.high == pytest.approx(middles[round(0.975 * len(middles)) - 1], abs=0.51)
+
+
+def test_an_interval_shrinks_as_that_of_a_mean_of_the_middle_half() -> None:
+    """Of the normal distribution the variance of a 25 % trimmed mean is 1.19 / n."""
+    values = torch.randn(4000, generator=torch.Generator().manual_seed(3))
+    found = Robust.of(values)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * math.sqrt(1.19 / 4000), rel=0.1)
+
+
+def test_what_each_family_is_told() -> None:
+    returns = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    episodes = torch.cat([0.25 * returns, 0.75 * returns], 1)
+    trial = Result({"return": returns, "episode_return": episodes})
+    bandit = Bandit(0, arms=2, pulls=2, rewards="bernoulli")
+    assert robust(bandit, {"": trial})["robust"]["return"]["iqm"] == 2.5
+    assert robust(Sinusoid(0, shot=5, query=5), {"": Result({"mse": returns})}) == {}
+    first, second = trial.adaptation("return")
+    assert (first["episode"], second["episode"]) == (1, 2)
+    assert second["mean"] == pytest.approx(0.75 * 2.5)
+    assert [p["step"] for p in Result({"return": returns}).adaptation("return")] == [0]
+    assert Estimate.of(returns[:, 0]).ci95 == pytest.approx(1.96 * float(returns.std()) / 2)
+
+
+def test_a_trial_is_printed_by_episode(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "task=rl/gridnavi",
+        "algorithm=random",
+        "runner.iterations=0",
+        "runner.test_episodes=8",
+        "runner.threads=1",
+    ]
+    assert main([*words, "tracker.wandb=disabled"]) == 0
+    told = capsys.readouterr().out
+    assert "in episodes of a trial   1: " in told
+    assert "return, interquartile mean   " in told
