@@ -456,9 +456,9 @@ def test_server_refuses_the_history(
     status: int, tmp_path: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.refuse_stream = status
-    recorder = Recorder(tmp_path / "run", mode="online", finish_timeout=3.0)
+    recorder = Recorder(tmp_path / "run", mode="online", finish_timeout=8.0)  # busy machines take seconds
     recorder.rows(0, 20)
-    assert recorder.finish() < 3.0 + MARGIN
+    assert recorder.finish() < 8.0 + MARGIN
     (run,) = offline_runs(tmp_path / "run")
     assert iterations(run) == expected(20)
     assert "wandb sync" in messages(caplog)
