@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.algorithms.amortised.sequence import attend
 from metarun.errors import require
 from metarun.models.policies import ActionHead, PerceptVector, TaskLinear
 from metarun.tasks.base import Spec
@@ -71,9 +71,7 @@ class Block(nn.Module):
         steps, known = queries.shape[1], keys.shape[1]
         at = torch.arange(known, device=tokens.device)
         seen = at[None] <= at[known - steps :, None]
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (queries, keys, values))
-        read = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
-        tokens = tokens + self.out(read)
+        tokens = tokens + self.out(attend(queries, keys, values, self.heads, seen))
         return tokens + self.units(self.before_units(tokens)), keys, values
 
 

@@ -1,12 +1,15 @@
-"""Proximal policy optimisation: the loss of a batch of steps, clipped."""
+"""Proximal policy optimisation: advantages of trials, the clipped loss, and passes over a meta-batch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from metarun.algorithms.rl.advantage import gae, normalised
+from metarun.algorithms.rl.collect import Rollout
 from metarun.algorithms.rl.distributions import Distribution
 from metarun.types import NonNegative, Rate
 
@@ -40,3 +43,33 @@ class Clipped:
         error = 0.5 * (value - target).square()
         each = self.value_weight * error - surrogate - self.entropy_weight * policy.entropy()
         return (each * running).sum() / running.sum()
+
+
+def advantages(rollout: Rollout, values: Sequence[Tensor], discount: float, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Normalised advantages, and what the values should have been, [T, E, S]; ``values`` [T E] of each step."""
+    value = torch.stack(list(values), -1).view_as(rollout.reward)
+    advantage = gae(rollout.reward, value, rollout.running, discount, smoothing)
+    return normalised(advantage, rollout.running, (0, 1, 2))[0], advantage + value
+
+
+def descend(
+    loss: Callable[[Tensor], Tensor],
+    count: int,
+    optimizer: torch.optim.Optimizer,
+    *,
+    epochs: int,
+    minibatches: int,
+    max_grad_norm: float,
+) -> Tensor:
+    """``epochs`` passes over ``count`` items in random ``minibatches``, a step on each one's ``loss``; their mean."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    losses = []
+    for _ in range(epochs):
+        for chosen in torch.randperm(count, device=parameters[0].device).chunk(minibatches):
+            value = loss(chosen)
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            optimizer.step()
+            losses.append(value.detach())
+    return torch.stack(losses).mean()

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.rl.advantage import gae, normalised
 from metarun.algorithms.rl.base import ControlAlgorithm, by_step
 from metarun.algorithms.rl.collect import Percept, Rollout, collect
 from metarun.algorithms.rl.distributions import distribution
-from metarun.algorithms.rl.ppo import Clipped
+from metarun.algorithms.rl.ppo import Clipped, advantages, descend
 from metarun.algorithms.schedule import Schedule
 from metarun.tasks.base import Spec
 from metarun.tasks.rl.base import Environment
@@ -91,10 +90,7 @@ class RL2(ControlAlgorithm):
         self.train()
         self.schedule.apply(self.optimizer, iteration)
         rollout, recorder = self.trial(batch, self.trials)
-        value = torch.stack(recorder.values, -1).view_as(rollout.reward)
-        advantage = gae(rollout.reward, value, rollout.running, self.discount, self.gae_lambda)
-        target = advantage + value
-        advantage, _ = normalised(advantage, rollout.running, (0, 1, 2))
+        advantage, target = advantages(rollout, recorder.values, self.discount, self.gae_lambda)
         with torch.no_grad():
             outputs = torch.stack(recorder.outputs)
             action = by_step(rollout.action)
@@ -102,17 +98,12 @@ class RL2(ControlAlgorithm):
         trials = [torch.stack(recorder.inputs), action, old_logp]
         trials += [by_step(x) for x in (advantage, target, rollout.running)]
 
-        losses = []
-        for _ in range(self.epochs):
-            for chosen in torch.randperm(action.shape[1], device=action.device).chunk(self.minibatches):
-                loss = self.loss(*(x[:, chosen] for x in trials))
-                self.optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-                self.optimizer.step()
-                losses.append(loss.detach())
+        loss = descend(
+            lambda chosen: self.loss(*(x[:, chosen] for x in trials)), action.shape[1], self.optimizer,
+            epochs=self.epochs, minibatches=self.minibatches, max_grad_norm=self.max_grad_norm,
+        )  # fmt: skip
         entropy = (distribution(self.spec, outputs).entropy() * trials[-1]).sum() / trials[-1].sum()
-        return {"loss": torch.stack(losses).mean(), "return": rollout.returns().mean(), "entropy": entropy}
+        return {"loss": loss, "return": rollout.returns().mean(), "entropy": entropy}
 
     def loss(
         self,

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.rl.advantage import gae, normalised
 from metarun.algorithms.rl.base import ControlAlgorithm, by_step
 from metarun.algorithms.rl.collect import Percept, Rollout, collect
 from metarun.algorithms.rl.distributions import distribution
-from metarun.algorithms.rl.ppo import Clipped
+from metarun.algorithms.rl.ppo import Clipped, advantages, descend
 from metarun.tasks.base import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.types import Fraction, NonNegative, Positive, Rate
@@ -119,30 +118,25 @@ class VariBAD(ControlAlgorithm):
 
     def learn_to_act(self, rollout: Rollout, agent: Believer) -> Metrics:
         """PPO on the steps of a meta-batch, the beliefs taken as part of what is observed."""
-        value = torch.stack(agent.values, -1).view_as(rollout.reward)
-        advantage = gae(rollout.reward, value, rollout.running, self.discount, self.gae_lambda)
-        target = advantage + value
-        advantage, _ = normalised(advantage, rollout.running, (0, 1, 2))
+        advantage, target = advantages(rollout, agent.values, self.discount, self.gae_lambda)
         seen = by_step(rollout.observation)
         mean, log_variance = (torch.stack(parts) for parts in zip(*agent.beliefs, strict=True))
         outputs, action = torch.stack(agent.outputs), by_step(rollout.action)
         old = distribution(self.spec, outputs)
         steps = [seen, mean, log_variance, action, old.log_prob(action)]
         steps = [x.flatten(0, 1) for x in [*steps, *map(by_step, (advantage, target, rollout.running))]]
-        losses = []
-        for _ in range(self.epochs):
-            for chosen in torch.randperm(len(steps[0]), device=action.device).chunk(self.minibatches):
-                seen, mean, log_variance, *rest = (x[chosen] for x in steps)
-                output, value = self.model.act(seen, mean, log_variance)
-                loss = self.ppo.loss(distribution(self.spec, output), value, *rest)
-                self.optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]],
-                                         self.max_grad_norm)  # fmt: skip
-                self.optimizer.step()
-                losses.append(loss.detach())
+
+        def loss(chosen: Tensor) -> Tensor:
+            seen, mean, log_variance, *rest = (x[chosen] for x in steps)
+            output, value = self.model.act(seen, mean, log_variance)
+            return self.ppo.loss(distribution(self.spec, output), value, *rest)
+
+        mean_loss = descend(
+            loss, len(steps[0]), self.optimizer,
+            epochs=self.epochs, minibatches=self.minibatches, max_grad_norm=self.max_grad_norm,
+        )  # fmt: skip
         running = by_step(rollout.running)
-        return {"loss": torch.stack(losses).mean(), "entropy": (old.entropy() * running).sum() / running.sum()}
+        return {"loss": mean_loss, "entropy": (old.entropy() * running).sum() / running.sum()}
 
     # Believing
 
