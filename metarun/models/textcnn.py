@@ -38,7 +38,7 @@ class TextCNN(nn.Module):
         max_words: Positive,
     ) -> None:
         super().__init__()
-        held = Counter(word for text in texts for word in set(words(text)))
+        held = Counter(word for text in texts for word in dict.fromkeys(words(text)))
         self.set_extra_state([word for word, count in held.items() if count >= min_texts])
         self.max_words = max_words
         self.embedding = nn.Parameter(torch.randn(len(self.vocabulary) + 2, embedding))

@@ -41,7 +41,7 @@ class TfIdf(nn.Module):
         super().__init__()
         require(shortest <= longest, f"model.shortest={shortest} is more than model.longest={longest}")
         self.unit, self.shortest, self.longest = unit, shortest, longest
-        held = Counter(gram for text in texts for gram in set(self.grams(text)))
+        held = Counter(gram for text in texts for gram in dict.fromkeys(self.grams(text)))
         self.vocabulary = [gram for gram, count in held.items() if count >= min_texts]
         require(
             bool(self.vocabulary),

@@ -103,6 +103,14 @@ def test_a_checkpoint_carries_the_vocabulary(cls: Any, values: dict[str, Any], w
     assert torch.equal(other(other.encode(new)), model(model.encode(new)))
 
 
+@pytest.mark.parametrize("cls", [TextCNN, TfIdf])
+def test_the_vocabulary_is_in_the_order_of_the_texts(cls: Any) -> None:
+    """A model of a seed is the same in every process, whatever order Python's sets happen to have there."""
+    letters = [chr(c) for c in range(ord("z"), ord("a") - 1, -1)]
+    values = CNN if cls is TextCNN else {"unit": "word", "shortest": 1, "longest": 1, "min_texts": 1}
+    assert cls([" ".join(letters)], **values).vocabulary == letters
+
+
 def test_tfidf_against_a_computation_by_hand() -> None:
     model = TfIdf(["a b a", "b c"], unit="word", shortest=1, longest=1, min_texts=1)
     assert model.vocabulary == sorted(model.vocabulary, key=model.ids.__getitem__)
