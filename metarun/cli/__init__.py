@@ -16,6 +16,7 @@ COMMANDS = {
     "eval": "eval RUN [key=value ...]: judge a run's learner again, under another protocol if asked",
     "adapt": "adapt RUN --support PATH [--query PATH]: apply a run's learner to your own images, texts or numbers",
     "resume": "resume RUN [key=value ...]: go on where a run stopped, exactly",
+    "reproduce": "reproduce ID [--seeds N]: run a paper's recipe and say how far the result is from the paper's",
     "bench": "bench [key=value ...]: the outer step side by side with other libraries', whichever are installed",
     "doctor": "what this machine offers, and what is missing",
 }
@@ -74,7 +75,7 @@ def console() -> None:
 
 def _dispatch(words: list[str]) -> int:
     if words and words[0] in ("-h", "--help", "help"):
-        print(HELP.format(commands="\n".join(f"  {name:<9}{text}" for name, text in COMMANDS.items())))
+        print(HELP.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())))
         return 0
     if words and words[0] == "--version":
         from importlib.metadata import version

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from metarun.config.catalogue import Entry, catalogue
 from metarun.config.check import misfit
 from metarun.errors import UserError, nearest
+from metarun.reports.paper import Paper
+from metarun.reports.reproductions import RESULTS, row, stored
 
 _GROUPS = {"tasks": "task", "models": "model", "algorithms": "algorithm", "experiments": "experiment"}
 
@@ -16,12 +21,15 @@ def run(words: list[str]) -> int:
     wanted = words[0] if words else None
     if wanted is not None and wanted not in _GROUPS:
         raise UserError(f"unknown list '{wanted}'{nearest(wanted, _GROUPS)}   lists: {', '.join(_GROUPS)}")
+    results = stored(RESULTS)
     entries = {plural: list(catalogue(group)) for plural, group in _GROUPS.items()}
     for plural in [wanted] if wanted else entries:
         print(plural)
         width = max((len(e.name) for e in entries[plural]), default=0)
         for entry in entries[plural]:
             print(f"  {entry.name:<{width}}  {_facts(entry)}{entry.line}")
+            for line in _published(entry, results):
+                print(f"  {'':<{width}}    {line}")
         print()
     if wanted is None:
         print("task x algorithm: the models that fit, the task's own first")
@@ -55,6 +63,17 @@ def default_option(task: Entry, group: str) -> str | None:
                 if key.replace("override", "").strip() == f"/{group}":
                     return str(value)
     return None
+
+
+def _published(entry: Entry, results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Of a recipe: each number of its paper, what was found here, and the verdict."""
+    if entry.group != "experiment" or not entry.content.get("paper"):
+        return []
+    paper, lines = Paper.of(entry.content["paper"]), []
+    for claim in paper.claims:
+        metric, value, ours, _, verdict = row(paper, claim, results.get(entry.name))
+        lines.append(f"{metric}: {value}, " + (f"ours {ours}: " if ours else "") + verdict)
+    return lines
 
 
 def _facts(entry: Entry) -> str:

@@ -35,7 +35,7 @@ def run(words: list[str]) -> int:
     """The command."""
     if words[:1] in (["-sc"], ["--shell-completion"]) and _complete(words[1:]):
         return 0
-    words = _take_config_dir(words)
+    words = take_config_dir(words)
     flags = [w for w in words if w.startswith("-")]
     overrides = [w for w in words if not w.startswith("-")]
     if any(f.split("=")[0] in _HYDRA_ONLY for f in flags):
@@ -91,7 +91,7 @@ def _complete(words: Sequence[str]) -> bool:
     return bool(offers)
 
 
-def _take_config_dir(words: Sequence[str]) -> list[str]:
+def take_config_dir(words: Sequence[str]) -> list[str]:
     """Register the user's configuration directories; returns the words without ``--config-dir DIR``."""
     kept, directory = [], None
     remaining = iter(words)

@@ -8,6 +8,7 @@ from typing import Any
 
 from metarun.config.declare import Component, Declaration, Parameter, attributes, declaration, is_section
 from metarun.errors import UserError, nearest
+from metarun.reports.paper import Paper
 
 INJECTED = ("seed", "spec", "texts", "model")
 """Constructor parameters that are filled in while building, not from the configuration."""
@@ -26,6 +27,8 @@ def check(config: Mapping[str, Any]) -> None:
     check_value("name", config.get("name"), _NAME)
     if isinstance(config.get("name"), str) and "/" in config["name"]:
         raise UserError(f"name={config['name']!r}: a run's name is a directory's name and cannot contain '/'")
+    if config.get("paper") is not None:
+        Paper.of(config["paper"])
     for section, target in CLOSED.items():
         check_arguments(section, config.get(section) or {}, declaration(target))
     for section in OPEN:

@@ -1,0 +1,168 @@
+"""``metarun reproduce ID [--seeds N] [--jobs N] [key=value ...]``: run a paper's recipe and judge it by the paper."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from metarun.config.catalogue import catalogue
+from metarun.errors import Interrupted, RunFailed, UserError, nearest
+from metarun.reports.paper import Paper
+from metarun.reports.reproductions import HOW, RESULTS, record, row, runs_of, store
+from metarun.tracking.rundir import RunDirectory
+
+_OPTIONS = ("--seeds", "--jobs")
+
+
+def run(words: list[str]) -> int:
+    """The command. Seeds 0..N - 1; finished runs are taken as they are, stopped ones resumed, missing ones made."""
+    from metarun.cli.output import set_up_logging
+    from metarun.cli.train import named, take_config_dir
+    from metarun.config.check import check
+    from metarun.config.compose import compose
+
+    kept = take_config_dir(words)
+    name, seeds, jobs, overrides = _asked(kept)
+    elsewhere = [word for word in words if word not in kept]
+    set_up_logging()
+    configs = {seed: named(compose([f"experiment={name}", f"seed={seed}", *overrides])) for seed in range(seeds)}
+    for config in configs.values():
+        check(config)
+    _run_all(
+        {
+            seed: lambda seed=seed: _words(configs[seed], seed, [f"experiment={name}", *overrides, *elsewhere])
+            for seed in configs
+        },
+        jobs,
+    )
+    runs = {seed: _finished(config, seed) for seed, config in configs.items()}
+    if missing := [seed for seed, found in runs.items() if found is None]:
+        raise RunFailed(f"seed {', '.join(map(str, missing))} did not finish")
+    result = record(name, configs[0], {seed: found for seed, found in runs.items() if found is not None})
+    path = store(RESULTS, result)
+    _print(Paper.of(configs[0]["paper"]), result)
+    print(f"\n{path}")
+    return 0 if result["verdict"] == "pass" else 1
+
+
+def _asked(words: Sequence[str]) -> tuple[str, int, int, list[str]]:
+    """The recipe, how many seeds, how many runs at once, and the overrides."""
+    numbers = {"--seeds": 3, "--jobs": max(_gpus(), 1)}
+    names, overrides = [], []
+    remaining = iter(words)
+    for word in remaining:
+        option, separator, value = word.partition("=")
+        if option in _OPTIONS:
+            value = value if separator else next(remaining, "")
+            if not value.isdigit() or int(value) < 1:
+                raise UserError(f"{option} needs a number of at least 1, not '{value}'")
+            numbers[option] = int(value)
+        elif word.startswith("-"):
+            raise UserError(f"unknown option '{word}'{nearest(word, _OPTIONS)}   options: {', '.join(_OPTIONS)}")
+        elif not separator:
+            names.append(word)
+        elif not option.startswith(HOW):
+            raise UserError(
+                f"reproduce cannot change '{option}': it would be another protocol   it can: {', '.join(HOW)}"
+            )
+        else:
+            overrides.append(word)
+    recipes = {e.name: e.content for e in catalogue("experiment") if e.content.get("paper")}
+    if len(names) != 1:
+        raise UserError(f"reproduce takes one recipe: {', '.join(recipes)}")
+    if names[0] not in recipes:
+        raise UserError(
+            f"no recipe '{names[0]}' with a paper{nearest(names[0], recipes)}   recipes: {', '.join(recipes)}"
+        )
+    return names[0], numbers["--seeds"], numbers["--jobs"], overrides
+
+
+def _finished(config: Mapping[str, Any], seed: int) -> RunDirectory | None:
+    return next((run for run in runs_of(config, seed) if run.summary() is not None), None)
+
+
+def _words(config: Mapping[str, Any], seed: int, new: Sequence[str]) -> list[str] | None:
+    """The command that is left to do for a seed, of a ``new`` run if there is none; ``None`` if it is done."""
+    if (done := _finished(config, seed)) is not None:
+        print(f"metarun: seed {seed}: {done.path}", file=sys.stderr)
+        return None
+    for run in reversed(runs_of(config, seed)):
+        if (run.path / "checkpoints" / "last.pt").is_file():
+            return ["resume", str(run.path)]
+    return ["train", *new, f"seed={seed}"]
+
+
+def _run_all(tasks: Mapping[int, Any], jobs: int) -> None:
+    """Each in a process of its own, ``jobs`` at a time, each with a GPU of its own where there are several.
+
+    A signal goes on to all of them, and they stop after a checkpoint.
+    """
+    devices: queue.Queue[int] = queue.Queue()
+    for number in range(jobs):
+        devices.put(number)
+    running: set[subprocess.Popen[bytes]] = set()
+    stopped = threading.Event()
+    gpus = _gpus()
+
+    def one(words: Any) -> int:
+        device = devices.get()
+        try:
+            command = None if stopped.is_set() else words()
+            if command is None:
+                return 0
+            own = {"CUDA_VISIBLE_DEVICES": str(device % gpus)} if jobs > 1 and gpus > 1 else {}
+            process = subprocess.Popen([sys.executable, "-m", "metarun", *command], env={**os.environ, **own})
+            running.add(process)
+            try:
+                return process.wait()
+            finally:
+                running.discard(process)
+        finally:
+            devices.put(device)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+        for process in list(running):
+            process.send_signal(signal.SIGTERM)
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            codes = dict(zip(tasks, pool.map(one, tasks.values()), strict=True))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if failed := {seed: code for seed, code in codes.items() if code}:
+        told = ", ".join(f"seed {seed} (exit {code})" for seed, code in failed.items())
+        raise RunFailed(f"{len(failed)} of {len(codes)} runs failed: {told}; what they printed is above")
+
+
+def _gpus() -> int:
+    """How many NVIDIA GPUs there are, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([each for each in visible.split(",") if each.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def _print(paper: Paper, result: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", f"paper ({paper.where})", "ours", "worst seed", "verdict", title=f"{paper.title}")
+    for claim in paper.claims:
+        table.add_row(*row(paper, claim, result))
+    Console().print(table)
+    if paper.open:
+        print(f"protocol: {paper.open}")
+    print(f"{result['id']}: {result['verdict']}")

@@ -1,0 +1,145 @@
+"""Reproductions: one JSON file each under outputs/reproduced, and the tables made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metarun.errors import UserError
+from metarun.reports.paper import Claim, Paper
+from metarun.tracking.rundir import RunDirectory, atomic_write
+
+RESULTS = Path("outputs/reproduced")
+HOW = ("runner.directory", "runner.device", "runner.threads", "runner.plots", "tracker")
+"""Keys that say how a run is carried out and not what it finds: runs that differ in them are the same reproduction."""
+
+
+def substance(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without its seed, without what it is compared with, and without :data:`HOW`."""
+    kept = {key: value for key, value in config.items() if key not in ("seed", "paper", "experiment", *HOW)}
+    hidden = [key.split(".")[1] for key in HOW if key.startswith("runner.")]
+    kept["runner"] = {key: value for key, value in config["runner"].items() if key not in hidden}
+    return kept
+
+
+def runs_of(config: Mapping[str, Any], seed: int) -> list[RunDirectory]:
+    """The runs of ``config`` with ``seed`` that lie in its directory, the oldest first."""
+    found = []
+    for path in sorted(Path(config["runner"]["directory"], config["name"]).glob(f"*_s{seed}")):
+        try:
+            run = RunDirectory.open(path)
+            same = substance(run.config()) == substance(config)
+        except (UserError, KeyError):
+            continue  # damaged, or of another version: no run of this
+        if same:
+            found.append(run)
+    return found
+
+
+def record(name: str, config: Mapping[str, Any], runs: Mapping[int, RunDirectory]) -> dict[str, Any]:
+    """What is kept of a reproduction: ``runs`` by seed, all finished."""
+    paper = Paper.of(config["paper"])
+    summaries: dict[int, dict[str, Any]] = {seed: run.summary() or {} for seed, run in runs.items()}
+    metas = {seed: run.meta() for seed, run in runs.items()}
+    last = metas[max(metas)]
+    first = summaries[min(summaries)]
+    return {
+        "id": name,
+        "command": f"metarun reproduce {name} --seeds {len(runs)}",
+        "title": paper.title,
+        "arxiv": paper.arxiv,
+        "where": paper.where,
+        "verified": paper.verified,
+        "open": paper.open,
+        **paper.judge(summaries),
+        "iterations": first["iterations"],
+        "paper_iterations": paper.iterations,
+        "protocol": first["protocol"],
+        "train_s": {str(seed): summary["wall_s"] for seed, summary in summaries.items()},
+        "commits": {str(seed): (meta.get("git") or {}).get("commit") for seed, meta in metas.items()},
+        "changed_since": any((meta.get("git") or {}).get("dirty") for meta in metas.values()),
+        "versions": {"python": last["python"], **last["versions"]},
+        "device": last["device"],
+        "threads": last["threads"],
+        "cpu": last["host"]["cpu"],
+        "finished": last["end"],
+    }
+
+
+def path_of(folder: Path, name: str) -> Path:
+    """The file of a recipe's reproduction."""
+    return folder / f"{name.replace('/', '--')}.json"
+
+
+def store(folder: Path, result: Mapping[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = path_of(folder, result["id"])
+    atomic_write(path, (json.dumps(result, indent=1) + "\n").encode())
+    return path
+
+
+def stored(folder: Path) -> dict[str, dict[str, Any]]:
+    """What was reproduced, by recipe; raises :class:`~metarun.errors.UserError` for a damaged file."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            result = json.loads(path.read_text())
+            found[str(result["id"])] = result
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path} is damaged: no reproduction") from None
+    return found
+
+
+def number(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:.4g}"
+
+
+def published(paper: Paper, claim: Claim) -> str:
+    """A claim's value as it may be printed: one from memory never as the paper's."""
+    if claim.value is None:
+        return "curves alone"
+    interval = "" if claim.ci95 is None else f" ± {number(claim.ci95)}"
+    value = number(claim.value) + interval
+    return {"recalled": f"({value}, from memory)", "quoted": f"{value} (quoted)"}.get(paper.verified, value)
+
+
+def row(paper: Paper, claim: Claim, result: Mapping[str, Any] | None) -> list[str]:
+    """metric, paper, ours, worst seed, verdict: the cells of a claim that ``result`` (null: not run) judged."""
+    metric = claim.metric if claim.step is None else f"{claim.metric} after {claim.step}"
+    metric += ", %" if claim.percent else ""
+    found = (result or {}).get("claims", {}).get(claim.id)
+    if found is None:
+        return [metric, published(paper, claim), "", "", "not run"]
+    seeds = len(found["seeds"])
+    worst = f"{number(found['worst'])} (seed {found['worst_seed']})" if seeds > 1 else ""
+    ours = f"{number(found['ours'])} ± {number(found['ci95'])}, {seeds} seed{'s' * (seeds > 1)}"
+    verdict = found["verdict"] + (f" (asked {number(found['bar'])})" if found["because"] else "")
+    return [metric, published(paper, claim), ours, worst, verdict]
+
+
+def markdown(papers: Mapping[str, Paper], results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The README's table: each recipe with a ``paper`` section, run or not."""
+    lines = ["| recipe | metric | paper | ours | worst seed | verdict |", "|---|---|---|---|---|---|"]
+    for name, paper in papers.items():
+        for position, claim in enumerate(paper.claims):
+            shown = f"`{name}` ([{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv}), {paper.where})"
+            cells: Sequence[str] = [shown if position == 0 else "", *row(paper, claim, results.get(name))]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+BEGIN, END = "<!-- reproductions: written by scripts/reproductions.py -->\n", "<!-- end of reproductions -->\n"
+
+
+def table_in(text: str) -> str:
+    """The table of reproductions in a Markdown text."""
+    return text.split(BEGIN)[1].split(END)[0]
+
+
+def with_table(text: str, table: str) -> str:
+    """A Markdown text with its table of reproductions replaced."""
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + table + END + rest.split(END)[1]

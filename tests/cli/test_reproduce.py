@@ -1,0 +1,90 @@
+"""``metarun reproduce`` on a recipe of the user's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metarun.cli import main
+
+RECIPE = """# @package _global_
+defaults:
+  - override /task: regression/sinusoid
+  - override /algorithm: maml
+runner: {iterations: 4, validate_every: 2, val_episodes: 4, test_episodes: 8, tune_above: 1000, plots: false}
+paper:
+  title: T
+  arxiv: '1'
+  where: table 1
+  verified: recalled
+  iterations: 5
+  claims:
+    good: {metric: mse, step: 1, value: 100.0, lower_is_better: true}
+    bad: {metric: mse, value: -100.0, lower_is_better: true}
+"""
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    conf = tmp_path / "conf" / "experiment" / "mine"
+    conf.mkdir(parents=True)
+    (conf / "tiny.yaml").write_text(RECIPE)
+    monkeypatch.setenv("METARUN_CONF", str(tmp_path / "conf"))
+
+
+def result() -> dict[str, Any]:
+    return json.loads(Path("outputs/reproduced/mine--tiny.json").read_text())
+
+
+@pytest.mark.usefixtures("recipe")
+def test_runs_are_made_kept_and_resumed(capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["reproduce", "mine/tiny", "tracker.wandb=disabled", "runner.threads=1"]
+    assert main([*words, "--seeds", "2", "--jobs=2"]) == 1
+    first = result()
+    printed = capfd.readouterr().out
+    assert "budget not reached" in printed
+    assert "memory" in printed
+    assert first["verdict"] == "budget not reached"
+    assert first["claims"]["good"]["verdict"] == "pass"
+    assert set(first["claims"]["bad"]["seeds"]) == set(first["commits"]) == {"0", "1"}
+    runs = sorted(Path("outputs/mine-tiny").iterdir())
+    assert [run.name[-2:] for run in runs] in (["s0", "s1"], ["s1", "s0"])
+
+    assert main(["list", "experiments"]) == 0
+    shown = capfd.readouterr().out
+    assert f"mse after 1: (100, from memory), ours {first['claims']['good']['ours']:.4g}" in shown
+    assert "proto_omniglot" not in shown
+
+    # Finished runs stand, and a missing test is made from the last checkpoint.
+    zero = next(run for run in runs if run.name.endswith("s0"))
+    (zero / "summary.json").unlink()
+    shutil.copy(zero / "config.yaml", zero / "before")
+    assert main([*words, "--seeds", "2"]) == 1
+    assert sorted(Path("outputs/mine-tiny").iterdir()) == runs
+    assert result()["claims"] == first["claims"]
+
+
+@pytest.mark.usefixtures("recipe")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "reproduce takes one recipe: "),
+        (["mine/tny"], "no recipe 'mine/tny' with a paper - did you mean 'mine/tiny'?"),
+        (["mine/tiny", "algorithm.inner_lr=1"], "reproduce cannot change 'algorithm.inner_lr': it would be another"),
+        (["mine/tiny", "--seeds", "none"], "--seeds needs a number of at least 1, not 'none'"),
+        (["mine/tiny", "--sedes=1"], "unknown option '--sedes=1' - did you mean '--seeds'?"),
+    ],
+)
+def test_one_line_for_what_cannot_be(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("recipe")
+def test_a_failed_run_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "mine/tiny", "--seeds=1", "runner.device=cuda:77", "tracker.wandb=disabled"]) == 1
+    assert "1 of 1 runs failed: seed 0 (exit 2)" in capfd.readouterr().err
