@@ -19,7 +19,7 @@ from metarun.tasks.vision.omniglot import Omniglot, Part
 ARGUMENTS = {
     **{"root": None, "way": 5, "shot": 1, "query": 5, "test_ways": [20], "split": "vinyals", "split_seed": 0},
     **{"val_classes": 100, "train_on_val": False, "rotations": "none", "rotation_splits": ["train", "val", "test"]},
-    **{"size": 28, "resize": "nearest", "invert": True},
+    **{"size": 28, "resize": "nearest", "invert": True, "augment": 0.0},
 }
 
 
@@ -235,3 +235,15 @@ def test_broken_files_are_one_line(tmp_path, case):
     with pytest.raises(UserError, match=r"^[^\n]*$") as error:
         build(root=str(root))
     assert words[case] in str(error.value)
+
+
+@pytest.mark.data
+def test_only_meta_training_images_are_warped(data_root):
+    plain, warped = build(), build(augment=0.2)
+    changed = {split: warped.batch(split, [3]) for split in ("train", "val", "test")}
+    assert not torch.equal(changed["train"].support.x, plain.batch("train", [3]).support.x)
+    assert torch.equal(changed["train"].query.x, warped.batch("train", [3]).query.x)
+    for split in ("val", "test"):
+        assert torch.equal(changed[split].support.x, plain.batch(split, [3]).support.x)
+    assert "augment" not in plain.protocol()
+    assert warped.protocol()["augment"] == 0.2

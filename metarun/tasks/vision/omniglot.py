@@ -20,7 +20,7 @@ from metarun.tasks.files import Arrays, cached, download, find
 from metarun.tasks.rng import permutation, uniforms
 from metarun.tasks.vision.base import ImageFewShot
 from metarun.tasks.vision.images import decode
-from metarun.types import Count, Positive, Split
+from metarun.types import Count, NonNegative, Positive, Split
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{part}.zip"
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
@@ -56,7 +56,9 @@ class Omniglot(ImageFewShot):
     its own, ``task`` turns each class of each task by a random number of quarter turns, ``none`` turns none.
     ``resize``: ``nearest`` picks pixels, which is what Pillow does to these 1-bit images whatever filter is
     asked for, so the official codes had it; ``antialias`` averages to greys (codes that convert first).
-    ``invert`` makes ink 255 on 0 (MAML, Prototypical Networks); without it paper is 255 (Reptile).
+    ``invert`` makes ink 255 on 0 (MAML, Prototypical Networks); without it paper is 255 (Reptile). ``augment`` is the
+    strength of the random affine maps of meta-training images, 0 for none (:attr:`ImageFewShot.augment`); no published
+    protocol has them.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Omniglot(ImageFewShot):
         size: Positive,
         resize: Literal["nearest", "antialias"],
         invert: bool,
+        augment: NonNegative,
     ) -> None:
         turns = 1 if rotations == "none" else 4
         images, names = load(root, size, resize, turns)
@@ -95,7 +98,7 @@ class Omniglot(ImageFewShot):
         self.held_out_val = not train_on_val
         if train_on_val:
             classes["train"] = np.concatenate([classes["train"], classes["val"]])
-        self.dark_paper = invert
+        self.dark_paper, self.augment = invert, augment
         self.preprocessing = {"size": size, "resize": resize, "invert": invert}
         self.partition = {"split": split} if split == "vinyals" else {"split": split, "split_seed": split_seed}
         shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
@@ -115,7 +118,8 @@ class Omniglot(ImageFewShot):
     def protocol(self) -> dict[str, Any]:
         turned = {"rotations": self.rotations, "rotation_splits": list(self.turned)}
         seen = {} if self.held_out_val else {"train_on_val": True}
-        return {**super().protocol(), **self.partition, **seen, **turned, **self.preprocessing}
+        warped = {"augment": self.augment} if self.augment else {}
+        return {**super().protocol(), **self.partition, **seen, **turned, **self.preprocessing, **warped}
 
 
 def split_characters(names: Sequence[str], split: str, seed: int, val_classes: int) -> dict[Split, NDArray[np.int64]]:
