@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from metarun.algorithms.gradient.adapts import Part
 from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.algorithms.gradient.losses import TaskLoss
 from metarun.algorithms.gradient.outer import Unrolled
 from metarun.algorithms.gradient.rules import SGD
+from metarun.config.build import build
+from metarun.config.compose import compose
 from metarun.models.mlp import MLP
+from metarun.tasks.base import Task
 from metarun.tasks.regression.sinusoid import Sinusoid
 from metarun.tracking.settings import Tracker
 from metarun.training.experiment import Experiment
@@ -37,3 +43,40 @@ def test_a_run_from_python(tmp_path: Path) -> None:
     assert summary["test"]["mse"]["n"] == 8
     (stored,) = tmp_path.glob("notebook/*_s0/summary.json")
     assert json.loads(stored.read_text()) == summary
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["task=regression/sinusoid"],
+        ["task=vision/glyphs", "algorithm=baseline"],
+        ["task=nlp/formal_languages"],
+        ["task=rl/bandit"],
+    ],
+)
+def test_test_tasks_are_not_touched_before_the_end(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Poisoned: drawing any before meta-training is over and a learner has been chosen ends the run."""
+    small = {"iterations": 3, "meta_batch": 2, "validate_every": 1, "val_episodes": 2, "test_episodes": 2}
+    runner = [f"runner.{key}={value}" for key, value in small.items()]
+    config = compose([*words, *runner, f"runner.directory={tmp_path}", "tracker.wandb=disabled", "name=poisoned"])
+    experiment = build(config.config)
+    family, drawn, tests = type(experiment.task), [], []
+    batch, test = family.batch, Experiment.test
+
+    def guarded(self: Task, split: str, *rest: Any) -> Any:
+        drawn.append(split)
+        assert split != "test" or tests, f"a test task was drawn after {len(drawn) - 1} others"
+        return batch(self, split, *rest)
+
+    def last(self: Experiment, split: Any = "test", *rest: Any) -> Any:
+        assert drawn.count("val") >= 3, "validation comes first"
+        tests.append(split)
+        return test(self, split, *rest)
+
+    monkeypatch.setattr(family, "batch", guarded)
+    monkeypatch.setattr(Experiment, "test", last)
+    experiment.run()
+    assert tests == ["test"]
+    assert drawn.index("test") > max(i for i, split in enumerate(drawn) if split == "val")
