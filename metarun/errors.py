@@ -25,6 +25,10 @@ class Interrupted(BaseException):
         self.signal_number = signal_number
 
 
+class Pruned(Exception):
+    """A search gave the run up, since others did better after as many iterations."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A suggestion clause for a misspelt word: ``" - did you mean 'maml'?"``, or nothing."""
     found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

@@ -16,6 +16,7 @@ COMMANDS = {
     "eval": "eval RUN [key=value ...]: judge a run's learner again, under another protocol if asked",
     "adapt": "adapt RUN --support PATH [--query PATH]: apply a run's learner to your own images, texts or numbers",
     "resume": "resume RUN [key=value ...]: go on where a run stopped, exactly",
+    "search": "search SPACE [key=value ...]: look for the best values of some keys by validation, and test the best",
     "reproduce": "reproduce ID [--seeds N]: run a paper's recipe and say how far the result is from the paper's",
     "bench": "bench [key=value ...]: the outer step side by side with other libraries', whichever are installed",
     "doctor": "what this machine offers, and what is missing",

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from metarun.cli.output import print_summary, set_up_logging
 from metarun.cli.stored import rebuild, trained
-from metarun.errors import UserError
+from metarun.errors import UserError, require
 from metarun.tracking.rundir import atomic_write
 from metarun.types import Split
 
@@ -21,6 +21,7 @@ def run(words: list[str]) -> int:
         if word.startswith("-"):
             raise UserError(f"unknown option '{word}'   eval knows --val (judge on the validation split)")
     directory, experiment, changes = rebuild("eval", words, allowed=("task.", "algorithm.", "runner."))
+    require(experiment.runner.test_episodes > 0 or split == "val", "runner.test_episodes=0: nothing to judge on")
     chosen, iteration = trained(directory, experiment)
     results = experiment.test(split)
     summary = {

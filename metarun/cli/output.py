@@ -41,8 +41,9 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False, soft_wrap=True)
-    first = next(iter(summary["test"].values()))
-    table = Table(box=box.SIMPLE_HEAD, title=f"meta-test, {first['n']} held-out tasks", title_justify="left")
+    tested = max((estimate["n"] for estimate in summary["test"].values()), default=0)
+    title = f"meta-test, {tested} held-out tasks" if tested else "not tested (runner.test_episodes=0)"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     table.add_column("metric")
     table.add_column("mean", justify="right")
     table.add_column("± 95 % CI", justify="right")

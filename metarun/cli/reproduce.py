@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import queue
-import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from metarun.cli.processes import count_gpus, run_all
 from metarun.config.catalogue import catalogue
-from metarun.errors import Interrupted, RunFailed, UserError, nearest
+from metarun.errors import RunFailed, UserError, nearest
 from metarun.reports.paper import Paper
 from metarun.reports.reproductions import HOW, RESULTS, record, row, runs_of, store
 from metarun.tracking.rundir import RunDirectory
@@ -37,13 +30,8 @@ def run(words: list[str]) -> int:
     configs = {seed: named(compose([f"experiment={name}", f"seed={seed}", *overrides])) for seed in range(seeds)}
     for config in configs.values():
         check(config)
-    _run_all(
-        {
-            seed: lambda seed=seed: _words(configs[seed], seed, [f"experiment={name}", *overrides, *elsewhere])
-            for seed in configs
-        },
-        jobs,
-    )
+    new = [f"experiment={name}", *overrides, *elsewhere]
+    run_all({f"seed {seed}": lambda seed=seed: _words(configs[seed], seed, new) for seed in configs}, jobs)  # type: ignore[misc]
     runs = {seed: _finished(config, seed) for seed, config in configs.items()}
     if missing := [seed for seed, found in runs.items() if found is None]:
         raise RunFailed(f"seed {', '.join(map(str, missing))} did not finish")
@@ -56,7 +44,7 @@ def run(words: list[str]) -> int:
 
 def _asked(words: Sequence[str]) -> tuple[str, int, int, list[str]]:
     """The recipe, how many seeds, how many runs at once, and the overrides."""
-    numbers = {"--seeds": 3, "--jobs": max(_gpus(), 1)}
+    numbers = {"--seeds": 3, "--jobs": max(count_gpus(), 1)}
     names, overrides = [], []
     remaining = iter(words)
     for word in remaining:
@@ -99,60 +87,6 @@ def _words(config: Mapping[str, Any], seed: int, new: Sequence[str]) -> list[str
         if (run.path / "checkpoints" / "last.pt").is_file():
             return ["resume", str(run.path)]
     return ["train", *new, f"seed={seed}"]
-
-
-def _run_all(tasks: Mapping[int, Any], jobs: int) -> None:
-    """Each in a process of its own, ``jobs`` at a time, each with a GPU of its own where there are several.
-
-    A signal goes on to all of them, and they stop after a checkpoint.
-    """
-    devices: queue.Queue[int] = queue.Queue()
-    for number in range(jobs):
-        devices.put(number)
-    running: set[subprocess.Popen[bytes]] = set()
-    stopped = threading.Event()
-    gpus = _gpus()
-
-    def one(words: Any) -> int:
-        device = devices.get()
-        try:
-            command = None if stopped.is_set() else words()
-            if command is None:
-                return 0
-            own = {"CUDA_VISIBLE_DEVICES": str(device % gpus)} if jobs > 1 and gpus > 1 else {}
-            process = subprocess.Popen([sys.executable, "-m", "metarun", *command], env={**os.environ, **own})
-            running.add(process)
-            try:
-                return process.wait()
-            finally:
-                running.discard(process)
-        finally:
-            devices.put(device)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopped.set()
-        for process in list(running):
-            process.send_signal(signal.SIGTERM)
-        raise Interrupted(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with ThreadPoolExecutor(jobs) as pool:
-            codes = dict(zip(tasks, pool.map(one, tasks.values()), strict=True))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if failed := {seed: code for seed, code in codes.items() if code}:
-        told = ", ".join(f"seed {seed} (exit {code})" for seed, code in failed.items())
-        raise RunFailed(f"{len(failed)} of {len(codes)} runs failed: {told}; what they printed is above")
-
-
-def _gpus() -> int:
-    """How many NVIDIA GPUs there are, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([each for each in visible.split(",") if each.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
 def _print(paper: Paper, result: Mapping[str, Any]) -> None:

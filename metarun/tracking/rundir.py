@@ -19,7 +19,7 @@ import yaml
 
 from metarun.errors import RunFailed, UserError
 
-State = Literal["running", "finished", "interrupted", "failed"]
+State = Literal["running", "finished", "interrupted", "pruned", "failed"]
 
 
 class RunDirectory:

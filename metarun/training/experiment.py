@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
-from metarun.errors import Interrupted, UserError, require
+from metarun.errors import Interrupted, Pruned, UserError, require
 from metarun.evaluation.evaluator import Result, evaluate, final, robust
 from metarun.tasks.base import Task
 from metarun.tracking.console import Display
@@ -40,6 +40,8 @@ class Experiment:
 
     results: dict[str, Result]
     """Of the test that ends a run, every task's."""
+    on_validation: Callable[[dict[str, Any]], None] | None = None
+    """Told of every row of validation; it may raise :class:`~metarun.errors.Pruned`."""
 
     def __init__(
         self,
@@ -102,6 +104,10 @@ class Experiment:
                 directory.write_status("interrupted", f"signal {error.signal_number}")
                 directory.write_meta(end=now())
                 log.info("stopped after a checkpoint; go on with: metarun resume %s", directory.path)
+                raise
+            except Pruned:
+                directory.write_status("pruned")
+                directory.write_meta(end=now())
                 raise
             except BaseException as error:
                 with contextlib.suppress(Exception):
@@ -206,19 +212,26 @@ class Experiment:
                 meta_train(self, progress, stop)
                 if self._selects() and (self.checkpoints / "best.pt").is_file():
                     self.load(self.checkpoints / "best.pt")
-                self.display.note(f"testing on {self.runner.test_episodes} held-out tasks")
-                self.results = results = self.test("test", stop)
+                results = {}
+                if self.runner.test_episodes:
+                    self.display.note(f"testing on {self.runner.test_episodes} held-out tasks")
+                    results = self.test("test", stop)
+                self.results = results
             warn_of_divergence(results)
             summary = self._summary(progress, results)
-            self.log(test_row(progress.iteration, results))
+            if results:
+                self.log(test_row(progress.iteration, results))
             directory.write_summary(summary)
             self.sink.summary(summary)
-            if self.runner.plots:
+            if self.runner.plots and results:
                 self._draw(directory, summary)
             exit_code = 0
             return summary
         except Interrupted as error:
             exit_code = 128 + error.signal_number
+            raise
+        except Pruned:
+            exit_code = 0
             raise
         finally:
             self.metrics.close()
@@ -236,6 +249,8 @@ class Experiment:
 
     def findings(self, split: Split, results: dict[str, Result]) -> dict[str, Any]:
         """What a test found, in plain values: estimates, references, the protocol and the adaptation curve."""
+        if not results:
+            return {"test": {}, "references": {}, "protocol": self.protocol(), "adaptation": []}
         return {
             "test": {name: estimate.as_dict() for name, estimate in final(results).items()},
             "references": self.references(split),

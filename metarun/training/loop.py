@@ -139,3 +139,5 @@ def validate(run: Experiment, progress: Progress, stop: StopRequest) -> None:
     progress.validated = progress.iteration
     run.log(row)
     run.display.validation(progress.iteration, value, progress.best)
+    if run.on_validation is not None:
+        run.on_validation(row)

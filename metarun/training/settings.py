@@ -28,7 +28,8 @@ class Runner:
     validate_every: Count
     """Iterations between validations; 0 for none."""
     val_episodes: Positive
-    test_episodes: Positive
+    test_episodes: Count
+    """Held-out tasks that the learner is judged on at the end; 0 for none."""
     eval_batch: Positive
     """Tasks adapted at once in validation and test."""
     log_every: Positive

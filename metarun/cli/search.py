@@ -1,0 +1,177 @@
+"""``metarun search SPACE [key=value ...]``: look for the best values of some keys, by validation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metarun.cli.processes import count_gpus, run_all
+from metarun.config.catalogue import catalogue
+from metarun.errors import RunFailed, UserError, nearest
+from metarun.reports.reproductions import substance
+from metarun.search.space import Search
+from metarun.tracking.rundir import atomic_write
+
+if TYPE_CHECKING:
+    from metarun.search.study import Folder, Study
+    from metarun.training.experiment import Experiment
+
+_OPTIONS = ("--trials", "--workers", "--worker", "--config-dir")
+_EACH = ("runner.test_episodes=0", "runner.plots=false")
+"""Of every trial: only the best one is tested, at the end."""
+
+
+def run(words: list[str]) -> int:
+    """The command. The same one again goes on where it was stopped; nothing is lost and nothing done twice."""
+    from metarun.cli.output import set_up_logging
+    from metarun.cli.train import named, take_config_dir
+    from metarun.config.check import check
+    from metarun.config.compose import compose
+
+    kept = take_config_dir(words)
+    space, numbers, overrides = _asked(kept)
+    content = next(e.content for e in catalogue("search") if e.name == space)
+    search = Search.of({**content, "trials": numbers.get("--trials", content.get("trials"))})
+    set_up_logging()
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise UserError("search needs Optuna: pip install 'metarun[search]'") from None
+
+    composed = compose(overrides)
+    config = named(composed)
+    if not any(word.startswith("name=") for word in overrides):
+        config["name"] += f"-{space.replace('/', '-')}"
+    check(config)
+    for values in _corners(search):
+        check(named(compose([*overrides, *values])))
+    if not config["runner"]["validate_every"] or not config["runner"]["iterations"]:
+        raise UserError("a search judges by validation: runner.validate_every and runner.iterations must not be 0")
+    from metarun.search.study import Folder
+
+    folder = Folder(Path(config["runner"]["directory"], "search", config["name"]))
+    folder.begin(search, substance(config))
+    if (workers := numbers.get("--workers", 1)) > 1:
+        again = [word for word in words if not word.startswith("--workers") and word != str(workers)]
+        each = {f"worker {k}": lambda k=k: ["search", *again, f"--worker={k}"] for k in range(workers)}
+        run_all(each, workers)
+    study = _study(folder, search, config, numbers.get("--worker", 0))
+    if workers == 1:
+        study.work(lambda values, name: _experiment(overrides, values, config, name))
+    if "--worker" not in numbers:
+        _finish(study, folder, config)
+    return 0
+
+
+def _study(folder: Folder, search: Search, config: Mapping[str, Any], worker: int) -> Study:
+    from metarun.config.declare import declaration
+    from metarun.search.study import Study
+
+    family = declaration(str(config["task"]["_target_"]))
+    facts = family.attributes
+    return Study(
+        folder, search, facts["metric"], facts.get("higher_is_better", True),
+        iterations=config["runner"]["iterations"], seed=config["seed"], worker=worker,
+    )  # fmt: skip
+
+
+def _experiment(
+    overrides: Sequence[str], values: Mapping[str, Any], config: Mapping[str, Any], name: str
+) -> Experiment:
+    from metarun.config.build import build
+    from metarun.config.compose import compose
+
+    print(f"metarun: {name}: {' '.join(_words(values))}", flush=True)
+    composed = compose([*overrides, *_EACH, *_words(values)])
+    return build({**composed.config, "name": config["name"]}, {"choices": composed.choices, "group": config["name"]})
+
+
+def _finish(study: Study, folder: Folder, config: Mapping[str, Any]) -> None:
+    """The table, the picture, and the test of the best: its first and only look at test tasks."""
+    from metarun.cli.output import number, print_summary
+    from metarun.cli.stored import rebuild, trained
+    from metarun.reports.search import draw, importances
+
+    best = study.best()
+    if not best:
+        reasons = {t.user_attrs.get("why", "given up") for t in study.optuna.get_trials(deepcopy=False)}
+        raise RunFailed("no trial was finished: " + "; ".join(sorted(reasons)[:3]))
+    whole = study.iterations * len(study.optuna.trials)
+    importance = importances(study)
+    result: dict[str, Any] = {
+        "trials": study.counts(),
+        "iterations": study.spent(),
+        "iterations_without_pruning": whole,
+        "importance": importance,
+        "best": [
+            {
+                "trial": t.number,
+                **dict(zip(study.objectives, t.values, strict=True)),
+                "values": study.search.values(t.params),
+            }
+            for t in best
+        ],
+    }
+    draw(study, importance, folder.path / "search.png")
+    print(f"\n{', '.join(f'{n} {state}' for state, n in study.counts().items())}; ", end="")
+    print(f"{study.spent()} of {whole} iterations ({1 - study.spent() / whole:.0%} saved)")
+    for key, share in importance.items():
+        print(f"  importance {share:.2f}  {key}")
+    for t in best:
+        told = ", ".join(f"{name} {number(v)}" for name, v in zip(study.objectives, t.values, strict=True))
+        print(f"trial {t.number}: {told}   " + " ".join(_words(study.search.values(t.params))))
+    if len(best) == 1 and config["runner"]["test_episodes"]:
+        tests = f"runner.test_episodes={config['runner']['test_episodes']}"
+        directory, experiment, _ = rebuild("search", [str(folder.trial(best[0].number)), tests], allowed=("runner.",))
+        trained(directory, experiment)
+        result |= experiment.findings("test", experiment.test())
+        print_summary(result)
+    atomic_write(folder.path / "search.json", (json.dumps(result, indent=1) + "\n").encode())
+    print(f"{folder.path / 'search.json'}, search.png")
+
+
+def _asked(words: Sequence[str]) -> tuple[str, dict[str, int], list[str]]:
+    """The space, the numbers of the options, and the overrides."""
+    numbers: dict[str, int] = {}
+    names, overrides = [], []
+    remaining = iter(words)
+    for word in remaining:
+        option, separator, value = word.partition("=")
+        if option in _OPTIONS:
+            value = value if separator else next(remaining, "")
+            if not value.isdigit() or (int(value) < 1 and option != "--worker"):
+                raise UserError(f"{option} needs a number of at least 1, not '{value}'")
+            numbers[option] = int(value)
+        elif word.startswith("-"):
+            raise UserError(f"unknown option '{word}'{nearest(word, _OPTIONS)}   options: --trials, --workers")
+        elif separator:
+            overrides.append(word)
+        else:
+            names.append(word)
+    spaces = [e.name for e in catalogue("search")]
+    if len(names) != 1:
+        raise UserError(f"search takes one space: {', '.join(spaces)}")
+    if names[0] not in spaces:
+        raise UserError(f"no search space '{names[0]}'{nearest(names[0], spaces)}   spaces: {', '.join(spaces)}")
+    if "--workers" not in numbers and count_gpus() > 1:
+        numbers["--workers"] = count_gpus()
+    return names[0], numbers, overrides
+
+
+def _corners(search: Search) -> list[list[str]]:
+    """Overrides that show whether every key and every end of a range is one that the configuration takes."""
+    ends = {
+        key: values if isinstance(values, list) else [values["low"], values["high"]]
+        for key, values in search.space.items()
+    }
+    return [
+        _words({key: values[min(at, len(values) - 1)] for key, values in ends.items()})
+        for at in range(max(map(len, ends.values())))
+    ]
+
+
+def _words(values: Mapping[str, Any]) -> list[str]:
+    """Overrides that set keys to these values."""
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]

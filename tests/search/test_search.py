@@ -1,0 +1,142 @@
+"""``metarun search``: what a space may be, pruning, and a search that is killed and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metarun.cli import main
+from metarun.errors import UserError
+from metarun.search.space import Search
+
+pytest.importorskip("optuna", reason="search needs optuna: pip install 'metarun[search]'")
+
+SECTION: dict[str, Any] = {
+    "trials": 5, "prune": True, "startup": 2, "objectives": None,
+    "space": {"algorithm.inner_lr": {"low": 0.001, "high": 0.1, "log": True}, "model.hidden": [[8], [12, 12]]},
+}  # fmt: skip
+WORDS = [
+    *("task=regression/sinusoid", "runner.iterations=20", "runner.validate_every=4", "runner.val_episodes=10"),
+    *("runner.test_episodes=12", "runner.tune_above=1000", "tracker.wandb=disabled", "runner.threads=1"),
+]
+
+
+@pytest.fixture
+def space(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    (tmp_path / "conf" / "search").mkdir(parents=True)
+    path = tmp_path / "conf" / "search" / "mine.yaml"
+    path.write_text(json.dumps(SECTION))
+    monkeypatch.setenv("METARUN_CONF", str(tmp_path / "conf"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"trails": 3}, "unknown key 'search.trails' - did you mean 'trials'?"),
+        ({"trials": "many"}, "search.trials='many': not what belongs there"),
+        ({"space": {}}, "search.space is empty"),
+        ({"objectives": {"mse": "small"}}, "search.objectives.mse='small': maximize or minimize"),
+        ({"space": {"a": [1]}}, "search.space.a: one choice is none"),
+        ({"space": {"a": {"low": 2, "high": 1}}}, "search.space.a: low=2 and high=1 are no range"),
+        ({"space": {"a": {"low": 0, "high": 1, "log": True}}}, "a logarithmic range starts above 0"),
+        ({"space": {"a": {"lo": 0, "high": 1}}}, "unknown key 'search.space.a.lo' - did you mean 'low'?"),
+    ],
+)
+def test_what_a_space_may_not_be(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        Search.of({**SECTION, **changed})
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "search takes one space: "),
+        (["mime"], "no search space 'mime' - did you mean 'mine'?"),
+        (["mine", "--trails=3"], "unknown option '--trails=3' - did you mean '--trials'?"),
+        (["mine", *WORDS, "algorithm=ridge"], "algorithm.inner_lr"),
+        (["mine", *WORDS, "runner.validate_every=0"], "a search judges by validation"),
+    ],
+)
+def test_one_line_for_what_cannot_be(
+    words: list[str], message: str, space: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_best_by_validation_is_tested_alone(space: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "mine", *WORDS]) == 0
+    folder = Path("outputs/search/sinusoid-maml-mine")
+    result = json.loads((folder / "search.json").read_text())
+    assert sum(result["trials"].values()) == 5
+    assert (folder / "search.png").stat().st_size > 1000
+    runs = sorted((folder / "trials").iterdir())
+    assert len(runs) == 5
+    finished = {}
+    for run in runs:
+        if (run / "summary.json").is_file():
+            summary = json.loads((run / "summary.json").read_text())
+            assert summary["test"] == {}
+            rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            finished[int(run.name)] = [row["val/mse"] for row in rows if "val/mse" in row][-1]
+        else:
+            assert json.loads((run / "status.json").read_text())["state"] == "pruned"
+    (best,) = result["best"]
+    assert best["trial"] == min(finished, key=finished.__getitem__)
+    assert best["mse"] == pytest.approx(finished[best["trial"]])
+    assert result["test"]["mse"]["n"] == 12
+    assert result["iterations"] <= result["iterations_without_pruning"] == 100
+    assert set(best["values"]) == set(SECTION["space"])
+
+    # Again: nothing is left to do. With more trials: they alone are made. Another space: another folder.
+    capsys.readouterr()
+    assert main(["search", "mine", *WORDS]) == 0
+    assert "metarun: trial" not in capsys.readouterr().out
+    assert main(["search", "mine", *WORDS, "--trials", "6"]) == 0
+    assert len(list((folder / "trials").iterdir())) == 6
+    capsys.readouterr()
+    space.write_text(json.dumps({**SECTION, "space": {"algorithm.inner_lr": [0.1, 0.2]}}))
+    assert main(["search", "mine", *WORDS]) == 2
+    assert "holds another search" in capsys.readouterr().err
+
+
+def test_several_objectives(space: Path) -> None:
+    space.write_text(json.dumps({**SECTION, "objectives": {"mse": "minimize", "parameters": "minimize"}}))
+    assert main(["search", "mine", *WORDS, "--trials=3", "runner.iterations=4"]) == 0
+    result = json.loads(Path("outputs/search/sinusoid-maml-mine/search.json").read_text())
+    assert result["trials"] == {"complete": 3}
+    assert all({"mse", "parameters"} <= set(best) for best in result["best"])
+
+
+def test_killed_workers_lose_and_double_nothing(space: Path) -> None:
+    """Two workers are killed in mid-trial; what they held is taken up again, from its checkpoint."""
+    words = [*WORDS, "runner.iterations=400", "runner.validate_every=100", "runner.checkpoint_seconds=0"]
+    command = [sys.executable, "-m", "metarun", "search", "mine", *words, "--trials=3", "--workers=2"]
+    trials = Path("outputs/search/sinusoid-maml-mine/trials")
+    process = subprocess.Popen(command, env=dict(os.environ), start_new_session=True, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and len(list(trials.glob("*/checkpoints/last.pt"))) < 2:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list(trials.glob("*/summary.json")), "killed too late to show anything"
+    held = {path.parent.parent.name for path in trials.glob("*/checkpoints/last.pt")}
+    assert held == {"0000", "0001"}
+    assert subprocess.run(command, env=dict(os.environ), stdout=subprocess.DEVNULL, check=False).returncode == 0
+    result = json.loads(trials.with_name("search.json").read_text())
+    assert sum(result["trials"].values()) == len(list(trials.iterdir())) == 3
+    for run in trials.iterdir():
+        rows = [json.loads(line)["iteration"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert rows == sorted(rows)
+    log = (trials / "0000" / "metarun.log").read_text()
+    assert "going on after iteration" in log
