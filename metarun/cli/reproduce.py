@@ -10,8 +10,8 @@ from metarun.cli.processes import count_gpus, run_all
 from metarun.config.catalogue import catalogue
 from metarun.errors import RunFailed, UserError, nearest
 from metarun.reports.paper import Paper
-from metarun.reports.reproductions import HOW, RESULTS, record, row, runs_of, store
-from metarun.tracking.rundir import RunDirectory
+from metarun.reports.reproductions import RESULTS, record, row, store
+from metarun.tracking.history import HOW, earlier
 
 _OPTIONS = ("--seeds", "--jobs")
 
@@ -32,7 +32,7 @@ def run(words: list[str]) -> int:
         check(config)
     new = [f"experiment={name}", *overrides, *elsewhere]
     run_all({f"seed {seed}": lambda seed=seed: _words(configs[seed], seed, new) for seed in configs}, jobs)  # type: ignore[misc]
-    runs = {seed: _finished(config, seed) for seed, config in configs.items()}
+    runs = {seed: earlier(config)[0] for seed, config in configs.items()}
     if missing := [seed for seed, found in runs.items() if found is None]:
         raise RunFailed(f"seed {', '.join(map(str, missing))} did not finish")
     result = record(name, configs[0], {seed: found for seed, found in runs.items() if found is not None})
@@ -74,19 +74,13 @@ def _asked(words: Sequence[str]) -> tuple[str, int, int, list[str]]:
     return names[0], numbers["--seeds"], numbers["--jobs"], overrides
 
 
-def _finished(config: Mapping[str, Any], seed: int) -> RunDirectory | None:
-    return next((run for run in runs_of(config, seed) if run.summary() is not None), None)
-
-
 def _words(config: Mapping[str, Any], seed: int, new: Sequence[str]) -> list[str] | None:
     """The command that is left to do for a seed, of a ``new`` run if there is none; ``None`` if it is done."""
-    if (done := _finished(config, seed)) is not None:
-        print(f"metarun: seed {seed}: {done.path}", file=sys.stderr)
+    finished, stopped = earlier(config)
+    if finished is not None:
+        print(f"metarun: seed {seed}: {finished.path}", file=sys.stderr)
         return None
-    for run in reversed(runs_of(config, seed)):
-        if (run.path / "checkpoints" / "last.pt").is_file():
-            return ["resume", str(run.path)]
-    return ["train", *new, f"seed={seed}"]
+    return ["resume", str(stopped.path)] if stopped else ["train", *new, f"seed={seed}"]
 
 
 def _print(paper: Paper, result: Mapping[str, Any]) -> None:

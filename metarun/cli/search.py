@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from metarun.cli.processes import count_gpus, run_all
 from metarun.config.catalogue import catalogue
 from metarun.errors import RunFailed, UserError, nearest
-from metarun.reports.reproductions import substance
 from metarun.search.space import Search
+from metarun.tracking.history import substance
 from metarun.tracking.rundir import atomic_write
 
 if TYPE_CHECKING:

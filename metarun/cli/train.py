@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metarun.cli import COMMANDS
 from metarun.cli.output import print_summary, set_up_logging
@@ -14,6 +14,10 @@ from metarun.config.check import check
 from metarun.config.compose import Composed, chosen, compose, default_name, resolve, use_directories
 from metarun.config.paths import conf_directory, options, user_directories
 from metarun.errors import RunFailed, UserError, nearest
+from metarun.tracking.history import earlier
+
+if TYPE_CHECKING:
+    from metarun.tracking.rundir import RunDirectory
 
 _HYDRA_ONLY = {
     "--cfg",
@@ -52,16 +56,25 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def train(composed: Composed, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """One run of a composed configuration; returns its summary, with the run's ``directory``."""
+def train(
+    composed: Composed, facts: Mapping[str, Any] | None = None, directory: RunDirectory | None = None
+) -> dict[str, Any]:
+    """One run of a composed configuration, or what is left of the one in ``directory``.
+
+    Returns its summary, with the run's ``directory``. An exception carries where the run's log lies, as ``run_log``.
+    """
     config = named(composed)
     check(config)
     from metarun.config.build import build
     from metarun.tracking.rundir import RunDirectory
 
     experiment = build(config, {"choices": composed.choices, **(facts or {})})
-    directory = RunDirectory.create(experiment.runner.directory, experiment.name, experiment.seed)
-    return {**experiment.run(directory), "directory": str(directory.path)}
+    directory = directory or RunDirectory.create(experiment.runner.directory, experiment.name, experiment.seed)
+    try:
+        return {**experiment.run(directory), "directory": str(directory.path)}
+    except Exception as error:
+        error.run_log = directory.path / "metarun.log"  # type: ignore[attr-defined]
+        raise
 
 
 def named(composed: Composed) -> dict[str, Any]:
@@ -108,7 +121,10 @@ def take_config_dir(words: Sequence[str]) -> list[str]:
 
 
 def _sweep(words: list[str], overrides: list[str]) -> int:
-    """Hydra's multirun: every combination is checked first, then run; failures are collected to the end."""
+    """Hydra's multirun: every combination is checked first, then run; failures are collected to the end.
+
+    Combinations that an earlier sweep finished are skipped, those that were stopped go on.
+    """
     for each in _jobs(overrides)[:_PRECHECKED]:
         check(named(compose(each)))
     failures: list[str] = []
@@ -122,12 +138,19 @@ def _sweep(words: list[str], overrides: list[str]) -> int:
         hydra = HydraConfig.get()
         asked = " ".join(hydra.overrides.task)
         print(f"\nmetarun: run {count}: {asked}", file=sys.stderr)
+        composed = Composed(resolve(config), chosen(hydra.runtime.choices))
         try:
-            group = hydra.sweep.dir.rsplit("/", 1)[-1]
-            print_summary(train(Composed(resolve(config), chosen(hydra.runtime.choices)), {"group": group}))
-        except (UserError, RunFailed) as error:
-            print(f"metarun: {error}", file=sys.stderr)
-            failures.append(f"{asked}: {error}")
+            finished, started = earlier(named(composed))
+            if finished is not None:
+                print(f"metarun: done before: {finished.path}", file=sys.stderr)
+                return
+            facts = {"group": hydra.sweep.dir.rsplit("/", 1)[-1]}
+            print_summary(train(composed, facts, started))
+        except Exception as error:
+            kind = "" if isinstance(error, (UserError, RunFailed)) else f"{type(error).__name__}: "
+            log = getattr(error, "run_log", None)
+            failures.append(f"{asked}: {kind}{error}" + (f"   log: {log}" if log else ""))
+            print(f"metarun: {kind}{error}", file=sys.stderr)
 
     _hydra(words, job)
     if failures:

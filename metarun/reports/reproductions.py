@@ -12,30 +12,6 @@ from metarun.reports.paper import Claim, Paper
 from metarun.tracking.rundir import RunDirectory, atomic_write
 
 RESULTS = Path("outputs/reproduced")
-HOW = ("runner.directory", "runner.device", "runner.threads", "runner.plots", "tracker")
-"""Keys that say how a run is carried out and not what it finds: runs that differ in them are the same reproduction."""
-
-
-def substance(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without its seed, without what it is compared with, and without :data:`HOW`."""
-    kept = {key: value for key, value in config.items() if key not in ("seed", "paper", "experiment", *HOW)}
-    hidden = [key.split(".")[1] for key in HOW if key.startswith("runner.")]
-    kept["runner"] = {key: value for key, value in config["runner"].items() if key not in hidden}
-    return kept
-
-
-def runs_of(config: Mapping[str, Any], seed: int) -> list[RunDirectory]:
-    """The runs of ``config`` with ``seed`` that lie in its directory, the oldest first."""
-    found = []
-    for path in sorted(Path(config["runner"]["directory"], config["name"]).glob(f"*_s{seed}")):
-        try:
-            run = RunDirectory.open(path)
-            same = substance(run.config()) == substance(config)
-        except (UserError, KeyError):
-            continue  # damaged, or of another version: no run of this
-        if same:
-            found.append(run)
-    return found
 
 
 def record(name: str, config: Mapping[str, Any], runs: Mapping[int, RunDirectory]) -> dict[str, Any]:

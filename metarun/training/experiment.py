@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -111,6 +112,8 @@ class Experiment:
                 raise
             except BaseException as error:
                 with contextlib.suppress(Exception):
+                    with open(directory.path / "metarun.log", "a") as file:
+                        traceback.print_exc(file=file)
                     directory.write_status("failed", f"{type(error).__name__}: {error}")
                     directory.write_meta(end=now())
                 raise

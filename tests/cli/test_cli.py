@@ -127,8 +127,31 @@ def test_sweep_runs_every_combination_in_one_group(tmp_path: Path, monkeypatch: 
 def test_a_failing_job_does_not_end_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["-m", *SINE, "algorithm.inner_lr=1e30,0.001", "runner.log_every=1", "algorithm.test_steps=1"]
     assert main(words) == 1
-    assert "1 of 2 runs failed" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "1 of 2 runs failed" in told
     assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 1
+    log = Path(told.rsplit("log: ", 1)[1].strip())
+    assert "RunFailed" in log.read_text()
+
+    # Again: what was finished is left as it is, what failed is tried again.
+    assert main(words) == 1
+    again = capsys.readouterr().err
+    assert again.count("metarun: done before: ") == 1
+    assert "1 of 2 runs failed" in again
+    assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 1
+
+
+def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-m", *SINE, "seed=0,1", "name=both"]
+    assert main([*SINE, "seed=1", "name=both"]) == 0
+    (run,) = runs(tmp_path)
+    whole = (run / "metrics.jsonl").read_bytes()
+    (run / "summary.json").unlink()  # as if it had been stopped before its test
+    assert main(words) == 0
+    assert "going on after iteration" in capsys.readouterr().err
+    assert len(runs(tmp_path)) == 2
+    assert (run / "summary.json").is_file()
+    assert (run / "metrics.jsonl").read_bytes() == whole
 
 
 def test_print_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,43 @@
+"""Earlier runs of a configuration: those that found, or would find, the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from metarun.errors import UserError
+from metarun.tracking.rundir import RunDirectory
+
+HOW = ("runner.directory", "runner.device", "runner.threads", "runner.plots", "tracker")
+"""Keys that say how a run is carried out and not what it finds: runs that differ in them are the same reproduction."""
+
+
+def substance(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without its seed, without what it is compared with, and without :data:`HOW`."""
+    kept = {key: value for key, value in config.items() if key not in ("seed", "paper", "experiment", *HOW)}
+    hidden = [key.split(".")[1] for key in HOW if key.startswith("runner.")]
+    kept["runner"] = {key: value for key, value in config["runner"].items() if key not in hidden}
+    return kept
+
+
+def runs_of(config: Mapping[str, Any]) -> list[RunDirectory]:
+    """The runs of ``config``, with its seed, that lie in its directory, the oldest first."""
+    found = []
+    for path in sorted(Path(config["runner"]["directory"], config["name"]).glob(f"*_s{config['seed']}")):
+        try:
+            run = RunDirectory.open(path)
+            same = substance(run.config()) == substance(config)
+        except (UserError, KeyError):
+            continue  # damaged, or of another version: no run of this
+        if same:
+            found.append(run)
+    return found
+
+
+def earlier(config: Mapping[str, Any]) -> tuple[RunDirectory | None, RunDirectory | None]:
+    """The first finished run of ``config``, and the last one that was stopped after a checkpoint."""
+    runs = runs_of(config)
+    finished = next((run for run in runs if run.summary() is not None), None)
+    stopped = [run for run in runs if run.summary() is None and (run.path / "checkpoints" / "last.pt").is_file()]
+    return finished, stopped[-1] if stopped else None
