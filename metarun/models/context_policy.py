@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from math import prod, sqrt
+from itertools import pairwise
+from math import log, prod, sqrt
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.models.belief import layers
 from metarun.tasks.base import Spec
-from metarun.types import Positive
+from metarun.types import Positive, Rate
 
-MIN_VARIANCE = 1e-7
-"""Of one step's factor, as in the authors' code."""
+MIN_LOG_VARIANCE = log(1e-7)
+"""Of a step's factor, as in the authors' code."""
 LOG_STD = (-10.0, 2.0)
 """Of actions before they are squashed."""
 
@@ -39,9 +39,11 @@ class ContextPolicy(nn.Module):
 
     **Encoder**: a step's observation, action and reward (and the ``next_observation``, where dynamics differ between
     tasks) through layers of ``encoder`` units to a Gaussian factor of ``latent`` dimensions; the posterior is the
-    product of a context's factors, whatever their order (equation 2). **Actor**: observation and z through layers of
-    ``actor`` units to mean and log standard deviation of actions before they are squashed. **Critics**: two, of
-    observation, action and z through layers of ``critics`` units, and their slowly following ``targets``.
+    product of a context's factors, whatever their order (equation 2). Variances are exponentials and begin at about
+    ``init_variance`` (the authors' softplus hardly reaches those of steps that say nothing, if there are hundreds).
+    **Actor**: observation and z through layers of ``actor`` units to mean and log standard deviation of actions before
+    they are squashed. **Critics**: two, of observation, action and z through layers of ``critics`` units, and their
+    slowly following ``targets``.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("vector", "state")
@@ -53,6 +55,7 @@ class ContextPolicy(nn.Module):
         *,
         latent: Positive,
         next_observation: bool,
+        init_variance: Rate,
         encoder: Sequence[Positive],
         actor: Sequence[Positive],
         critics: Sequence[Positive],
@@ -61,11 +64,13 @@ class ContextPolicy(nn.Module):
         size, actions = prod(spec.input_shape), spec.output_size
         self.latent = latent
         self.reads = size + actions + 1 + size * next_observation
-        self.encoder = nn.Sequential(layers(self.reads, encoder, nn.ReLU), nn.Linear(encoder[-1], 2 * latent))
+        factor = nn.Linear(encoder[-1], 2 * latent)
+        nn.init.constant_(factor.bias[latent:], log(init_variance))
+        self.encoder = nn.Sequential(layers(self.reads, encoder, nn.ReLU), factor)
         self.actor = nn.Sequential(layers(size + latent, actor, nn.ReLU), nn.Linear(actor[-1], 2 * actions))
         widths = [size + actions + latent, *critics]
         twins: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             twins += [TwinLinear(inputs, outputs), nn.ReLU()]
         self.critics = nn.Sequential(*twins, TwinLinear(widths[-1], 1))
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
@@ -75,8 +80,8 @@ class ContextPolicy(nn.Module):
 
         The product of factors is the sum of both.
         """
-        mean, spread = self.encoder(context).chunk(2, -1)
-        precision = 1 / F.softplus(spread).clamp_min(MIN_VARIANCE)
+        mean, log_variance = self.encoder(context).chunk(2, -1)
+        precision = (-log_variance.clamp_min(MIN_LOG_VARIANCE)).exp()
         return mean * precision, precision
 
     def act(self, observation: Tensor, z: Tensor) -> Tensor:

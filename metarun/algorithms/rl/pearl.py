@@ -53,16 +53,16 @@ class PEARL(ControlAlgorithm):
     drawn from the posterior given all steps of the trial so far (posterior sampling). At test, actions are the policy's
     means; :meth:`rollouts` are of one trial, so that its later episodes show what it learned.
 
-    An outer step collects ``rollouts`` trials in each new task, then takes ``gradient_steps`` steps of soft actor-critic,
-    each on ``tasks`` tasks of the replay: ``context`` steps of each give the posterior, ``batch`` others the losses. The
-    critics' loss and ``kl_weight`` times KL(posterior || prior), its mean over tasks, train encoder and critics; the
-    actor's gradient does not reach the encoder. ``contexts`` are drawn from whole trials, or from their prior episodes
-    alone. With ``shaped`` the critics learn from the family's reward as shaped for meta-training, where it has such a one
-    (the paper's sparse tasks); contexts are always of the reward itself. ``temperature`` null tunes it, so that the
-    entropy is minus the number of action dimensions. Adam at ``outer_lr``.
+    An outer step collects ``rollouts`` trials in each new task, then takes ``gradient_steps`` steps of soft
+    actor-critic, each on ``tasks`` tasks of the replay: ``context`` steps of each give the posterior, ``batch`` others
+    the losses. The critics' loss and ``kl_weight`` times KL(posterior || prior), its mean over tasks, train encoder and
+    critics; the actor's gradient does not reach the encoder. ``contexts`` are drawn from whole trials, or from their
+    prior episodes alone. With ``shaped`` the critics learn from the reward as the family shapes it for meta-training
+    (the paper's sparse tasks need that); contexts are always of the reward itself. ``temperature`` null tunes it, so
+    that the entropy is minus the number of action dimensions. Adam at ``outer_lr``.
 
     The replay holds the last ``replay_tasks`` tasks, each with the steps of its trials: 4 * replay_tasks * rollouts *
-    episodes * horizon * (2 * observation size + action size + 3) bytes, in the checkpoints too.
+    episodes * horizon * (2 * observation size + action size + 3) bytes, in checkpoints too.
 
     The authors' code differs. It returns to a fixed list of tasks again and again, and keeps for each all its steps for
     the losses and those of the last visit for contexts; here a task is visited once, which is both. It learns a value
@@ -107,14 +107,15 @@ class PEARL(ControlAlgorithm):
         self.discount, self.shaped, self.reward_scale = discount, shaped, reward_scale
         self.kl_weight, self.target_rate = kl_weight, target_rate
         self.replay = TaskReplay(replay_tasks)
-        self.critics = [*self.model.encoder.parameters(), *self.model.critics.parameters()]
-        self.actor = list(self.model.actor.parameters())
-        self.optimizer = torch.optim.Adam(self.critics, lr=outer_lr)
-        self.actor_optimizer = torch.optim.Adam(self.actor, lr=outer_lr)
+        net: Any = model
+        self.critics = [*net.encoder.parameters(), *net.critics.parameters()]
+        self.actor = list(net.actor.parameters())
+        self.optimizer = torch.optim.Adam(self.critics, lr=outer_lr, foreach=True)
+        self.actor_optimizer = torch.optim.Adam(self.actor, lr=outer_lr, foreach=True)
         self.fixed_temperature = temperature
         if temperature is None:
             self.log_temperature = nn.Parameter(torch.zeros(()))
-            self.temperature_optimizer = torch.optim.Adam([self.log_temperature], lr=outer_lr)
+            self.temperature_optimizer = torch.optim.Adam([self.log_temperature], lr=outer_lr, foreach=True)
 
     # Acting
 

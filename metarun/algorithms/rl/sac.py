@@ -28,7 +28,12 @@ def squashed(output: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def soft_target(
-    reward: Tensor, terminated: Tensor, next_values: Tensor, next_logp: Tensor, temperature: Tensor | float, discount: float
+    reward: Tensor,
+    terminated: Tensor,
+    next_values: Tensor,
+    next_logp: Tensor,
+    temperature: Tensor | float,
+    discount: float,
 ) -> Tensor:
     """What values should have been (equations 3 and 5): the lesser critic's of the next step, plus entropy.
 

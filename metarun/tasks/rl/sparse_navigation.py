@@ -69,6 +69,7 @@ class SparseNavigation(Task):
 
     def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
         """Four test goals: one path for each episode in turn, later ones darker."""
+        from matplotlib import colormaps
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
         from matplotlib.figure import Figure
@@ -79,15 +80,16 @@ class SparseNavigation(Task):
             for stage in algorithm.rollouts(env)
             for number in range(stage.reward.shape[2] // env.horizon)
         ]
-        colours = ScalarMappable(Normalize(1, max(len(episodes), 2)), "viridis_r")
+        shades = colormaps["viridis_r"].resampled(len(episodes))
+        colours = ScalarMappable(Normalize(0.5, len(episodes) + 0.5), shades)
         figure = Figure(figsize=(13, 3), layout="constrained")
         arc = torch.linspace(0, torch.pi, 50)
         axes = figure.subplots(1, 4, sharex=True, sharey=True)
         for task, ax in enumerate(axes):
             ax.plot(arc.cos(), arc.sin(), ":", color="0.6", lw=1)
-            for number, episode in enumerate(episodes, 1):
+            for number, episode in enumerate(episodes):
                 path = episode.observation[task, 0].cpu()
-                ax.plot(path[:, 0], path[:, 1], ".-", color=colours.to_rgba(number), lw=1, ms=3)
+                ax.plot(path[:, 0], path[:, 1], ".-", color=shades(number), lw=1, ms=3)
             goal = env.goals[task, 0].cpu()
             ax.plot(*goal, "*", color="tab:red", ms=11)
             ax.plot(goal[0] + self.radius * (2 * arc).cos(), goal[1] + self.radius * (2 * arc).sin(), color="tab:red")
