@@ -268,38 +268,38 @@ def test_who_learns_from_whom() -> None:
 
 
 def test_a_replay_gives_only_steps_of_the_task_that_count() -> None:
-    """Steps are named 100 * task + number."""
+    """Steps are named 100 * task + 10 * trial + number; there are 3 trials, and a context is of one of them."""
     replay = TaskReplay(5)
-    counts = {task: torch.rand(8) < 0.6 for task in range(7)}
-    contexts = {task: torch.rand(8) < 0.5 for task in range(7)}
-    for task in range(7):
-        counts[task][task % 8] = contexts[task][task % 8] = True
+    counts, contexts = torch.rand(7, 3, 8) < 0.6, torch.rand(7, 3, 8) < 0.5
+    counts[..., 3] = contexts[..., 3] = True
+    names = 100.0 * torch.arange(7)[:, None, None] + 10 * torch.arange(3)[:, None] + torch.arange(8)
     for tasks in ([0, 1, 2], [3, 4], [5, 6]):
-        steps = torch.tensor([[100.0 * t + i for i in range(8)] for t in tasks])[..., None]
-        told = (torch.stack([of[t] for t in tasks]) for of in (counts, contexts))
-        replay.add(steps, *told)
+        replay.add(names[tasks][..., None], counts[tasks], contexts[tasks])
     assert replay.seen == 7
     places = replay.choose(200)
     assert set(places.tolist()) == set(range(5))
-    for context in (False, True):
-        drawn = replay.draw(places, 300, context=context)[..., 0]
-        for place, task in {0: 5, 1: 6, 2: 2, 3: 3, 4: 4}.items():
-            allowed = counts[task] & contexts[task] if context else counts[task]
-            expected = {100.0 * task + i for i in range(8) if allowed[i]}
-            assert set(drawn[places == place].flatten().tolist()) == expected
+    drawn, context = replay.draw(places, 300)[..., 0], replay.draw_context(places, 300)[..., 0]
+    for place, task in {0: 5, 1: 6, 2: 2, 3: 3, 4: 4}.items():
+        assert set(drawn[places == place].flatten().tolist()) == set(names[task][counts[task]].tolist())
+        allowed = counts[task] & contexts[task]
+        for one in context[places == place]:
+            trial = int(one[0]) // 10 % 10
+            assert set(one.tolist()) == set(names[task, trial][allowed[trial]].tolist())
+    assert len(set((context[:, 0] // 10 % 10).tolist())) == 3
     again = TaskReplay(5)
     again.restore(replay.checkpoint())
-    torch.manual_seed(1)
-    one = replay.draw(replay.choose(4), 6)
-    torch.manual_seed(1)
-    assert torch.equal(one, again.draw(again.choose(4), 6))
+    for of in ("draw", "draw_context"):
+        torch.manual_seed(1)
+        one = getattr(replay, of)(replay.choose(4), 6)
+        torch.manual_seed(1)
+        assert torch.equal(one, getattr(again, of)(again.choose(4), 6))
     with pytest.raises(ValueError, match="a replay of 5 tasks"):
         TaskReplay(6).restore(replay.checkpoint())
 
 
 def test_before_it_is_full_a_replay_gives_what_is_there() -> None:
-    replay, every = TaskReplay(50), torch.ones(3, 2, dtype=torch.bool)
-    replay.add(torch.ones(3, 2, 1), every, every)
+    replay, every = TaskReplay(50), torch.ones(3, 1, 2, dtype=torch.bool)
+    replay.add(torch.ones(3, 1, 2, 1), every, every)
     assert set(replay.choose(100).tolist()) == {0, 1, 2}
     assert (replay.draw(replay.choose(100), 5) == 1).all()
 
@@ -309,9 +309,9 @@ def test_contexts_may_be_of_the_prior_episodes_alone(contexts: str, count: int) 
     learner = pearl(contexts=contexts)
     learner.meta_step(SPARSE.batch("train", range(4)), 0)
     assert learner.replay.counts is not None
-    assert learner.replay.counts[:, :4].tolist() == [4 * [2 * 24], 4 * [2 * count]]
+    assert learner.replay.counts[:, :4].tolist() == [4 * [2 * [24]], 4 * [2 * [count]]]
     assert learner.replay.data is not None
-    assert learner.replay.data.shape == (6, 48, 9)
+    assert learner.replay.data.shape == (6, 2, 24, 9)
 
 
 def test_packing_is_undone() -> None:

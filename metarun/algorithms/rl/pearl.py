@@ -56,10 +56,11 @@ class PEARL(ControlAlgorithm):
     An outer step collects ``rollouts`` trials in each new task, then takes ``gradient_steps`` steps of soft
     actor-critic, each on ``tasks`` tasks of the replay: ``context`` steps of each give the posterior, ``batch`` others
     the losses. The critics' loss and ``kl_weight`` times KL(posterior || prior), its mean over tasks, train encoder and
-    critics; the actor's gradient does not reach the encoder. ``contexts`` are drawn from whole trials, or from their
-    prior episodes alone. With ``shaped`` the critics learn from the reward as the family shapes it for meta-training
-    (the paper's sparse tasks need that); contexts are always of the reward itself. ``temperature`` null tunes it, so
-    that the entropy is minus the number of action dimensions. Adam at ``outer_lr``.
+    critics; the actor's gradient does not reach the encoder. ``contexts`` are drawn from one whole trial in a task, or
+    from its prior episodes alone; the other steps from all trials. With ``shaped`` the critics learn from the reward as
+    the family shapes it for meta-training (the paper's sparse tasks need that); contexts are always of the reward
+    itself. ``temperature`` null tunes it, so that the entropy is minus the number of action dimensions. Adam at
+    ``outer_lr``.
 
     The replay holds the last ``replay_tasks`` tasks, each with the steps of its trials: 4 * replay_tasks * rollouts *
     episodes * horizon * (2 * observation size + action size + 3) bytes, in checkpoints too.
@@ -162,7 +163,7 @@ class PEARL(ControlAlgorithm):
         rollout, steps = self.trial(batch, self.trials, explore=True)
         early = torch.arange(steps.shape[2], device=steps.device) < self.prior_episodes * batch.horizon
         early = early.expand_as(rollout.running) if self.contexts == "prior" else rollout.running
-        self.replay.add(steps.flatten(1, 2), rollout.running.flatten(1, 2), early.flatten(1, 2))
+        self.replay.add(steps, rollout.running, early)
         told = [self.gradient_step() for _ in range(self.gradient_steps)]
         means = {name: torch.stack([each[name] for each in told]).mean() for name in told[0]}
         return {"return": rollout.returns().mean(), **means}
@@ -172,7 +173,7 @@ class PEARL(ControlAlgorithm):
     def gradient_step(self) -> Metrics:
         """One step of encoder and critics, of the actor and of the temperature, on tasks of the replay."""
         places = self.replay.choose(self.tasks)
-        context = self.replay.draw(places, self.context, context=True)[..., : self.model.reads]
+        context = self.replay.draw_context(places, self.context)[..., : self.model.reads]
         steps = self.unpack(self.replay.draw(places, self.batch))
         z, kl = self.infer(context)
         z = z[:, None].expand(-1, self.batch, -1)

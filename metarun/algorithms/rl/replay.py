@@ -34,27 +34,27 @@ class Steps(NamedTuple):
 
 
 class TaskReplay:
-    """The steps of the last ``tasks`` tasks, N, that were :meth:`add`-ed: one place each, the oldest overwritten.
+    """Trials in the last ``tasks`` tasks, N, that were :meth:`add`-ed: one place each, the oldest overwritten.
 
-    In memory and in checkpoints it takes N * steps a task * (2 * observation + action + 3) numbers.
+    In memory and in checkpoints it takes N * trials * steps of a trial * (2 * observation + action + 3) numbers.
     """
 
     def __init__(self, tasks: int) -> None:
         self.tasks = tasks
         self.seen = 0
         self.data: Tensor | None = None
-        """[N, steps a task, size], the steps of a task that count before those that do not."""
+        """[N, E, S, size]: E trials a task; the steps of a trial that count before those that do not."""
         self.counts: Tensor | None = None
-        """[2, N]: how many steps count, and how many of them, the first, are for contexts."""
+        """[2, N, E]: how many steps of each trial count, and how many of them, the first, are for contexts."""
 
     def add(self, steps: Tensor, counts: Tensor, contexts: Tensor) -> None:
-        """``steps`` [T, S, size] of T <= N tasks: those that ``counts`` [T, S], and those among them for contexts."""
-        order = (2 - counts.long() - (counts & contexts).long()).argsort(dim=1, stable=True)
-        steps = steps.gather(1, order[..., None].expand_as(steps))
-        numbers = torch.stack([counts.sum(1), (counts & contexts).sum(1)])
+        """``steps`` [T, E, S, size] of T <= N tasks: which ``counts`` [T, E, S], and which of them are for contexts."""
+        order = (2 - counts.long() - (counts & contexts).long()).argsort(dim=-1, stable=True)
+        steps = steps.gather(2, order[..., None].expand_as(steps))
+        numbers = torch.stack([counts.sum(-1), (counts & contexts).sum(-1)])
         if self.data is None or self.counts is None:
             self.data = steps.new_zeros(self.tasks, *steps.shape[1:])
-            self.counts = numbers.new_zeros(2, self.tasks)
+            self.counts = numbers.new_zeros(2, self.tasks, steps.shape[1])
         first = self.seen % self.tasks
         places = (torch.arange(len(steps), device=steps.device) + first) % self.tasks
         self.data[places] = steps
@@ -66,13 +66,24 @@ class TaskReplay:
         assert self.data is not None
         return torch.randint(min(self.seen, self.tasks), (count,), device=self.data.device)
 
-    def draw(self, places: Tensor, count: int, context: bool = False) -> Tensor:
-        """``count`` steps of each task, uniform with replacement, [M, count, size]: of all, or those for contexts."""
+    def draw(self, places: Tensor, count: int) -> Tensor:
+        """``count`` steps of each task, [M, count, size], each of a trial drawn for it."""
+        assert self.data is not None
+        return self._steps(places, torch.randint(self.data.shape[1], (len(places), count), device=places.device), 0)
+
+    def draw_context(self, places: Tensor, count: int) -> Tensor:
+        """``count`` steps of each task that are for contexts, [M, count, size], all of one trial."""
+        assert self.data is not None
+        trial = torch.randint(self.data.shape[1], (len(places), 1), device=places.device)
+        return self._steps(places, trial.expand(-1, count), 1)
+
+    def _steps(self, places: Tensor, trials: Tensor, which: int) -> Tensor:
+        """Steps of these places [M] and trials [M, count], uniform with replacement."""
         assert self.data is not None
         assert self.counts is not None
-        there = self.counts[int(context)][places, None]
-        index = (torch.rand(len(places), count, device=places.device) * there).long().minimum(there - 1)
-        return self.data[places[:, None], index]
+        there = self.counts[which][places[:, None], trials]
+        index = (torch.rand(there.shape, device=places.device) * there).long().minimum(there - 1)
+        return self.data[places[:, None], trials, index]
 
     def checkpoint(self) -> dict[str, Any]:
         return {"seen": self.seen, "data": self.data, "counts": self.counts}
