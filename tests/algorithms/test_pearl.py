@@ -14,6 +14,8 @@ from metarun.algorithms.rl.replay import Steps, TaskReplay
 from metarun.algorithms.rl.sac import soft_target, squashed, temperature_loss
 from metarun.errors import UserError
 from metarun.models.context_policy import ContextPolicy
+from metarun.tasks.base import Spec
+from metarun.tasks.rl.base import Environment
 from metarun.tasks.rl.gridnavi import GridNavi
 from metarun.tasks.rl.navigation import Navigation
 from metarun.tasks.rl.sparse_navigation import SparseNavigation
@@ -262,6 +264,44 @@ def test_who_learns_from_whom() -> None:
     for name, target in learner.model.targets.named_parameters():
         now = learner.model.critics.get_parameter(name)
         torch.testing.assert_close(target, 0.75 * before[f"targets.{name}"] + 0.25 * now)
+
+
+class Sides(Environment):
+    """Nothing is seen, and an action pays itself, or itself negated: one step tells which."""
+
+    def __init__(self, tasks: range) -> None:
+        super().__init__(0, "train", tasks, horizon=2, episodes=2)
+        self.device = torch.device("cpu")
+        self.side = torch.where(torch.rand(len(tasks), 1) < 0.5, 1.0, -1.0)
+
+    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
+        return torch.zeros(self.tasks, copies, 1)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return state
+
+    def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        reward = self.side * action[..., 0]
+        return state, reward, torch.zeros_like(reward, dtype=torch.bool)
+
+
+def test_it_learns_to_adapt() -> None:
+    """The first episode of a trial cannot know the side, the second does."""
+    torch.manual_seed(0)
+    spec = Spec("control", "vector", (1,), 1)
+    model = ContextPolicy(
+        spec, latent=1, next_observation=False, init_variance=4.0, encoder=[16], actor=[16], critics=[16]
+    )
+    learner = PEARL(
+        model, spec, rollouts=2, test_rollouts=1, prior_episodes=1, contexts="trial", replay_tasks=40,
+        gradient_steps=20, tasks=16, context=4, batch=8, discount=0.5, shaped=False, reward_scale=1.0,
+        temperature=0.05, kl_weight=0.01, target_rate=0.05, outer_lr=1e-2,
+    )  # fmt: skip
+    for iteration in range(10):
+        learner.meta_step(Sides(range(20)), iteration)
+    first, second = learner.evaluate(Sides(range(200)))["episode_return"].mean(0)
+    assert abs(float(first)) < 0.5
+    assert float(second) > 1.5
 
 
 # Replay
