@@ -77,6 +77,8 @@ NOTHING_THERE = {
 }
 TUNED_FOR_LAYERS = ("regression/sinusoid", "cavia", "linear")
 """The values that suit the pair name a layer and an initialisation, and this model has neither."""
+DISCRETE = ("rl/bandit", "rl/gridnavi", "rl/mdp")
+"""Families with actions that soft actor-critic cannot squash."""
 TOO_WIDE = [
     (t, a, m) for t, m in (("nlp/intents", "tfidf"), ("vision/folder", "linear")) for a in ("matching_fce", "feat")
 ]
@@ -84,9 +86,15 @@ TOO_WIDE = [
 IDLE = [
     cell
     for cell in FITTING
-    if (cell[2] in NOTHING_THERE.get(cell[1], ()) or cell == TUNED_FOR_LAYERS or cell in TOO_WIDE) and walked(*cell)
+    if (
+        cell[2] in NOTHING_THERE.get(cell[1], ())
+        or cell == TUNED_FOR_LAYERS
+        or cell in TOO_WIDE
+        or (cell[1] == "pearl" and cell[0] in DISCRETE)
+    )
+    and walked(*cell)
 ]
-"""The body alone adapts, and has no parameters; or is warped, and has no layers: refused when built."""
+"""The body alone adapts, and has no parameters; or is warped, and has no layers; ...: refused when built."""
 WORKING = [cell for cell in FITTING if cell not in IDLE and walked(*cell)]
 ON_META = [cell for cell in WORKING if cell[0] not in ALIKE]
 GRADIENT = [name for name, e in ALGORITHMS.items() if str(e.section["_target_"]).endswith(".GradientLearner")]
@@ -119,6 +127,7 @@ SMALL = {
     "model=symbols": ["model.width=8"],
     "task=nlp/intents": ["task.dataset=HWU64"],
     "task=rl/navigation": ["task.horizon=10"],
+    "task=rl/sparse_navigation": ["task.horizon=4", "task.episodes=3"],
     "task=rl/mdp": ["task.states=3", "task.horizon=4", "task.episodes=2"],
     **{
         f"task=vision/{name}": ["task.way=2", "task.query=1", "task.test_ways=[]", "task.size=16", "task.whole=false",
@@ -154,6 +163,9 @@ SMALL = {
                        "algorithm.train_query=null"],
     "algorithm=rl2": ["runner.meta_batch=6"],
     "algorithm=varibad": ["runner.meta_batch=6"],
+    "algorithm=pearl": ["runner.meta_batch=3", "algorithm.gradient_steps=2", "algorithm.tasks=3", "algorithm.context=8",
+                        "algorithm.batch=6", "algorithm.replay_tasks=4", "algorithm.prior_episodes=1"],
+    "model=context_policy": ["model.encoder=[4]", "model.actor=[4]", "model.critics=[4]"],
     "model=transformer_policy": ["model.width=8", "model.heads=2"],
     "model=belief_policy": ["model.embedding=4", "model.hidden=4", "model.decoder=[4]", "model.policy=[4]"],
     **{f"algorithm={name}": ["runner.meta_batch=2", "algorithm.rollouts=3"] for name in POLICY_GRADIENT},
@@ -168,8 +180,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS), len(IMAGES)) == (24, 17, 66, 3)
-    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (3127, 1029, 31, 22)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS), len(IMAGES)) == (25, 18, 67, 3)
+    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (3161, 1060, 34, 22)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 
@@ -306,7 +318,8 @@ def test_nothing_to_adapt_is_refused(
 ) -> None:
     with pytest.raises(
         UserError,
-        match=r"no parameters there to adapt|no layer to warp|a head with offsets|unknown key 'model.init'|too wide",
+        match=r"no parameters there to adapt|no layer to warp|a head with offsets|unknown key 'model.init'|too wide"
+        r"|are discrete",
     ):
         experiment(cell, own_data, request)
 
@@ -341,7 +354,7 @@ def test_unfit_cells_are_refused_with_what_fits() -> None:
         }
         with pytest.raises(UserError, match="what fits: algorithm="):
             check(config)
-    assert len(kinds) == 603
+    assert len(kinds) == 738
 
 
 @cache

@@ -27,7 +27,8 @@ class Algorithm(nn.Module, ABC):
     kinds: ClassVar[tuple[str, ...]]
     """Kinds of task family it fits: classification, regression, sequence, generation, control."""
     roles: ClassVar[tuple[str, ...]] = ("features",)
-    """Kinds of model it can drive: features, denoiser, policy, recurrent_policy, belief_policy."""
+    """Kinds of model it can drive: features, denoiser, policy, recurrent_policy, belief_policy,
+    context_policy."""
     modalities: ClassVar[tuple[str, ...]] = ()
     """Kinds of input it fits, where it reads inputs by itself and not through the model alone."""
 

@@ -22,7 +22,7 @@ class Control(ControlAlgorithm):
     ``runner.iterations=0`` skips the steps.
     """
 
-    roles: ClassVar[tuple[str, ...]] = ("policy", "recurrent_policy", "belief_policy")
+    roles: ClassVar[tuple[str, ...]] = ("policy", "recurrent_policy", "belief_policy", "context_policy")
 
     def __init__(self, model: nn.Module, spec: Spec, *, test_rollouts: Positive) -> None:
         super().__init__()

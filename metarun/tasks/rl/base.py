@@ -45,3 +45,10 @@ class Environment(ABC):
     @abstractmethod
     def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         """(next state, reward [T, E], terminated [T, E]) of actions [T, E] (discrete) or [T, E, size]."""
+
+    def shaped(self, state: Tensor, reward: Tensor) -> Tensor:
+        """The ``reward`` of a step that led to ``state``, as it may be learned from in meta-training, [T, E].
+
+        A family whose own reward is too rare to learn from gives a denser one here, that no learner sees at test.
+        """
+        return reward

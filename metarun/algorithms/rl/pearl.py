@@ -1,0 +1,261 @@
+"""PEARL: an off-policy actor-critic on a latent task, inferred from a context of experience and drawn to explore."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from metarun.algorithms.base import Metrics
+from metarun.algorithms.rl.base import ControlAlgorithm
+from metarun.algorithms.rl.collect import Percept, Rollout, collect
+from metarun.algorithms.rl.distributions import MIN_LOG_STD
+from metarun.algorithms.rl.replay import Steps, TaskReplay
+from metarun.algorithms.rl.sac import actor_loss, critic_loss, follow, soft_target, squashed, temperature_loss
+from metarun.errors import require
+from metarun.tasks.base import Spec
+from metarun.tasks.rl.base import Environment
+from metarun.types import Fraction, NonNegative, Positive, Rate
+
+
+class Watched(Environment):
+    """``env`` for actions that are still to be squashed; it keeps what rollouts lack.
+
+    That is what was seen after each step and the shaped reward, each a list of [T, E, ...].
+    """
+
+    def __init__(self, env: Environment) -> None:
+        self.env = env
+        self.horizon, self.episodes, self.tasks, self.device = env.horizon, env.episodes, env.tasks, env.device
+        self.after: list[Tensor] = []
+        self.rewards: list[Tensor] = []
+
+    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
+        return self.env.reset(copies, generator)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return self.env.observe(state)
+
+    def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        state, reward, ended = self.env.step(state, action.tanh(), generator)
+        self.after.append(self.env.observe(state))
+        self.rewards.append(self.env.shaped(state, reward))
+        return state, reward, ended
+
+
+class PEARL(ControlAlgorithm):
+    """Probabilistic embeddings for actor-critic RL (Rakelly et al. 2019, arXiv:1903.08254, algorithms 1 and 2).
+
+    A trial begins with ``prior_episodes`` episodes, each with z drawn from the prior N(0, I); in every later one z is
+    drawn from the posterior given all steps of the trial so far (posterior sampling). At test, actions are the policy's
+    means; :meth:`rollouts` are of one trial, so that its later episodes show what it learned.
+
+    An outer step collects ``rollouts`` trials in each new task, then takes ``gradient_steps`` steps of soft
+    actor-critic, each on ``tasks`` tasks of the replay: ``context`` steps of each give the posterior, ``batch`` others
+    the losses. The critics' loss and ``kl_weight`` times KL(posterior || prior), its mean over tasks, train encoder and
+    critics; the actor's gradient does not reach the encoder. ``contexts`` are drawn from one whole trial in a task, or
+    from its prior episodes alone; the other steps from all trials. With ``shaped`` the critics learn from the reward as
+    the family shapes it for meta-training (the paper's sparse tasks need that); contexts are always of the reward
+    itself. ``temperature`` null tunes it, so that the entropy is minus the number of action dimensions. Adam at
+    ``outer_lr``.
+
+    The replay holds the last ``replay_tasks`` tasks, each with the steps of its trials: 4 * replay_tasks * rollouts *
+    episodes * horizon * (2 * observation size + action size + 3) bytes, in checkpoints too.
+
+    The authors' code differs. It returns to a fixed list of tasks again and again, and keeps for each all its steps for
+    the losses and those of the last visit for contexts; here a task is visited once, which is both. It learns a value
+    function beside the critics, where this has target critics; it penalises large means and deviations of actions; and
+    it weighs the sum over tasks of the KL, so that its ``kl_lambda`` is ``tasks`` times smaller than ``kl_weight``.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("context_policy",)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: Spec,
+        *,
+        rollouts: Positive,
+        test_rollouts: Positive,
+        prior_episodes: Positive,
+        contexts: Literal["trial", "prior"],
+        replay_tasks: Positive,
+        gradient_steps: Positive,
+        tasks: Positive,
+        context: Positive,
+        batch: Positive,
+        discount: Fraction,
+        shaped: bool,
+        reward_scale: Rate,
+        temperature: Rate | None,
+        kl_weight: NonNegative,
+        target_rate: Fraction,
+        outer_lr: Rate,
+    ) -> None:
+        super().__init__()
+        require(
+            not spec.discrete_actions,
+            "algorithm=pearl squashes continuous actions, and this task's are discrete; what fits: algorithm=rl2, "
+            "varibad, maml_trpo",
+        )
+        self.model: Any = model
+        self.spec, self.trials, self.test_rollouts = spec, rollouts, test_rollouts
+        self.prior_episodes, self.contexts = prior_episodes, contexts
+        self.gradient_steps, self.tasks, self.context, self.batch = gradient_steps, tasks, context, batch
+        self.discount, self.shaped, self.reward_scale = discount, shaped, reward_scale
+        self.kl_weight, self.target_rate = kl_weight, target_rate
+        self.replay = TaskReplay(replay_tasks)
+        net: Any = model
+        self.critics = [*net.encoder.parameters(), *net.critics.parameters()]
+        self.actor = list(net.actor.parameters())
+        self.optimizer = torch.optim.Adam(self.critics, lr=outer_lr, foreach=True)
+        self.actor_optimizer = torch.optim.Adam(self.actor, lr=outer_lr, foreach=True)
+        self.fixed_temperature = temperature
+        if temperature is None:
+            self.log_temperature = nn.Parameter(torch.zeros(()))
+            self.temperature_optimizer = torch.optim.Adam([self.log_temperature], lr=outer_lr, foreach=True)
+
+    # Acting
+
+    @torch.no_grad()
+    def trial(self, env: Environment, copies: int, explore: bool) -> tuple[Rollout, Tensor]:
+        """``copies`` trials of each task, and their steps, packed: [T, E, S, size]; ``explore`` draws actions."""
+        generator = env.generator()
+        shift = precision = torch.zeros(env.tasks, copies, self.model.latent, device=env.device)
+        episodes, steps = [], []
+        for number in range(env.episodes):
+            z = torch.randn_like(shift)
+            if number >= self.prior_episodes:
+                z = shift / precision + z / precision.sqrt()
+            watched = Watched(env)
+            act = Actor(self.model, z, explore)
+            rollout = collect(watched, self.spec, act, copies, 1, generator)
+            rollout = replace(rollout, action=rollout.action.tanh())
+            packed = Steps(
+                rollout.observation, rollout.action, rollout.reward,
+                torch.stack(watched.after, 2), torch.stack(watched.rewards, 2), rollout.terminated,
+            ).packed()  # fmt: skip
+            episodes.append(rollout)
+            steps.append(packed)
+            factors = self.model.factors(packed[..., : self.model.reads])
+            more = ((x * rollout.running[..., None]).sum(2) for x in factors)
+            shift, precision = (x + y for x, y in zip((shift, precision), more, strict=True))
+        joined = Rollout(*(torch.cat([getattr(e, field.name) for e in episodes], 2) for field in fields(Rollout)))
+        return joined, torch.cat(steps, 2)
+
+    def rollouts(self, env: Environment) -> Iterator[Rollout]:
+        require(
+            env.episodes > self.prior_episodes,
+            f"task.episodes={env.episodes}: algorithm=pearl adapts after algorithm.prior_episodes="
+            f"{self.prior_episodes} of a trial's episodes; use {self.prior_episodes + 1} or more",
+        )
+        yield self.trial(env, self.test_rollouts, explore=False)[0]
+
+    def meta_step(self, batch: Environment, iteration: int) -> Metrics:
+        self.train()
+        require(
+            batch.tasks <= self.replay.tasks,
+            f"algorithm.replay_tasks={self.replay.tasks} is less than the {batch.tasks} tasks of a meta-batch",
+        )
+        rollout, steps = self.trial(batch, self.trials, explore=True)
+        early = torch.arange(steps.shape[2], device=steps.device) < self.prior_episodes * batch.horizon
+        early = early.expand_as(rollout.running) if self.contexts == "prior" else rollout.running
+        self.replay.add(steps, rollout.running, early)
+        told = [self.gradient_step() for _ in range(self.gradient_steps)]
+        means = {name: torch.stack([each[name] for each in told]).mean() for name in told[0]}
+        return {"return": rollout.returns().mean(), **means}
+
+    # Learning
+
+    def gradient_step(self) -> Metrics:
+        """One step of encoder and critics, of the actor and of the temperature, on tasks of the replay."""
+        places = self.replay.choose(self.tasks)
+        context = self.replay.draw_context(places, self.context)[..., : self.model.reads]
+        steps = self.unpack(self.replay.draw(places, self.batch))
+        z, kl = self.infer(context)
+        z = z[:, None].expand(-1, self.batch, -1)
+
+        loss = self.critic_loss(z, steps)
+        descend(loss + self.kl_weight * kl, self.critics, self.optimizer)
+        value, logp = self.actor_loss(z.detach(), steps.observation)
+        descend(value, self.actor, self.actor_optimizer)
+        told = {"critic_loss": loss, "actor_loss": value, "kl": kl, "entropy": -logp.mean()}
+        if self.fixed_temperature is None:
+            moved = temperature_loss(self.log_temperature, logp, -self.spec.output_size)
+            descend(moved, [self.log_temperature], self.temperature_optimizer)
+            told["temperature"] = self.log_temperature.exp()
+        follow(self.model.targets.parameters(), self.model.critics.parameters(), self.target_rate)
+        return {name: x.detach() for name, x in told.items()}
+
+    def infer(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """z [M, latent] drawn from the posteriors given ``context`` [M, C, reads], and their mean KL from the prior."""
+        shift, precision = (x.sum(1) for x in self.model.factors(context))
+        mean, variance = shift / precision, 1 / precision
+        z = mean + variance.sqrt() * torch.randn_like(mean)
+        return z, 0.5 * (variance + mean.square() - 1 - variance.log()).sum(-1).mean()
+
+    def critic_loss(self, z: Tensor, steps: Steps) -> Tensor:
+        """Of both critics, on ``steps`` [M, B, ...] with ``z`` [M, B, latent], which its gradient reaches."""
+        with torch.no_grad():
+            action, logp = self.draw(steps.after, z)
+            after = self.model.values(steps.after, action, z, targets=True)
+            reward = self.reward_scale * (steps.shaped if self.shaped else steps.reward)
+            target = soft_target(reward, steps.terminated, after, logp, self.temperature(), self.discount)
+        return critic_loss(self.model.values(steps.observation, steps.action, z), target)
+
+    def actor_loss(self, z: Tensor, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """The actor's loss, and the log-densities [M, B] of the actions that it drew."""
+        action, logp = self.draw(observation, z)
+        return actor_loss(self.model.values(observation, action, z), logp, self.temperature()), logp
+
+    def draw(self, observation: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions of the policy, and their log-densities."""
+        output = self.model.act(observation, z)
+        return squashed(output, torch.randn_like(output[..., : self.spec.output_size]))
+
+    def temperature(self) -> Tensor | float:
+        """What an entropy of 1 is worth."""
+        return self.log_temperature.detach().exp() if self.fixed_temperature is None else self.fixed_temperature
+
+    def unpack(self, steps: Tensor) -> Steps:
+        return Steps.unpacked(steps, (steps.shape[-1] - self.spec.output_size - 3) // 2, self.spec.output_size)
+
+    def protocol(self) -> dict[str, Any]:
+        return {"trials": self.test_rollouts, "prior_episodes": self.prior_episodes, "optimizer": "SAC"}
+
+    def checkpoint(self) -> dict[str, Any]:
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers().items()}
+        return {**super().checkpoint(), **optimizers, "replay": self.replay.checkpoint()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        for name, optimizer in self.optimizers().items():
+            optimizer.load_state_dict(state[name])
+        self.replay.restore(state["replay"])
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {name: x for name, x in vars(self).items() if isinstance(x, torch.optim.Optimizer)}
+
+
+class Actor:
+    """The policy in use with one ``z`` [T, E, latent]: as it draws actions, or their means alone."""
+
+    def __init__(self, model: Any, z: Tensor, explore: bool) -> None:
+        self.model, self.z, self.explore = model, z, explore
+
+    def __call__(self, percept: Percept) -> Tensor:
+        output = self.model.act(percept.observation, self.z)
+        if self.explore:
+            return output
+        mean = output.chunk(2, -1)[0]
+        return torch.cat([mean, torch.full_like(mean, MIN_LOG_STD)], -1)
+
+
+def descend(loss: Tensor, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """A step of ``optimizer`` by the gradient of its ``parameters`` alone."""
+    optimizer.zero_grad()
+    loss.backward(inputs=parameters)
+    optimizer.step()

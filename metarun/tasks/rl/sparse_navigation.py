@@ -1,0 +1,128 @@
+"""A point in the plane that is paid near its goal alone: a goal to be found before it can be walked to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metarun.tasks.base import EpisodeShape, Spec, Task
+from metarun.tasks.rl.base import Environment
+from metarun.tasks.rng import uniforms
+from metarun.types import Positive, Rate, Split
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from metarun.algorithms.rl.base import ControlAlgorithm
+
+TOP_SPEED = 0.1
+
+
+class SparseNavigation(Task):
+    """Sparse 2-D navigation (Rakelly et al. 2019, arXiv:1903.08254, section 6.3).
+
+    Goals lie on the upper half of the unit circle, at uniform angles. A point starts in the middle and moves by the
+    action, clipped to [-1, 1], times .1 in each coordinate. A step that ends at a distance d of no more than ``radius``
+    from the goal pays 1 - d, any other nothing. An episode has ``horizon`` steps and does not end earlier; a trial has
+    ``episodes``, the goal the same. The observation is the position.
+
+    As in the paper, meta-training may use a dense reward, minus the distance, as its :meth:`Disc.shaped` one. The paper
+    meta-trains on a fixed list of goals and its code spaces them evenly; here each task has its own.
+    """
+
+    kind: ClassVar[str] = "control"
+    modality: ClassVar[str] = "vector"
+    metric: ClassVar[str] = "return"
+
+    def __init__(self, seed: int, *, radius: Rate, horizon: Positive, episodes: Positive) -> None:
+        self.seed, self.radius, self.horizon, self.episodes = seed, radius, horizon, episodes
+        self.spec = Spec("control", self.modality, (2,), 2)
+
+    def goals(self, split: Split, indices: Sequence[int]) -> NDArray[np.float64]:
+        """The goal of each task, [T, 2]."""
+        angle = np.pi * uniforms(self.seed, split, indices, 1)[:, 0]
+        return np.stack([np.cos(angle), np.sin(angle)], 1)
+
+    def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Disc:
+        goals = torch.from_numpy(self.goals(split, indices)).to(torch.get_default_dtype()).to(self.device)
+        return Disc(goals, self, split, indices)
+
+    def protocol(self) -> dict[str, Any]:
+        sizes = {"radius": self.radius, "horizon": self.horizon, "episodes": self.episodes}
+        return {"data": "sparse navigation", **sizes}
+
+    def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
+        """The trial return of an ``oracle`` that knows the goal; who does not find it gets 0.
+
+        Full speed in each coordinate until it is reached: no path is nearer in either coordinate at any step.
+        """
+        time = np.arange(1, self.horizon + 1)[:, None]
+        left = np.maximum(np.abs(self.goals(split, indices))[:, None] - TOP_SPEED * time, 0)
+        distance = np.sqrt(np.square(left).sum(-1))
+        oracle = ((1 - distance) * (distance <= self.radius)).sum(1)
+        return {"oracle": self.episodes * float(oracle.mean())}
+
+    def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
+        """Four test goals: one path for each episode in turn, later ones darker."""
+        from matplotlib import colormaps
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+        from matplotlib.figure import Figure
+
+        env = self.batch("test", range(4))
+        episodes = [
+            stage.episode(number, env.horizon)
+            for stage in algorithm.rollouts(env)
+            for number in range(stage.reward.shape[2] // env.horizon)
+        ]
+        shades = colormaps["viridis_r"].resampled(len(episodes))
+        colours = ScalarMappable(Normalize(0.5, len(episodes) + 0.5), shades)
+        figure = Figure(figsize=(13, 3), layout="constrained")
+        arc = torch.linspace(0, torch.pi, 50)
+        axes = figure.subplots(1, 4, sharex=True, sharey=True)
+        for task, ax in enumerate(axes):
+            ax.plot(arc.cos(), arc.sin(), ":", color="0.6", lw=1)
+            for number, episode in enumerate(episodes):
+                path = episode.observation[task, 0].cpu()
+                ax.plot(path[:, 0], path[:, 1], ".-", color=shades(number), lw=1, ms=3)
+            goal = env.goals[task, 0].cpu()
+            ax.plot(*goal, "*", color="tab:red", ms=11)
+            ax.plot(goal[0] + self.radius * (2 * arc).cos(), goal[1] + self.radius * (2 * arc).sin(), color="tab:red")
+            returns = [float(episode.reward[task, 0].sum()) for episode in episodes]
+            ax.set(xlim=(-1.45, 1.45), ylim=(-0.6, 1.45), aspect="equal")
+            ax.set_title(f"episode 1: {returns[0]:.1f}, episode {len(returns)}: {returns[-1]:.1f}", fontsize=9)
+        figure.colorbar(colours, ax=axes, label="episode")
+        figure.suptitle("Paths to goals of the meta-test split, which the policy is not told")
+        return figure
+
+
+class Disc(Environment):
+    """T goals; the state is the position [T, E, 2]."""
+
+    def __init__(self, goals: Tensor, family: SparseNavigation, split: Split, indices: Sequence[int]) -> None:
+        super().__init__(family.seed, split, indices, family.horizon, family.episodes)
+        self.device, self.goals, self.radius = goals.device, goals[:, None], family.radius
+
+    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
+        return self.goals.new_zeros(self.tasks, copies, 2)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return state
+
+    def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        state = state + action.clamp(-1, 1) * TOP_SPEED
+        distance = self.distance(state)
+        near = distance <= self.radius
+        return state, (1 - distance) * near, torch.zeros_like(near)
+
+    def shaped(self, state: Tensor, reward: Tensor) -> Tensor:
+        return -self.distance(state)
+
+    def distance(self, state: Tensor) -> Tensor:
+        """From the goal, [T, E]."""
+        return (state - self.goals).square().sum(-1).sqrt()
