@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from metarun.bench.implementations import Ready
-
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from metarun.training.memory import forget_peak, resident
 
 
 @contextlib.contextmanager
@@ -63,17 +60,16 @@ def added_by_step(ready: Ready, device: torch.device) -> float:
     ready.step()
     if device.type == "cuda":
         synchronise(device)
-        torch.cuda.reset_peak_memory_stats(device)
+        forget_peak(device)
         before = torch.cuda.memory_allocated(device)
         ready.step()
         synchronise(device)
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
     give_back_freed_memory()
-    held = _resident("VmRSS")
-    with contextlib.suppress(OSError):
-        _RESET.write_text("5")  # the peak counts from here
+    held = resident("VmRSS")
+    forget_peak(device)
     ready.step()
-    return (_resident("VmHWM") - held) / 1e6
+    return (resident("VmHWM") - held) / 1e6
 
 
 def give_back_freed_memory() -> None:
@@ -81,11 +77,3 @@ def give_back_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
-
-
-def _resident(field: str) -> float:
-    """Bytes of this process in memory: now (VmRSS) or at the peak (VmHWM), where the system says only the latter."""
-    if _STATUS.is_file():
-        (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(field))
-        return 1024.0 * int(line.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -18,6 +18,7 @@ COMMANDS = {
     "resume": "resume RUN [key=value ...]: go on where a run stopped, exactly",
     "search": "search SPACE [key=value ...]: look for the best values of some keys by validation, and test the best",
     "reproduce": "reproduce ID [--seeds N]: run a paper's recipe and say how far the result is from the paper's",
+    "report": "report DIR... [out=FOLDER]: compare runs: means over seeds, paired differences, curves, cost; one page",
     "bench": "bench [key=value ...]: the outer step side by side with other libraries', whichever are installed",
     "doctor": "what this machine offers, and what is missing",
 }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -109,6 +112,27 @@ class RunDirectory:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         self._write("summary.json", json.dumps(summary, indent=1))
 
+    def write_episodes(self, curves: Mapping[str, Any]) -> None:
+        """Each metric of each test task, [n, k + 1]: test tasks of one seed are the same for every learner."""
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **curves)
+        self._write("test.npz", buffer.getvalue())
+
+    def episodes(self) -> dict[str, Any]:
+        """What :meth:`write_episodes` wrote; nothing of a run from before it did. Raises ``ValueError`` if damaged."""
+        import numpy as np
+
+        path = self.path / "test.npz"
+        if not path.is_file():
+            return {}
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return {name: stored[name] for name in stored.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"test.npz cannot be read: {error}") from None
+
     def summary(self) -> dict[str, Any] | None:
         """The summary, or ``None`` for a run that has not finished."""
         path = self.path / "summary.json"
@@ -123,9 +147,9 @@ class RunDirectory:
                 if line.endswith("\n"):
                     yield json.loads(line)
 
-    def _write(self, name: str, text: str) -> None:
+    def _write(self, name: str, content: str | bytes) -> None:
         try:
-            atomic_write(self.path / name, text.encode())
+            atomic_write(self.path / name, content.encode() if isinstance(content, str) else content)
         except OSError as error:
             raise RunFailed(f"cannot write {self.path / name}: {error.strerror}") from None
 

@@ -20,7 +20,7 @@ from metarun.tracking.console import Display
 from metarun.tracking.rundir import MetricsFile, RunDirectory, now, provenance
 from metarun.tracking.settings import Tracker
 from metarun.tracking.wandb import WandbSink
-from metarun.training import checkpoint
+from metarun.training import checkpoint, memory
 from metarun.training.device import choose_device, choose_threads, keep_freed_memory
 from metarun.training.loop import Progress, meta_batch_indices, meta_train
 from metarun.training.settings import Runner
@@ -85,6 +85,7 @@ class Experiment:
             threads = meta.get("threads") or self.runner.threads or self._threads()
             torch.set_num_threads(threads)
             keep_freed_memory()
+            memory.forget_peak(self.device)
             if not meta:
                 directory.write_config(self.config)
                 directory.write_meta(
@@ -224,6 +225,9 @@ class Experiment:
             summary = self._summary(progress, results)
             if results:
                 self.log(test_row(progress.iteration, results))
+                directory.write_episodes(
+                    {name + suffix: c.numpy() for suffix, each in results.items() for name, c in each.curves.items()}
+                )
             directory.write_summary(summary)
             self.sink.summary(summary)
             if self.runner.plots and results:
@@ -247,6 +251,9 @@ class Experiment:
             "wall_s": round(progress.seconds, 1),
             "best_iteration": progress.best_iteration if self._selects() else None,
             **self.findings("test", results),
+            "parameters": sum(p.numel() for p in self.algorithm.parameters()),
+            "peak_mb": round(memory.peak(self.device) / 1e6, 1),
+            "validated": [{"iteration": iteration, "seconds": seconds} for iteration, seconds in progress.clock],
             "paper": self.config.get("paper"),
         }
 
@@ -258,7 +265,10 @@ class Experiment:
             "test": {name: estimate.as_dict() for name, estimate in final(results).items()},
             "references": self.references(split),
             **robust(self.task, results),
+            "metric": self.task.metric,
+            "higher_is_better": self.task.higher_is_better,
             "protocol": self.protocol(),
+            "protocol_of_learner": list(self.algorithm.protocol()),
             "adaptation": results[""].adaptation(self.task.metric),
         }
 

@@ -33,6 +33,8 @@ class Progress:
         self.validated: int | None = None
         self.seconds = 0.0
         self.metrics_size = 0
+        self.clock: list[tuple[int, float]] = []
+        """(iteration, seconds of the run until then) of each validation. Not in metrics.jsonl, which holds no times."""
         self.pending: list[Metrics] = []
         """Metrics of the iterations since the last logged row, still on the device."""
 
@@ -63,6 +65,8 @@ def meta_train(run: Experiment, progress: Progress, stop: StopRequest) -> None:
     while True:
         if validation_due(progress, runner.validate_every, runner.iterations):
             validate(run, progress, stop)
+            if progress.validated == progress.iteration:
+                progress.clock.append((progress.iteration, round(progress.seconds + time.monotonic() - clock, 2)))
         if stop.signal is not None:
             save()
             raise Interrupted(stop.signal)

@@ -1,0 +1,112 @@
+"""``metarun report DIR... [out=FOLDER]``: what a set of runs says, in the terminal or as files and one page."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metarun.errors import UserError, nearest, require
+
+if TYPE_CHECKING:
+    from metarun.reports.comparison import Comparison
+
+USAGE = "metarun report DIR... [out=FOLDER]"
+KEYS = {"out": "folder for report.md, report.csv, pairs.csv, report.html and the pictures; else the terminal"}
+"""Values may be null."""
+
+
+def run(words: list[str]) -> int:
+    """The command. Nothing here imports torch."""
+    folders, out = parse(words)
+    # Imported here so that mistakes are answered at once.
+    from metarun.reports.comparison import compare
+    from metarun.reports.runs import gather
+
+    comparison = compare(*gather(folders))
+    if out is None:
+        show(comparison)
+    else:
+        write(comparison, folders, out)
+    return 0
+
+
+def parse(words: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The folders, and where the files go."""
+    folders, values = [], dict.fromkeys(KEYS, "null")
+    for word in words:
+        key, separator, value = word.partition("=")
+        if word.startswith("-"):
+            raise UserError(f"report: unknown option '{word}'; its keys have the form key=value   {USAGE}")
+        if not separator or Path(word).expanduser().exists():
+            folders.append(word)
+            continue
+        require(key in KEYS, f"report: unknown key '{key}'{nearest(key, KEYS)}   allowed: {', '.join(KEYS)}")
+        require(bool(value), f"report: {key}= needs a value: {KEYS[key]}")
+        values[key] = value
+    require(bool(folders), f"report needs run directories, or folders that hold them: {USAGE}")
+    out = None if values["out"] == "null" else Path(values["out"]).expanduser()
+    require(out is None or not out.exists() or out.is_dir(), f"report: out={out} is a file, not a folder")
+    return folders, out
+
+
+def show(comparison: Comparison) -> None:
+    """Tables in the terminal."""
+    from rich.console import Console
+
+    from metarun.reports.page import sections
+    from metarun.reports.tables import as_rich
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    console.print(about(comparison), markup=False)
+    for section in sections(comparison, []):
+        if section.text:
+            console.print(f"{section.title}: {section.text}", markup=False)
+        for table in section.tables:
+            console.print(as_rich(table))
+            for note in table.notes:
+                console.print(f"  {note}", markup=False, style="dim", soft_wrap=True)
+            console.print()
+
+
+def write(comparison: Comparison, folders: Sequence[str], out: Path) -> None:
+    """The files."""
+    from metarun.reports import tables
+    from metarun.reports.curves import figures
+    from metarun.reports.page import Picture, html, markdown, sections
+    from metarun.tracking.rundir import atomic_write
+
+    pictures = []
+    for name, caption, figure in figures(comparison):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=130, facecolor="white")
+        pictures.append(Picture(f"{name}.png", caption, buffer.getvalue()))
+    parts, said = list(sections(comparison, pictures)), f"{about(comparison)}: {' '.join(folders)}"
+    files = {
+        "report.md": markdown(parts, said).encode(),
+        "report.csv": tables.results_csv(comparison).encode(),
+        "pairs.csv": tables.pairs_csv(comparison).encode(),
+        "report.html": html(parts, said, comparison).encode(),
+        **{picture.file: picture.png for picture in pictures},
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            atomic_write(out / name, content)
+    except OSError as error:
+        raise UserError(f"report: cannot write to out={out}: {error.strerror}") from None
+    print(f"{about(comparison)}\nreport     {out / 'report.html'}")
+    for left in comparison.left_out:
+        print(f"left out   {left.path}: {left.state}, {left.reason}", file=sys.stderr)
+
+
+def about(comparison: Comparison) -> str:
+    """How much was found."""
+    runs = sum(len(setting.runs) for setting in comparison.settings)
+    rows = sum(len(setting.rows) for setting in comparison.settings)
+    missing = f", {len(comparison.left_out)} left out" if comparison.left_out else ""
+    return f"{runs} finished runs of {rows} configurations in {len(comparison.settings)} settings{missing}"

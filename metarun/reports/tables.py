@@ -1,0 +1,307 @@
+"""A comparison as tables, and tables as text for a terminal, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import floor, isfinite, log10
+from typing import TYPE_CHECKING
+
+from metarun.reports.comparison import Comparison, Pair, Row, Setting, shown
+from metarun.reports.runs import flat
+from metarun.reports.statistics import Mean
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+MARKS = {"best": " ★", "within": " ≈"}
+ONE_SEED = "¹"
+"""Beside an interval that is of episodes."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    standing: str = ""
+    """``best``, ``within`` or nothing."""
+
+    @property
+    def marked(self) -> str:
+        return self.text + MARKS.get(self.standing, "")
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str] = field(default=())
+    words: int = 1
+    """How many columns hold words, from the left; the others hold numbers."""
+
+
+def number(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+
+
+def interval(estimate: Mean) -> str:
+    """Mean and half width, to two digits of the half width."""
+    if not isfinite(estimate.half) or not isfinite(estimate.mean):
+        return number(estimate.mean)
+    if estimate.half == 0:
+        return f"{number(estimate.mean)} ± 0"
+    decimals = min(8, max(0, 1 - floor(log10(estimate.half))))
+    return f"{estimate.mean:.{decimals}f} ± {estimate.half:.{decimals}f}"
+
+
+def names(row: Row, setting: Setting) -> list[Cell]:
+    """What tells a row from others."""
+    model = [Cell(row.model)] if row.model else []
+    return [Cell(row.algorithm), *model, *(Cell(row.keys.get(key, "")) for key in setting.columns)]
+
+
+def name_headings(setting: Setting) -> list[str]:
+    return ["algorithm", *(["model"] if setting.rows[0].model else []), *setting.columns]
+
+
+def overview(comparison: Comparison) -> Table | None:
+    """Learners by settings, of each setting's own metric."""
+    labels = list(dict.fromkeys(row.label for setting in comparison.settings for row in setting.rows))
+    if len(comparison.settings) < 2 or len(labels) < 2:
+        return None
+    columns = []
+    for setting in comparison.settings:
+        standing, rows = setting.standing(setting.metric), {row.label: row for row in setting.rows}
+        cells = {label: result(row, setting.metric, standing.get(row, "")) for label, row in rows.items()}
+        columns.append([cells.get(label, Cell("")) for label in labels])
+    headings = ["learner", *(f"{s.title}: {s.metric} {arrow(s)}" for s in comparison.settings)]
+    rows_of_cells = [[Cell(label), *cells] for label, cells in zip(labels, zip(*columns, strict=True), strict=True)]
+    return Table("all settings", headings, rows_of_cells)
+
+
+def result(row: Row, metric: str, standing: str) -> Cell:
+    found = row.estimate(metric)
+    return Cell("" if found is None else interval(found) + (ONE_SEED if len(row.runs) == 1 else ""), standing)
+
+
+def arrow(setting: Setting) -> str:
+    return "↑" if setting.higher_is_better else "↓"
+
+
+def results(setting: Setting) -> Table:
+    """Means over seeds with 95 % intervals, a column a metric."""
+    standing = {metric: setting.standing(metric) for metric in setting.metrics}
+    rows = [
+        [*names(row, setting), Cell(str(len(row.runs)))]
+        + [result(row, metric, standing[metric].get(row, "")) for metric in setting.metrics]
+        for row in setting.rows
+    ]
+    headings = [*name_headings(setting), "seeds", *(f"{metric} {arrow(setting)}" for metric in setting.metrics)]
+    return Table(setting.title, headings, rows, tuple(result_notes(setting)), len(name_headings(setting)))
+
+
+def result_notes(setting: Setting) -> Iterable[str]:
+    seeds = {len(row.runs) for row in setting.rows}
+    if seeds - {1}:
+        yield "mean over seeds ± half of its 95 % interval (Student's t)"
+    if 1 in seeds:
+        yield f"{ONE_SEED} one seed: ± is over its test episodes, and other seeds may differ by more"
+    if len(setting.rows) > 1:
+        yield "★ best; ≈ its mean lies within the interval of the best"
+    references = {name: v for run in setting.runs for name, v in (run.summary.get("references") or {}).items()}
+    if references:
+        first = ", ".join(f"{name} {number(value)}" for name, value in references.items())
+        yield f"references of seed {setting.runs[-1].seed}: {first}"
+    yield "judged on: " + ", ".join(f"{key}={shown(value)}" for key, value in flat(setting.judged_on))
+    for difference in setting.learner_differences():
+        yield f"the rows' protocols differ in {difference}"
+    if len(setting.versions()) > 1:
+        yield "the runs were made by different versions of the code: " + ", ".join(setting.versions())
+
+
+def pairs(setting: Setting) -> Table | None:
+    """Differences on the same test episodes."""
+    found = setting.pairs()
+    if not found:
+        return None
+    rows = [
+        [Cell(pair.a.label), Cell(pair.b.label), *map(Cell, pair_cells(pair)), Cell(verdict(pair, setting))]
+        for pair in found
+    ]
+    headings = ["A", "B", "seeds", "episodes", "A − B ± over episodes", "± over seeds", "better"]
+    return Table(f"{setting.title}: {setting.metric}, episode by episode", headings, rows, PAIR_NOTES, 2)
+
+
+PAIR_NOTES = (
+    "A and B judged on the same test tasks of each seed; the differences' mean with two 95 % intervals: over episodes, "
+    "with these learners as they are; over seeds (Student's t), with learners trained anew",
+)
+
+
+def pair_cells(pair: Pair) -> list[str]:
+    if pair.difference is None:
+        return ["", "", "", ""]
+    episodes, seeds = pair.difference.episodes, pair.difference.seeds
+    half = interval(seeds).partition("± ")[2] if seeds.n > 1 else ""
+    return [str(seeds.n), str(episodes.n), interval(episodes), half]
+
+
+def verdict(pair: Pair, setting: Setting) -> str:
+    """Who is better, as far as the intervals show."""
+    if pair.difference is None:
+        return pair.why
+    episodes, seeds = pair.difference.episodes, pair.difference.seeds
+    ahead = pair.a if (episodes.mean > 0) == setting.higher_is_better else pair.b
+    if seeds.excludes_zero:
+        return ahead.label
+    if episodes.excludes_zero:
+        return f"{ahead.label}, of these runs"
+    return "not shown"
+
+
+def efficiency(setting: Setting) -> Table | None:
+    """Where adaptation starts and ends, and the area under its curve."""
+    rows = []
+    for row in setting.rows:
+        curve, height = row.adaptation(), row.efficiency()
+        if curve is None or height is None:
+            continue
+        at, means = curve
+        rows.append([*names(row, setting), Cell(f"{at[0]} – {at[-1]}"), Cell(interval(means[0])),
+                     Cell(interval(means[-1])), Cell(interval(height))])  # fmt: skip
+    if not rows:
+        return None
+    by = "episodes" if "episode" in setting.rows[0].first.summary["adaptation"][0] else "steps"
+    headings = [*name_headings(setting), by, "first", "last", "area under the curve"]
+    note = "area: the curve's mean height over its " + by + ", what is expected where adaptation is cut short at random"
+    return Table(f"{setting.title}: {setting.metric} along adaptation", headings, rows, (note,),
+                 len(name_headings(setting)))  # fmt: skip
+
+
+def aggregates(comparison: Comparison) -> Table | None:
+    found = comparison.aggregate()
+    if isinstance(found, str):
+        return None
+    rows = []
+    best = max(score.middle for score in found.values())
+    for label, score in found.items():
+        cells = [f"{number(m)} [{number(low)}, {number(high)}]"
+                 for m, (low, high) in ((score.middle, score.middle_interval), (score.mean, score.mean_interval))]  # fmt: skip
+        rows.append([Cell(label), Cell(cells[0], "best" if score.middle == best else ""), Cell(cells[1])])
+    notes = (
+        "a run's score is its result, scaled in its setting from the worst run (0) to the best (1): these depend on "
+        "which runs are reported",
+        "intervals: 95 % of a bootstrap of seeds, stratified by setting (Agarwal et al. 2021, arXiv:2108.13264)",
+    )
+    return Table("scores over all settings", ["learner", "interquartile mean", "mean"], rows, notes)
+
+
+def cost(comparison: Comparison) -> Table:
+    """Time, memory and size."""
+    rows = []
+    for setting, row in ((setting, row) for setting in comparison.settings for row in setting.rows):
+        summaries = [run.summary for run in row.runs]
+        times = [s["wall_s"] for s in summaries if s.get("wall_s") is not None]
+        memory = [s["peak_mb"] for s in summaries if s.get("peak_mb") is not None]
+        sizes = dict.fromkeys(f"{s['parameters']:,}" for s in summaries if s.get("parameters") is not None)
+        devices = dict.fromkeys(str(run.meta.get("device", "?")) for run in row.runs)
+        rows.append([
+            Cell(setting.title),
+            Cell(row.label),
+            Cell(", ".join(devices)),
+            Cell(", ".join(dict.fromkeys(str(s["iterations"]) for s in summaries))),
+            Cell(clock(sum(times) / len(times)) if times else ""),
+            Cell(f"{max(memory):.0f}" if memory else ""),
+            Cell(", ".join(sizes)),
+        ])  # fmt: skip
+    headings = ["setting", "learner", "device", "iterations", "time", "peak MB", "parameters"]
+    notes = (
+        "time: of one run without its test, mean over seeds; peak MB: on CUDA torch's allocations, else the whole "
+        "process; parameters: the meta-parameters",
+    )
+    return Table("cost", headings, rows, notes, 3)
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def left_out(comparison: Comparison) -> Table | None:
+    rows = [[Cell(run.state), Cell(str(run.path)), Cell(run.reason)] for run in comparison.left_out]
+    return Table("runs left out", ["state", "run", "why"], rows, (), 3) if rows else None
+
+
+def as_rich(table: Table) -> RichTable:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    made = RichTable(box=box.SIMPLE_HEAD, title=Text(table.title), title_justify="left", title_style="bold")
+    for i, heading in enumerate(table.headings):
+        made.add_column(Text(heading), justify="left" if i < table.words else "right", overflow="fold")
+    for row in table.rows:
+        made.add_row(*(Text(cell.marked, style="bold" if cell.standing == "best" else "") for cell in row))
+    return made
+
+
+def as_markdown(table: Table) -> str:
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = ["---" if i < table.words else "---:" for i in range(len(table.headings))]
+    bold = [[f"**{c.marked}**" if c.standing == "best" else c.marked for c in row] for row in table.rows]
+    return "\n".join(
+        [f"### {table.title}", "", *map(line, [table.headings, rule, *bold]), "", *(f"- {note}" for note in table.notes)]
+    )
+
+
+def results_csv(comparison: Comparison) -> str:
+    """A line a row and metric."""
+    keys = list(dict.fromkeys(key for setting in comparison.settings for key in setting.columns))
+    header = ["setting", "task", "algorithm", "model", *keys, "metric", "higher_is_better", "seeds", "mean", "ci95",
+              "interval_over", "standing", "per_seed", "protocol", "runs"]  # fmt: skip
+    lines = []
+    for setting in comparison.settings:
+        for metric in setting.all_metrics:
+            standing = setting.standing(metric) if metric in setting.metrics else {}
+            for row in setting.rows:
+                found = row.estimate(metric)
+                if found is None:
+                    continue
+                lines.append([
+                    setting.title, setting.task, row.algorithm, row.first.choice("model"),
+                    *(row.keys.get(key, "") for key in keys), metric,
+                    str(setting.higher_is_better).lower() if metric in setting.metrics else "",
+                    " ".join(str(run.seed) for run in row.runs), repr(found.mean), repr(found.half),
+                    "seeds" if len(row.runs) > 1 else "episodes", standing.get(row, ""),
+                    " ".join(repr(run.summary["test"][metric]["mean"]) for run in row.runs),
+                    ", ".join(f"{k}={shown(v)}" for k, v in flat(row.first.summary["protocol"])),
+                    " ".join(str(run.path) for run in row.runs),
+                ])  # fmt: skip
+    return as_csv([header, *lines])
+
+
+def pairs_csv(comparison: Comparison) -> str:
+    header = ["setting", "metric", "a", "b", "seeds", "episodes", "difference", "ci95_over_episodes",
+              "ci95_over_seeds", "better"]  # fmt: skip
+    lines = []
+    for setting in comparison.settings:
+        for pair in setting.pairs():
+            d = pair.difference
+            numbers = ["", "", "", "", ""]
+            if d is not None:
+                numbers = [str(d.seeds.n), str(d.episodes.n), *map(repr, (d.episodes.mean, d.episodes.half, d.seeds.half))]
+            lines.append(
+                [setting.title, setting.metric, pair.a.label, pair.b.label, *numbers, verdict(pair, setting)]
+            )
+    return as_csv([header, *lines])
+
+
+def as_csv(rows: Iterable[Sequence[str]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
