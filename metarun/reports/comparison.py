@@ -192,11 +192,11 @@ class Setting:
         return said
 
     def _is_own_key(self, name: str) -> bool:
-        return any(key.rsplit(".", 1)[-1] == name for run in self.runs for key in run.keys if key.startswith("algor"))
+        return any(name in key.split(".")[1:] for run in self.runs for key in run.keys if key.startswith("algorithm."))
 
     def versions(self) -> list[str]:
         """The code that the runs were made by."""
-        found = {}
+        found: dict[str, None] = {}
         for run in self.runs:
             git = run.meta.get("git") or {}
             found[str(git.get("commit", "unknown"))[:7] + (" and changes" if git.get("dirty") else "")] = None
@@ -269,7 +269,8 @@ class Comparison:
         worst run (0) to the best (1).
         """
         found = {setting: {row.label: row for row in setting.rows} for setting in self.settings}
-        labels = [row.label for row in self.settings[0].rows if all(row.label in rows for rows in found.values())]
+        every_label = dict.fromkeys(label for rows in found.values() for label in rows)
+        labels = [label for label in every_label if all(label in rows for rows in found.values())]
         if len(found) < 2 or len(labels) < 2:
             return "They take two settings and two learners that were run in every one of them."
         scores: dict[str, list[Array]] = {label: [] for label in labels}

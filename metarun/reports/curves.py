@@ -9,6 +9,7 @@ from math import isfinite
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from metarun.reports.comparison import THRESHOLDS, Comparison, Row, Setting
 from metarun.reports.statistics import Mean
@@ -19,6 +20,9 @@ Looks = dict[str, tuple[str, str]]
 """Colour and style of each learner, the same in all pictures."""
 LEGEND = 12
 """Rows of a setting up to which a legend fits into the picture."""
+
+WIDE = 2.5
+"""Times the range of all curves: height of a band that is too wide to be drawn."""
 
 
 def figures(comparison: Comparison) -> Iterator[tuple[str, str, Figure]]:
@@ -76,12 +80,13 @@ def adaptation(setting: Setting, looks: Looks) -> Figure | None:
             ax.axhline(found.mean, color=looks[row.label][0], ls=":", lw=1.2, label=f"{row.label} (at once)")
     first = drawn[0][0].first.summary["adaptation"][0]
     ax.set(xlabel="episode of the trial" if "episode" in first else "adaptation steps", ylabel=setting.metric)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return finished(figure, ax, rows=len(setting.rows))
 
 
 def by_shape(setting: Setting, looks: Looks) -> Iterator[tuple[str, Figure]]:
     """The metric over the number of classes, examples or pixels, where several were tested."""
-    suffixed = {}
+    suffixed: dict[str, dict[int, str]] = {}
     for metric in setting.metrics:
         if found := re.fullmatch(re.escape(setting.metric) + r"_(\d+)(way|shot|px)", metric):
             suffixed.setdefault(found[2], {})[int(found[1])] = metric
@@ -123,13 +128,19 @@ def line(ax: Axes, looks: Looks, row: Row, at: Sequence[float], means: Sequence[
 
 
 def around_the_curves(ax: Axes) -> None:
-    """Cut off bands that would make the curves flat: of two seeds they are wide."""
+    """Leave out bands so wide that they would make the curves flat, and say so."""
     drawn = np.concatenate([np.asarray(each.get_ydata(), dtype=np.float64) for each in ax.get_lines()])
     drawn = drawn[np.isfinite(drawn)]
-    if len(drawn) and np.ptp(drawn) > 0:
-        low, high = ax.get_ylim()
-        room = 0.5 * np.ptp(drawn)
-        ax.set_ylim(max(low, drawn.min() - room), min(high, drawn.max() + room))
+    if not len(drawn) or np.ptp(drawn) == 0:
+        return
+    wide = [band for band in ax.collections if band.get_datalim(ax.transData).height > WIDE * np.ptp(drawn)]
+    for band in wide:
+        band.remove()
+    low, high = ax.get_ylim()
+    room = 0.5 * np.ptp(drawn)
+    ax.set_ylim(max(low, drawn.min() - room), min(high, drawn.max() + room))
+    if wide:
+        ax.set_title("intervals far wider than the picture are not drawn", fontsize=8, color="0.4", loc="left")
 
 
 def finished(figure: Figure, *panels: Axes, rows: int) -> Figure:

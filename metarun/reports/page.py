@@ -80,7 +80,8 @@ main { max-width: 1100px; margin: 0 auto; padding: 28px 20px 60px; }
 h1 { font-size: 27px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 36px 0 12px; }
 .about, .notes, figcaption { color: var(--soft); font-size: 13px; }
 nav { margin: 12px 0 0; font-size: 14px; } nav a { color: inherit; margin-right: 16px; }
-.card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 14px 18px; margin: 0 0 16px; }
+.card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 14px 18px;
+  margin: 0 0 16px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; min-width: 60%; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: 0 0 8px; }
@@ -92,9 +93,11 @@ td.best { background: var(--best); font-weight: 700; } td.within { background: v
 td.path { overflow-wrap: anywhere; font-family: ui-monospace, Consolas, monospace; font-size: 13px; }
 .notes { margin: 10px 0 0; padding-left: 18px; overflow-wrap: anywhere; }
 .pictures { display: flex; flex-wrap: wrap; gap: 16px; }
-figure { margin: 0; background: #ffffff; border: 1px solid var(--line); border-radius: 10px; padding: 12px; flex: 0 1 522px; }
+figure { margin: 0; background: #ffffff; border: 1px solid var(--line); border-radius: 10px; padding: 12px;
+  flex: 0 1 522px; }
 figure.wide { flex-basis: 100%; }
-figure img { display: block; width: 100%; height: auto; max-width: 900px; margin: 0 auto; } figcaption { color: #5c6675; }
+figure img { display: block; width: 100%; height: auto; max-width: 900px; margin: 0 auto; }
+figcaption { color: #5c6675; }
 details { margin-top: 28px; font-size: 13px; color: var(--soft); overflow-wrap: anywhere; }
 """
 

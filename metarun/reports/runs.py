@@ -225,8 +225,8 @@ def latest(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
     return order, [LeftOut(old.path, "repeated", f"{new.path} is the same run made later") for old, new in doubled]
 
 
-BOOKKEEPING = ("seed", "name", "paper", "runner.directory", "runner.device", "runner.threads", "runner.tune_above",
-               "runner.chunk", "runner.plots", "runner.log_every", "runner.checkpoint_seconds",
+BOOKKEEPING = ("seed", "name", "paper", "experiment", "runner.directory", "runner.device", "runner.threads",
+               "runner.tune_above", "runner.chunk", "runner.plots", "runner.log_every", "runner.checkpoint_seconds",
                "task.root", "task.file")  # fmt: skip
 """Keys that may differ between runs of one row: they change where or how a run is computed, not what."""
 

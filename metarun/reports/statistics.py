@@ -64,9 +64,7 @@ class Paired:
 
 def paired(a: Sequence[ArrayLike], b: Sequence[ArrayLike]) -> Paired:
     """Of one array a seed each, the i-th of ``a`` and ``b`` judged on the same episodes in the same order."""
-    differences = [
-        np.asarray(x, dtype=np.float64) - np.asarray(y, dtype=np.float64) for x, y in zip(a, b, strict=True)
-    ]
+    differences = [np.asarray(x, dtype=np.float64) - np.asarray(y, dtype=np.float64) for x, y in zip(a, b, strict=True)]
     return Paired(over_episodes(differences), over_seeds([d.mean() for d in differences]))
 
 

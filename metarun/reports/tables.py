@@ -175,9 +175,14 @@ def efficiency(setting: Setting) -> Table | None:
         return None
     by = "episodes" if "episode" in setting.rows[0].first.summary["adaptation"][0] else "steps"
     headings = [*name_headings(setting), by, "first", "last", "area under the curve"]
-    note = "area: the curve's mean height over its " + by + ", what is expected where adaptation is cut short at random"
-    return Table(f"{setting.title}: {setting.metric} along adaptation", headings, rows, (note,),
-                 len(name_headings(setting)))  # fmt: skip
+    notes = [
+        "area: the curve's mean height over its " + by + ", what is expected where adaptation is cut short at random"
+    ]
+    spans = {row[len(name_headings(setting))].text for row in rows}
+    if len(spans) > 1:
+        notes.append(f"areas over different numbers of {by} do not compare")
+    title = f"{setting.title}: {setting.metric} along adaptation"
+    return Table(title, headings, rows, notes, len(name_headings(setting)))
 
 
 def aggregates(comparison: Comparison) -> Table | None:
@@ -187,9 +192,11 @@ def aggregates(comparison: Comparison) -> Table | None:
     rows = []
     best = max(score.middle for score in found.values())
     for label, score in found.items():
-        cells = [f"{number(m)} [{number(low)}, {number(high)}]"
-                 for m, (low, high) in ((score.middle, score.middle_interval), (score.mean, score.mean_interval))]  # fmt: skip
-        rows.append([Cell(label), Cell(cells[0], "best" if score.middle == best else ""), Cell(cells[1])])
+        middle, mean = (
+            f"{number(value)} [{number(low)}, {number(high)}]"
+            for value, (low, high) in ((score.middle, score.middle_interval), (score.mean, score.mean_interval))
+        )
+        rows.append([Cell(label), Cell(middle, "best" if score.middle == best else ""), Cell(mean)])
     notes = (
         "a run's score is its result, scaled in its setting from the worst run (0) to the best (1): these depend on "
         "which runs are reported",
@@ -201,7 +208,7 @@ def aggregates(comparison: Comparison) -> Table | None:
 def cost(comparison: Comparison) -> Table:
     """Time, memory and size."""
     rows = []
-    for setting, row in ((setting, row) for setting in comparison.settings for row in setting.rows):
+    for setting, row in [(setting, row) for setting in comparison.settings for row in setting.rows]:
         summaries = [run.summary for run in row.runs]
         times = [s["wall_s"] for s in summaries if s.get("wall_s") is not None]
         memory = [s["peak_mb"] for s in summaries if s.get("peak_mb") is not None]
@@ -255,7 +262,13 @@ def as_markdown(table: Table) -> str:
     rule = ["---" if i < table.words else "---:" for i in range(len(table.headings))]
     bold = [[f"**{c.marked}**" if c.standing == "best" else c.marked for c in row] for row in table.rows]
     return "\n".join(
-        [f"### {table.title}", "", *map(line, [table.headings, rule, *bold]), "", *(f"- {note}" for note in table.notes)]
+        [
+            f"### {table.title}",
+            "",
+            *map(line, [table.headings, rule, *bold]),
+            "",
+            *(f"- {note}" for note in table.notes),
+        ]
     )
 
 
@@ -294,10 +307,12 @@ def pairs_csv(comparison: Comparison) -> str:
             d = pair.difference
             numbers = ["", "", "", "", ""]
             if d is not None:
-                numbers = [str(d.seeds.n), str(d.episodes.n), *map(repr, (d.episodes.mean, d.episodes.half, d.seeds.half))]
-            lines.append(
-                [setting.title, setting.metric, pair.a.label, pair.b.label, *numbers, verdict(pair, setting)]
-            )
+                numbers = [
+                    str(d.seeds.n),
+                    str(d.episodes.n),
+                    *map(repr, (d.episodes.mean, d.episodes.half, d.seeds.half)),
+                ]
+            lines.append([setting.title, setting.metric, pair.a.label, pair.b.label, *numbers, verdict(pair, setting)])
     return as_csv([header, *lines])
 
 

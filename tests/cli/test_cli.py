@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from metarun.cli import main
+from metarun.tracking.rundir import RunDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tracking"))
 
@@ -35,6 +36,8 @@ def runs(root: Path) -> list[Path]:
     ("words", "seconds", "status"),
     [
         (["--help"], 0.15, 0),
+        (["report", "--help"], 0.15, 0),
+        (["report", "nowhere"], 0.4, 2),
         (["list"], 0.8, 0),  # reads every option and the source of its class
         (["task=regression/sinusoid", "algorithm.inner_lrr=1"], 1.0, 2),
     ],
@@ -63,7 +66,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFix
     assert run.parent.name == "sinusoid-maml"
     assert run.name.endswith("_s3")
     names = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
-    assert {"config.yaml", "meta.json", "status.json", "metrics.jsonl", "summary.json", "metarun.log",
+    assert {"config.yaml", "meta.json", "status.json", "metrics.jsonl", "summary.json", "test.npz", "metarun.log",
             "checkpoints/last.pt", "checkpoints/best.pt", "plots/learning_curve.png", "plots/adaptation_curve.png",
             "plots/what_was_learned.png"} <= names  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())
@@ -80,6 +83,22 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFix
     assert [r["iteration"] for r in rows if "train/mse" in r] == [5, 10, 15, 20]
     assert [r["iteration"] for r in rows if "val/mse" in r] == [10, 20]
     assert rows[-1]["test/mse"] == summary["test"]["mse"]["mean"]
+
+    # What a report needs.
+    episodes = RunDirectory(run).episodes()["mse"]
+    assert episodes.shape == (20, 11)
+    points = [p["mean"] for p in summary["adaptation"]]
+    assert episodes.astype(float).mean(0).tolist() == pytest.approx(points, rel=1e-12)
+    assert (summary["metric"], summary["higher_is_better"]) == ("mse", False)
+    assert summary["parameters"] == 40 + 40 + 40 * 40 + 40 + 40 + 1
+    assert 50 < summary["peak_mb"] < 20_000
+    first, last = summary["validated"]
+    assert (first["iteration"], last["iteration"]) == (10, 20)
+    assert 0 < first["seconds"] <= last["seconds"] <= summary["wall_s"] + 0.1
+    assert set(summary["protocol_of_learner"]) < set(summary["protocol"])
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "outputs")]) == 0
+    assert "1 finished runs of 1 configurations" in capsys.readouterr().out
 
 
 def test_eval_under_another_protocol(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

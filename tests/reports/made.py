@@ -40,7 +40,7 @@ def made(
     ``keys`` are (section, key, value) of its configuration.
     """
     target, metric, higher = TASKS[task]
-    path = root / f"{task.split('/')[1]}-{algorithm}" / f"{len(list(root.rglob('config.yaml'))):04}_s{seed}"
+    path = root / f"{task.split('/')[1]}-{algorithm}" / f"{len(list(root.glob('*/*_s*'))):04}_s{seed}"
     directory = RunDirectory(path)
     path.mkdir(parents=True)
     config = {
@@ -89,7 +89,11 @@ def made(
 
 
 def estimate(values: Any) -> dict[str, Any]:
-    return {"mean": float(values.mean()), "ci95": float(1.96 * values.std(ddof=1) / len(values) ** 0.5), "n": len(values)}
+    return {
+        "mean": float(values.mean()),
+        "ci95": float(1.96 * values.std(ddof=1) / len(values) ** 0.5),
+        "n": len(values),
+    }
 
 
 def again(path: Path, to: Path) -> Path:
