@@ -208,14 +208,15 @@ def aggregates(comparison: Comparison) -> Table | None:
 def cost(comparison: Comparison) -> Table:
     """Time, memory and size."""
     rows = []
-    for setting, row in [(setting, row) for setting in comparison.settings for row in setting.rows]:
+    every = [(setting.title, row) for setting in comparison.settings for row in setting.rows]
+    for title, row in every:
         summaries = [run.summary for run in row.runs]
         times = [s["wall_s"] for s in summaries if s.get("wall_s") is not None]
         memory = [s["peak_mb"] for s in summaries if s.get("peak_mb") is not None]
         sizes = dict.fromkeys(f"{s['parameters']:,}" for s in summaries if s.get("parameters") is not None)
         devices = dict.fromkeys(str(run.meta.get("device", "?")) for run in row.runs)
         rows.append([
-            Cell(setting.title),
+            Cell(title),
             Cell(row.label),
             Cell(", ".join(devices)),
             Cell(", ".join(dict.fromkeys(str(s["iterations"]) for s in summaries))),
