@@ -152,6 +152,8 @@ def read(path: Path) -> Run | LeftOut:
         summary = directory.summary()
         config = yaml.load((path / "config.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         run = Run(path, config, directory.meta(), summary or {}, dict(validations(directory)), directory.episodes())
+        if run.summary["test"] == {}:
+            return LeftOut(path, "untested", "runner.test_episodes=0")
         first = run.summary["test"][run.metric]
         complete = (run.seed, first["mean"], first["ci95"], first["n"], run.judged_on, run.higher_is_better, run.keys)
         assert complete
@@ -180,6 +182,8 @@ def unfinished(directory: RunDirectory, status: Mapping[str, Any]) -> tuple[str,
         if in_use(directory.path):
             return state, f"at {where}"
         return "killed", f"after {where}; it can be resumed"
+    if state == "pruned":
+        return state, f"after {where}"
     if state == "finished":
         return "damaged", "status.json says finished, but there is no summary.json"
     if state == "interrupted":

@@ -233,6 +233,8 @@ def test_unfinished_runs_are_listed_with_their_reason(tmp_path: Path) -> None:
     stopped = made(tmp_path, curve(1), state="interrupted", why="signal 15")
     killed = made(tmp_path, curve(1), state="running")
     running = made(tmp_path, curve(1), state="running")
+    untested = made(tmp_path, curve(1))
+    edited(untested, test={}, adaptation=[])
     with open(running / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         comparison = of(tmp_path)
@@ -242,6 +244,7 @@ def test_unfinished_runs_are_listed_with_their_reason(tmp_path: Path) -> None:
         stopped: ("interrupted", "signal 15 after iteration 20; it can be resumed"),
         killed: ("killed", "after iteration 20; it can be resumed"),
         running: ("running", "at iteration 20"),
+        untested: ("untested", "runner.test_episodes=0"),
     }
     assert main(["report", str(tmp_path), "out=page"]) == 0
     assert "loss became NaN" in Path("page/report.html").read_text()
