@@ -14,7 +14,7 @@ from metarun.config.check import check
 from metarun.config.compose import Composed, chosen, compose, default_name, resolve, use_directories
 from metarun.config.paths import conf_directory, options, user_directories
 from metarun.errors import RunFailed, UserError, nearest
-from metarun.tracking.history import earlier
+from metarun.tracking.history import earlier, note_earlier
 
 if TYPE_CHECKING:
     from metarun.tracking.rundir import RunDirectory
@@ -141,6 +141,9 @@ def _sweep(words: list[str], overrides: list[str]) -> int:
         composed = Composed(resolve(config), chosen(hydra.runtime.choices))
         try:
             finished, started = earlier(named(composed))
+            for run in (finished, started):
+                if run is not None:
+                    note_earlier(Path(hydra.sweep.dir), run.path)
             if finished is not None:
                 print(f"metarun: done before: {finished.path}", file=sys.stderr)
                 return

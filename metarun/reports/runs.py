@@ -15,6 +15,7 @@ import yaml
 
 from metarun.config.declare import declaration
 from metarun.errors import UserError, require
+from metarun.tracking.history import runs_of_sweep
 from metarun.tracking.rundir import RunDirectory
 
 MARKS = ("config.yaml", "meta.json", ".lock")
@@ -125,19 +126,6 @@ def runs_under(top: Path) -> Iterator[Path]:
             inner.clear()
             yield Path(folder)
         inner[:] = sorted(name for name in inner if not name.startswith("."))
-
-
-def runs_of_sweep(folder: Path) -> Iterator[Path]:
-    """Those of the sweep that ``<runs>/multirun/<time>/`` stands for: runs keep its time as their group."""
-    folder = folder.resolve()
-    if folder.parent.name == "multirun":
-        for path in sorted(folder.parent.parent.glob("*/*/meta.json")):
-            try:
-                group = json.loads(path.read_text()).get("group")
-            except (OSError, ValueError, AttributeError):
-                continue
-            if group == folder.name:
-                yield path.parent
 
 
 def read(path: Path) -> Run | LeftOut:

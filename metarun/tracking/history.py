@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,30 @@ def runs_of(config: Mapping[str, Any]) -> list[RunDirectory]:
         if same:
             found.append(run)
     return found
+
+
+def note_earlier(sweep: Path, run: Path) -> None:
+    """Keep with a sweep that ``run`` of an earlier one is part of it."""
+    with open(sweep / "earlier.txt", "a", encoding="utf-8") as file:
+        file.write(f"{os.path.relpath(run, sweep)}\n")
+
+
+def runs_of_sweep(folder: Path) -> Iterator[Path]:
+    """The runs of the sweep that ``<runs>/multirun/<time>/`` stands for: they keep its time as their group."""
+    folder = folder.resolve()
+    if folder.parent.name != "multirun":
+        return
+    for path in sorted(folder.parent.parent.glob("*/*/meta.json")):
+        try:
+            group = json.loads(path.read_text()).get("group")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if group == folder.name:
+            yield path.parent
+    noted = folder / "earlier.txt"
+    for line in noted.read_text(encoding="utf-8").splitlines() if noted.is_file() else ():
+        if (folder / line).is_dir():
+            yield (folder / line).resolve()
 
 
 def earlier(config: Mapping[str, Any]) -> tuple[RunDirectory | None, RunDirectory | None]:

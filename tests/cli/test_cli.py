@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from metarun.cli import main
+from metarun.tracking.history import runs_of_sweep
 from metarun.tracking.rundir import RunDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tracking"))
@@ -157,7 +158,9 @@ def test_a_failing_job_does_not_end_a_sweep(tmp_path: Path, capsys: pytest.Captu
     again = capsys.readouterr().err
     assert again.count("metarun: done before: ") == 1
     assert "1 of 2 runs failed" in again
-    assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 1
+    (done,) = tmp_path.glob("outputs/*/*/summary.json")
+    (noted,) = tmp_path.glob("outputs/multirun/*/earlier.txt")
+    assert list(runs_of_sweep(noted.parent))[-1] == done.parent
 
 
 def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

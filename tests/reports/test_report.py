@@ -23,6 +23,7 @@ from metarun.reports.page import markdown, sections
 from metarun.reports.runs import gather
 from metarun.reports.statistics import Mean
 from metarun.reports.tables import interval
+from metarun.tracking.history import note_earlier
 from tests.reports.made import edited, made
 
 random = np.random.default_rng(0)
@@ -306,6 +307,19 @@ def sweep(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "multirun.yaml").write_text("{}")
     return folder
+
+
+def test_a_repeated_sweep_is_whole(sweep: Path) -> None:
+    """It makes the failed run alone; those that an earlier sweep finished are noted."""
+    runs, left_out = gather([str(sweep)])
+    again = sweep.with_name("2026-01-02_00-00-00-000000")
+    again.mkdir()
+    for run in runs:
+        note_earlier(again, run.path)
+    made(sweep.parents[1], curve(1, n=200, steps=5), task="vision/glyphs", algorithm="anil", seed=1, group=again.name)
+    whole, missing = gather([str(again)])
+    assert (len(runs), len(left_out), len(whole), len(missing)) == (17, 1, 18, 0)
+    assert len(gather([str(sweep), str(again)])[0]) == 18
 
 
 def test_a_page_of_a_multirun(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
