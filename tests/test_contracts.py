@@ -54,6 +54,9 @@ ALIKE = {
     "regression/quadratics": "linear",
     "vision/field": "siren",
     "vision/completion": "mlp",
+    "rl/cartpole": "gru_policy",
+    "rl/pendulum": "mlp_policy",
+    "rl/maze": "gru_policy",
     **{f"vision/{name}": "conv4" for name in IMAGE_SETS},
 }
 """Task families that differ from another one in nothing that depends on the model: walked with this one."""
@@ -128,6 +131,9 @@ SMALL = {
     "task=nlp/intents": ["task.dataset=HWU64"],
     "task=rl/navigation": ["task.horizon=10"],
     "task=rl/sparse_navigation": ["task.horizon=4", "task.episodes=3"],
+    "task=rl/cartpole": ["task.horizon=8"],
+    "task=rl/pendulum": ["task.horizon=8"],
+    "task=rl/maze": ["task.horizon=8", "task.size=3", "task.episodes=2"],
     "task=rl/mdp": ["task.states=3", "task.horizon=4", "task.episodes=2"],
     **{
         f"task=vision/{name}": ["task.way=2", "task.query=1", "task.test_ways=[]", "task.size=16", "task.whole=false",

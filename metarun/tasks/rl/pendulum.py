@@ -1,0 +1,128 @@
+"""A pendulum to be swung up, with mass, length, gravity and motor that are not told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import pi
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from metarun.tasks.base import EpisodeShape, Spec, Task
+from metarun.tasks.rl.base import Environment
+from metarun.tasks.rl.physics import Constants, played, traces
+from metarun.tasks.rng import uniforms
+from metarun.types import Fraction, NonNegative, Positive, Rate, Split
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from metarun.algorithms.rl.base import ControlAlgorithm
+
+STEP = 0.05
+"""Seconds."""
+TOP_SPEED = 8
+
+
+class Pendulum(Task):
+    """The torque-limited pendulum, every step as in Gymnasium's Pendulum-v1, physics by task.
+
+    Ranges [least, greatest], of which each task draws its own: ``gravity``, ``mass``, ``length`` and the greatest
+    ``torque``, at which actions are clipped (Gymnasium's values: 10, 1, 1, 2); see
+    :class:`~metarun.tasks.rl.physics.Constants`, also for ``extrapolate``. In a share ``swapped`` of the tasks the
+    motor turns the other way. A step costs the square of the angle from upright, .1 that of its speed and .001 that of
+    the torque; an episode begins anywhere and lasts ``horizon`` steps. The observation is cosine and sine of the angle,
+    and its speed.
+    """
+
+    kind: ClassVar[str] = "control"
+    modality: ClassVar[str] = "vector"
+    metric: ClassVar[str] = "return"
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        gravity: Sequence[Rate],
+        mass: Sequence[Rate],
+        length: Sequence[Rate],
+        torque: Sequence[Rate],
+        extrapolate: NonNegative,
+        swapped: Fraction,
+        horizon: Positive,
+        episodes: Positive,
+    ) -> None:
+        self.seed, self.horizon, self.episodes, self.swapped = seed, horizon, episodes, swapped
+        ranges = {"gravity": gravity, "mass": mass, "length": length, "torque": torque}
+        self.constants = Constants(ranges, extrapolate)
+        self.spec = Spec("control", self.modality, (3,), 1)
+
+    def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Pendulums:
+        return Pendulums(self, split, indices)
+
+    def protocol(self) -> dict[str, Any]:
+        sizes = {"swapped": self.swapped, "horizon": self.horizon, "episodes": self.episodes}
+        return {"data": "Pendulum", **self.constants.ranges, "extrapolate": self.constants.extrapolate, **sizes}
+
+    def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
+        """Trial returns, simulated with five episodes a task: ``controller`` knows the physics, ``still`` does nothing.
+
+        The controller gives the pendulum the energy that it has at the top (Astrom & Furuta 2000) and holds it there;
+        that is good, and not optimal. (Above 0 is nothing.)
+        """
+        env = self.batch(split, indices)
+        return {
+            "controller": played(env, env.swing_up, 5),
+            "still": played(env, lambda state, _: torch.zeros_like(state[..., :1]), 5),
+        }
+
+    def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
+        """The height of the pendulum's end over time, in four test tasks."""
+        return traces(self, algorithm, lambda seen: seen[:, 0], "height, of 1")
+
+
+class Pendulums(Environment):
+    """T pendulums; the state is the angle from upright and its speed [T, E, 2]."""
+
+    def __init__(self, family: Pendulum, split: Split, indices: Sequence[int]) -> None:
+        super().__init__(family.seed, split, indices, family.horizon, family.episodes)
+        self.device = family.device
+        constants = family.constants.tensors(family.seed, split, indices, self.device)
+        self.gravity, self.mass, self.length, self.torque = constants.values()
+        swapped = uniforms(family.seed, split, indices, 1, stream=1) < family.swapped
+        self.way = torch.from_numpy(1.0 - 2.0 * swapped).to(self.torque)
+
+    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
+        unit = self.torque.new_empty(self.tasks, copies, 2).uniform_(-1, 1, generator=generator)
+        return unit * unit.new_tensor([pi, 1.0])
+
+    def observe(self, state: Tensor) -> Tensor:
+        angle, speed = state.unbind(-1)
+        return torch.stack([angle.cos(), angle.sin(), speed], -1)
+
+    def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        angle, speed = state.unbind(-1)
+        turn = torch.maximum(torch.minimum(self.way * action[..., 0], self.torque), -self.torque)
+        away = upright(angle)
+        cost = away.square() + 0.1 * speed.square() + 0.001 * turn.square()
+        pull = 3 * self.gravity / (2 * self.length) * angle.sin() + 3 / (self.mass * self.length.square()) * turn
+        speed = (speed + pull * STEP).clamp(-TOP_SPEED, TOP_SPEED)
+        state = torch.stack([angle + speed * STEP, speed], -1)
+        return state, -cost, torch.zeros_like(angle, dtype=torch.bool)
+
+    def swing_up(self, state: Tensor, _: torch.Generator | None) -> Tensor:
+        """Torques [T, E, 1] that raise the energy to that of standing still at the top, and hold it there."""
+        angle, speed = upright(state[..., 0]), state[..., 1]
+        inertia, weight = self.mass * self.length.square() / 3, self.mass * self.gravity * self.length / 2
+        lacking = weight * (1 - angle.cos()) - 0.5 * inertia * speed.square()
+        swing = torch.where(lacking * speed >= 0, self.torque, -self.torque)
+        # Critically damped, twice as stiff as gravity.
+        hold = -3 * weight * angle - 2 * (2 * weight * inertia).sqrt() * speed
+        near = hold.abs() < 2 * self.torque
+        return (self.way * torch.where(near & (angle.abs() < 1), hold, swing))[..., None]
+
+
+def upright(angle: Tensor) -> Tensor:
+    """The same angle between -pi and pi."""
+    return (angle + pi) % (2 * pi) - pi
