@@ -127,5 +127,9 @@ class GRUPolicy(nn.Module):
 
         Returns action distributions [S, B, outputs], values [S, B] and the new hidden state.
         """
-        features, hidden = self.memory(inputs, hidden)
+        features, hidden = self.features(inputs, hidden)
         return self.head(features), self.value(features)[..., 0], hidden
+
+    def features(self, inputs: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What both heads read, [S, B, hidden], and the new hidden state."""
+        return self.memory(inputs, hidden)

@@ -7,14 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.amortised.sequence import attend
+from metarun.algorithms.amortised.sequence import Block, Past
 from metarun.errors import require
 from metarun.models.policies import ActionHead, PerceptVector, TaskLinear
 from metarun.tasks.base import Spec
 from metarun.types import Positive, Rate
-
-Past = tuple[Tensor, ...]
-"""Keys and values of what came before, [B, steps, width] each, two a block."""
 
 
 class TransformerPolicy(nn.Module):
@@ -38,41 +35,26 @@ class TransformerPolicy(nn.Module):
         self.head = ActionHead(width, spec, init_std)
         self.value = TaskLinear(width, 1)
 
-    def forward(self, inputs: Tensor, past: Past | None = None) -> tuple[Tensor, Tensor, Past]:
-        """S steps of B trials, [S, B, inputs], after the ``past`` (``None``: a trial begins).
+    def forward(self, inputs: Tensor, past: Past = ()) -> tuple[Tensor, Tensor, Past]:
+        """S steps of B trials, [S, B, inputs], after the ``past``, two tensors a block (none: a trial begins).
 
         Returns action distributions [S, B, outputs], values [S, B] and the past with these steps.
         """
-        before = 0 if past is None else past[0].shape[1]
+        features, past = self.features(inputs, past)
+        return self.head(features), self.value(features)[..., 0], past
+
+    def features(self, inputs: Tensor, past: Past = ()) -> tuple[Tensor, Past]:
+        """What both heads read, [S, B, width], and the past with these steps."""
+        before = past[0].shape[1] if past else 0
         tokens = self.inputs(inputs.transpose(0, 1))
         tokens = tokens + places(before, tokens.shape[1], tokens)
+        at = torch.arange(before + tokens.shape[1], device=tokens.device)
+        seen = at[None] <= at[before:, None]
         now: list[Tensor] = []
         for number, block in enumerate(self.blocks):
-            tokens, *known = block(tokens, None if past is None else past[2 * number : 2 * number + 2])
+            tokens, known = block.after(tokens, seen, past[2 * number : 2 * number + 2])
             now += known
-        features = self.norm(tokens).transpose(0, 1)
-        return self.head(features), self.value(features)[..., 0], tuple(now)
-
-
-class Block(nn.Module):
-    """Causal attention and a layer of units, each added to what it reads."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.before_attention, self.before_units = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.units = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, tokens: Tensor, past: Past | None) -> tuple[Tensor, Tensor, Tensor]:
-        queries, keys, values = self.attention(self.before_attention(tokens)).chunk(3, -1)
-        if past is not None:
-            keys, values = (torch.cat([old, new], 1) for old, new in zip(past, (keys, values), strict=True))
-        steps, known = queries.shape[1], keys.shape[1]
-        at = torch.arange(known, device=tokens.device)
-        seen = at[None] <= at[known - steps :, None]
-        tokens = tokens + self.out(attend(queries, keys, values, self.heads, seen))
-        return tokens + self.units(self.before_units(tokens)), keys, values
+        return self.norm(tokens).transpose(0, 1), tuple(now)
 
 
 def places(first: int, count: int, like: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.amortised.sequence import attend, embedded, mean_loss, shuffled, told
+from metarun.algorithms.amortised.sequence import Block, embedded, mean_loss, shuffled, told
 from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge
 from metarun.errors import require
 from metarun.tasks.base import Labelled, Spec, TaskBatch
@@ -109,25 +109,3 @@ class InContext(SupervisedAlgorithm):
 
     def protocol(self) -> dict[str, Any]:
         return {"norm": "running"}
-
-
-class Block(nn.Module):
-    """A transformer's block, its normalisation before attention and before the layer that follows."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.before_attention, self.before_units = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.units = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, tokens: Tensor, seen: Tensor, place: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """``tokens`` [T, L, width]; ``seen`` [L, L] or [T, 1, L, L]: which others each attends to.
-
-        ``place`` tells queries and keys where they stand.
-        """
-        queries, keys, values = self.attention(self.before_attention(tokens)).chunk(3, -1)
-        if place is not None:
-            queries, keys = place(queries), place(keys)
-        tokens = tokens + self.out(attend(queries, keys, values, self.heads, seen))
-        return tokens + self.units(self.before_units(tokens))

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algorithms.amortised.in_context import Block
 from metarun.algorithms.amortised.language import LanguageLearner, histories, string_loss
+from metarun.algorithms.amortised.sequence import Block
 from metarun.algorithms.base import Adapted, Metrics, dry_run
 from metarun.errors import require
 from metarun.tasks.base import Labelled, Spec, TaskBatch

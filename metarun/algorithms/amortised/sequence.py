@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,3 +45,37 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int, seen: Tens
     """
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (queries, keys, values))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
+
+
+Past = tuple[Tensor, ...]
+"""Keys and values of what came before, [T, steps, width] each."""
+
+
+class Block(nn.Module):
+    """A transformer's block, its normalisation before attention and before the layer that follows."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before_attention, self.before_units = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.units = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, tokens: Tensor, seen: Tensor, place: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """``tokens`` [T, L, width]; ``seen`` [L, L] or [T, 1, L, L]: which others each attends to.
+
+        ``place`` tells queries and keys where they stand.
+        """
+        return self.after(tokens, seen, (), place)[0]
+
+    def after(
+        self, tokens: Tensor, seen: Tensor, past: Past, place: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Past]:
+        """The same where P others came before: ``seen`` [L, P + L]. Also the past of what comes next."""
+        queries, keys, values = self.attention(self.before_attention(tokens)).chunk(3, -1)
+        if place is not None:
+            queries, keys = place(queries), place(keys)
+        if past:
+            keys, values = (torch.cat([old, new], 1) for old, new in zip(past, (keys, values), strict=True))
+        tokens = tokens + self.out(attend(queries, keys, values, self.heads, seen))
+        return tokens + self.units(self.before_units(tokens)), (keys, values)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metarun.algorithms.base import Algorithm, Metrics
-from metarun.algorithms.rl.collect import Rollout
+from metarun.algorithms.rl.collect import Rollout, collect
+from metarun.tasks.base import Spec
 from metarun.tasks.rl.base import Environment
 
 
@@ -22,6 +23,14 @@ class ControlAlgorithm(Algorithm):
     @abstractmethod
     def rollouts(self, env: Environment) -> Iterator[Rollout]:
         """Experience on test tasks after 0, 1, ... adaptation steps, of one episode or a whole trial each."""
+
+    def expected(self, env: Environment, observation: Tensor, action: Tensor, after: Tensor) -> Tensor | None:
+        """What a learner with a belief expects steps to pay, at each time of the trials of :meth:`rollouts`.
+
+        The N steps are told by ``observation`` [N, size], ``action`` [N] or [N, size] and next observation ``after``
+        [N, size]; [T, E, S, N]. ``None``: it has no such belief.
+        """
+        return None
 
     def evaluate(self, batch: Environment) -> Metrics:
         """``return`` [T, k + 1]: of a trial; without a memory, of as many episodes as one has.
@@ -39,6 +48,30 @@ class ControlAlgorithm(Algorithm):
             each = rollouts[0].reward.unflatten(-1, (batch.episodes, batch.horizon)).sum(-1)
             found["episode_return"] = each.mean(1)
         return found
+
+
+class TrialLearner(ControlAlgorithm):
+    """A learner that acts through whole trials, ``test_rollouts`` of each task at test."""
+
+    model: Any
+    spec: Spec
+    test_rollouts: int
+
+    def __init__(self, model: nn.Module, spec: Spec, test_rollouts: int) -> None:
+        super().__init__()
+        self.model, self.spec, self.test_rollouts = model, spec, test_rollouts
+
+    @abstractmethod
+    def agent(self, env: Environment) -> Any:
+        """What acts in a trial, from its start; it may keep what it computes."""
+
+    def trial(self, env: Environment, copies: int) -> tuple[Rollout, Any]:
+        """``copies`` trials of each task, and the agent that acted in them."""
+        agent = self.agent(env)
+        return collect(env, self.spec, agent, copies, env.episodes, env.generator()), agent
+
+    def rollouts(self, env: Environment) -> Iterator[Rollout]:
+        yield self.trial(env, self.test_rollouts)[0]
 
 
 def by_step(x: Tensor) -> Tensor:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.rl.base import ControlAlgorithm
-from metarun.algorithms.rl.collect import Act, Percept, Rollout, collect
+from metarun.algorithms.rl.base import TrialLearner
+from metarun.algorithms.rl.collect import Act, Percept
 from metarun.tasks.base import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.types import Fraction, NonNegative, Positive
 
 
-class Control(ControlAlgorithm):
+class Control(TrialLearner):
     """Acts through one trial; ``test_rollouts`` trials a task at test. Nothing is meta-learned, not the model either.
 
     ``runner.iterations=0`` skips the steps.
@@ -25,18 +24,10 @@ class Control(ControlAlgorithm):
     roles: ClassVar[tuple[str, ...]] = ("policy", "recurrent_policy", "belief_policy", "context_policy")
 
     def __init__(self, model: nn.Module, spec: Spec, *, test_rollouts: Positive) -> None:
-        super().__init__()
-        self.model, self.spec, self.test_rollouts = model.requires_grad_(False), spec, test_rollouts
+        super().__init__(model.requires_grad_(False), spec, test_rollouts)
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         return {}
-
-    def rollouts(self, env: Environment) -> Iterator[Rollout]:
-        yield collect(env, self.spec, self.agent(env), self.test_rollouts, env.episodes, env.generator())
-
-    def agent(self, env: Environment) -> Act:
-        """What acts in a trial, from its start."""
-        raise NotImplementedError
 
 
 class RandomActions(Control):

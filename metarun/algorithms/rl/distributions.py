@@ -29,6 +29,10 @@ class Categorical:
     def entropy(self) -> Tensor:
         return -(self.logp.exp() * self.logp).sum(-1)
 
+    def whitened(self) -> Tensor:
+        """Coordinates [..., actions] in which the Fisher metric is the identity, here."""
+        return (0.5 * self.logp.detach()).exp() * self.logp
+
     def kl_from(self, old: Categorical) -> Tensor:
         """KL(old || self), [...]."""
         return (old.logp.exp() * (old.logp - self.logp)).sum(-1)
@@ -51,6 +55,10 @@ class Gaussian:
 
     def entropy(self) -> Tensor:
         return (self.log_std + 0.5 * log(2 * pi) + 0.5).sum(-1)
+
+    def whitened(self) -> Tensor:
+        """Coordinates [..., 2 * size] in which the Fisher metric is the identity, here."""
+        return torch.cat([(-self.log_std.detach()).exp() * self.mean, 2**0.5 * self.log_std], -1)
 
     def kl_from(self, old: Gaussian) -> Tensor:
         """KL(old || self), [...]."""

@@ -225,22 +225,22 @@ class PolicyGradientLearner(ControlAlgorithm):
 
     def outer_loss(
         self, theta: Tensor, path: Sequence[Experience], post: Experience, clip: float | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Its mean over tasks at ``theta`` [P], and the parameters around each inner step.
+    ) -> tuple[Tensor, list[Tensor], Distribution]:
+        """Its mean over tasks at ``theta`` [P], the parameters around each inner step, and the adapted policies.
 
         The surrogate of the adapted policies on the experience after adaptation; ``clip`` is how far from 1 a ratio
         is rewarded (PPO).
         """
         phis = self.adapted(theta, path, len(post.advantage))
-        if clip is None:
-            losses = self.surrogate(phis[-1], post)
-        else:
-            ratio = self.ratio(phis[-1], post)
-            clipped = ratio.clamp(1 - clip, 1 + clip)
-            losses = -over_steps(torch.minimum(ratio * post.advantage, clipped * post.advantage), post.rollout)
+        policy = self.policy(phis[-1], post.rollout)
+        ratio = (policy.log_prob(post.rollout.action) - post.logp).exp()
+        gains = ratio * post.advantage
+        if clip is not None:
+            gains = torch.minimum(gains, ratio.clamp(1 - clip, 1 + clip) * post.advantage)
+        losses = -over_steps(gains, post.rollout)
         if self.exploration:
             losses = losses + self.exploration * self.explored(phis, path, post)
-        return losses.mean(), phis
+        return losses.mean(), phis, policy
 
     def divergence(self, phi: Tensor, rollout: Rollout, old: Distribution) -> Tensor:
         """Mean KL(old || policy of ``phi``) over the steps of a rollout, [T]."""

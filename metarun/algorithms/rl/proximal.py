@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.rl.policy_gradient import Experience, OuterStep, PolicyGradientLearner
+from metarun.algorithms.rl.policy_gradient import Experience, OuterStep, PolicyGradientLearner, over_steps
 from metarun.types import NonNegative, Positive, Rate
 
 
@@ -47,7 +47,7 @@ class Proximal(OuterStep):
         norms = []
         for _ in range(self.epochs):
             theta = torch.cat([p.flatten() for p in parameters])
-            loss, phis = learner.outer_loss(theta, path, post, self.clip)
+            loss, phis, _ = learner.outer_loss(theta, path, post, self.clip)
             for phi, experience, old in zip(phis, path, before, strict=False):
                 if self.kl_penalty:
                     loss = loss + self.kl_penalty * learner.divergence(phi, experience.rollout, old).mean()
@@ -56,8 +56,8 @@ class Proximal(OuterStep):
             norms.append(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf")))
             optimizer.step()
         with torch.no_grad():
-            last, phis = learner.outer_loss(learner.flat(), path, post)
-            kl = learner.divergence(phis[-1], post.rollout, after).mean()
+            last, _, policy = learner.outer_loss(learner.flat(), path, post)
+            kl = over_steps(policy.kl_from(after), post.rollout).mean()  # type: ignore[arg-type]
         return {"loss": last, "kl": kl, "gradient_norm": torch.stack(norms).mean()}
 
     def protocol(self) -> dict[str, Any]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.rl.base import ControlAlgorithm, by_step
-from metarun.algorithms.rl.collect import Percept, Rollout, collect
+from metarun.algorithms.rl.base import TrialLearner, by_step
+from metarun.algorithms.rl.collect import Percept
 from metarun.algorithms.rl.distributions import distribution
 from metarun.algorithms.rl.ppo import Clipped, advantages, descend
 from metarun.algorithms.schedule import Schedule
@@ -24,21 +23,22 @@ class Recorder:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.hidden: Tensor | None = None
+        self.memory: list[Any] = []
+        """Nothing at first, then what the model calls its state."""
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
         self.values: list[Tensor] = []
 
     def __call__(self, percept: Percept) -> Tensor:
         inputs = self.model.encode(*percept)
-        output, value, self.hidden = self.model(inputs.flatten(0, 1)[None], self.hidden)
+        output, value, *self.memory = self.model(inputs.flatten(0, 1)[None], *self.memory)
         self.inputs.append(inputs.flatten(0, 1))
         self.outputs.append(output[0])
         self.values.append(value[0])
         return output[0].view(*inputs.shape[:2], -1)
 
 
-class RL2(ControlAlgorithm):
+class RL2(TrialLearner):
     """RL2 (Duan et al. 2016, arXiv:1611.02779), trained by PPO (Schulman et al. 2017, arXiv:1707.06347).
 
     A meta-batch is ``rollouts`` trials in each task. Then ``epochs`` passes over it in ``minibatches``
@@ -68,23 +68,15 @@ class RL2(ControlAlgorithm):
         outer_lr: Rate,
         halve_every: Positive | None,
     ) -> None:
-        super().__init__()
-        self.model, self.spec = model, spec
-        self.trials, self.test_rollouts = rollouts, test_rollouts
-        self.discount, self.gae_lambda = discount, gae_lambda
+        super().__init__(model, spec, test_rollouts)
+        self.trials, self.discount, self.gae_lambda = rollouts, discount, gae_lambda
         self.epochs, self.minibatches, self.max_grad_norm = epochs, minibatches, max_grad_norm
         self.ppo = Clipped(clip, value_weight, entropy_weight)
         self.schedule = Schedule(outer_lr, halve_every)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=outer_lr, eps=1e-5)
 
-    def trial(self, env: Environment, copies: int) -> tuple[Rollout, Recorder]:
-        """``copies`` trials of each task, and what the policy computed in them."""
-        recorder = Recorder(self.model)
-        rollout = collect(env, self.spec, recorder, copies, env.episodes, env.generator())
-        return rollout, recorder
-
-    def rollouts(self, env: Environment) -> Iterator[Rollout]:
-        yield self.trial(env, self.test_rollouts)[0]
+    def agent(self, env: Environment) -> Recorder:
+        return Recorder(self.model)
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.rl.base import ControlAlgorithm, by_step
-from metarun.algorithms.rl.collect import Percept, Rollout, collect
+from metarun.algorithms.rl.base import TrialLearner, by_step
+from metarun.algorithms.rl.collect import Percept, Rollout
 from metarun.algorithms.rl.distributions import distribution
 from metarun.algorithms.rl.ppo import Clipped, advantages, descend
 from metarun.tasks.base import Spec
@@ -41,7 +40,7 @@ class Believer:
         return output.view(*shape, -1)
 
 
-class VariBAD(ControlAlgorithm):
+class VariBAD(TrialLearner):
     """Variational Bayes-adaptive deep RL (Zintgraf et al. 2020, arXiv:1910.08348, equations 6-11).
 
     The encoder's belief q(m | experience so far) and the decoder of rewards maximise the evidence's lower bound of a
@@ -77,10 +76,8 @@ class VariBAD(ControlAlgorithm):
         vae_epochs: Positive,
         vae_lr: Rate,
     ) -> None:
-        super().__init__()
-        self.model: Any = model
-        self.spec, self.trials, self.test_rollouts = spec, rollouts, test_rollouts
-        self.discount, self.gae_lambda = discount, gae_lambda
+        super().__init__(model, spec, test_rollouts)
+        self.trials, self.discount, self.gae_lambda = rollouts, discount, gae_lambda
         self.epochs, self.minibatches, self.max_grad_norm = epochs, minibatches, max_grad_norm
         self.ppo = Clipped(clip, value_weight, entropy_weight)
         self.bounds, self.kl_weight, self.vae_epochs = bounds, kl_weight, vae_epochs
@@ -91,14 +88,8 @@ class VariBAD(ControlAlgorithm):
         self.optimizer = torch.optim.Adam(acting, lr=outer_lr, eps=1e-5)
         self.vae_optimizer = torch.optim.Adam(believing, lr=vae_lr)
 
-    def trial(self, env: Environment, copies: int) -> tuple[Rollout, Believer]:
-        """``copies`` trials of each task, and what was thought in them."""
-        agent = Believer(self.model)
-        with torch.no_grad():
-            return collect(env, self.spec, agent, copies, env.episodes, env.generator()), agent
-
-    def rollouts(self, env: Environment) -> Iterator[Rollout]:
-        yield self.trial(env, self.test_rollouts)[0]
+    def agent(self, env: Environment) -> Believer:
+        return Believer(self.model)
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
@@ -139,6 +130,20 @@ class VariBAD(ControlAlgorithm):
         return {"loss": mean_loss, "entropy": (old.entropy() * running).sum() / running.sum()}
 
     # Believing
+
+    @torch.no_grad()
+    def expected(self, env: Environment, observation: Tensor, action: Tensor, after: Tensor) -> Tensor:
+        """The decoder's rewards, their mean over 32 draws of m from the belief at each time."""
+        _, agent = self.trial(env, self.test_rollouts)
+        mean, log_variance = (torch.stack(parts, 1) for parts in zip(*agent.beliefs, strict=True))
+        if self.spec.discrete_actions:
+            action = (action[:, None] == torch.arange(self.spec.output_size, device=action.device)).to(after.dtype)
+        generator = torch.Generator(mean.device).manual_seed(0)
+        draws = torch.randn(32, 1, 1, 1, mean.shape[-1], generator=generator, dtype=mean.dtype, device=mean.device)
+        m = mean[:, :, None] + (0.5 * log_variance[:, :, None]).exp() * draws
+        m = m.expand(-1, -1, -1, len(after), -1)
+        told = [x.expand(*m.shape[:-1], -1) for x in (observation, action, after)]
+        return self.model.reward(m, *told).mean(0).unflatten(0, (env.tasks, self.test_rollouts))
 
     def bound(self, inputs: Tensor, rollout: Rollout, horizon: int) -> Metrics:
         """The lower bound, its mean over trials and times, in nats but for a constant; ``inputs`` [S, B, ...].

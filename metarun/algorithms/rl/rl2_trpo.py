@@ -1,0 +1,134 @@
+"""RL2 by TRPO, as its authors trained it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from metarun.algorithms.base import Metrics
+from metarun.algorithms.rl.base import TrialLearner, by_step
+from metarun.algorithms.rl.distributions import distribution
+from metarun.algorithms.rl.natural import NaturalStep, fisher
+from metarun.algorithms.rl.ppo import advantages, descend
+from metarun.algorithms.rl.rl2 import Recorder
+from metarun.algorithms.solve import Product
+from metarun.tasks.base import Spec
+from metarun.tasks.rl.base import Environment
+from metarun.types import Fraction, NonNegative, Positive, Rate
+
+
+class RL2TRPO(TrialLearner):
+    """RL2 (Duan et al. 2016, arXiv:1611.02779, section 2.3), its policy trained by TRPO.
+
+    A meta-batch is ``rollouts`` trials in each task. One step of :class:`~metarun.algorithms.rl.natural.NaturalStep`
+    moves the memory and the head for actions on the surrogate of all trials; the Fisher metric is computed on the
+    first ``fisher_share`` of them. Then ``value_epochs`` passes in ``minibatches`` parts fit the head for values, which
+    is linear, to the squared error by Adam at ``value_lr``; it reads the memory and does not move it. (The authors fit
+    a baseline of its own.)
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("recurrent_policy",)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: Spec,
+        *,
+        rollouts: Positive,
+        test_rollouts: Positive,
+        discount: Fraction,
+        gae_lambda: Fraction,
+        max_kl: Rate,
+        fisher_share: Fraction,
+        cg_iterations: Positive,
+        damping: NonNegative,
+        backtracks: Positive,
+        backtrack_ratio: Fraction,
+        value_epochs: Positive,
+        minibatches: Positive,
+        value_lr: Rate,
+    ) -> None:
+        super().__init__(model, spec, test_rollouts)
+        self.trials, self.discount, self.gae_lambda = rollouts, discount, gae_lambda
+        self.fisher_share, self.value_epochs, self.minibatches = fisher_share, value_epochs, minibatches
+        self.natural = NaturalStep(max_kl, cg_iterations, damping, backtracks, backtrack_ratio)
+        self.optimizer = torch.optim.Adam(self.model.value.parameters(), lr=value_lr)
+
+    def agent(self, env: Environment) -> Recorder:
+        return Recorder(self.model)
+
+    def acting(self) -> list[nn.Parameter]:
+        """The parameters of the policy: all but those of the head for values."""
+        return [p for name, p in self.model.named_parameters() if not name.startswith("value.")]
+
+    def meta_step(self, batch: Environment, iteration: int) -> Metrics:
+        self.train()
+        rollout, recorder = self.trial(batch, self.trials)
+        advantage, target = advantages(rollout, recorder.values, self.discount, self.gae_lambda)
+        inputs, running = torch.stack(recorder.inputs), by_step(rollout.running)
+        told = self.improve(inputs, by_step(rollout.action), by_step(advantage), running)
+        told["value_error"] = self.fit_values(inputs, by_step(target), running)
+        return {"return": rollout.returns().mean(), **told}
+
+    def improve(self, inputs: Tensor, action: Tensor, advantage: Tensor, running: Tensor) -> Metrics:
+        """The policy's step on B trials [S, B, ...] that it has just made."""
+        parameters, count = self.acting(), running.sum()
+        old = distribution(self.spec, self.model(inputs)[0])
+        logp = old.log_prob(action)
+        loss = -((logp - logp.detach()).exp() * advantage * running).sum() / count
+        gradient = parameters_to_vector(torch.autograd.grad(loss, parameters))
+        some = max(1, round(self.fisher_share * action.shape[1]))
+        metric = self.metric(inputs[:, :some], running[:, :some])
+
+        def judge(candidate: Tensor) -> tuple[Tensor, Tensor]:
+            vector_to_parameters(candidate, parameters)
+            new = distribution(self.spec, self.model(inputs)[0])
+            gains = (new.log_prob(action) - logp).exp() * advantage
+            return -(gains * running).sum() / count, (new.kl_from(old) * running).sum() / count  # type: ignore[arg-type]
+
+        theta = parameters_to_vector(parameters).detach()
+        theta, gain, kl = self.natural.take(theta, loss.detach(), gradient, metric, judge)
+        vector_to_parameters(theta, parameters)
+        entropy = (old.entropy().detach() * running).sum() / count
+        return {"gain": gain, "kl": kl, "gradient_norm": gradient.norm(), "entropy": entropy}
+
+    def metric(self, inputs: Tensor, running: Tensor) -> Product:
+        """The Fisher metric of the policy, ``v -> F v`` [P], its mean over the running steps of B trials [S, B]."""
+        parameters = self.acting()
+        sizes, shapes = [p.numel() for p in parameters], [p.shape for p in parameters]
+        # The fused kernels of attention, and those of cuDNN, cannot be differentiated twice.
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+            output = self.model(inputs)[0]
+        share = (running / running.sum().to(output.dtype)).sqrt()
+        product = fisher(distribution(self.spec, output).whitened() * share[..., None], parameters)
+        return lambda v: parameters_to_vector(
+            product([part.view(shape) for part, shape in zip(v.split(sizes), shapes, strict=True)])
+        )
+
+    def fit_values(self, inputs: Tensor, target: Tensor, running: Tensor) -> Tensor:
+        """Fit the head for values to ``target`` [S, B]; the mean squared error on the way."""
+        with torch.no_grad():
+            features, _ = self.model.features(inputs)
+
+        def loss(chosen: Tensor) -> Tensor:
+            error = self.model.value(features[:, chosen])[..., 0] - target[:, chosen]
+            return (error.square() * running[:, chosen]).sum() / running[:, chosen].sum()
+
+        return descend(
+            loss, target.shape[1], self.optimizer,
+            epochs=self.value_epochs, minibatches=self.minibatches, max_grad_norm=float("inf"),
+        )  # fmt: skip
+
+    def protocol(self) -> dict[str, Any]:
+        return {"trials": self.test_rollouts, "optimizer": "TRPO"}
+
+    def checkpoint(self) -> dict[str, Any]:
+        return {**super().checkpoint(), "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.optimizer.load_state_dict(state["optimizer"])
