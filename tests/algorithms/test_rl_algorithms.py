@@ -573,7 +573,7 @@ def test_metric_of_a_recurrent_policy_is_the_mean_square_of_its_score(spec: Spec
         tries = [(torch.tensor(a), 1.0) for a in range(spec.output_size)]
     else:  # standard normal draws: three points a dimension are exact for polynomials of degree 5
         points = [(-(3**0.5), 1 / 6), (0.0, 2 / 3), (3**0.5, 1 / 6)]
-        tries = [(torch.tensor([x, y]).double(), p * q) for (x, p), (y, q) in product(points, repeat=2)]
+        tries = [(torch.tensor([x, y], dtype=torch.float64), p * q) for (x, p), (y, q) in product(points, repeat=2)]
     for step, trial in running.nonzero().tolist():
         for drawn, weight in tries:
             policy = distribution(spec, learner.model(inputs)[0][step, trial])

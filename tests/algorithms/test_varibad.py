@@ -107,3 +107,25 @@ def test_rewards_are_learned_from_beliefs() -> None:
         metrics = learner.meta_step(GRID.batch("train", range(40 * iteration, 40 * iteration + 40)), iteration)
         errors.append(float(metrics["reward_error"]))
     assert sum(errors[-5:]) < 0.7 * sum(errors[:5])
+
+
+def test_expected_rewards_are_the_decoders_under_the_belief() -> None:
+    learner = varibad(GRID, test_rollouts=2)
+    env = GRID.batch("test", range(3))
+    paid = GRID.believed(learner, env)
+    assert paid is not None
+    assert paid.shape == (3, 2, 8, 4, 4)
+    _, agent = learner.trial(env, 2)
+    # By hand: the corner cell (3, 3) is entered from itself (stay, up, right) and from (3, 2) and (2, 3).
+    ways = [((3, 3), 0), ((3, 3), 1), ((3, 3), 2), ((3, 2), 1), ((2, 3), 2)]
+    trial, time = 1 * 2 + 1, 5
+    mean, log_variance = (x[trial] for x in agent.beliefs[time])
+    draws = torch.randn(32, 2, generator=torch.Generator().manual_seed(0)) * (0.5 * log_variance).exp() + mean
+    rewards = []
+    for (x, y), action in ways:
+        told = (torch.eye(16)[4 * x + y], torch.eye(5)[action], torch.eye(16)[15])
+        rewards += [learner.model.reward(m, *told).detach() for m in draws]
+    torch.testing.assert_close(paid[1, 1, time, 3, 3], torch.stack(rewards).mean())
+    assert float(paid[1, 1, time, 3, 3]) != pytest.approx(float(paid[1, 1, time, 0, 0]), abs=1e-4)
+    figure = GRID.picture(learner)
+    assert [len(ax.images) for ax in figure.axes[:-1]] == [1] * 18

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from metarun.algorithms.rl.base import ControlAlgorithm
+    from metarun.algorithms.rl.collect import Rollout
 
 STEPS = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
 """Stay, up, right, down, left."""
@@ -82,11 +83,17 @@ class GridNavi(Task):
         return (observation + 1) * (self.size - 1) / 2
 
     def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
-        """Three test goals, a row each: the path in every episode of a trial, later steps darker."""
+        """Three test goals, a row each: the path in every episode of a trial, later steps darker.
+
+        Of a learner with a belief: what it expects to be paid in each cell, at times of the first episodes.
+        """
         from matplotlib.figure import Figure
 
         env = self.batch("test", range(3))
         *_, rollout = algorithm.rollouts(env)
+        believed = self.believed(algorithm, env)
+        if believed is not None:
+            return self.beliefs(rollout, believed[:, 0].cpu(), env)
         episodes = rollout.reward.shape[2] // env.horizon
         figure = Figure(figsize=(2.2 * episodes, 7), layout="constrained")
         for task, row in enumerate(figure.subplots(3, episodes, squeeze=False)):
@@ -101,6 +108,41 @@ class GridNavi(Task):
                 ax.set(xlim=(-0.6, self.size - 0.4), ylim=(-0.6, self.size - 0.4), aspect="equal", xticks=[], yticks=[])
                 ax.set_title(f"episode {number + 1}: {float(episode.reward[task, 0].sum()):.1f}", fontsize=9)
         figure.suptitle("Paths to goals that the policy is not told")
+        return figure
+
+    def believed(self, algorithm: ControlAlgorithm, env: Grid) -> Tensor | None:
+        """What a learner with a belief expects steps into each cell to pay, [T, E, S, size, size]."""
+        cells = torch.cartesian_prod(*2 * [torch.arange(self.size, device=env.device)])
+        action = torch.arange(len(STEPS), device=env.device)
+        before, action = cells.repeat_interleave(len(STEPS), 0), action.repeat(len(cells))
+        moved, *_ = env.step(before[None], action[None], None)
+        paid = algorithm.expected(env, env.observe(before[None])[0], action, env.observe(moved)[0])
+        if paid is None:
+            return None
+        into = (moved[0, :, None] == cells).all(-1).to(paid.dtype)  # [steps, cells]
+        return (paid @ into / into.sum(0)).unflatten(-1, (self.size, self.size))
+
+    def beliefs(self, rollout: Rollout, paid: Tensor, env: Grid) -> Figure:
+        """Three tasks, a row each: the expected rewards [T, S, size, size] at six times, and the path until then."""
+        from matplotlib.figure import Figure
+
+        times = [t for t in range(0, 2 * env.horizon, max(env.horizon // 3, 1)) if t < paid.shape[1]][:6]
+        figure = Figure(figsize=(2.2 * len(times) + 1, 7), layout="constrained")
+        axes = figure.subplots(3, len(times), squeeze=False)
+        for task, row in enumerate(axes):
+            for time, ax in zip(times, row, strict=True):
+                shown = ax.imshow(paid[task, time].T, origin="lower", vmin=-0.1, vmax=1, cmap="YlGnBu")
+                start = time - time % env.horizon
+                path = self.cells(rollout.observation[task, 0, start : time + 1].cpu())
+                ax.plot(path[:, 0], path[:, 1], "-", color="tab:orange", lw=1.5)
+                ax.plot(*path[-1], "o", color="tab:orange", ms=7)
+                ax.plot(*env.goals[task, 0].cpu(), "*", color="tab:red", ms=14, alpha=0.8)
+                ax.set(xticks=[], yticks=[])
+                ax.set_title(f"episode {time // env.horizon + 1}, step {time % env.horizon}", fontsize=9)
+        figure.colorbar(shown, ax=axes, shrink=0.5, label="expected reward")
+        figure.suptitle(
+            "What the policy believes to be paid where, and the path in the episode so far (star: the goal)"
+        )
         return figure
 
 
