@@ -52,6 +52,7 @@ class TransformerPolicy(nn.Module):
         seen = at[None] <= at[before:, None]
         now: list[Tensor] = []
         for number, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             tokens, known = block.after(tokens, seen, past[2 * number : 2 * number + 2])
             now += known
         return self.norm(tokens).transpose(0, 1), tuple(now)

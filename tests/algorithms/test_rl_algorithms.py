@@ -579,7 +579,7 @@ def test_metric_of_a_recurrent_policy_is_the_mean_square_of_its_score(spec: Spec
             policy = distribution(spec, learner.model(inputs)[0][step, trial])
             action = drawn if spec.discrete_actions else policy.sample(drawn).detach()
             logp = policy.log_prob(action)
-            chance = float(logp.exp()) if spec.discrete_actions else weight
+            chance = float(logp.detach().exp()) if spec.discrete_actions else weight
             score = torch.cat([x.flatten() for x in torch.autograd.grad(logp, parameters)])
             expected += chance * torch.outer(score, score) / int(running.sum())
     metric = learner.metric(inputs, running)
