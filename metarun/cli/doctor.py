@@ -14,7 +14,7 @@ from pathlib import Path
 
 from metarun.config.paths import conf_directory
 
-_EXTRAS = {"nlp": "transformers", "rl": "gymnasium", "search": "optuna", "slurm": "submitit"}
+_EXTRAS = {"nlp": "transformers", "rl": "mujoco", "search": "optuna", "slurm": "submitit"}
 
 
 def run(words: list[str]) -> int:
