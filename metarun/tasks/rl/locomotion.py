@@ -261,7 +261,7 @@ class Robots(Environment):
     def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         control = action.to(state.dtype).clamp(-1, 1)
         moved = self.advance(state, control)
-        # A simulation that diverges is begun again by MuJoCo, with its clock at 0: that episode is over.
+        # MuJoCo begins a simulation that diverges again, from the description and time 0: that episode is over.
         sound = torch.isfinite(moved).all(-1) & (moved[..., 0] > state[..., 0])
         moved = torch.where(sound[..., None], moved, state)
         speed = (moved[..., 1] - state[..., 1]) / self.physics.held

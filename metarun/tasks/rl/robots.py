@@ -102,8 +102,8 @@ class Physics:
         self.size = 1 + self.positions + self.velocities
         self.held = self.model.opt.timestep * robot.skip
         """Seconds that an action takes."""
-        self.first = torch.from_numpy(np.concatenate([[0.0], self.model.qpos0, np.zeros(self.velocities)]))
-        """The state that the description gives."""
+        self.first = torch.from_numpy(np.concatenate([[1.0], self.model.qpos0, np.zeros(self.velocities)]))
+        """The state that the description gives. Its clock is ahead of one that MuJoCo has set back to 0."""
 
     def changed(self, factors: dict[str, np.ndarray[Any, Any]]) -> Any:
         """A copy of the model in which arrays are multiplied, with what MuJoCo derives from them derived anew."""
