@@ -62,8 +62,14 @@ ALIKE = {
 """Task families that differ from another one in nothing that depends on the model: walked with this one."""
 
 
+ROBOTS = ("half_cheetah_vel", "ant_dir", "ant_vel", "walker_random", "hopper_random")
+"""Differ from half_cheetah_dir in nothing that depends on algorithm or model."""
+
+
 def walked(task: str, algorithm: str, model: str) -> bool:
     """Whether the cell is tried: every task and every model with every algorithm; deep models with two."""
+    if task.removeprefix("rl/") in ROBOTS:
+        return (algorithm, model) == ("promp", "mlp_policy")
     if model in DEEP:
         return task == "vision/folder" and algorithm in ("maml", "protonet")
     if model == "siren":
@@ -134,6 +140,7 @@ SMALL = {
     "task=rl/cartpole": ["task.horizon=8"],
     "task=rl/pendulum": ["task.horizon=8"],
     "task=rl/maze": ["task.horizon=8", "task.size=3", "task.episodes=2"],
+    **{f"task=rl/{name}": ["task.horizon=4", "task.threads=1"] for name in ("half_cheetah_dir", *ROBOTS)},
     "task=rl/mdp": ["task.states=3", "task.horizon=4", "task.episodes=2"],
     **{
         f"task=vision/{name}": ["task.way=2", "task.query=1", "task.test_ways=[]", "task.size=16", "task.whole=false",
@@ -250,6 +257,8 @@ def experiment(
     task, algorithm, model = cell
     if model == "timm":
         pytest.importorskip("timm", reason="timm does not import here", exc_type=Exception)
+    if "robot" in TASKS[task].section:
+        pytest.importorskip("mujoco", reason="MuJoCo is not installed")
     if task in ("vision/omniglot", "nlp/intents"):
         request.getfixturevalue("data_root")
     words = [f"task={task}", f"algorithm={algorithm}", f"model={model}"]
@@ -410,7 +419,7 @@ def test_a_value_is_declared_once() -> None:
         + 4 * len(GRADIENT)
         + len(METRIC + REFINED + POLICY_GRADIENT)
         + len(IMAGES)
-        + 4
+        + 10
     )
 
 

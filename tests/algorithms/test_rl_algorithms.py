@@ -172,6 +172,16 @@ def test_linear_baseline_is_least_squares_a_task() -> None:
     assert (found[~rollout.running] == 0).all()
 
 
+def test_linear_baseline_of_fast_robots_and_few_steps() -> None:
+    """In float32, too, where features outnumber the steps and are as different in size as a robot's."""
+    noise = torch.Generator().manual_seed(0)
+    seen = torch.randn(2, 3, 4, 17, generator=noise) * torch.tensor([0.1] * 8 + [8.0] * 9)
+    reward, running = torch.randn(2, 3, 4, generator=noise), torch.ones(2, 3, 4, dtype=torch.bool)
+    exact = linear_baseline(seen.double(), reward.double(), running, 0.99)
+    found = linear_baseline(seen.float(), reward.float(), running, 0.99)
+    torch.testing.assert_close(found, exact.float(), rtol=1e-3, atol=1e-3)
+
+
 def test_advantages_are_normalised_over_running_steps() -> None:
     rollout = random_rollout(CONTINUOUS, torch.Generator().manual_seed(2))
     values, scale = normalised(rollout.reward + 3, rollout.running, (1, 2))

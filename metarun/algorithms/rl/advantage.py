@@ -34,18 +34,20 @@ def linear_baseline(observation: Tensor, reward: Tensor, running: Tensor, discou
     The features are the observation, its square, time up to its cube, and a constant.
     """
     tasks, copies, steps = reward.shape
-    seen = observation.clamp(-10, 10)
-    time = torch.arange(steps, device=reward.device, dtype=reward.dtype) / 100
+    # A robot's squared velocities, squared once more, and the ridge are too far apart for float32.
+    wide = reward.dtype if reward.device.type == "mps" else torch.float64
+    seen = observation.to(wide).clamp(-10, 10)
+    time = torch.arange(steps, device=reward.device, dtype=wide) / 100
     powers = torch.stack([time, time**2, time**3, torch.ones_like(time)], -1)
     features = torch.cat([seen, seen.square(), powers.expand(tasks, copies, -1, -1)], -1)
     x = (features * running[..., None]).flatten(1, 2)
-    y = discounted(reward, discount).flatten(1, 2)[..., None]
+    y = discounted(reward, discount).flatten(1, 2)[..., None].to(wide)
     count = running.flatten(1).sum(1)[:, None, None]
-    ridge = 1e-5 * torch.eye(x.shape[-1], device=x.device, dtype=x.dtype)
+    ridge = 1e-5 * torch.eye(x.shape[-1], device=x.device, dtype=wide)
     # cholesky_ex, unlike cholesky, does not read back whether it succeeded: the ridge sees to that.
     factor = torch.linalg.cholesky_ex(x.mT @ x / count + ridge)[0]
     weights = torch.cholesky_solve(x.mT @ y / count, factor)
-    return (features.flatten(1, 2) @ weights).view_as(reward) * running
+    return (features.flatten(1, 2) @ weights).view_as(reward).to(reward.dtype) * running
 
 
 def normalised(advantage: Tensor, running: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
