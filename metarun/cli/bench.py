@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("metarun")
 
 END_TO_END = "end_to_end"
+ROLLOUTS = "rollouts"
 
 
 def run(words: list[str]) -> int:
@@ -48,7 +49,7 @@ def run(words: list[str]) -> int:
     peers = chosen_peers(settings.peers)
     device = choose_device(settings.device, "device")
     path = _result_file(settings.out)
-    workloads = {name: WORKLOADS[name].resized(settings.meta_batch) for name in names if name != END_TO_END}
+    workloads = {name: WORKLOADS[name].resized(settings.meta_batch) for name in names if name in WORKLOADS}
     result: dict[str, Any] = {
         "start": now(),
         **provenance(),
@@ -76,6 +77,12 @@ def run(words: list[str]) -> int:
                 f"{whole.outside:.2f} s or {100 * whole.share:.2f} % outside the outer steps"
             )
             result[END_TO_END] = {**dataclasses.asdict(whole), "share": whole.share}
+        if ROLLOUTS in names:
+            from metarun.bench.rollouts import rollouts, speed_table
+
+            speeds = rollouts(settings.rounds, settings.threads)
+            console.print(speed_table(speeds))
+            result[ROLLOUTS] = [speed.as_dict() for speed in speeds]
     result["workloads"] = as_json(workloads, measured)
     atomic_write(path, json.dumps(result, indent=1).encode())
     if measured:
@@ -109,7 +116,7 @@ def read(words: Sequence[str]) -> Settings:
 
 def chosen_workloads(asked: Iterable[str], known: Iterable[str]) -> list[str]:
     """The workloads of the given names, ``W5`` standing for all that begin with ``W5-``, each once."""
-    every = [*known, END_TO_END]
+    every = [*known, END_TO_END, ROLLOUTS]
     chosen: list[str] = []
     for name in asked:
         found = [k for k in every if k == name or k.startswith(f"{name}-")]

@@ -18,6 +18,7 @@ from metarun.bench.implementations import OURS, Implementation, Ready
 from metarun.bench.machine import added_by_step, limited_to, seconds
 from metarun.bench.peers.learn2learn import Restated
 from metarun.bench.report import legend, picture, table
+from metarun.bench.rollouts import rollouts, speed_table
 from metarun.bench.workloads import WORKLOADS, Problem, Workload
 from metarun.cli import main
 from metarun.tasks.base import EpisodeShape, Spec
@@ -154,6 +155,19 @@ def test_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = end_to_end(4, 1, CPU, meta_batch=1)
     assert (whole.task, whole.iterations) == ("vision/glyphs", 4)
     assert 0 < whole.outside < whole.seconds
+
+
+def test_rollouts() -> None:
+    pytest.importorskip("gymnasium")
+    pytest.importorskip("mujoco")
+    speeds = rollouts(2, 1, tasks=2, copies=2, vector=2)
+    assert [len(speed.samples) for speed in speeds] == [2] * 6
+    assert all(value > 0 for speed in speeds for value in speed.samples)
+    base, collector = speeds[2:4]
+    assert (base.name, collector.name) == ("MuJoCo's pool", "metarun, cheetah")
+    assert collector.ratios(base)[1] == collector.samples[1] / base.samples[1]
+    assert speed_table(speeds).row_count == 6
+    assert torch.get_num_threads() == 1
 
 
 def test_only_the_run_s_own_steps_are_clocked() -> None:
