@@ -194,8 +194,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS), len(IMAGES)) == (28, 18, 68, 3)
-    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (3225, 1084, 34, 22)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS), len(IMAGES)) == (34, 18, 68, 3)
+    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (3333, 1107, 34, 22)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 

@@ -42,7 +42,8 @@ def print_summary(summary: Mapping[str, Any]) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     tested = max((estimate["n"] for estimate in summary["test"].values()), default=0)
-    title = f"meta-test, {tested} held-out tasks" if tested else "not tested (runner.test_episodes=0)"
+    held_out = "held-out " if summary["protocol"].get("held_out_tasks", True) else ""
+    title = f"meta-test, {tested} {held_out}tasks" if tested else "not tested (runner.test_episodes=0)"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     table.add_column("metric")
     table.add_column("mean", justify="right")

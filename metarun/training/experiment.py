@@ -218,7 +218,8 @@ class Experiment:
                     self.load(self.checkpoints / "best.pt")
                 results = {}
                 if self.runner.test_episodes:
-                    self.display.note(f"testing on {self.runner.test_episodes} held-out tasks")
+                    held_out = "held-out " if self.protocol().get("held_out_tasks", True) else ""
+                    self.display.note(f"testing on {self.runner.test_episodes} {held_out}tasks")
                     results = self.test("test", stop)
                 self.results = results
             warn_of_divergence(results)
