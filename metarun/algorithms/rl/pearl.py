@@ -33,6 +33,9 @@ class Watched(Environment):
         self.after: list[Tensor] = []
         self.rewards: list[Tensor] = []
 
+    def generator(self) -> torch.Generator | None:
+        return self.env.generator()
+
     def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
         return self.env.reset(copies, generator)
 
