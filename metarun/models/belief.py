@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from metarun.errors import require
 from metarun.models.policies import ActionHead, PerceptVector, TaskLinear, memory
 from metarun.tasks.base import Spec
 from metarun.types import Positive, Rate
@@ -23,7 +24,7 @@ class BeliefPolicy(nn.Module):
     log-variance through layers of ``policy`` units to the action distribution, and through others to the value.
     """
 
-    modalities: ClassVar[tuple[str, ...]] = ("vector", "state")
+    modalities: ClassVar[tuple[str, ...]] = ("vector", "state", "observation")
     role: ClassVar[str] = "belief_policy"
 
     def __init__(
@@ -38,6 +39,11 @@ class BeliefPolicy(nn.Module):
         init_std: Rate,
     ) -> None:
         super().__init__()
+        require(
+            len(spec.input_shape) == 1,
+            "model=belief_policy reads vectors, and this task's observations are images; use algorithm=rl2 "
+            "model=gru_policy, which reads both",
+        )
         size = prod(spec.input_shape)
         self.encode = PerceptVector(spec)
         self.embedding = nn.Sequential(nn.Linear(self.encode.size, embedding), nn.ReLU())

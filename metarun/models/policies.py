@@ -12,7 +12,9 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from metarun.errors import require
 from metarun.tasks.base import Spec
 from metarun.types import Positive, Rate
 
@@ -33,6 +35,55 @@ class TaskLinear(nn.Module):
         if self.weight.ndim == 3:
             return torch.baddbmm(self.bias[:, None], x, self.weight)
         return x @ self.weight + self.bias
+
+
+class TaskConv(nn.Module):
+    """A 3x3 convolution that halves an image's sides, then ReLU; it too runs with a leading task dimension.
+
+    ``[..., N, inputs, H, W] -> [..., N, outputs, ceil(H / 2), ceil(W / 2)]``; He-normal weight, zero bias.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.kaiming_normal_(torch.empty(outputs, inputs, 3, 3)))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.ndim == 5:
+            # The convolutions of T tasks are one whose channels fall into T groups.
+            tasks, weight, bias = len(x), self.weight.flatten(0, 1), self.bias.flatten()
+            y = functional.conv2d(x.transpose(0, 1).flatten(1, 2), weight, bias, 2, 1, groups=tasks)
+            return y.unflatten(1, (tasks, -1)).transpose(0, 1).relu()
+        y = functional.conv2d(x.flatten(0, -4), self.weight, self.bias, 2, 1)
+        return y.unflatten(0, x.shape[:-3]).relu()
+
+
+class Eyes(nn.Module):
+    """What every policy reads observations with: ``[..., N, size + more] -> [..., N, features + more]``.
+
+    Images pass convolutions of ``filters`` each; vectors, and what comes after the observation, stay as they are.
+    """
+
+    def __init__(self, spec: Spec, filters: Sequence[int]) -> None:
+        super().__init__()
+        self.shape, self.image = spec.input_shape, len(spec.input_shape) == 3
+        self.features = prod(self.shape)
+        layers: list[nn.Module] = []
+        if self.image:
+            require(bool(filters), "model.filters=[]: this task's observations are images; give at least one layer")
+            channels, height, width = self.shape
+            for outputs in filters:
+                layers.append(TaskConv(channels, outputs))
+                channels, height, width = outputs, -(-height // 2), -(-width // 2)
+            self.features = channels * height * width
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.image:
+            return x
+        size = prod(self.shape)
+        seen = self.layers(x[..., :size].unflatten(-1, self.shape)).flatten(-3)
+        return torch.cat([seen, x[..., size:]], -1)
 
 
 class ActionHead(nn.Module):
@@ -59,18 +110,25 @@ class MLPPolicy(nn.Module):
     """A memoryless policy: observations [..., N, size] -> action distributions [..., N, outputs].
 
     Run by ``functional_call`` with parameters ``[T, ...]`` and observations ``[T, N, size]`` it is T
-    policies.
+    policies. Images are read by convolutions of ``filters`` each.
     """
 
-    modalities: ClassVar[tuple[str, ...]] = ("vector", "state")
+    modalities: ClassVar[tuple[str, ...]] = ("vector", "state", "image", "observation")
     role: ClassVar[str] = "policy"
 
     def __init__(
-        self, spec: Spec, *, hidden: Sequence[Positive], activation: Literal["relu", "tanh"], init_std: Rate
+        self,
+        spec: Spec,
+        *,
+        filters: Sequence[Positive],
+        hidden: Sequence[Positive],
+        activation: Literal["relu", "tanh"],
+        init_std: Rate,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        inputs = prod(spec.input_shape)
+        self.eyes = Eyes(spec, filters)
+        inputs = self.eyes.features
         for width in hidden:
             layers += [TaskLinear(inputs, width), nn.ReLU() if activation == "relu" else nn.Tanh()]
             inputs = width
@@ -78,7 +136,7 @@ class MLPPolicy(nn.Module):
         self.head = ActionHead(inputs, spec, init_std)
 
     def forward(self, observation: Tensor) -> Tensor:
-        return self.head(self.body(observation))
+        return self.head(self.body(self.eyes(observation)))
 
 
 class PerceptVector(nn.Module):
@@ -90,7 +148,8 @@ class PerceptVector(nn.Module):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.actions, self.discrete = spec.output_size, spec.discrete_actions
-        self.size = prod(spec.input_shape) + spec.output_size + 2
+        self.more = spec.output_size + 2  # than the observation
+        self.size = prod(spec.input_shape) + self.more
 
     def forward(self, observation: Tensor, action: Tensor, reward: Tensor, done: Tensor) -> Tensor:
         if self.discrete:
@@ -109,16 +168,17 @@ def memory(inputs: int, hidden: int) -> nn.GRU:
 class GRUPolicy(nn.Module):
     """A policy with a memory; it reads observation, last action, last reward and whether an episode ended.
 
-    Adapting is what its hidden state does (Duan et al. 2016, section 2.2). A second head estimates the value.
+    Adapting is what its hidden state does (Duan et al. 2016, section 2.2). A second head estimates the value. Images
+    are read by convolutions of ``filters`` each.
     """
 
-    modalities: ClassVar[tuple[str, ...]] = ("vector", "state")
+    modalities: ClassVar[tuple[str, ...]] = ("vector", "state", "image", "observation")
     role: ClassVar[str] = "recurrent_policy"
 
-    def __init__(self, spec: Spec, *, hidden: Positive, init_std: Rate) -> None:
+    def __init__(self, spec: Spec, *, filters: Sequence[Positive], hidden: Positive, init_std: Rate) -> None:
         super().__init__()
-        self.encode = PerceptVector(spec)
-        self.memory = memory(self.encode.size, hidden)
+        self.encode, self.eyes = PerceptVector(spec), Eyes(spec, filters)
+        self.memory = memory(self.eyes.features + self.encode.more, hidden)
         self.head = ActionHead(hidden, spec, init_std)
         self.value = TaskLinear(hidden, 1)
 
@@ -132,4 +192,4 @@ class GRUPolicy(nn.Module):
 
     def features(self, inputs: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What both heads read, [S, B, hidden], and the new hidden state."""
-        return self.memory(inputs, hidden)
+        return self.memory(self.eyes(inputs), hidden)

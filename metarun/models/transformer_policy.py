@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.amortised.sequence import Block, Past
 from metarun.errors import require
-from metarun.models.policies import ActionHead, PerceptVector, TaskLinear
+from metarun.models.policies import ActionHead, Eyes, PerceptVector, TaskLinear
 from metarun.tasks.base import Spec
 from metarun.types import Positive, Rate
 
@@ -20,16 +21,26 @@ class TransformerPolicy(nn.Module):
     A causal transformer in RL2's place of the GRU (as by Melo 2022, arXiv:2206.06614, and Grigsby, Fan & Zhu 2023,
     arXiv:2310.09971): ``layers`` pre-norm blocks of ``heads`` heads and ``width`` units, each with a layer of 4
     ``width``, on percepts with sines of their place (Vaswani et al. 2017). A second head estimates the value.
+    Images are read by convolutions of ``filters`` each.
     """
 
-    modalities: ClassVar[tuple[str, ...]] = ("vector", "state")
+    modalities: ClassVar[tuple[str, ...]] = ("vector", "state", "image", "observation")
     role: ClassVar[str] = "recurrent_policy"
 
-    def __init__(self, spec: Spec, *, width: Positive, layers: Positive, heads: Positive, init_std: Rate) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        filters: Sequence[Positive],
+        width: Positive,
+        layers: Positive,
+        heads: Positive,
+        init_std: Rate,
+    ) -> None:
         super().__init__()
         require(width % (2 * heads) == 0, f"model.width={width} must be a multiple of twice model.heads={heads}")
-        self.encode = PerceptVector(spec)
-        self.inputs = nn.Linear(self.encode.size, width)
+        self.encode, self.eyes = PerceptVector(spec), Eyes(spec, filters)
+        self.inputs = nn.Linear(self.eyes.features + self.encode.more, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = ActionHead(width, spec, init_std)
@@ -46,7 +57,7 @@ class TransformerPolicy(nn.Module):
     def features(self, inputs: Tensor, past: Past = ()) -> tuple[Tensor, Past]:
         """What both heads read, [S, B, width], and the past with these steps."""
         before = past[0].shape[1] if past else 0
-        tokens = self.inputs(inputs.transpose(0, 1))
+        tokens = self.inputs(self.eyes(inputs).transpose(0, 1))
         tokens = tokens + places(before, tokens.shape[1], tokens)
         at = torch.arange(before + tokens.shape[1], device=tokens.device)
         seen = at[None] <= at[before:, None]

@@ -35,7 +35,7 @@ PATHS = [Path((0, s), (a, b), float(MOVES[0, a, s])) for a, s, b in product(rang
 
 def learner(inner_loss: Any, exploration: float = 0.0, first_order: bool = False) -> PolicyGradientLearner:
     torch.manual_seed(0)
-    model = MLPPolicy(SPEC, hidden=[], activation="tanh", init_std=1.0)
+    model = MLPPolicy(SPEC, filters=[], hidden=[], activation="tanh", init_std=1.0)
     outer = Proximal(epochs=1, clip=None, kl_penalty=0.0, outer_lr=0.1, max_grad_norm=None)
     return PolicyGradientLearner(
         model, SPEC, adapts="all", rollouts=1, inner_steps=1, inner_lr=INNER_LR, inner_loss=inner_loss,

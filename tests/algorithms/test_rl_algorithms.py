@@ -71,7 +71,7 @@ def maml(spec: Spec, hidden: int = 5, **changed: Any) -> PolicyGradientLearner:
         "backtrack_ratio": 0.8,
     }  # fmt: skip
     outer = changed.pop("outer", None) or TrustRegion(**(region | {k: changed.pop(k) for k in region if k in changed}))
-    model = MLPPolicy(spec, hidden=[hidden], activation="tanh", init_std=0.7)
+    model = MLPPolicy(spec, filters=[], hidden=[hidden], activation="tanh", init_std=0.7)
     return PolicyGradientLearner(model, spec, outer=outer, **(values | changed))
 
 
@@ -102,9 +102,9 @@ def rl2(spec: Spec, hidden: int = 32, attends: bool = False, **changed: Any) -> 
         "halve_every": None,
     }
     if attends:
-        model: torch.nn.Module = TransformerPolicy(spec, width=hidden, layers=2, heads=2, init_std=1.0)
+        model: torch.nn.Module = TransformerPolicy(spec, filters=[], width=hidden, layers=2, heads=2, init_std=1.0)
     else:
-        model = GRUPolicy(spec, hidden=hidden, init_std=1.0)
+        model = GRUPolicy(spec, filters=[], hidden=hidden, init_std=1.0)
     return RL2(model, spec, **(values | changed))
 
 

@@ -35,15 +35,17 @@ class ControlAlgorithm(Algorithm):
     def evaluate(self, batch: Environment) -> Metrics:
         """``return`` [T, k + 1]: of a trial; without a memory, of as many episodes as one has.
 
-        For a learner with a memory also ``episode_return`` [T, K], that of each of its K episodes.
+        For a learner with a memory also ``episode_return`` [T, K], that of each of its K episodes. Where the environment
+        tells an ``outcome``, also the share of last episodes that had it, [T, k + 1].
         """
         self.eval()
-        rollouts = list(self.rollouts(batch))
-        returns = []
-        for rollout in rollouts:
+        rollouts, columns = [], []
+        for rollout in self.rollouts(batch):
+            rollouts.append(rollout)
             episodes = rollout.reward.shape[2] // batch.horizon
-            returns.append(rollout.returns().mean(1) * (batch.episodes / episodes))
-        found = {"return": torch.stack(returns, 1)}
+            returns = rollout.returns().mean(1) * (batch.episodes / episodes)
+            columns.append({"return": returns, **{name: each.mean(1) for name, each in batch.outcome().items()}})
+        found = {name: torch.stack([column[name] for column in columns], 1) for name in columns[0]}
         if len(rollouts) == 1 and rollouts[0].reward.shape[2] == batch.episodes * batch.horizon:
             each = rollouts[0].reward.unflatten(-1, (batch.episodes, batch.horizon)).sum(-1)
             found["episode_return"] = each.mean(1)

@@ -45,7 +45,7 @@ class Rollout:
     running: Tensor
     """[T, E, S] bool: the step was part of an episode. A finished copy waits, its state unchanged."""
     terminated: Tensor
-    """[T, E, S] bool: the episode ended with this step. One that never does was truncated at the horizon."""
+    """[T, E, S] bool: the episode ended with this step. One that never does was truncated, at the horizon or before it."""
 
     def returns(self) -> Tensor:
         """Undiscounted returns, [T, E]."""
@@ -90,5 +90,7 @@ def collect(
             steps.append((observation, action, reward, running, ended))
             state = torch.where(running.view(*shape, *[1] * (state.ndim - 2)), moved, state)
             running = running & ~ended
+            if (cut := env.truncated()) is not None:
+                running = running & ~cut
             done = ~running if time < env.horizon - 1 else torch.ones_like(running)
     return Rollout(*(torch.stack(each, 2) for each in zip(*steps, strict=True)))

@@ -147,7 +147,9 @@ class PolicyGradientLearner(ControlAlgorithm):
             return call_with(parameters, self.model, percept.observation)
 
         rollout = collect(env, self.spec, act, episodes, 1, generator)
-        value = linear_baseline(rollout.observation, rollout.reward, rollout.running, self.discount)
+        # A fit to an image's pixels would be of thousands of features: to images, time alone.
+        seen = rollout.observation if len(self.spec.input_shape) == 1 else rollout.observation[..., :0]
+        value = linear_baseline(seen, rollout.reward, rollout.running, self.discount)
         advantage = gae(rollout.reward, value, rollout.running, self.discount, self.gae_lambda)
         scale = advantage.new_ones(env.tasks)
         if self.normalise:

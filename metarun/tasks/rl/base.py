@@ -52,3 +52,11 @@ class Environment(ABC):
         A family whose own reward is too rare to learn from gives a denser one here, that no learner sees at test.
         """
         return reward
+
+    def truncated(self) -> Tensor | None:
+        """Copies [T, E] whose episode the last step cut off before the horizon; ``None``: none of them."""
+        return None
+
+    def outcome(self) -> dict[str, Tensor]:
+        """What else became of the last episode of each copy, [T, E], by name: ``success``, where that is told."""
+        return {}
