@@ -1,0 +1,136 @@
+"""Atari games whose cartridges have several modes: a task is a mode and a difficulty."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metarun.errors import nearest, require
+from metarun.tasks.rl.gym import Frame, GymFamily, imported
+from metarun.tasks.rng import permutation
+from metarun.types import Count, Fraction, Positive, Split
+
+
+class Atari(GymFamily):
+    """``game`` with its modes x difficulties as tasks (Machado et al. 2018, arXiv:1709.06009, section 5; Farebrother,
+    Machado & Bowling 2018, arXiv:1810.00123).
+
+    The modes are split, a quarter (at least one) each to meta-validation and meta-test, by ``split_seed``; each split
+    has all difficulties. The observation is the console's memory (``ram``, 128 bytes) or the ``screen``, grey, 84x84. An
+    action is held for ``skip`` frames; in each, with a chance of ``sticky``, the last one is instead. An episode begins
+    after 1 to ``noops`` frames of rest.
+    """
+
+    modality: ClassVar[str] = "observation"
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        game: str,
+        observation: Literal["ram", "screen"],
+        skip: Positive,
+        sticky: Fraction,
+        noops: Positive,
+        split_seed: Count,
+        horizon: Positive,
+        episodes: Positive,
+    ) -> None:
+        self.seed, self.game, self.observation, self.split_seed = seed, game, observation, split_seed
+        self.skip, self.sticky, self.noops, self.horizon, self.episodes = skip, sticky, noops, horizon, episodes
+        imported("gymnasium", "task=rl/atari", "games")
+        self.ale = imported("ale_py", "task=rl/atari", "games")
+        from ale_py import roms
+
+        known = roms.get_all_rom_ids()
+        require(game in known, f"task.game={game}: no game of ale-py{nearest(game, known)}")
+        self.rom = str(roms.get_rom_path(game))
+        console = self.console()
+        modes, self.difficulties = list(console.getAvailableModes()), list(console.getAvailableDifficulties())
+        require(
+            len(modes) >= 3,
+            f"task.game={game} has {len(modes)} mode(s), and each split needs one of its own; games with many: "
+            "freeway, breakout, space_invaders, asteroids, bank_heist, berzerk",
+        )
+        order = [modes[i] for i in permutation(split_seed, len(modes))]
+        share = max(1, len(modes) // 4)
+        self.modes: dict[Split, list[int]] = {
+            "test": order[:share],
+            "val": order[share : 2 * share],
+            "train": order[2 * share :],
+        }
+        self.look()
+
+    def console(self, mode: int | None = None, difficulty: int | None = None) -> Any:
+        """One with the game in it."""
+        self.ale.ALEInterface.setLoggerMode(self.ale.LoggerMode.Error)
+        console = self.ale.ALEInterface()
+        console.setInt("random_seed", 0)
+        console.setFloat("repeat_action_probability", 0.0)
+        console.loadROM(self.rom)
+        if mode is not None:
+            console.setMode(mode)
+            console.setDifficulty(difficulty)
+            console.reset_game()
+        return console
+
+    def sample(self, rng: np.random.Generator, split: Split) -> tuple[int, int]:
+        """A mode and a difficulty."""
+        modes = self.modes[split]
+        return modes[int(rng.integers(len(modes)))], self.difficulties[int(rng.integers(len(self.difficulties)))]
+
+    def make(self, parameters: tuple[int, int]) -> Console:
+        return Console(self.console(*parameters), self)
+
+    def like(self, parameters: tuple[int, int]) -> tuple[int, int]:
+        return parameters
+
+    def protocol(self) -> dict[str, Any]:
+        names = ("game", "observation", "skip", "sticky", "noops", "horizon", "episodes", "modes")
+        return {"data": "Atari", **{name: getattr(self, name) for name in names}}
+
+
+class Console:
+    """A running game, for the adaptor to play. It begins from one saved state: loading a game takes far longer."""
+
+    render_mode = "rgb_array"
+
+    def __init__(self, console: Any, family: Atari) -> None:
+        from gymnasium.spaces import Box, Discrete
+
+        self.console, self.family = console, family
+        self.start = console.cloneState()
+        self.actions = console.getMinimalActionSet()
+        self.action_space = Discrete(len(self.actions))
+        shape = (128,) if family.observation == "ram" else (84, 84)
+        self.observation_space = Box(0, 255, shape, np.uint8)
+
+    def reset(self, seed: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        self.rng = np.random.default_rng(seed)
+        self.console.restoreState(self.start)
+        self.held = 0
+        for _ in range(int(self.rng.integers(1, self.family.noops + 1))):
+            self.console.act(self.actions[0])
+        return self.look(), {}
+
+    def step(self, action: int) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+        paid = 0.0
+        for late in self.rng.random(self.family.skip) < self.family.sticky:
+            self.held = self.held if late else action
+            paid += self.console.act(self.actions[self.held])
+            if self.console.game_over():
+                break
+        return self.look(), paid, self.console.game_over(), False, {}
+
+    def look(self) -> NDArray[np.uint8]:
+        if self.family.observation == "ram":
+            return self.console.getRAM()
+        from PIL import Image
+
+        screen = Image.fromarray(self.console.getScreenGrayscale())
+        return np.asarray(screen.resize((84, 84), Image.Resampling.BOX))
+
+    def render(self) -> Frame:
+        return self.console.getScreenRGB()

@@ -1,0 +1,146 @@
+"""Grid worlds of MiniGrid and BabyAI: a task is a layout and a mission, which the agent need not be told."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any, ClassVar, Literal
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metarun.errors import UserError, nearest, require
+from metarun.tasks.rl.gym import GymFamily, imported
+from metarun.types import SPLITS, Count, Positive, Split
+
+SIGNS = 16
+"""Numbers that tell one word from another."""
+PARTS = ("train", "train", "train", "val", "test")
+
+
+class MiniGrid(GymFamily):
+    """Layouts and missions of ``env``, an id of MiniGrid or BabyAI (Chevalier-Boisvert et al. 2023, arXiv:2306.13831).
+
+    All ``episodes`` of a trial have the same layout, start and mission. The agent sees the ``7x7`` cells before it
+    (kinds, colours and states, one-hot) and its direction, as a vector; and the first ``words`` words of the mission,
+    each as 16 signs that its checksum gives. With ``words: 0`` the mission is hidden, and what it is must be found out
+    in one episode to be done in the next: the reward is 1 - .9 n / limit for success in
+    step n, else 0, with the environment's own limit.
+
+    By ``held_out``, no two splits share a whole start (``layouts``: grid, agent and mission) or a ``missions``: which
+    split one belongs to is told by its checksum, three fifths to meta-training and one each to the others.
+    """
+
+    modality: ClassVar[str] = "vector"
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        env: str,
+        words: Count,
+        held_out: Literal["layouts", "missions"],
+        horizon: Positive,
+        episodes: Positive,
+    ) -> None:
+        self.seed, self.env, self.words, self.held_out = seed, env, words, held_out
+        self.horizon, self.episodes = horizon, episodes
+        self.gymnasium = imported("gymnasium", "task=rl/minigrid", "games")
+        imported("minigrid", "task=rl/minigrid", "games")
+        known = [name for name in self.gymnasium.registry if name.startswith(("MiniGrid-", "BabyAI-"))]
+        require(env in known, f"task.env={env}: no environment of MiniGrid or BabyAI{nearest(env, known)}")
+        self.drawing = self.fresh()
+        self.look()
+
+    def fresh(self) -> Any:
+        return self.gymnasium.make(self.env, render_mode="rgb_array", disable_env_checker=True).unwrapped
+
+    def sample(self, rng: np.random.Generator, split: Split) -> int:
+        """The seed of a layout that belongs to ``split``."""
+        for _ in range(1000):
+            layout = int(rng.integers(2**31))
+            if self.home(layout) == split:
+                return layout
+        raise UserError(
+            f"task.held_out={self.held_out}: 1000 layouts of {self.env} were all of other splits than '{split}'; "
+            "there are too few to hold some out"
+        )
+
+    def home(self, layout: int) -> Split:
+        """The split of a layout."""
+        simulator = self.drawing
+        silent_reset(simulator, layout)
+        said = simulator.mission.encode()
+        if self.held_out == "layouts":
+            start = np.array([*simulator.agent_pos, simulator.agent_dir])
+            said += simulator.grid.encode().tobytes() + start.astype(np.uint8).tobytes()
+        part: Split = PARTS[crc32(said) % len(PARTS)]  # type: ignore[assignment]
+        assert part in SPLITS
+        return part
+
+    def make(self, parameters: int) -> Layout:
+        return Layout(self.fresh(), parameters, self.words)
+
+    def like(self, parameters: int) -> str:
+        return self.env
+
+    def turn(self, simulator: Layout, parameters: int) -> None:
+        simulator.layout = parameters
+
+    def protocol(self) -> dict[str, Any]:
+        told = {"words": self.words, "held_out": self.held_out, "horizon": self.horizon, "episodes": self.episodes}
+        return {"data": self.env, **told}
+
+
+class Layout:
+    """A simulator that always begins with the same layout, and shows itself as a vector."""
+
+    render_mode = "rgb_array"
+
+    def __init__(self, simulator: Any, layout: int, words: int) -> None:
+        from gymnasium.spaces import Box
+        from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX, STATE_TO_IDX
+
+        self.simulator, self.layout, self.words = simulator, layout, words
+        self.action_space = simulator.action_space
+        self.codes = [np.eye(len(names), dtype=np.float32) for names in (OBJECT_TO_IDX, COLOR_TO_IDX, STATE_TO_IDX)]
+        self.directions = np.eye(4, dtype=np.float32)
+        cells = np.prod(simulator.observation_space["image"].shape[:2])
+        size = int(cells) * sum(map(len, self.codes)) + 4 + SIGNS * words
+        self.observation_space = Box(-1, 1, (size,), np.float32)
+
+    def reset(self, seed: int) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        seen, info = silent_reset(self.simulator, self.layout)
+        self.told = spoken(seen["mission"], self.words)
+        return self.vector(seen), info
+
+    def step(self, action: int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        seen, reward, terminated, truncated, info = self.simulator.step(action)
+        return self.vector(seen), reward, terminated, truncated, {**info, "success": reward > 0}
+
+    def vector(self, seen: dict[str, Any]) -> NDArray[np.float32]:
+        cells = [code[seen["image"][..., i]].ravel() for i, code in enumerate(self.codes)]
+        return np.concatenate([*cells, self.directions[seen["direction"]], self.told])
+
+    def render(self) -> Any:
+        return self.simulator.render()
+
+
+def silent_reset(simulator: Any, layout: int) -> Any:
+    """BabyAI prints whatever it tries in vain."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return simulator.reset(seed=layout)
+
+
+def spoken(mission: str, words: int) -> NDArray[np.float32]:
+    """The first ``words`` words of a mission as ``SIGNS`` numbers +-1 each, zeros after its end."""
+    said = mission.lower().replace(",", " ").split()
+    require(
+        not words or len(said) <= words,
+        f"task.words={words}: the mission '{mission}' has {len(said)} words; tell them all, or none (0)",
+    )
+    signs = np.zeros((words, SIGNS), np.float32)
+    for row, word in zip(signs, said, strict=False):
+        row[:] = [2 * (crc32(word.encode()) >> bit & 1) - 1 for bit in range(SIGNS)]
+    return signs.ravel()
