@@ -14,7 +14,15 @@ from pathlib import Path
 
 from metarun.config.paths import conf_directory
 
-_EXTRAS = {"nlp": "transformers", "rl": "mujoco", "search": "optuna", "slurm": "submitit"}
+_EXTRAS = {
+    "nlp": "transformers",
+    "rl": "mujoco",
+    "games": "minigrid",
+    "rl-metaworld": "metaworld",
+    "procgen": "procgen",
+    "search": "optuna",
+    "slurm": "submitit",
+}
 
 
 def run(words: list[str]) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
 
 from metarun.algorithms.base import Algorithm
 from metarun.tasks.base import Task
@@ -14,7 +17,7 @@ from metarun.tracking.rundir import RunDirectory
 
 
 def draw_run(directory: RunDirectory, summary: dict[str, Any], task: Task, algorithm: Algorithm) -> Iterator[Path]:
-    """Write each plot as a PNG under ``plots/`` and yield its path."""
+    """Write each plot as a PNG, and a film as a GIF, under ``plots/`` and yield its path."""
     directory.plots.mkdir(exist_ok=True)
     figures = {
         "learning_curve": learning_curve(list(directory.rows()), task.metric),
@@ -26,6 +29,18 @@ def draw_run(directory: RunDirectory, summary: dict[str, Any], task: Task, algor
             path = directory.plots / f"{name}.png"
             figure.savefig(path, dpi=110)
             yield path
+    if frames := task.film(algorithm):
+        path = directory.plots / "film.gif"
+        write_film(frames, path)
+        yield path
+
+
+def write_film(frames: Sequence[NDArray[np.uint8]], path: Path) -> None:
+    """A GIF of at most 10 seconds that runs again and again; its last frame stays for one."""
+    every = -(-len(frames) // 200)
+    first, *others = (Image.fromarray(frame) for frame in [*frames[:-1:every], frames[-1]])
+    times = [50 * every if len(frames) > 50 else 200] * len(others) + [1000]
+    first.save(path, save_all=True, append_images=others, duration=times, loop=0, optimize=True)
 
 
 def learning_curve(rows: list[dict[str, Any]], metric: str) -> Figure | None:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.types import Split
@@ -156,4 +158,8 @@ class Task(ABC):
 
     def picture(self, algorithm: Algorithm) -> Figure | None:
         """One picture of what was learned, drawn on test tasks; ``None`` where the family has none."""
+        return None
+
+    def film(self, algorithm: Algorithm) -> list[NDArray[np.uint8]] | None:
+        """Frames [height, width, 3] of what was learned, on a test task; ``None`` where the family shows none."""
         return None

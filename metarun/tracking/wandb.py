@@ -165,7 +165,7 @@ class WandbSink:
         self._put(lambda: self._send_row(step, row))
 
     def image(self, name: str, path: Path) -> None:
-        """An image file, after the rows of its iteration; it stays in place until :meth:`finish`."""
+        """An image file, or a film (GIF), after the rows of its iteration; it stays in place until :meth:`finish`."""
         self._put_kept(lambda: self._send_image(name, path))
 
     def summary(self, values: Mapping[str, Any]) -> None:
@@ -273,7 +273,7 @@ class WandbSink:
         import wandb
 
         try:
-            picture = wandb.Image(str(path))
+            picture = wandb.Video(str(path)) if path.suffix == ".gif" else wandb.Image(str(path))
         except Exception as error:  # a bad file is no failure of W&B
             log.warning("W&B: image %s left out: %s", path, reason(error))
         else:

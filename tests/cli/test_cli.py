@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import os
@@ -294,3 +295,17 @@ def test_the_server_stops_in_mid_run(
     (run,) = runs(tmp_path)
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 7
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
+
+
+def test_own_environments_of_the_readme(tmp_path: Path) -> None:
+    pytest.importorskip("gymnasium", reason="needs gymnasium: pip install 'metarun[rl]'")
+    (tmp_path / "my_tasks.py").write_text(readme_block("my_tasks.py"))
+    assert len(readme_block("my_tasks.py").strip().splitlines()) <= 20
+    small = ["runner.iterations=2", "runner.meta_batch=3", "runner.val_episodes=2", "runner.test_episodes=2"]
+    words = ["task.sampler=my_tasks", "task.episodes=2", "algorithm=rl2", "model=gru_policy", "task.horizon=20"]
+    assert main(["task=rl/gym", *words, *small, "tracker.wandb=disabled", "name=own"]) == 0
+    (run,) = runs(tmp_path)
+    summary = json.loads((run / "summary.json").read_text())
+    assert 2 <= summary["test"]["return"]["mean"] <= 40
+    assert len(summary["adaptation"]) == 2
+    assert (run / "plots" / "film.gif").is_file() or not importlib.util.find_spec("pygame")

@@ -35,8 +35,8 @@ class ControlAlgorithm(Algorithm):
     def evaluate(self, batch: Environment) -> Metrics:
         """``return`` [T, k + 1]: of a trial; without a memory, of as many episodes as one has.
 
-        For a learner with a memory also ``episode_return`` [T, K], that of each of its K episodes. Where the environment
-        tells an ``outcome``, also the share of last episodes that had it, [T, k + 1].
+        For a learner with a memory also ``episode_return`` [T, K], that of each of its K episodes. Where the
+        environment tells an ``outcome``, also the share of last episodes that had it, [T, k + 1].
         """
         self.eval()
         rollouts, columns = [], []

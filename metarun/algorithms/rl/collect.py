@@ -45,7 +45,7 @@ class Rollout:
     running: Tensor
     """[T, E, S] bool: the step was part of an episode. A finished copy waits, its state unchanged."""
     terminated: Tensor
-    """[T, E, S] bool: the episode ended with this step. One that never does was truncated, at the horizon or before it."""
+    """[T, E, S] bool: the episode ended with this step. Those that never do are truncated, at the horizon or before."""
 
     def returns(self) -> Tensor:
         """Undiscounted returns, [T, E]."""

@@ -14,13 +14,13 @@ from metarun.types import Count, Fraction, Positive, Split
 
 
 class Atari(GymFamily):
-    """``game`` with its modes x difficulties as tasks (Machado et al. 2018, arXiv:1709.06009, section 5; Farebrother,
-    Machado & Bowling 2018, arXiv:1810.00123).
+    """``game`` with its modes x difficulties as tasks (Machado et al. 2018, arXiv:1709.06009).
 
+    That learners should be tried on other modes is from Farebrother, Machado & Bowling 2018 (arXiv:1810.00123).
     The modes are split, a quarter (at least one) each to meta-validation and meta-test, by ``split_seed``; each split
-    has all difficulties. The observation is the console's memory (``ram``, 128 bytes) or the ``screen``, grey, 84x84. An
-    action is held for ``skip`` frames; in each, with a chance of ``sticky``, the last one is instead. An episode begins
-    after 1 to ``noops`` frames of rest.
+    has all difficulties. The observation is the console's memory (``ram``, 128 bytes) or the ``screen``, grey, 84x84.
+    An action is held for ``skip`` frames; in each, with a chance of ``sticky``, the last one is instead. An episode
+    begins after 1 to ``noops`` frames of rest.
     """
 
     modality: ClassVar[str] = "observation"

@@ -108,6 +108,7 @@ class GymFamily(Task):
             pass
         if not env.films:
             return None
+        # Without a memory, or with one: the first episode comes before all adaptation, the last one after it.
         first, last = env.films[0], env.films[-1]
         gap = np.full((first[0].shape[0], 4, 3), 255, np.uint8)
         length = max(len(first), len(last))
@@ -204,7 +205,9 @@ class Interface:
         """An action of the policy, a number or a vector [size], as the simulator's."""
         if self.discrete:
             return int(action) + self.first
-        return (self.middle + self.reach * np.clip(action, self.least, -self.least)).astype(self.dtype).reshape(self.form)
+        return (
+            (self.middle + self.reach * np.clip(action, self.least, -self.least)).astype(self.dtype).reshape(self.form)
+        )
 
 
 class Simulators(Environment):
@@ -254,9 +257,7 @@ class Simulators(Environment):
         reward, terminated = np.zeros(self.over.shape, np.float32), np.zeros_like(self.over)
         self.cut = np.zeros_like(self.over)
         for t, e in np.argwhere(~self.over):
-            observation, paid, ended, truncated, info = self.rows[t][e].step(
-                self.family.interface.write(actions[t, e])
-            )
+            observation, paid, ended, truncated, info = self.rows[t][e].step(self.family.interface.write(actions[t, e]))
             self.seen[t, e] = self.family.interface.read(observation)
             reward[t, e], terminated[t, e], self.cut[t, e] = paid, ended, truncated and not ended
             solved = info.get("success", info.get("is_success"))
@@ -280,10 +281,14 @@ class Simulators(Environment):
         return torch.tensor(values, dtype=torch.get_default_dtype(), device=self.device)
 
     def expose(self) -> None:
-        """Add a frame to the film; one that does not render ends filming."""
+        """Add a frame to the film; a simulator that does not render ends filming."""
         assert self.films is not None
-        simulator = self.rows[0][0]
-        frame = simulator.render() if getattr(simulator, "render_mode", None) == "rgb_array" else None
+        simulator, frame = self.rows[0][0], None
+        if getattr(simulator, "render_mode", None) == "rgb_array":
+            try:
+                frame = simulator.render()
+            except Exception as error:  # no graphics library, no display
+                log.info("no film: the environment does not render here (%s)", " ".join(str(error).split())[:200])
         if isinstance(frame, np.ndarray):
             self.films[-1].append(frame.astype(np.uint8))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -40,10 +41,7 @@ class MetaWorld(GymFamily):
         known = list(metaworld.ALL_V3_ENVIRONMENTS)
         require(env in known, f"task.env={env}: no environment of Meta-World{nearest(env, known)}")
         require(horizon <= 500, f"task.horizon={horizon}: an episode of Meta-World has at most 500 steps")
-        if benchmark == "ML1":
-            made = metaworld.ML1(env, seed=goals_seed)
-        else:
-            made = getattr(metaworld, benchmark)(seed=goals_seed)
+        made = drawn(benchmark, env if benchmark == "ML1" else None, goals_seed)
         self.classes = {**made.train_classes, **made.test_classes}
         train: dict[str, list[Any]] = {}
         for task in made.train_tasks:
@@ -72,6 +70,14 @@ class MetaWorld(GymFamily):
         env = {"env": self.env} if self.benchmark == "ML1" else {}
         sizes = {"goals_seed": self.goals_seed, "horizon": self.horizon, "episodes": self.episodes}
         return {"data": f"Meta-World {self.benchmark}", **env, **sizes}
+
+
+@cache
+def drawn(benchmark: str, env: str | None, seed: int) -> Any:
+    """The benchmark with its goals; drawing these takes seconds."""
+    import metaworld
+
+    return getattr(metaworld, benchmark)(*([env] if env else []), seed=seed)
 
 
 class Arm:

@@ -1,0 +1,235 @@
+"""Gymnasium environments as tasks: the adaptor against a plain loop, whatever was played in between."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+gymnasium = pytest.importorskip("gymnasium", reason="needs gymnasium: pip install 'metarun[rl]'")
+
+from metarun.algorithms.functional import call_with  # noqa: E402
+from metarun.algorithms.rl.collect import Act, Rollout, collect  # noqa: E402
+from metarun.errors import UserError  # noqa: E402
+from metarun.models.belief import BeliefPolicy  # noqa: E402
+from metarun.models.policies import GRUPolicy, MLPPolicy  # noqa: E402
+from metarun.models.transformer_policy import TransformerPolicy  # noqa: E402
+from metarun.reports.plots import write_film  # noqa: E402
+from metarun.tasks.base import Spec  # noqa: E402
+from metarun.tasks.rl.gym import Gym, GymFamily, Interface, Simulators  # noqa: E402
+from metarun.tasks.rng import uniforms  # noqa: E402
+from metarun.types import Split  # noqa: E402
+
+
+class Walk:
+    """A noisy walk to a place: ends there, or is cut off by itself after ``limit`` steps. It counts its life's steps."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+    action_space = gymnasium.spaces.Box(np.array([0.0]), np.array([4.0]))
+    render_mode = "rgb_array"
+
+    def __init__(self, goal: float, limit: int = 6) -> None:
+        self.goal, self.limit, self.steps = goal, limit, 0
+
+    def reset(self, seed: int) -> tuple[Any, dict[str, Any]]:
+        self.rng = np.random.default_rng(seed)
+        self.x, self.time = self.rng.normal(), 0
+        return self.seen(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.time < self.limit, "stepped after its end"
+        assert not (self.time and self.there), "stepped after its end"
+        self.time, self.steps = self.time + 1, self.steps + 1
+        self.x += float(action[0]) - 2 + 0.1 * self.rng.normal()
+        self.there = abs(self.x - self.goal) < 0.5
+        info = {"success": self.there}
+        return self.seen(), -abs(self.x - self.goal), self.there, self.time == self.limit, info
+
+    def seen(self) -> Any:
+        return np.array([self.x, self.time], np.float32)
+
+    def render(self) -> Any:
+        return np.full((8, 6, 3), self.time, np.uint8)
+
+
+class Walks(GymFamily):
+    """Places to go to; simulators are used again if ``kept``."""
+
+    def __init__(self, horizon: int = 8, episodes: int = 2, kept: bool = True) -> None:
+        self.seed, self.horizon, self.episodes, self.kept = 3, horizon, episodes, kept
+        self.look()
+
+    def sample(self, rng: np.random.Generator, split: Split) -> float:
+        return 2 * rng.normal()
+
+    def make(self, parameters: float) -> Walk:
+        return Walk(parameters)
+
+    def like(self, parameters: float) -> str | None:
+        return "walk" if self.kept else None
+
+    def turn(self, simulator: Walk, parameters: float) -> None:
+        simulator.goal = parameters
+
+
+def still(outputs: int) -> Act:
+    return lambda percept: percept.observation.new_zeros(*percept.reward.shape, outputs)
+
+
+def played(family: GymFamily, split: Split, indices: list[int], copies: int) -> tuple[Rollout, Simulators]:
+    env = family.batch(split, indices)
+    outputs = family.spec.output_size * (1 if family.spec.discrete_actions else 2)
+    return collect(env, family.spec, still(outputs), copies, env.episodes, env.generator()), env
+
+
+def same(one: Rollout, other: Rollout) -> bool:
+    names = ("observation", "action", "reward", "running", "terminated")
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
+
+
+def test_a_batch_is_a_plain_loop_over_its_simulators() -> None:
+    family = Walks()
+    rollout, env = played(family, "val", [4, 9], 3)
+    seeds = uniforms(3, "val", [4, 9], 6, stream=11)
+    endings = {"there": 0, "cut": 0}
+    for t, e, k in product(range(2), range(3), range(2)):
+        walk = Walk(family.parameters("val", [4, 9][t]))
+        seen, _ = walk.reset(seed=int(seeds[t, 3 * k + e] * 2**31))
+        over, paid, solved = False, 0.0, False
+        for s in range(8 * k, 8 * k + 8):
+            assert bool(rollout.running[t, e, s]) == (not over)
+            np.testing.assert_array_equal(rollout.observation[t, e, s], seen)
+            if over:
+                assert rollout.reward[t, e, s] == 0
+                assert not rollout.terminated[t, e, s]
+                continue
+            action = 2 + 2 * np.clip(rollout.action[t, e, s].numpy(), -1, 1)
+            seen, paid, there, cut, _ = walk.step(action)
+            assert float(rollout.reward[t, e, s]) == pytest.approx(paid, abs=1e-5)
+            assert bool(rollout.terminated[t, e, s]) == there  # not where it was cut off
+            over, solved = there or cut, solved or there
+            endings["there"] += there
+            endings["cut"] += cut and not there
+        if k == 1:
+            assert float(env.outcome()["success"][t, e]) == solved
+    assert min(endings.values()) > 1
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_was_played_before_changes_nothing(kept: bool) -> None:
+    family = Walks(kept=kept)
+    first, env = played(family, "train", [5, 6], 2)
+    held, _ = played(family, "train", [5, 6], 2)  # while the first batch still has its simulators
+    del env
+    played(family, "test", [1, 2, 3], 4)
+    again, env = played(family, "train", [5, 6], 2)
+    assert same(first, again)
+    assert same(first, held)
+    assert any(walk.steps > 16 for row in env.rows for walk in row) == kept  # they have lived before
+    assert not same(first, played(family, "val", [5, 6], 2)[0])
+    # A task of the batch does not depend on the others, and the copies and episodes of one differ.
+    np.testing.assert_array_equal(first.observation[1, :, 0], played(family, "train", [6], 2)[0].observation[0, :, 0])
+    assert len(first.observation[..., 0].reshape(-1, 16)[:, ::8].unique()) == 8
+
+
+def test_spaces() -> None:
+    spaces = gymnasium.spaces
+
+    def interface(seen: Any, acts: Any) -> Interface:
+        return Interface(SimpleNamespace(observation_space=seen, action_space=acts))
+
+    two = spaces.Discrete(2, start=5)
+    image = interface(spaces.Box(0, 255, (4, 6, 3), np.uint8), two)
+    pixels = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
+    assert image.shape == (3, 4, 6)
+    np.testing.assert_allclose(image.read(pixels).reshape(3, 4, 6)[1], pixels[..., 1] / 255, rtol=1e-6)
+    assert interface(spaces.Box(0, 255, (4, 6), np.uint8), two).shape == (1, 4, 6)
+    assert interface(spaces.Box(0, 1, (9, 8, 8)), two).shape == (9, 8, 8)
+    assert interface(spaces.Discrete(4), two).read(2).tolist() == [0, 0, 1, 0]
+    both = interface(spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(2)), two)
+    assert both.read({"a": np.array([0.5, 1], np.float32), "b": 1}).tolist() == [0.5, 1, 0, 1]
+    assert [image.write(a) for a in (0, 1)] == [5, 6]
+    box = spaces.Box(np.array([[0.0, -np.inf]], np.float32), np.array([[10.0, np.inf]], np.float32))
+    arm = interface(spaces.Discrete(1), box)
+    assert arm.write(np.array([-1.0, 3.0])).tolist() == [[0, 3]]
+    assert arm.write(np.array([7.0, -30.0])).tolist() == [[10, -30]]
+    with pytest.raises(UserError, match="neither Discrete nor a Box"):
+        interface(spaces.Discrete(2), spaces.MultiDiscrete([2, 2]))
+
+
+def test_a_film_shows_the_first_and_the_last_episode(tmp_path: Path) -> None:
+    family = Walks()
+    env = family.batch("test", [0])
+    env.films = []
+    rollout = collect(env, family.spec, still(2), 2, 2, env.generator())
+    lengths = [int(rollout.episode(k, 8).running[0, 0].sum()) for k in range(2)]
+    assert [len(film) for film in env.films] == [n + 1 for n in lengths]
+    assert [frame[0, 0, 0] for frame in env.films[0]] == list(range(lengths[0] + 1))
+    frames = [np.full((8, 6, 3), 50 * n, np.uint8) for n in range(4)]
+    write_film(frames, tmp_path / "film.gif")
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.n_frames == 4
+        assert film.size == (6, 8)
+
+
+SPEC = Spec("control", "observation", (2, 5, 6), 3, discrete_actions=True)
+
+
+def test_policies_of_tasks_read_images_as_each_would_alone() -> None:
+    torch.manual_seed(0)
+    with torch.random.fork_rng():
+        torch.set_default_dtype(torch.float64)
+        model = MLPPolicy(SPEC, filters=[3, 4], hidden=[5], activation="tanh", init_std=1.0)
+        seen = torch.rand(2, 7, 60)
+        parameters = {
+            name: (p.detach() + 0.1 * torch.randn(2, *p.shape)).requires_grad_() for name, p in model.named_parameters()
+        }
+        torch.set_default_dtype(torch.float32)
+
+    def second(output: Tensor, along: list[Tensor]) -> list[Tensor]:
+        first = torch.autograd.grad(output.square().sum(), along, create_graph=True)
+        return list(torch.autograd.grad(sum(g.square().sum() for g in first), along))  # type: ignore[arg-type]
+
+    together = call_with(parameters, model, seen)
+    curved = second(together, list(parameters.values()))
+    for t in range(2):
+        alone = {name: p[t].detach().requires_grad_() for name, p in parameters.items()}
+        output = torch.func.functional_call(model, alone, (seen[t],))
+        torch.testing.assert_close(together[t], output)
+        for whole, part in zip(curved, second(output, list(alone.values())), strict=True):
+            torch.testing.assert_close(whole[t], part)
+
+
+def test_policies_with_a_memory_read_images_and_nothing_of_them_twice() -> None:
+    """Against torch's own convolutions, on observations between other percepts."""
+    for model in (
+        GRUPolicy(SPEC, filters=[3, 4], hidden=8, init_std=1.0),
+        TransformerPolicy(SPEC, filters=[3, 4], width=8, layers=1, heads=2, init_std=1.0),
+    ):
+        inputs = torch.rand(4, 3, 60 + 5)
+        x = inputs[..., :60].reshape(12, 2, 5, 6)
+        for layer in model.eyes.layers:
+            x = torch.nn.functional.conv2d(x, layer.weight, layer.bias, stride=2, padding=1).relu()
+        read = torch.cat([x.reshape(4, 3, -1), inputs[..., 60:]], -1)
+        torch.testing.assert_close(model.eyes(inputs), read)
+        assert model(inputs)[0].shape == (4, 3, 3)
+        assert model(inputs)[1].shape == (4, 3)
+    with pytest.raises(UserError, match="observations are images"):
+        MLPPolicy(SPEC, filters=[], hidden=[], activation="tanh", init_std=1.0)
+    with pytest.raises(UserError, match="reads vectors"):
+        BeliefPolicy(SPEC, latent=1, embedding=1, hidden=1, decoder=[1], policy=[1], init_std=1.0)
+
+
+def test_a_wrong_sampler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "no_maker.py").write_text("def sample(rng, split): return 1\ndef makes(parameters): return 1\n")
+    for sampler, what in (("not_there", "no module named 'not_there'"), ("no_maker", "did you mean 'makes'")):
+        with pytest.raises(UserError, match=what):
+            Gym(0, sampler=sampler, horizon=3, episodes=1)
