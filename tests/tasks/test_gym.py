@@ -29,7 +29,7 @@ from metarun.types import Split  # noqa: E402
 
 
 class Walk:
-    """A noisy walk to a place: ends there, or is cut off by itself after ``limit`` steps. It counts its life's steps."""
+    """A noisy walk to a place: ends there, or is cut off after ``limit`` steps. It counts the steps of its life."""
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
     action_space = gymnasium.spaces.Box(np.array([0.0]), np.array([4.0]))

@@ -57,7 +57,7 @@ class GymFamily(Task):
 
     @abstractmethod
     def make(self, parameters: Any) -> Any:
-        """A simulator of the task; with ``render_mode="rgb_array"`` if it can render, which it is asked to for films."""
+        """A simulator of the task; with ``render_mode="rgb_array"`` if it can render, for films."""
 
     def like(self, parameters: Any) -> Hashable | None:
         """Simulators of tasks with equal, not-``None`` answers can be turned to one another, to save their making."""
@@ -189,8 +189,8 @@ class Interface:
             return
         self.actions, self.form = int(np.prod(acts.shape)), acts.shape
         bounded = np.isfinite(acts.low) & np.isfinite(acts.high)
-        self.middle = np.where(bounded, (acts.high + acts.low) / 2, 0).ravel()
-        self.reach = np.where(bounded, (acts.high - acts.low) / 2, 1).ravel()
+        low, high = np.where(bounded, acts.low, -1).ravel(), np.where(bounded, acts.high, 1).ravel()
+        self.middle, self.reach = (high + low) / 2, (high - low) / 2
         self.least = np.where(bounded, -1, -np.inf).ravel()
         self.dtype = acts.dtype
 

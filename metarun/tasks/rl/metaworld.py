@@ -14,13 +14,14 @@ from metarun.types import Positive, Split
 
 
 class MetaWorld(GymFamily):
-    """The benchmarks ML1, ML10 and ML45 of Meta-World (Yu et al. 2019, arXiv:1910.10897), version 3 of its environments.
+    """The benchmarks ML1, ML10 and ML45 of Meta-World (Yu et al. 2019, arXiv:1910.10897), version 3 of its simulators.
 
-    ``ML1`` is one ``env`` with goals that differ, ML10 and ML45 are 10 and 45 environments to meta-train on and 5 others
-    to test on; 50 goals of each, drawn by the benchmark from ``goals_seed``. Meta-test has the benchmark's test tasks and
-    nothing else has. The benchmark names none for validation: every fifth of its meta-train goals is kept for that, and
-    not meta-trained on. The goal is hidden (zeros), the same in all ``episodes`` of a trial, and so is the start: these
-    environments take no seed. ``success`` is told beside the return: of last episodes that reached the goal at any step.
+    ``ML1`` is one ``env`` with goals that differ, ML10 and ML45 are 10 and 45 environments to meta-train on and 5
+    others to test on; 50 goals of each, drawn by the benchmark from ``goals_seed``. Meta-test has the benchmark's test
+    tasks and nothing else has. The benchmark names none for validation: every fifth of its meta-train goals is kept for
+    that, and not meta-trained on. The goal is hidden (zeros), the same in all ``episodes`` of a trial, and so is the
+    start: these environments take no seed. ``success`` is told beside the return: the share of last episodes that
+    reached the goal at any step.
     """
 
     modality: ClassVar[str] = "vector"

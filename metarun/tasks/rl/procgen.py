@@ -26,9 +26,9 @@ class Procgen(GymFamily):
     """Levels of the Procgen games (Cobbe et al. 2020, arXiv:1912.01588).
 
     A task is one level of one of ``games``, the same in all ``episodes`` of a trial: meta-training has levels 0 to
-    ``levels`` - 1 of each game (200 and 500 in the paper's easy and hard setting), validation and test draw from others.
-    The observation is the 64x64 image, each ``shrink`` x ``shrink`` block of pixels averaged. An action is repeated
-    ``repeat`` times.
+    ``levels`` - 1 of each game (200 and 500 in the paper's easy and hard setting), validation and test draw from
+    others. The observation is the 64x64 image, each ``shrink`` x ``shrink`` block of pixels averaged. An action is
+    repeated ``repeat`` times.
     """
 
     modality: ClassVar[str] = "image"
