@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 from zlib import crc32
 
@@ -14,6 +15,8 @@ from metarun.errors import UserError, nearest, require
 from metarun.tasks.rl.gym import GymFamily, imported
 from metarun.types import SPLITS, Count, Positive, Split
 
+Action = Literal["left", "right", "forward", "pickup", "drop", "toggle", "done"]
+ACTIONS = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
 SIGNS = 16
 """Numbers that tell one word from another."""
 PARTS = ("train", "train", "train", "val", "test")
@@ -25,8 +28,8 @@ class MiniGrid(GymFamily):
     All ``episodes`` of a trial have the same layout, start and mission. The agent sees the ``7x7`` cells before it
     (kinds, colours and states, one-hot) and its direction, as a vector; and the first ``words`` words of the mission,
     each as 16 signs that its checksum gives. With ``words: 0`` the mission is hidden, and what it is must be found out
-    in one episode to be done in the next: the reward is 1 - .9 n / limit for success in
-    step n, else 0, with the environment's own limit.
+    in one episode to be done in the next. ``actions`` are those that it has. The reward is 1 - .9 n / limit for success
+    in step n, else 0, with the environment's own limit.
 
     By ``held_out``, no two splits share a whole start (``layouts``: grid, agent and mission) or a ``missions``: which
     split one belongs to is told by its checksum, three fifths to meta-training and one each to the others.
@@ -40,11 +43,14 @@ class MiniGrid(GymFamily):
         *,
         env: str,
         words: Count,
+        actions: Sequence[Action],
         held_out: Literal["layouts", "missions"],
         horizon: Positive,
         episodes: Positive,
     ) -> None:
         self.seed, self.env, self.words, self.held_out = seed, env, words, held_out
+        self.actions = [ACTIONS.index(name) for name in actions]
+        require(bool(actions), f"task.actions=[] names none of {', '.join(ACTIONS)}")
         self.horizon, self.episodes = horizon, episodes
         self.gymnasium = imported("gymnasium", "task=rl/minigrid", "games")
         imported("minigrid", "task=rl/minigrid", "games")
@@ -80,7 +86,7 @@ class MiniGrid(GymFamily):
         return part
 
     def make(self, parameters: int) -> Layout:
-        return Layout(self.fresh(), parameters, self.words)
+        return Layout(self.fresh(), parameters, self.words, self.actions)
 
     def like(self, parameters: int) -> str:
         return self.env
@@ -89,7 +95,14 @@ class MiniGrid(GymFamily):
         simulator.layout = parameters
 
     def protocol(self) -> dict[str, Any]:
-        told = {"words": self.words, "held_out": self.held_out, "horizon": self.horizon, "episodes": self.episodes}
+        actions = [ACTIONS[i] for i in self.actions]
+        told = {
+            "words": self.words,
+            "actions": actions,
+            "held_out": self.held_out,
+            "horizon": self.horizon,
+            "episodes": self.episodes,
+        }
         return {"data": self.env, **told}
 
 
@@ -98,12 +111,12 @@ class Layout:
 
     render_mode = "rgb_array"
 
-    def __init__(self, simulator: Any, layout: int, words: int) -> None:
-        from gymnasium.spaces import Box
+    def __init__(self, simulator: Any, layout: int, words: int, actions: Sequence[int]) -> None:
+        from gymnasium.spaces import Box, Discrete
         from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX, STATE_TO_IDX
 
         self.simulator, self.layout, self.words = simulator, layout, words
-        self.action_space = simulator.action_space
+        self.actions, self.action_space = actions, Discrete(len(actions))
         self.codes = [np.eye(len(names), dtype=np.float32) for names in (OBJECT_TO_IDX, COLOR_TO_IDX, STATE_TO_IDX)]
         self.directions = np.eye(4, dtype=np.float32)
         cells = np.prod(simulator.observation_space["image"].shape[:2])
@@ -116,7 +129,7 @@ class Layout:
         return self.vector(seen), info
 
     def step(self, action: int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        seen, reward, terminated, truncated, info = self.simulator.step(action)
+        seen, reward, terminated, truncated, info = self.simulator.step(self.actions[action])
         return self.vector(seen), reward, terminated, truncated, {**info, "success": reward > 0}
 
     def vector(self, seen: dict[str, Any]) -> NDArray[np.float32]:
