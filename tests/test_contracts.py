@@ -64,12 +64,23 @@ ALIKE = {
 
 ROBOTS = ("half_cheetah_vel", "ant_dir", "ant_vel", "walker_random", "hopper_random")
 """Differ from half_cheetah_dir in nothing that depends on algorithm or model."""
+SIMULATED = {
+    "rl/gym": [("rl2", "gru_policy"), ("maml_trpo", "mlp_policy")],
+    "rl/minigrid": [("varibad", "belief_policy")],
+    "rl/atari": [("promp", "mlp_policy")],
+    "rl/procgen": [("rl2", "transformer_policy")],
+    "rl/metaworld": [("maml_vpg", "mlp_policy")],
+}
+"""Tasks in simulators, which are slow and on no device, and the learners that they are walked with."""
+NEEDED = {"rl/minigrid": "minigrid", "rl/atari": "ale_py", "rl/procgen": "procgen", "rl/metaworld": "metaworld"}
 
 
 def walked(task: str, algorithm: str, model: str) -> bool:
     """Whether the cell is tried: every task and every model with every algorithm; deep models with two."""
     if task.removeprefix("rl/") in ROBOTS:
         return (algorithm, model) == ("promp", "mlp_policy")
+    if task in SIMULATED:
+        return (algorithm, model) in SIMULATED[task]
     if model in DEEP:
         return task == "vision/folder" and algorithm in ("maml", "protonet")
     if model == "siren":
@@ -105,7 +116,7 @@ IDLE = [
 ]
 """The body alone adapts, and has no parameters; or is warped, and has no layers; ...: refused when built."""
 WORKING = [cell for cell in FITTING if cell not in IDLE and walked(*cell)]
-ON_META = [cell for cell in WORKING if cell[0] not in ALIKE]
+ON_META = [cell for cell in WORKING if cell[0] not in ALIKE and cell[0] not in SIMULATED]
 GRADIENT = [name for name, e in ALGORITHMS.items() if str(e.section["_target_"]).endswith(".GradientLearner")]
 POLICY_GRADIENT = [n for n, e in ALGORITHMS.items() if str(e.section["_target_"]).endswith(".PolicyGradientLearner")]
 METRIC = [name for name, e in ALGORITHMS.items() if "head" in e.section]
@@ -141,6 +152,11 @@ SMALL = {
     "task=rl/pendulum": ["task.horizon=8"],
     "task=rl/maze": ["task.horizon=8", "task.size=3", "task.episodes=2"],
     **{f"task=rl/{name}": ["task.horizon=4", "task.threads=1"] for name in ("half_cheetah_dir", *ROBOTS)},
+    "task=rl/gym": ["task.sampler=tests.tasks.poles", "task.horizon=4"],
+    "task=rl/minigrid": ["task.horizon=4", "task.episodes=2"],
+    "task=rl/atari": ["task.horizon=3", "task.episodes=1"],
+    "task=rl/procgen": ["task.horizon=3", "task.shrink=4"],
+    "task=rl/metaworld": ["task.horizon=3", "task.episodes=1"],
     "task=rl/mdp": ["task.states=3", "task.horizon=4", "task.episodes=2"],
     **{
         f"task=vision/{name}": ["task.way=2", "task.query=1", "task.test_ways=[]", "task.size=16", "task.whole=false",
@@ -259,6 +275,9 @@ def experiment(
         pytest.importorskip("timm", reason="timm does not import here", exc_type=Exception)
     if "robot" in TASKS[task].section:
         pytest.importorskip("mujoco", reason="MuJoCo is not installed")
+    if task in SIMULATED:
+        needed = NEEDED.get(task, "gymnasium")
+        pytest.importorskip(needed, reason=f"task={task} needs {needed}")
     if task in ("vision/omniglot", "nlp/intents"):
         request.getfixturevalue("data_root")
     words = [f"task={task}", f"algorithm={algorithm}", f"model={model}"]

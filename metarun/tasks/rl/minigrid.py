@@ -95,15 +95,8 @@ class MiniGrid(GymFamily):
         simulator.layout = parameters
 
     def protocol(self) -> dict[str, Any]:
-        actions = [ACTIONS[i] for i in self.actions]
-        told = {
-            "words": self.words,
-            "actions": actions,
-            "held_out": self.held_out,
-            "horizon": self.horizon,
-            "episodes": self.episodes,
-        }
-        return {"data": self.env, **told}
+        told = {name: getattr(self, name) for name in ("words", "held_out", "horizon", "episodes")}
+        return {"data": self.env, "actions": [ACTIONS[i] for i in self.actions], **told}
 
 
 class Layout:
