@@ -107,10 +107,21 @@ def test_missions_are_told_in_words_and_held_out() -> None:
         minigrid("MiniGrid-Empty-5x5")
 
 
-def atari(game: str = "freeway", observation: Any = "ram", sticky: float = 0.25, noops: int = 5) -> Atari:
+def atari(
+    game: str = "freeway", observation: Any = "ram", rewards: Any = "score", sticky: float = 0.25, noops: int = 5
+) -> Atari:
     pytest.importorskip("ale_py", reason="needs ale-py: pip install 'metarun[games]'")
     return Atari(
-        0, game=game, observation=observation, skip=3, sticky=sticky, noops=noops, split_seed=0, horizon=5, episodes=2
+        0,
+        game=game,
+        observation=observation,
+        rewards=rewards,
+        skip=3,
+        sticky=sticky,
+        noops=noops,
+        split_seed=0,
+        horizon=5,
+        episodes=2,
     )
 
 
@@ -148,6 +159,12 @@ def test_actions_of_a_cartridge_are_held_and_stick() -> None:
     idle.reset(seed=0)
     for _ in range(3):  # the first action is to rest, and sticks
         np.testing.assert_array_equal(stuck.step(1)[0], idle.step(0)[0])
+    score, sign = (atari("galaxian", rewards=rewards, noops=1).make((1, 0)) for rewards in ("score", "sign"))
+    score.reset(seed=1)
+    sign.reset(seed=1)
+    paid = np.array([[game.step(1)[1] for game in (score, sign)] for _ in range(120)])
+    assert paid[:, 0].max() >= 30
+    np.testing.assert_array_equal(np.sign(paid[:, 0]), paid[:, 1])
     screen = atari(observation="screen")
     assert screen.spec.input_shape == (1, 84, 84)
     assert screen.make((0, 0)).render().shape == (210, 160, 3)

@@ -20,7 +20,7 @@ class Atari(GymFamily):
     The modes are split, a quarter (at least one) each to meta-validation and meta-test, by ``split_seed``; each split
     has all difficulties. The observation is the console's memory (``ram``, 128 bytes) or the ``screen``, grey, 84x84.
     An action is held for ``skip`` frames; in each, with a chance of ``sticky``, the last one is instead. An episode
-    begins after 1 to ``noops`` frames of rest.
+    begins after 1 to ``noops`` frames of rest. A frame is rewarded by its ``score``, or by that one's ``sign``.
     """
 
     modality: ClassVar[str] = "observation"
@@ -31,6 +31,7 @@ class Atari(GymFamily):
         *,
         game: str,
         observation: Literal["ram", "screen"],
+        rewards: Literal["score", "sign"],
         skip: Positive,
         sticky: Fraction,
         noops: Positive,
@@ -39,6 +40,7 @@ class Atari(GymFamily):
         episodes: Positive,
     ) -> None:
         self.seed, self.game, self.observation, self.split_seed = seed, game, observation, split_seed
+        self.rewards = rewards
         self.skip, self.sticky, self.noops, self.horizon, self.episodes = skip, sticky, noops, horizon, episodes
         imported("gymnasium", "task=rl/atari", "games")
         self.ale = imported("ale_py", "task=rl/atari", "games")
@@ -88,7 +90,7 @@ class Atari(GymFamily):
         return parameters
 
     def protocol(self) -> dict[str, Any]:
-        names = ("game", "observation", "skip", "sticky", "noops", "horizon", "episodes", "modes")
+        names = ("game", "observation", "rewards", "skip", "sticky", "noops", "horizon", "episodes", "modes")
         return {"data": "Atari", **{name: getattr(self, name) for name in names}}
 
 
@@ -119,7 +121,8 @@ class Console:
         paid = 0.0
         for late in self.rng.random(self.family.skip) < self.family.sticky:
             self.held = self.held if late else action
-            paid += self.console.act(self.actions[self.held])
+            scored = self.console.act(self.actions[self.held])
+            paid += float(np.sign(scored)) if self.family.rewards == "sign" else scored
             if self.console.game_over():
                 break
         return self.look(), paid, self.console.game_over(), False, {}
