@@ -210,8 +210,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS), len(IMAGES)) == (29, 17, 66, 3)
-    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (3195, 1035, 31, 22)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS), len(IMAGES)) == (30, 18, 67, 3)
+    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (3233, 1066, 34, 22)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 
@@ -389,7 +389,7 @@ def test_unfit_cells_are_refused_with_what_fits() -> None:
         }
         with pytest.raises(UserError, match="what fits: algorithm="):
             check(config)
-    assert len(kinds) == 773
+    assert len(kinds) == 948
 
 
 @cache
