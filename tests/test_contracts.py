@@ -157,6 +157,16 @@ SMALL = {
     "task=rl/atari": ["task.horizon=3", "task.episodes=1"],
     "task=rl/procgen": ["task.horizon=3", "task.shrink=4"],
     "task=rl/metaworld": ["task.horizon=3", "task.episodes=1"],
+    **{
+        f"task={name}": ["algorithm.test_rollouts=2", "task.episodes=2", "task.horizon=3", "runner.meta_batch=2", *keys]
+        for name, keys in (
+            ("rl/gym", ["task.sampler=tests.tasks.poles"]),
+            ("rl/minigrid", []),
+            ("rl/atari", []),
+            ("rl/procgen", ["task.shrink=4"]),
+            ("rl/metaworld", []),
+        )
+    },
     "task=rl/mdp": ["task.states=3", "task.horizon=4", "task.episodes=2"],
     **{
         f"task=vision/{name}": ["task.way=2", "task.query=1", "task.test_ways=[]", "task.size=16", "task.whole=false",
