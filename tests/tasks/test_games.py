@@ -165,6 +165,16 @@ def test_actions_of_a_cartridge_are_held_and_stick() -> None:
     paid = np.array([[game.step(1)[1] for game in (score, sign)] for _ in range(120)])
     assert paid[:, 0].max() >= 30
     np.testing.assert_array_equal(np.sign(paid[:, 0]), paid[:, 1])
+    turned, other = family.make((0, 0)), family.make((3, 1))
+    turned.reset(seed=0)
+    turned.step(1)
+    family.turn(turned, (3, 1))
+    for game in (turned, other):
+        game.reset(seed=2)
+    for _ in range(60):
+        one, same = turned.step(1), other.step(1)
+        np.testing.assert_array_equal(one[0], same[0])
+        assert one[1:3] == same[1:3]
     screen = atari(observation="screen")
     assert screen.spec.input_shape == (1, 84, 84)
     assert screen.make((0, 0)).render().shape == (210, 160, 3)

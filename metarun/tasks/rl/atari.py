@@ -63,6 +63,7 @@ class Atari(GymFamily):
             "val": order[share : 2 * share],
             "train": order[2 * share :],
         }
+        self.starts: dict[tuple[int, int], Any] = {}
         self.look()
 
     def console(self, mode: int | None = None, difficulty: int | None = None) -> Any:
@@ -84,10 +85,18 @@ class Atari(GymFamily):
         return modes[int(rng.integers(len(modes)))], self.difficulties[int(rng.integers(len(self.difficulties)))]
 
     def make(self, parameters: tuple[int, int]) -> Console:
-        return Console(self.console(*parameters), self)
+        simulator = Console(self.console(*parameters), self)
+        self.starts.setdefault(parameters, simulator.start)
+        return simulator
 
-    def like(self, parameters: tuple[int, int]) -> tuple[int, int]:
-        return parameters
+    def like(self, parameters: tuple[int, int]) -> str:
+        return self.game
+
+    def turn(self, simulator: Console, parameters: tuple[int, int]) -> None:
+        """The state says mode and difficulty too."""
+        if parameters not in self.starts:
+            self.starts[parameters] = self.console(*parameters).cloneState()
+        simulator.start = self.starts[parameters]
 
     def protocol(self) -> dict[str, Any]:
         names = ("game", "observation", "rewards", "skip", "sticky", "noops", "horizon", "episodes", "modes")
