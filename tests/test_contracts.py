@@ -152,11 +152,6 @@ SMALL = {
     "task=rl/pendulum": ["task.horizon=8"],
     "task=rl/maze": ["task.horizon=8", "task.size=3", "task.episodes=2"],
     **{f"task=rl/{name}": ["task.horizon=4", "task.threads=1"] for name in ("half_cheetah_dir", *ROBOTS)},
-    "task=rl/gym": ["task.sampler=tests.tasks.poles", "task.horizon=4"],
-    "task=rl/minigrid": ["task.horizon=4", "task.episodes=2"],
-    "task=rl/atari": ["task.horizon=3", "task.episodes=1"],
-    "task=rl/procgen": ["task.horizon=3", "task.shrink=4"],
-    "task=rl/metaworld": ["task.horizon=3", "task.episodes=1"],
     **{
         f"task={name}": ["algorithm.test_rollouts=2", "task.episodes=2", "task.horizon=3", "runner.meta_batch=2", *keys]
         for name, keys in (
@@ -220,8 +215,8 @@ SMALL = {
 
 
 def test_what_there_is() -> None:
-    assert (len(TASKS), len(MODELS), len(ALGORITHMS), len(IMAGES)) == (33, 18, 68, 3)
-    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (3307, 1090, 34, 22)
+    assert (len(TASKS), len(MODELS), len(ALGORITHMS), len(IMAGES)) == (39, 18, 68, 3)
+    assert (len(FITTING), len(WORKING), len(IDLE), len(GRADIENT)) == (3415, 1113, 34, 22)
     assert len(UNFIT) == len(EVERY) - len(FITTING)
 
 
