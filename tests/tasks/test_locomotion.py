@@ -185,7 +185,7 @@ def test_references_are_what_is_simulated() -> None:
     still = -2 * 30 * task.goals("test", range(60)).mean()
     assert references["still"] == pytest.approx(still, abs=3)  # the cheetah drops and rocks a little
     env = task.batch("test", range(60))
-    (rollout,) = RandomActions(MLPPolicy(task.spec, hidden=[4], activation="tanh", init_std=1.0), task.spec,
+    (rollout,) = RandomActions(MLPPolicy(task.spec, filters=[], hidden=[4], activation="tanh", init_std=1.0), task.spec,
                                test_rollouts=1).rollouts(env)  # fmt: skip
     assert references["random"] == pytest.approx(float(rollout.returns().mean()), abs=4)
     assert references["random"] < references["still"]
@@ -202,7 +202,7 @@ def test_directions_are_two_tasks_and_say_so() -> None:
 def test_a_picture_is_drawn() -> None:
     for varies, panels in ((Direction(), 2), (Velocity(between=[0.0, 2.0]), 4)):
         task = locomotion(varies=varies, horizon=5)
-        model = MLPPolicy(task.spec, hidden=[4], activation="tanh", init_std=1.0)
+        model = MLPPolicy(task.spec, filters=[], hidden=[4], activation="tanh", init_std=1.0)
         figure = task.picture(RandomActions(model, task.spec, test_rollouts=2))
         assert len(figure.axes) == panels
 
