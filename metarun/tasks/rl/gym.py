@@ -125,7 +125,11 @@ class Gym(GymFamily):
     ``reset(seed=...)``.
     """
 
-    def __init__(self, seed: int, *, sampler: str, horizon: Positive, episodes: Positive) -> None:
+    def __init__(self, seed: int, *, sampler: str | None, horizon: Positive, episodes: Positive) -> None:
+        if sampler is None:
+            raise UserError(
+                "task.sampler=null: give the import path of a module with sample(rng, split) and make(parameters)"
+            )
         self.seed, self.sampler, self.horizon, self.episodes = seed, sampler, horizon, episodes
         imported("gymnasium", "task=rl/gym", "rl")
         try:
