@@ -92,6 +92,7 @@ def rl2(spec: Spec, hidden: int = 32, attends: bool = False, **changed: Any) -> 
         "test_rollouts": 1,
         "discount": 0.99,
         "gae_lambda": 0.3,
+        "reward_scale": 1.0,
         "epochs": 4,
         "minibatches": 4,
         "clip": 0.2,

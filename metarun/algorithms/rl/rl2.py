@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -45,7 +46,8 @@ class RL2(TrialLearner):
     parts, a trial always whole, so that the gradient flows through all of its steps; the loss is the
     surrogate clipped at ``clip``, plus ``value_weight`` times the squared error of the value, minus
     ``entropy_weight`` times the entropy. Adam at ``outer_lr``, halved every ``halve_every`` iterations if
-    given, on gradients clipped to ``max_grad_norm``.
+    given, on gradients clipped to ``max_grad_norm``. Values are those of rewards times ``reward_scale``: where a trial
+    pays hundreds, their error would be most of a gradient that the memory shares.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("recurrent_policy",)
@@ -57,6 +59,7 @@ class RL2(TrialLearner):
         *,
         rollouts: Positive,
         test_rollouts: Positive,
+        reward_scale: Rate,
         discount: Fraction,
         gae_lambda: Fraction,
         epochs: Positive,
@@ -70,6 +73,7 @@ class RL2(TrialLearner):
     ) -> None:
         super().__init__(model, spec, test_rollouts)
         self.trials, self.discount, self.gae_lambda = rollouts, discount, gae_lambda
+        self.reward_scale = reward_scale
         self.epochs, self.minibatches, self.max_grad_norm = epochs, minibatches, max_grad_norm
         self.ppo = Clipped(clip, value_weight, entropy_weight)
         self.schedule = Schedule(outer_lr, halve_every)
@@ -82,7 +86,8 @@ class RL2(TrialLearner):
         self.train()
         self.schedule.apply(self.optimizer, iteration)
         rollout, recorder = self.trial(batch, self.trials)
-        advantage, target = advantages(rollout, recorder.values, self.discount, self.gae_lambda)
+        scaled = replace(rollout, reward=self.reward_scale * rollout.reward)
+        advantage, target = advantages(scaled, recorder.values, self.discount, self.gae_lambda)
         with torch.no_grad():
             outputs = torch.stack(recorder.outputs)
             action = by_step(rollout.action)
