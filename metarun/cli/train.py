@@ -155,10 +155,22 @@ def _sweep(words: list[str], overrides: list[str]) -> int:
             failures.append(f"{asked}: {kind}{error}" + (f"   log: {log}" if log else ""))
             print(f"metarun: {kind}{error}", file=sys.stderr)
 
-    _hydra(words, job)
+    late = {each: _late(each) for each in overrides}
+    _hydra([late.get(word, word) for word in words], job)
     if failures:
         raise RunFailed(f"{len(failures)} of {count} runs failed:\n  " + "\n  ".join(failures))
     return 0
+
+
+def _late(override: str) -> str:
+    """A key of a task, model or algorithm as a choice of one value.
+
+    Hydra sets fixed values before it knows a job's options, and refuses what the default algorithm has no such key for.
+    """
+    key, _, value = override.partition("=")
+    if not key.startswith(("task.", "model.", "algorithm.")) or len(_jobs([override])) > 1:
+        return override
+    return f"{key}=choice({value})"
 
 
 def _jobs(overrides: list[str]) -> list[list[str]]:

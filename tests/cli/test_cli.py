@@ -164,6 +164,14 @@ def test_a_failing_job_does_not_end_a_sweep(tmp_path: Path, capsys: pytest.Captu
     assert list(runs_of_sweep(noted.parent))[-1] == done.parent
 
 
+def test_a_sweep_may_fix_what_the_default_algorithm_lacks(tmp_path: Path) -> None:
+    base = [word for word in SINE if not word.startswith("algorithm")]
+    assert main(["-m", *base, "task=vision/glyphs", "model=mlp", "model.hidden=[8,8]", "algorithm=maml,fomaml",
+                 "algorithm.inner_steps=2"]) == 0  # fmt: skip
+    configs = [yaml.safe_load((run / "config.yaml").read_text()) for run in runs(tmp_path)]
+    assert [(c["algorithm"]["inner_steps"], c["model"]["hidden"]) for c in configs] == 2 * [(2, [8, 8])]
+
+
 def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["-m", *SINE, "seed=0,1", "name=both"]
     assert main([*SINE, "seed=1", "name=both"]) == 0
