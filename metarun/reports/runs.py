@@ -15,7 +15,7 @@ import yaml
 
 from metarun.config.declare import declaration
 from metarun.errors import UserError, require
-from metarun.tracking.history import runs_of_sweep
+from metarun.tracking.history import HOW, runs_of_sweep
 from metarun.tracking.rundir import RunDirectory
 
 MARKS = ("config.yaml", "meta.json", ".lock")
@@ -217,9 +217,7 @@ def latest(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
     return order, [LeftOut(old.path, "repeated", f"{new.path} is the same run made later") for old, new in doubled]
 
 
-BOOKKEEPING = ("seed", "name", "paper", "experiment", "runner.directory", "runner.device", "runner.threads",
-               "runner.tune_above", "runner.chunk", "runner.plots", "runner.log_every", "runner.checkpoint_seconds",
-               "task.root", "task.file")  # fmt: skip
+BOOKKEEPING = ("seed", "name", "paper", "experiment", "task.root", "task.file", *HOW)
 """Keys that may differ between runs of one row: they change where or how a run is computed, not what."""
 
 
