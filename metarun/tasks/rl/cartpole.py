@@ -11,8 +11,7 @@ from torch import Tensor
 
 from metarun.tasks.base import EpisodeShape, Spec, Task
 from metarun.tasks.rl.base import Environment
-from metarun.tasks.rl.physics import Constants, played, traces
-from metarun.tasks.rng import uniforms
+from metarun.tasks.rl.physics import Constants, played, signs, traces
 from metarun.types import Fraction, NonNegative, Positive, Rate, Split
 
 if TYPE_CHECKING:
@@ -66,10 +65,8 @@ class CartPole(Task):
         return Carts(self, split, indices)
 
     def protocol(self) -> dict[str, Any]:
-        names = ("extrapolate", "swapped", "horizon", "episodes")
-        return {"data": "CartPole", **self.constants.ranges, "extrapolate": self.constants.extrapolate} | {
-            name: getattr(self, name) for name in names[1:]
-        }
+        sizes = {"swapped": self.swapped, "horizon": self.horizon, "episodes": self.episodes}
+        return {"data": "CartPole", **self.constants.protocol(), **sizes}
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
         """Trial returns: ``bound``, none can be above; of a ``controller`` told which action is which; ``random``.
@@ -106,8 +103,8 @@ class Carts(Environment):
         constants = family.constants.tensors(family.seed, split, indices, self.device)
         self.gravity, self.pole_mass, self.length = (constants[n] for n in ("gravity", "pole_mass", "half_length"))
         self.total_mass = self.pole_mass + constants["cart_mass"]
-        swapped = uniforms(family.seed, split, indices, 1, stream=1) < family.swapped
-        self.force = constants["force"] * torch.from_numpy(1.0 - 2.0 * swapped).to(constants["force"])
+        force = constants["force"]
+        self.force = force * signs(family.swapped, family.seed, split, indices, force)
         """[T, 1], of action 1; that of action 0 is the opposite."""
 
     def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from metarun.tasks.base import EpisodeShape, Spec, Task
 from metarun.tasks.rl.base import Environment
-from metarun.tasks.rl.physics import Constants, played, traces
-from metarun.tasks.rng import uniforms
+from metarun.tasks.rl.physics import Constants, played, signs, traces
 from metarun.types import Fraction, NonNegative, Positive, Rate, Split
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ class Pendulum(Task):
 
     def protocol(self) -> dict[str, Any]:
         sizes = {"swapped": self.swapped, "horizon": self.horizon, "episodes": self.episodes}
-        return {"data": "Pendulum", **self.constants.ranges, "extrapolate": self.constants.extrapolate, **sizes}
+        return {"data": "Pendulum", **self.constants.protocol(), **sizes}
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
         """Trial returns, simulated with five episodes a task: ``controller`` knows the physics, ``still`` does nothing.
@@ -90,8 +89,7 @@ class Pendulums(Environment):
         self.device = family.device
         constants = family.constants.tensors(family.seed, split, indices, self.device)
         self.gravity, self.mass, self.length, self.torque = constants.values()
-        swapped = uniforms(family.seed, split, indices, 1, stream=1) < family.swapped
-        self.way = torch.from_numpy(1.0 - 2.0 * swapped).to(self.torque)
+        self.way = signs(family.swapped, family.seed, split, indices, self.torque)
 
     def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
         unit = self.torque.new_empty(self.tasks, copies, 2).uniform_(-1, 1, generator=generator)

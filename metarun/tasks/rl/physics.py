@@ -38,6 +38,9 @@ class Constants:
         self.ranges = {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
         self.extrapolate = extrapolate
 
+    def protocol(self) -> dict[str, object]:
+        return {**self.ranges, "extrapolate": self.extrapolate}
+
     def draw(self, seed: int, split: Split, indices: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """Those of each task, [T]."""
         place = uniforms(seed, split, indices, len(self.ranges))
@@ -52,6 +55,12 @@ class Constants:
         return {
             name: torch.from_numpy(x).to(torch.get_default_dtype()).to(device)[:, None] for name, x in drawn.items()
         }
+
+
+def signs(share: float, seed: int, split: Split, indices: Sequence[int], like: Tensor) -> Tensor:
+    """-1 in a ``share`` of the tasks and 1 in the others, [T, 1], of the type and on the device of ``like``."""
+    turned = uniforms(seed, split, indices, 1, stream=1) < share
+    return torch.from_numpy(1.0 - 2.0 * turned).to(like)
 
 
 @torch.no_grad()
