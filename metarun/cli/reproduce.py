@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metarun.cli.processes import count_gpus, run_all
+from metarun.cli.words import sort
 from metarun.config.catalogue import catalogue
 from metarun.errors import RunFailed, UserError, nearest
 from metarun.reports.paper import Paper
@@ -44,26 +45,11 @@ def run(words: list[str]) -> int:
 
 def _asked(words: Sequence[str]) -> tuple[str, int, int, list[str]]:
     """The recipe, how many seeds, how many runs at once, and the overrides."""
-    numbers = {"--seeds": 3, "--jobs": max(count_gpus(), 1)}
-    names, overrides = [], []
-    remaining = iter(words)
-    for word in remaining:
-        option, separator, value = word.partition("=")
-        if option in _OPTIONS:
-            value = value if separator else next(remaining, "")
-            if not value.isdigit() or int(value) < 1:
-                raise UserError(f"{option} needs a number of at least 1, not '{value}'")
-            numbers[option] = int(value)
-        elif word.startswith("-"):
-            raise UserError(f"unknown option '{word}'{nearest(word, _OPTIONS)}   options: {', '.join(_OPTIONS)}")
-        elif not separator:
-            names.append(word)
-        elif not option.startswith(HOW):
-            raise UserError(
-                f"reproduce cannot change '{option}': it would be another protocol   it can: {', '.join(HOW)}"
-            )
-        else:
-            overrides.append(word)
+    names, overrides, numbers = sort(words, _OPTIONS)
+    for word in overrides:
+        key = word.partition("=")[0]
+        if not key.startswith(HOW):
+            raise UserError(f"reproduce cannot change '{key}': it would be another protocol   it can: {', '.join(HOW)}")
     recipes = {e.name: e.content for e in catalogue("experiment") if e.content.get("paper")}
     if len(names) != 1:
         raise UserError(f"reproduce takes one recipe: {', '.join(recipes)}")
@@ -71,7 +57,7 @@ def _asked(words: Sequence[str]) -> tuple[str, int, int, list[str]]:
         raise UserError(
             f"no recipe '{names[0]}' with a paper{nearest(names[0], recipes)}   recipes: {', '.join(recipes)}"
         )
-    return names[0], numbers["--seeds"], numbers["--jobs"], overrides
+    return names[0], numbers.get("--seeds", 3), numbers.get("--jobs", max(count_gpus(), 1)), overrides
 
 
 def _words(config: Mapping[str, Any], seed: int, new: Sequence[str]) -> list[str] | None:

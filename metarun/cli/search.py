@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metarun.cli.processes import count_gpus, run_all
+from metarun.cli.words import sort
 from metarun.config.catalogue import catalogue
 from metarun.errors import RunFailed, UserError, nearest
 from metarun.search.space import Search
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from metarun.search.study import Folder, Study
     from metarun.training.experiment import Experiment
 
-_OPTIONS = ("--trials", "--workers", "--worker", "--config-dir")
+_OPTIONS = ("--trials", "--workers")
+_WORKER = "--worker"
+"""Says to one of several workers which it is."""
 _EACH = ("runner.test_episodes=0", "runner.plots=false")
 """Of every trial: only the best one is tested, at the end."""
 
@@ -54,13 +57,14 @@ def run(words: list[str]) -> int:
     folder = Folder(Path(config["runner"]["directory"], "search", config["name"]))
     folder.begin(search, substance(config))
     if (workers := numbers.get("--workers", 1)) > 1:
-        again = [word for word in words if not word.startswith("--workers") and word != str(workers)]
-        each = {f"worker {k}": lambda k=k: ["search", *again, f"--worker={k}"] for k in range(workers)}
+        elsewhere = [word for word in words if word not in kept]
+        again = ["search", space, *overrides, *elsewhere, f"--trials={search.trials}", "--workers=1"]
+        each = {f"worker {k}": lambda k=k: [*again, f"{_WORKER}={k}"] for k in range(workers)}
         run_all(each, workers)
-    study = _study(folder, search, config, numbers.get("--worker", 0))
+    study = _study(folder, search, config, numbers.get(_WORKER, 0))
     if workers == 1:
         study.work(lambda values, name: _experiment(overrides, values, config, name))
-    if "--worker" not in numbers:
+    if _WORKER not in numbers:
         _finish(study, folder, config)
     return 0
 
@@ -134,22 +138,7 @@ def _finish(study: Study, folder: Folder, config: Mapping[str, Any]) -> None:
 
 def _asked(words: Sequence[str]) -> tuple[str, dict[str, int], list[str]]:
     """The space, the numbers of the options, and the overrides."""
-    numbers: dict[str, int] = {}
-    names, overrides = [], []
-    remaining = iter(words)
-    for word in remaining:
-        option, separator, value = word.partition("=")
-        if option in _OPTIONS:
-            value = value if separator else next(remaining, "")
-            if not value.isdigit() or (int(value) < 1 and option != "--worker"):
-                raise UserError(f"{option} needs a number of at least 1, not '{value}'")
-            numbers[option] = int(value)
-        elif word.startswith("-"):
-            raise UserError(f"unknown option '{word}'{nearest(word, _OPTIONS)}   options: --trials, --workers")
-        elif separator:
-            overrides.append(word)
-        else:
-            names.append(word)
+    names, overrides, numbers = sort(words, _OPTIONS, hidden=(_WORKER,))
     spaces = [e.name for e in catalogue("search")]
     if len(names) != 1:
         raise UserError(f"search takes one space: {', '.join(spaces)}")

@@ -28,11 +28,11 @@ def substance(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def runs_of(config: Mapping[str, Any]) -> list[RunDirectory]:
     """The runs of ``config``, with its seed, that lie in its directory, the oldest first."""
-    found = []
+    found, wanted = [], substance(config)
     for path in sorted(Path(config["runner"]["directory"], config["name"]).glob(f"*_s{config['seed']}")):
         try:
             run = RunDirectory.open(path)
-            same = substance(run.config()) == substance(config)
+            same = substance(run.config()) == wanted
         except (UserError, KeyError):
             continue  # damaged, or of another version: no run of this
         if same:

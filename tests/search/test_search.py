@@ -118,6 +118,13 @@ def test_several_objectives(space: Path) -> None:
     assert all({"mse", "parameters"} <= set(best) for best in result["best"])
 
 
+def test_as_many_workers_as_trials(space: Path) -> None:
+    """Each worker is told the number of trials, whichever numbers the command line has."""
+    assert main(["search", "mine", *WORDS, "runner.iterations=4", "--trials", "2", "--workers", "2"]) == 0
+    result = json.loads(Path("outputs/search/sinusoid-maml-mine/search.json").read_text())
+    assert sum(result["trials"].values()) == 2
+
+
 def test_killed_workers_lose_and_double_nothing(space: Path) -> None:
     """Two workers are killed in mid-trial; what they held is taken up again, from its checkpoint."""
     words = [*WORDS, "runner.iterations=400", "runner.validate_every=100", "runner.checkpoint_seconds=0"]
