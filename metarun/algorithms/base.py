@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun import ranks
 from metarun.algorithms.schedule import Schedule
 from metarun.algorithms.step import Plan, Stepper, known
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
@@ -31,6 +32,9 @@ class Algorithm(nn.Module, ABC):
     context_policy."""
     modalities: ClassVar[tuple[str, ...]] = ()
     """Kinds of input it fits, where it reads inputs by itself and not through the model alone."""
+
+    whole: bool = False
+    """Whether the outer step needs the meta-batch whole, and cannot be made of means over its parts."""
 
     model: nn.Module
     spec: Spec
@@ -84,8 +88,6 @@ class SupervisedAlgorithm(Algorithm):
     """Of the episodes that it meta-trains on; ``None``: as in those that it will be tested on."""
     any_way: bool = True
     """Whether it can be tested on other numbers of classes; not with a head of fixed size."""
-    whole: bool = False
-    """Whether the outer loss needs the meta-batch whole, and cannot be the mean of those of its parts."""
     iteration: int = 0
     """The current one, from 0."""
     _stepper: Stepper | None = None
@@ -146,6 +148,7 @@ class SupervisedAlgorithm(Algorithm):
         if self.optimizer is None:
             return self.outer_loss(batch)[1]
         metrics = self.outer_gradient(batch)
+        ranks.average_gradients(self.parameters(), running_statistics(self))
         self.schedule.apply(self.optimizer, iteration)
         self.optimizer.step()
         return metrics
@@ -181,6 +184,11 @@ class SupervisedAlgorithm(Algorithm):
         super().restore(state)
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizer"])
+
+
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """The buffers that meta-training moves, by their names: ``running_mean`` and their like."""
+    return [b for name, b in module.named_buffers() if name.rpartition(".")[2].startswith("running_")]
 
 
 def task_loss(kind: str, prediction: Tensor, y: Tensor) -> Tensor:

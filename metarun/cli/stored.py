@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 def rebuild(
     command: str, words: Sequence[str], allowed: Sequence[str]
 ) -> tuple[RunDirectory, Experiment, dict[str, Any]]:
-    """The run directory that ``words`` begin with, its experiment, and the changes that the other words ask for.
+    """The run directory that ``words`` begin with, its experiment, and the changes that the other words ask for."""
+    directory, config, facts, changes = reread(command, words, allowed)
+    from metarun.config.build import build
+
+    config["runner"]["devices"] = 1  # one process is enough for what is not training
+    return directory, build(config, facts), changes
+
+
+def reread(
+    command: str, words: Sequence[str], allowed: Sequence[str]
+) -> tuple[RunDirectory, dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The run directory that ``words`` begin with, its configuration, its facts, and the changes that words ask for.
 
     Only keys that start with one of ``allowed`` may be changed.
     """
@@ -41,11 +52,9 @@ def rebuild(
             raise UserError(f"{key}={text}: not a value") from None
         _set(config, key, changes[key])
     sys.path.insert(0, os.getcwd())
-    from metarun.config.build import build
-
     meta = directory.meta()
     facts: dict[str, Any] = {key: meta[key] for key in ("choices", "group") if key in meta}
-    return directory, build(config, facts), changes
+    return directory, config, facts, changes
 
 
 def trained(directory: RunDirectory, experiment: Experiment) -> tuple[Path, int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metarun.cli import COMMANDS
+from metarun.cli.launch import carry_out
 from metarun.cli.output import print_summary, set_up_logging
 from metarun.config.check import check
 from metarun.config.compose import Composed, chosen, compose, default_name, resolve, use_directories
@@ -51,8 +52,9 @@ def run(words: list[str]) -> int:
     set_up_logging()
     if flags:
         return _sweep(words, overrides)
-    composed = compose(overrides)
-    print_summary(train(composed))
+    summary = train(compose(overrides))
+    if summary:
+        print_summary(summary)
     return 0
 
 
@@ -61,20 +63,11 @@ def train(
 ) -> dict[str, Any]:
     """One run of a composed configuration, or what is left of the one in ``directory``.
 
-    Returns its summary, with the run's ``directory``. An exception carries where the run's log lies, as ``run_log``.
+    As :func:`~metarun.cli.launch.carry_out` does it.
     """
     config = named(composed)
     check(config)
-    from metarun.config.build import build
-    from metarun.tracking.rundir import RunDirectory
-
-    experiment = build(config, {"choices": composed.choices, **(facts or {})})
-    directory = directory or RunDirectory.create(experiment.runner.directory, experiment.name, experiment.seed)
-    try:
-        return {**experiment.run(directory), "directory": str(directory.path)}
-    except Exception as error:
-        error.run_log = directory.path / "metarun.log"  # type: ignore[attr-defined]
-        raise
+    return carry_out(config, {"choices": composed.choices, **(facts or {})}, directory)
 
 
 def named(composed: Composed) -> dict[str, Any]:

@@ -7,10 +7,12 @@ processes and after any resume. (Salmon et al., "Parallel random numbers: as eas
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from metarun.types import SPLITS, Split
 
@@ -82,11 +84,55 @@ def derived_seed(seed: int, split: Split, index: int, stream: int) -> int:
     return int(uniforms(seed, split, [index], 1, stream)[0, 0] * 2**53)
 
 
-def generator(device: torch.device, seed: int, split: Split, index: int, stream: int = 8) -> torch.Generator | None:
-    """A torch generator on ``device`` for noise inside an episode (policy actions, transitions).
+class Share(Sequence[int]):
+    """The tasks of a meta-batch that one of several processes computes: every ``world``-th, from the ``rank``-th on."""
+
+    def __init__(self, whole: range, rank: int, world: int) -> None:
+        self.whole, self.rank, self.world = whole, rank, world
+        self.own = whole[rank::world]
+
+    @overload
+    def __getitem__(self, key: int) -> int: ...
+    @overload
+    def __getitem__(self, key: slice) -> range: ...
+    def __getitem__(self, key: int | slice) -> int | range:
+        return self.own[key]
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+
+class Noise(torch.Generator):
+    """A torch generator for the noise inside the episodes of a batch of tasks; of those of one process, its part."""
+
+    share: Share | None = None
+
+
+def generator(
+    device: torch.device, seed: int, split: Split, indices: Sequence[int], stream: int = 8
+) -> torch.Generator | None:
+    """For noise inside the episodes of tasks (policy actions, transitions): by (seed, split, the batch's first index).
 
     ``None`` on the ``meta`` device, which has no random numbers.
     """
     if device.type == "meta":
         return None
-    return torch.Generator(device=device).manual_seed(derived_seed(seed, split, index, stream))
+    noise = Noise(device=device)
+    whole = indices.whole if isinstance(indices, Share) else indices
+    noise.share = indices if isinstance(indices, Share) else None
+    return noise.manual_seed(derived_seed(seed, split, whole[0], stream))
+
+
+def drawn(x: Tensor, how: str, *arguments: float, generator: torch.Generator | None, tasks: int = 0) -> Tensor:
+    """``x`` filled at random by torch's in-place function ``how`` (``normal_``); dimension ``tasks`` is the tasks'.
+
+    In the share of one process are the numbers that these tasks would get within the whole meta-batch.
+    """
+    share = getattr(generator, "share", None)
+    if share is None:
+        return getattr(x, how)(*arguments, generator=generator)
+    shape = list(x.shape)
+    shape[tasks] = len(share.whole)
+    every = getattr(x.new_empty(shape), how)(*arguments, generator=generator)
+    own = (slice(None),) * tasks + (slice(share.rank, None, share.world),)
+    return x.copy_(every[own])

@@ -12,8 +12,8 @@ from metarun.errors import UserError
 from metarun.tracking.rundir import RunDirectory
 
 HOW = (
-    "runner.directory", "runner.device", "runner.threads", "runner.tune_above", "runner.chunk", "runner.plots",
-    "runner.log_every", "runner.checkpoint_seconds", "tracker",
+    "runner.directory", "runner.device", "runner.devices", "runner.threads", "runner.tune_above", "runner.chunk",
+    "runner.plots", "runner.log_every", "runner.checkpoint_seconds", "tracker",
 )  # fmt: skip
 """Keys that say how a run is carried out and not what it finds: runs that differ in them are the same experiment."""
 

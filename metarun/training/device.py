@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from metarun import ranks
 from metarun.algorithms.base import Algorithm
 from metarun.errors import UserError
 from metarun.tasks.base import Task
@@ -24,8 +25,13 @@ LARGE = 500_000
 
 
 def choose_device(name: str, key: str = "runner.device") -> torch.device:
-    """``auto``: CUDA, else Apple's MPS, else the CPU. Raises :class:`UserError` where ``key=name`` is not there."""
+    """``auto``: CUDA, else Apple's MPS, else the CPU; ``auto`` and ``cuda``, where several processes share a run: each
+    one's own GPU. Raises :class:`UserError` where ``key=name`` is not there.
+    """
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    number, processes = ranks.here()
+    if processes > 1 and has_cuda and name in ("auto", "cuda"):
+        name = f"cuda:{number}"
     if name == "auto":
         return torch.device("cuda" if has_cuda else "mps" if has_mps else "cpu")
     try:
@@ -76,14 +82,16 @@ class _Work(TorchDispatchMode):
         return result
 
 
-def choose_threads(algorithm: Algorithm, task: Task, meta_batch: int) -> int:
+def choose_threads(algorithm: Algorithm, task: Task, meta_batch: int, processes: int = 1) -> int:
     """Threads for one meta-step: all cores if the operations that would be shared out are large, else one.
 
+    All that this process has, if several share the cores.
     Found by running the step on the ``meta`` device, which computes shapes and nothing else. Threads cost a few
     microseconds an operation, and far more on a busy machine: a tiny recurrent net ran twenty times slower with
     two. So the many small operations of a rollout outweigh the few large ones of its update.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // processes)
     if cores == 1:
         return 1
     meta = torch.device("meta")

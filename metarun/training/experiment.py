@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from metarun import ranks
 from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
 from metarun.errors import Interrupted, Pruned, UserError, require
 from metarun.evaluation.evaluator import Result, evaluate, final, robust
@@ -64,6 +65,7 @@ class Experiment:
             task.held_out_val or not self._selects(),
             "runner.select=best would choose on classes that this task meta-trains on; use runner.select=last",
         )
+        self._divide()
         self.device = choose_device(runner.device)
         algorithm.to(self.device)
         task.to(self.device)
@@ -74,8 +76,20 @@ class Experiment:
     def run(self, directory: RunDirectory | None = None) -> dict[str, Any]:
         """The whole life of a run; returns the summary. With the directory of an earlier one, goes on from there.
 
-        Raises :class:`~metarun.errors.Interrupted` on SIGINT and SIGTERM, after a checkpoint.
+        Raises :class:`~metarun.errors.Interrupted` on SIGINT and SIGTERM, after a checkpoint. Of several processes the
+        lead does all that; the others take their part of the outer loop and return an empty summary.
         """
+        require(
+            ranks.world() > 1 or self.runner.devices == 1,
+            f"runner.devices={self.runner.devices} needs as many processes: start the run by metarun or torchrun",
+        )
+        with ranks.joined(), ranks.leaving_together():
+            if ranks.leads():
+                return self._lead(directory)
+            self._follow()
+            return {}
+
+    def _lead(self, directory: RunDirectory | None) -> dict[str, Any]:
         if self.runner.init_from and not (directory and (directory.path / "checkpoints" / "last.pt").is_file()):
             source = take_model(self.algorithm.model, Path(self.runner.init_from), self.device)
             log.info("the model starts from %s", source)
@@ -98,6 +112,7 @@ class Experiment:
                 )
             progress = self._restored(directory)
             self._plan(directory, progress)
+            ranks.told({"threads": threads, "step": directory.meta().get("step"), "directory": str(directory.path)})
             directory.write_status("running")
             log.info("run directory %s", directory.path)
             try:
@@ -121,6 +136,19 @@ class Experiment:
             directory.write_meta(end=now())
             directory.write_status("finished")
             return summary
+
+    def _follow(self) -> None:
+        """The part of a process that does not lead: it begins where the lead does, and leaves nothing behind."""
+        told = ranks.told()
+        torch.set_num_threads(told["threads"])
+        keep_freed_memory()
+        progress, last = Progress(), Path(told["directory"]) / "checkpoints" / "last.pt"
+        if last.is_file():
+            self._restore_from(last, progress)
+        if told["step"] is not None:
+            self._compute_by(Tuned.of(told["step"]))
+        with StopRequest() as stop:
+            meta_train(self, progress, stop)
 
     def test(self, split: Split = "test", stop: StopRequest | None = None) -> dict[str, Result]:
         """Judge the learner as it is: ``{suffix: result}`` for the task's shape and each further one it accepts."""
@@ -173,13 +201,18 @@ class Experiment:
             return
         else:
             shape = self.algorithm.train_shape(self.task.shape)
-            batch = self.task.batch("train", meta_batch_indices(0, self.runner.meta_batch), shape)
+            indices = meta_batch_indices(0, self.runner.meta_batch, ranks.rank(), ranks.world())
+            batch = self.task.batch("train", indices, shape)
             step = tuned(self.algorithm, batch, self.runner.iterations, self.runner.chunk, self.runner.tune_above)
             if step is not None:
                 directory.write_meta(step=step.as_dict())
-        if step is not None and isinstance(self.algorithm, SupervisedAlgorithm):
-            self.algorithm.plan = step.plan
+        if step is not None:
+            self._compute_by(step)
             log.info("step: %s", step)
+
+    def _compute_by(self, step: Tuned) -> None:
+        if isinstance(self.algorithm, SupervisedAlgorithm):
+            self.algorithm.plan = step.plan
 
     def _restored(self, directory: RunDirectory) -> Progress:
         """Where the directory's last checkpoint left off, taken over; a fresh start without one."""
@@ -187,9 +220,7 @@ class Experiment:
         progress = Progress()
         last = self.checkpoints / "last.pt"
         if last.is_file():
-            state = checkpoint.load(last, self.device)
-            self._restore(last, state)
-            progress.restore(state["progress"])
+            self._restore_from(last, progress)
         self.metrics = MetricsFile(directory.metrics, progress.metrics_size)
         return progress
 
@@ -291,7 +322,25 @@ class Experiment:
     def _threads(self) -> int:
         if self.device.type != "cpu":
             return torch.get_num_threads()
-        return choose_threads(self.algorithm, self.task, self.runner.meta_batch)
+        return choose_threads(self.algorithm, self.task, self.runner.meta_batch // ranks.world(), ranks.here()[1])
+
+    def _divide(self) -> None:
+        """Refuse what cannot be divided among several processes."""
+        world, tasks = max(ranks.world(), self.runner.devices), self.runner.meta_batch
+        require(
+            tasks % world == 0,
+            f"runner.meta_batch={tasks} cannot be shared evenly by {world} processes (runner.devices); "
+            f"{tasks - tasks % world or world} or {tasks - tasks % world + world} can",
+        )
+        require(
+            world == 1 or not self.algorithm.whole,
+            f"{type(self.algorithm).__name__}, as configured here, needs each meta-batch whole; use runner.devices=1",
+        )
+
+    def _restore_from(self, last: Path, progress: Progress) -> None:
+        state = checkpoint.load(last, self.device)
+        self._restore(last, state)
+        progress.restore(state["progress"])
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
         try:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from metarun import ranks
 from metarun.algorithms.base import Metrics
 from metarun.errors import Interrupted, RunFailed
 from metarun.evaluation.evaluator import evaluate
-from metarun.tasks.rng import derived_seed
+from metarun.tasks.rng import Share, derived_seed
 from metarun.training import checkpoint
 from metarun.training.signals import StopRequest
 
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     from metarun.training.experiment import Experiment
 
 
-def meta_batch_indices(iteration: int, size: int, rank: int = 0, world: int = 1) -> range:
+def meta_batch_indices(iteration: int, size: int, rank: int = 0, world: int = 1) -> range | Share:
     """The tasks of one meta-batch: rank r of w takes every w-th, so that the union is the same for any w."""
-    return range(iteration * size, (iteration + 1) * size)[rank::world]
+    whole = range(iteration * size, (iteration + 1) * size)
+    return whole if world == 1 else Share(whole, rank, world)
 
 
 class Progress:
@@ -46,13 +48,19 @@ class Progress:
 
 
 def meta_train(run: Experiment, progress: Progress, stop: StopRequest) -> None:
-    """Train from ``progress`` to ``runner.iterations``; raises :class:`Interrupted` after a checkpoint on a signal."""
+    """Train from ``progress`` to ``runner.iterations``; raises :class:`Interrupted` after a checkpoint on a signal.
+
+    Of several processes each takes its part of every step, and the lead alone validates, saves and shows.
+    """
     runner, task, algorithm = run.runner, run.task, run.algorithm
     shape = algorithm.train_shape(task.shape)
+    leads, rank, world = ranks.leads(), ranks.rank(), ranks.world()
     clock = last_save = time.monotonic()
 
     def save() -> None:
         nonlocal clock, last_save
+        if not leads:
+            return
         last_save = time.monotonic()
         progress.seconds += last_save - clock
         clock = last_save
@@ -63,13 +71,13 @@ def meta_train(run: Experiment, progress: Progress, stop: StopRequest) -> None:
         )
 
     while True:
-        if validation_due(progress, runner.validate_every, runner.iterations):
+        if leads and validation_due(progress, runner.validate_every, runner.iterations):
             validate(run, progress, stop)
             if progress.validated == progress.iteration:
                 progress.clock.append((progress.iteration, round(progress.seconds + time.monotonic() - clock, 2)))
-        if stop.signal is not None:
+        if signal := ranks.agreed(stop.signal or 0):
             save()
-            raise Interrupted(stop.signal)
+            raise Interrupted(signal)
         if progress.iteration >= runner.iterations:
             save()
             return
@@ -77,15 +85,18 @@ def meta_train(run: Experiment, progress: Progress, stop: StopRequest) -> None:
             save()
         iteration = progress.iteration
         # Reseeded for every iteration: the step's own randomness, too, is a function of (seed, iteration).
-        torch.manual_seed(derived_seed(run.seed, "train", iteration, stream=10))
-        batch = task.batch("train", meta_batch_indices(iteration, runner.meta_batch), shape)
-        progress.pending.append(algorithm.meta_step(batch, iteration))
+        torch.manual_seed(derived_seed(run.seed, "train", iteration, stream=10) + rank)
+        batch = task.batch("train", meta_batch_indices(iteration, runner.meta_batch, rank, world), shape)
+        metrics = algorithm.meta_step(batch, iteration)
+        progress.pending.append(dict(zip(metrics, ranks.average(list(metrics.values())), strict=True)))
         progress.iteration += 1
         row = None
         if progress.iteration % runner.log_every == 0 or progress.iteration == runner.iterations:
             row = train_row(progress)
-            run.log(row)
-        run.display.step(progress.iteration, row)
+            if leads:
+                run.log(row)
+        if leads:
+            run.display.step(progress.iteration, row)
 
 
 def validation_due(progress: Progress, every: int, total: int) -> bool:

@@ -18,6 +18,8 @@ class Runner:
     """Tasks an outer step."""
     device: str
     """auto, cpu, cuda, cuda:N or mps."""
+    devices: Positive
+    """Processes that share every meta-batch, each on a device of its own."""
     threads: Positive | None
     """CPU threads; null chooses by the size of the work and keeps the choice with the run."""
     tune_above: NonNegative | None

@@ -486,7 +486,7 @@ def test_a_classifier_of_all_base_classes(name: str) -> None:
             expected += nn.functional.cross_entropy(cosine if name == "baselinepp" else learner.classes(f), y[t, n])
     assert close(loss, expected / 20)  # type: ignore[arg-type]
     if name == "simpleshot":
-        assert close(learner.head.mean, features.detach().flatten(0, 1).mean(0))
+        assert close(learner.head.running_mean, features.detach().flatten(0, 1).mean(0))
     accuracies = [float(learner.meta_step(TaskBatch(data, data), i)["accuracy"]) for i in range(60)]
     assert accuracies[-1] == 1.0
     assert learner.evaluate(TaskBatch(*episodes()))["accuracy"].mean() > 0.5

@@ -26,8 +26,8 @@ class Prototypes(Head):
     their examples together, improve on the prototypes.
     """
 
-    mean: Tensor
-    seen: Tensor
+    running_mean: Tensor
+    running_count: Tensor
 
     def __init__(
         self,
@@ -45,13 +45,13 @@ class Prototypes(Head):
     def prepare(self, features: tuple[int, ...], spec: Spec) -> None:
         super().prepare(features, spec)
         if self.observes:
-            self.register_buffer("mean", torch.zeros(features))
-            self.register_buffer("seen", torch.zeros(()))
+            self.register_buffer("running_mean", torch.zeros(features))
+            self.register_buffer("running_count", torch.zeros(()))
 
     def observe(self, features: Tensor) -> None:
         if self.observes:
-            self.seen += 1
-            self.mean.lerp_(features.mean(0), (1 / self.seen).clamp(min=0.01))
+            self.running_count += 1
+            self.running_mean.lerp_(features.mean(0), (1 / self.running_count).clamp(min=0.01))
 
     def fit(self, support: Labelled) -> Adapted:
         x = self.transformed(support.x)
@@ -62,7 +62,7 @@ class Prototypes(Head):
     def transformed(self, x: Tensor) -> Tensor:
         if self.features == "none":
             return x
-        return F.normalize(x - self.mean if self.observes else x, dim=-1)
+        return F.normalize(x - self.running_mean if self.observes else x, dim=-1)
 
     def extra_repr(self) -> str:
         return f"features={self.features}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from metarun import ranks
+
 
 def gae(reward: Tensor, value: Tensor, running: Tensor, discount: float, smoothing: float) -> Tensor:
     """Generalised advantages [..., S] (Schulman et al. 2016, arXiv:1506.02438, equation 16).
@@ -51,8 +53,16 @@ def linear_baseline(observation: Tensor, reward: Tensor, running: Tensor, discou
 
 
 def normalised(advantage: Tensor, running: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean 0 and standard deviation 1 over the running steps along ``dims``, 0 elsewhere; and that deviation."""
-    count = running.sum(dims, keepdim=True).clamp_min(1)
-    centred = (advantage - (advantage * running).sum(dims, keepdim=True) / count) * running
-    scale = (centred.square().sum(dims, keepdim=True) / count).sqrt() + 1e-8
+    """Mean 0 and standard deviation 1 over the running steps along ``dims``, 0 elsewhere; and that deviation.
+
+    Where ``dims`` has the tasks', 0, over those of all processes.
+    """
+
+    def total(x: Tensor) -> Tensor:
+        own = x.sum(dims, keepdim=True)
+        return ranks.average(own) * ranks.world() if 0 in dims else own
+
+    count = total(running).clamp_min(1)
+    centred = (advantage - total(advantage * running) / count) * running
+    scale = (total(centred.square()) / count).sqrt() + 1e-8
     return centred / scale, scale

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metarun.tasks.base import Spec
+from metarun.tasks.rng import drawn
 
 MIN_LOG_STD = log(1e-6)
 
@@ -81,8 +82,8 @@ def distribution(spec: Spec, output: Tensor) -> Distribution:
 def sampling_noise(
     spec: Spec, shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None
 ) -> Tensor:
-    """Noise [*shape, actions] for ``sample``."""
+    """Noise [*shape, actions] for ``sample``; ``shape`` is (steps, T, E)."""
     noise = torch.empty(*shape, spec.output_size, device=device)
     if spec.discrete_actions:
-        return noise.exponential_(generator=generator).log_().neg_()
-    return noise.normal_(generator=generator)
+        return drawn(noise, "exponential_", generator=generator, tasks=1).log_().neg_()
+    return drawn(noise, "normal_", generator=generator, tasks=1)

@@ -75,6 +75,7 @@ class PEARL(ControlAlgorithm):
     """
 
     roles: ClassVar[tuple[str, ...]] = ("context_policy",)
+    whole = True  # the replay is of tasks that one process has met
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metarun import ranks
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.functional import call_with
 from metarun.algorithms.rl.advantage import discounted, gae, linear_baseline, normalised
@@ -216,7 +217,8 @@ class PolicyGradientLearner(ControlAlgorithm):
         over its mean length and the advantages' scale.
         """
         back = discounted(post.rollout.reward, self.discount)[..., 0].mean(1)
-        others = (back.sum() - back) / max(len(back) - 1, 1)
+        tasks = len(back) * ranks.world()
+        others = (ranks.average(back.sum()) * ranks.world() - back) / max(tasks - 1, 1)
         length = post.rollout.running.sum((1, 2)) / back.new_full((), post.rollout.running.shape[1])
         credit = (back - others) / (length * post.scale)
         logp = torch.zeros_like(back)

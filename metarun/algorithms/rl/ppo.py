@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from metarun import ranks
 from metarun.algorithms.rl.advantage import gae, normalised
 from metarun.algorithms.rl.collect import Rollout
 from metarun.algorithms.rl.distributions import Distribution
@@ -69,6 +70,7 @@ def descend(
             value = loss(chosen)
             optimizer.zero_grad()
             value.backward()
+            ranks.average_gradients(parameters)
             nn.utils.clip_grad_norm_(parameters, max_grad_norm)
             optimizer.step()
             losses.append(value.detach())

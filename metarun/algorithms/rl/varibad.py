@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from metarun import ranks
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.rl.base import TrialLearner, by_step
 from metarun.algorithms.rl.collect import Percept, Rollout
@@ -101,6 +102,7 @@ class VariBAD(TrialLearner):
             bound = self.bound(inputs, rollout, batch.horizon)
             self.vae_optimizer.zero_grad()
             bound["elbo"].neg().backward()
+            ranks.average_gradients(p for group in self.vae_optimizer.param_groups for p in group["params"])
             self.vae_optimizer.step()
             bounds.append({name: value.detach() for name, value in bound.items()})
         return {"return": rollout.returns().mean(), **told, **bounds[-1]}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarun.tasks.base import EpisodeShape, Spec, Task
 from metarun.tasks.rl.base import Environment
-from metarun.tasks.rng import normals, uniforms
+from metarun.tasks.rng import drawn, normals, uniforms
 from metarun.types import Positive, Split
 
 if TYPE_CHECKING:
@@ -107,9 +107,9 @@ class Arms(Environment):
         mean = self.pays.expand(-1, action.shape[1], -1).gather(-1, action[..., None])[..., 0]
         noise = torch.empty_like(mean)
         if self.noisy:
-            paid = mean + noise.normal_(generator=generator)
+            paid = mean + drawn(noise, "normal_", generator=generator)
         else:
-            paid = (noise.uniform_(generator=generator) < mean).to(mean.dtype)
+            paid = (drawn(noise, "uniform_", generator=generator) < mean).to(mean.dtype)
         return state, paid, torch.ones_like(action, dtype=torch.bool)
 
 

@@ -28,10 +28,13 @@ class Environment(ABC):
 
     def __init__(self, seed: int, split: Split, indices: Sequence[int], horizon: int, episodes: int) -> None:
         self.tasks, self.horizon, self.episodes = len(indices), horizon, episodes
-        self._source = (seed, split, indices[0])
+        self._source = (seed, split, indices)
 
     def generator(self) -> torch.Generator | None:
-        """Fresh noise for these tasks, the same at every call: by (seed, split, first index)."""
+        """Fresh noise for these tasks, the same at every call: by (seed, split, first index).
+
+        Drawn from by :func:`~metarun.tasks.rng.drawn`, it is each task's own, whichever others are computed here.
+        """
         return rng.generator(self.device, *self._source)
 
     @abstractmethod

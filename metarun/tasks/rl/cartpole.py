@@ -12,6 +12,7 @@ from torch import Tensor
 from metarun.tasks.base import EpisodeShape, Spec, Task
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rl.physics import Constants, played, signs, traces
+from metarun.tasks.rng import drawn
 from metarun.types import Fraction, NonNegative, Positive, Rate, Split
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Carts(Environment):
         """[T, 1], of action 1; that of action 0 is the opposite."""
 
     def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        return self.force.new_empty(self.tasks, copies, 4).uniform_(-0.05, 0.05, generator=generator)
+        return drawn(self.force.new_empty(self.tasks, copies, 4), "uniform_", -0.05, 0.05, generator=generator)
 
     def observe(self, state: Tensor) -> Tensor:
         return state

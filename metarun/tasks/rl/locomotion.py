@@ -14,7 +14,7 @@ from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Spec, Task
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rl.robots import ROBOTS, Physics
-from metarun.tasks.rng import uniforms
+from metarun.tasks.rng import drawn, uniforms
 from metarun.types import NonNegative, Positive, Split
 
 if TYPE_CHECKING:
@@ -247,9 +247,9 @@ class Robots(Environment):
 
     def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
         noise = torch.empty(self.tasks, copies, self.physics.size, dtype=torch.float64, device=self.device)
-        noise.uniform_(-self.robot.noise, self.robot.noise, generator=generator)
+        drawn(noise, "uniform_", -self.robot.noise, self.robot.noise, generator=generator)
         if self.robot.gaussian:
-            noise[..., 1 + self.physics.positions :].normal_(0, self.robot.noise, generator=generator)
+            drawn(noise[..., 1 + self.physics.positions :], "normal_", 0, self.robot.noise, generator=generator)
         noise[..., 0] = 0
         return self.first + noise
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metarun.tasks.base import EpisodeShape, Spec, Task
 from metarun.tasks.rl.base import Environment
-from metarun.tasks.rng import normals, uniforms
+from metarun.tasks.rng import drawn, normals, uniforms
 from metarun.types import Positive, Split
 
 Array = NDArray[np.float64]
@@ -85,7 +85,7 @@ class Tables(Environment):
     def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         task = torch.arange(self.tasks, device=self.device)[:, None]
         noise = torch.empty(action.shape, dtype=self.pays.dtype, device=self.device)
-        reward = self.pays[task, state, action] + noise.normal_(generator=generator)
-        u = torch.rand(action.shape, dtype=self.pays.dtype, generator=generator, device=self.device)
+        reward = self.pays[task, state, action] + drawn(noise, "normal_", generator=generator)
+        u = drawn(torch.empty_like(noise), "uniform_", generator=generator)
         moved = (u[..., None] >= self.up_to[task, state, action]).sum(-1).clamp(max=len(self.numbers) - 1)
         return moved, reward, torch.zeros_like(action, dtype=torch.bool)

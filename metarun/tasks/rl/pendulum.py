@@ -12,6 +12,7 @@ from torch import Tensor
 from metarun.tasks.base import EpisodeShape, Spec, Task
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rl.physics import Constants, played, signs, traces
+from metarun.tasks.rng import drawn
 from metarun.types import Fraction, NonNegative, Positive, Rate, Split
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Pendulums(Environment):
         self.way = signs(family.swapped, family.seed, split, indices, self.torque)
 
     def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        unit = self.torque.new_empty(self.tasks, copies, 2).uniform_(-1, 1, generator=generator)
+        unit = drawn(self.torque.new_empty(self.tasks, copies, 2), "uniform_", -1, 1, generator=generator)
         return unit * unit.new_tensor([pi, 1.0])
 
     def observe(self, state: Tensor) -> Tensor:

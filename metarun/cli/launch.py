@@ -1,0 +1,158 @@
+"""Carrying out one run: in this process, or shared by as many as ``runner.devices`` says."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metarun.cli.output import set_up_logging
+from metarun.errors import Interrupted, RunFailed, UserError
+
+if TYPE_CHECKING:
+    from torch.multiprocessing.spawn import ProcessContext
+
+    from metarun.tracking.rundir import RunDirectory
+
+GRACE = 5.0
+"""Seconds that the others have to end by themselves when one process of a run is lost, and again when told to."""
+
+
+def carry_out(
+    config: Mapping[str, Any], facts: Mapping[str, Any], directory: RunDirectory | None = None
+) -> dict[str, Any]:
+    """The run of a checked configuration, or what is left of the one in ``directory``; its summary.
+
+    The summary is empty in a process that does not lead. An exception carries where the run's log lies, as ``run_log``.
+    """
+    from metarun import ranks
+    from metarun.tracking.rundir import RunDirectory
+
+    runner = config["runner"]
+    spread = runner["devices"] > 1 and ranks.world() == 1
+    if directory is None and spread:
+        directory = RunDirectory.create(runner["directory"], config["name"], config["seed"])
+    try:
+        if spread:
+            assert directory is not None
+            return _spread(config, facts, directory, runner["devices"])
+        return _here(config, facts, directory)
+    except Exception as error:
+        if directory is not None:
+            error.run_log = directory.path / "metarun.log"  # type: ignore[attr-defined]
+        raise
+
+
+def _here(config: Mapping[str, Any], facts: Mapping[str, Any], directory: RunDirectory | None) -> dict[str, Any]:
+    """This process's part of the run: all of it, if it is alone."""
+    from metarun import ranks
+    from metarun.config.build import build
+    from metarun.tracking.rundir import RunDirectory
+
+    with ranks.joined():
+        with ranks.lead_first():
+            experiment = build(config, facts)
+        if not ranks.leads():
+            return experiment.run()
+        if directory is None:
+            directory = RunDirectory.create(experiment.runner.directory, experiment.name, experiment.seed)
+        try:
+            return {**experiment.run(directory), "directory": str(directory.path)}
+        except Exception as error:
+            error.run_log = directory.path / "metarun.log"  # type: ignore[attr-defined]
+            raise
+
+
+def _spread(
+    config: Mapping[str, Any], facts: Mapping[str, Any], directory: RunDirectory, devices: int
+) -> dict[str, Any]:
+    """The run in ``devices`` processes on this machine. One that is lost ends the others, with the reason."""
+    from torch import multiprocessing
+    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+
+    from metarun.ranks import OthersLost
+
+    reports: Any = multiprocessing.get_context("spawn").SimpleQueue()
+    arguments = (devices, _free_port(), dict(config), dict(facts), str(directory.path), reports)
+    context = multiprocessing.spawn(_rank, arguments, nprocs=devices, join=False)
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    try:
+        with _passing_signals_on(context):
+            while not context.join(timeout=1, grace_period=GRACE):
+                pass
+    except (ProcessExitedException, ProcessRaisedException) as error:
+        cause: Exception = RunFailed(f"one of the run's {devices} processes was lost: {error}")
+        if not reports.empty() and not isinstance(told := reports.get(), OthersLost):
+            cause = told
+        directory.write_status("failed", str(cause))
+        raise cause from None
+    if not reports.empty():
+        raise Interrupted(reports.get())
+    return {**(directory.summary() or {}), "directory": str(directory.path)}
+
+
+def _rank(
+    number: int,
+    devices: int,
+    port: int,
+    config: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    directory: str,
+    reports: Any,
+) -> None:
+    """One process of a run; it reports how it ended, if not well."""
+    os.setpgrp()  # Ctrl-C reaches the process that started this one, which passes it on
+    os.environ |= {
+        "RANK": str(number),
+        "LOCAL_RANK": str(number),
+        "WORLD_SIZE": str(devices),
+        "LOCAL_WORLD_SIZE": str(devices),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    set_up_logging()
+    if number > 0:
+        logging.getLogger("metarun").setLevel(logging.ERROR)
+    from metarun.tracking.rundir import RunDirectory
+
+    try:
+        _here(config, facts, RunDirectory(Path(directory)))
+    except Interrupted as error:
+        if number == 0:
+            reports.put(error.signal_number)
+    except Exception as error:
+        if os.environ.get("METARUN_DEBUG") == "1":
+            traceback.print_exc()
+        known = isinstance(error, (UserError, RunFailed))
+        reports.put(error if known else RunFailed(f"{type(error).__name__}: {error}"))
+        sys.exit(1)
+
+
+@contextmanager
+def _passing_signals_on(context: ProcessContext) -> Iterator[None]:
+    """SIGINT and SIGTERM go to the processes of the run, which stop after a checkpoint."""
+
+    def pass_on(number: int, frame: Any) -> None:
+        for process in context.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
