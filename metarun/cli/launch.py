@@ -91,7 +91,10 @@ def _spread(
         cause: Exception = RunFailed(f"one of the run's {devices} processes was lost: {error}")
         if not reports.empty() and not isinstance(told := reports.get(), OthersLost):
             cause = told
-        directory.write_status("failed", str(cause))
+        if (directory.path / "config.yaml").is_file():
+            directory.write_status("failed", str(cause))
+        else:  # refused before it began
+            directory.remove()
         raise cause from None
     if not reports.empty():
         raise Interrupted(reports.get())

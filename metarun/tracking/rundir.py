@@ -45,6 +45,12 @@ class RunDirectory:
             raise UserError(f"cannot create the run directory {path}: {error.strerror} (runner.directory)") from None
         return cls(path)
 
+    def remove(self) -> None:
+        """Leave no trace of a run that never began."""
+        shutil.rmtree(self.path)
+        with contextlib.suppress(OSError):  # other runs lie there
+            self.path.parent.rmdir()
+
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
         """An existing run; raises :class:`UserError` if ``path`` is none."""

@@ -14,10 +14,13 @@ from torch import Tensor
 from metarun.algorithms.rl.collect import Act, Percept, Rollout, collect
 from metarun.algorithms.rl.distributions import sampling_noise
 from metarun.errors import UserError
+from metarun.tasks import rng
+from metarun.tasks.base import Spec
 from metarun.tasks.rl.bandit import Bandit, bayes_optimum
 from metarun.tasks.rl.gridnavi import GridNavi
 from metarun.tasks.rl.mdp import TabularMDP
 from metarun.tasks.rl.navigation import Navigation, Plane
+from metarun.tasks.rng import Share, drawn
 
 OPTIONS = list(product(["scaled", "clipped"], ["distance", "squared_distance"]))
 
@@ -262,3 +265,16 @@ def test_gridnavi_is_a_plain_loop() -> None:
     assert everywhere.references("test", range(20000))["oracle"] == pytest.approx(44.3, abs=0.2)
     with pytest.raises(UserError, match=r"task\.size=2"):
         gridnavi(size=2)
+
+
+@pytest.mark.parametrize("spec", [bandit(5, 3).spec, navigation().spec], ids=["discrete", "continuous"])
+def test_the_noise_of_a_task_does_not_depend_on_which_process_computes_it(spec: Spec) -> None:
+    whole, device = range(12, 18), torch.device("cpu")
+    every = rng.generator(device, 3, "train", whole)
+    alone = [sampling_noise(spec, (4, 6, 2), device, every), drawn(torch.empty(6, 5), "uniform_", generator=every)]
+    for rank in range(3):
+        share = Share(whole, rank, 3)
+        own = rng.generator(device, 3, "train", share)
+        noise = sampling_noise(spec, (4, len(share), 2), device, own)
+        assert torch.equal(noise, alone[0][:, rank::3])
+        assert torch.equal(drawn(torch.empty(2, 5), "uniform_", generator=own), alone[1][rank::3])
