@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from metarun.config.paths import conf_directory
 from metarun.errors import UserError, nearest
 from metarun.tracking.rundir import RunDirectory
 
@@ -39,6 +40,9 @@ def reread(
         raise UserError(f"{command} needs a run directory: metarun {command} RUN [key=value ...]{_recent()}")
     directory = RunDirectory.open(words[0])
     config = directory.config()
+    for section in ("runner", "tracker"):  # keys that did not exist when the run was made
+        defaults = yaml.safe_load((conf_directory() / section / "default.yaml").read_text())
+        config[section] = {**defaults, **config[section]}
     changes = {}
     for word in words[1:]:
         key, separator, text = word.partition("=")

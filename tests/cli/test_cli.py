@@ -127,6 +127,9 @@ def test_resume_of_a_finished_run_and_longer_training(tmp_path: Path, capsys: py
     (run,) = runs(tmp_path)
     assert main(["resume", str(run)]) == 0
     assert "the run had finished" in capsys.readouterr().out
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["runner"]["devices"]  # as in a run from before there was the key
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(["resume", str(run), "runner.iterations=30"]) == 0
     main([*SINE, "runner.iterations=30", "name=straight"])
     (straight,) = (r for r in runs(tmp_path) if r.parent.name == "straight")
