@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metarun.algorithms.base import Algorithm
 from metarun.errors import Interrupted
+from metarun.evaluation.statistics import interquartile_mean, percentiles, resampled
 from metarun.tasks.base import EpisodeShape, Task
 from metarun.tasks.rng import derived_seed
 from metarun.types import Split
@@ -41,7 +42,7 @@ class Robust:
     """The interquartile mean over ``n`` tasks, and its 95 % interval (Agarwal et al. 2021, arXiv:2108.13264).
 
     The mean of what is left without the lowest and the highest quarter, rounded down; the interval is between
-    percentiles of 2000 bootstrap samples of the tasks, always the same ones. Returns are often skewed, and this says
+    percentiles of bootstrap samples of the tasks, always the same ones. Returns are often skewed, and this says
     more of most tasks than their mean does.
     """
 
@@ -53,15 +54,9 @@ class Robust:
     @classmethod
     def of(cls, values: Tensor) -> Robust:
         """From one value a task, [n]."""
-        values = values.double()
-        n = len(values)
-        resampled = values[torch.randint(n, (2000, n), generator=torch.Generator().manual_seed(0))]
-
-        def middle(rows: Tensor) -> Tensor:
-            return rows.sort(-1).values[..., n // 4 : n - n // 4].mean(-1)
-
-        low, high = middle(resampled).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-        return cls(float(middle(values)), float(low), float(high), n)
+        scores = values.double().numpy()
+        low, high = percentiles(interquartile_mean(resampled([scores])))
+        return cls(float(interquartile_mean(scores)), float(low), float(high), len(scores))
 
     def as_dict(self) -> dict[str, Any]:
         return {"iqm": self.iqm, "low": self.low, "high": self.high, "n": self.n}

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from metarun.reports.runs import LeftOut, Run, flat, matters
-from metarun.reports.statistics import (
+from metarun.evaluation.statistics import (
     Array,
     Mean,
     Paired,
@@ -25,6 +24,7 @@ from metarun.reports.statistics import (
     profile,
     resampled,
 )
+from metarun.reports.runs import LeftOut, Run, flat, matters
 
 ALL_PAIRS = 4
 """Rows of a setting up to which every pair is shown; of more, each row against the best."""

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from metarun.evaluation.statistics import Mean
 from metarun.reports.comparison import THRESHOLDS, Comparison, Row, Setting
-from metarun.reports.statistics import Mean
 
 COLOURS = ("#2f6fb0", "#d9662b", "#3a8f5c", "#9a5fb5", "#b8392f", "#6b6b6b", "#c9a227", "#2aa0a4", "#7d4e2d", "#d45a9c")
 STYLES = ("-", "--", ":", "-.")

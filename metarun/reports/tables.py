@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from math import floor, isfinite, log10
 from typing import TYPE_CHECKING
 
+from metarun.evaluation.statistics import Mean
 from metarun.reports.comparison import Comparison, Pair, Row, Setting, shown
 from metarun.reports.runs import flat
-from metarun.reports.statistics import Mean
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

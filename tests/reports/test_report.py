@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from metarun.cli import main
+from metarun.evaluation.statistics import Mean
 from metarun.reports.comparison import Comparison, compare
 from metarun.reports.page import markdown, sections
 from metarun.reports.runs import gather
-from metarun.reports.statistics import Mean
 from metarun.reports.tables import interval
 from metarun.tracking.history import note_earlier
 from tests.reports.made import edited, made

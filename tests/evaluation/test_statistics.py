@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from metarun.evaluation.evaluator import Robust
-from metarun.reports.statistics import (
+from metarun.evaluation.statistics import (
     area,
     interquartile_mean,
     over_episodes,
