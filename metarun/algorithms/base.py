@@ -64,11 +64,20 @@ class Algorithm(nn.Module, ABC):
 
     def checkpoint(self) -> dict[str, Any]:
         """Everything that changes while learning, as tensors and plain values."""
-        return {"parameters": self.state_dict()}
+        return {
+            "parameters": self.state_dict(),
+            **{name: each.state_dict() for name, each in self.optimizers().items()},
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`checkpoint`."""
         self.load_state_dict(state["parameters"])
+        for name, each in self.optimizers().items():
+            each.load_state_dict(state[name])
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Those that it holds, by the names of its attributes."""
+        return {name: each for name, each in vars(self).items() if isinstance(each, torch.optim.Optimizer)}
 
 
 class SupervisedAlgorithm(Algorithm):
@@ -175,15 +184,6 @@ class SupervisedAlgorithm(Algorithm):
         memo[id(self)] = new
         new.__dict__.update(copy.deepcopy({k: v for k, v in self.__dict__.items() if k != "_stepper"}, memo))
         return new
-
-    def checkpoint(self) -> dict[str, Any]:
-        optimizer = {} if self.optimizer is None else self.optimizer.state_dict()
-        return {**super().checkpoint(), "optimizer": optimizer}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        super().restore(state)
-        if self.optimizer is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:

@@ -231,17 +231,11 @@ class PEARL(ControlAlgorithm):
         return {"trials": self.test_rollouts, "prior_episodes": self.prior_episodes, "optimizer": "SAC"}
 
     def checkpoint(self) -> dict[str, Any]:
-        optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers().items()}
-        return {**super().checkpoint(), **optimizers, "replay": self.replay.checkpoint()}
+        return {**super().checkpoint(), "replay": self.replay.checkpoint()}
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
-        for name, optimizer in self.optimizers().items():
-            optimizer.load_state_dict(state[name])
         self.replay.restore(state["replay"])
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {name: x for name, x in vars(self).items() if isinstance(x, torch.optim.Optimizer)}
 
 
 class Actor:

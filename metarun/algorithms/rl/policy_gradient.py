@@ -279,15 +279,6 @@ class PolicyGradientLearner(ControlAlgorithm):
             **self.outer.protocol(),
         }
 
-    def checkpoint(self) -> dict[str, Any]:
-        optimizer = {} if self.optimizer is None else self.optimizer.state_dict()
-        return {**super().checkpoint(), "optimizer": optimizer}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        super().restore(state)
-        if self.optimizer is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
-
 
 def over_steps(values: Tensor, rollout: Rollout) -> Tensor:
     """Each task's mean of ``values`` [T, E, S] over the running steps, [T]."""

@@ -125,10 +125,3 @@ class RL2TRPO(TrialLearner):
 
     def protocol(self) -> dict[str, Any]:
         return {"trials": self.test_rollouts, "optimizer": "TRPO"}
-
-    def checkpoint(self) -> dict[str, Any]:
-        return {**super().checkpoint(), "optimizer": self.optimizer.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        super().restore(state)
-        self.optimizer.load_state_dict(state["optimizer"])

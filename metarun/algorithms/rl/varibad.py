@@ -180,15 +180,6 @@ class VariBAD(TrialLearner):
     def protocol(self) -> dict[str, Any]:
         return {"trials": self.test_rollouts, "optimizer": "PPO"}
 
-    def checkpoint(self) -> dict[str, Any]:
-        optimizers = {"optimizer": self.optimizer.state_dict(), "vae_optimizer": self.vae_optimizer.state_dict()}
-        return {**super().checkpoint(), **optimizers}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        super().restore(state)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.vae_optimizer.load_state_dict(state["vae_optimizer"])
-
 
 def divergence_of_steps(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(q_t || q_t-1) of independent Gaussians [S, B, latent], from N(0, I) for the first: [S, B]."""
