@@ -1,0 +1,82 @@
+"""A sweep of 18 runs, one of which fails: the others finish, it is named, and a second try does it alone."""
+
+from __future__ import annotations
+
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from metarun.cli import main
+from metarun.errors import RunFailed
+
+WORDS = [
+    "-m", "task=regression/sinusoid,regression/gp", "algorithm=maml,cnp,reptile", "seed=0,1,2", "runner.iterations=3",
+    "runner.validate_every=3", "runner.val_episodes=8", "runner.test_episodes=16", "runner.plots=false",
+    "runner.tune_above=null", "model=mlp", "model.hidden=[8]", "runner.device=cpu",
+]  # fmt: skip
+
+
+class Tables(HTMLParser):
+    """The cells of a page's tables, a list of rows each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self._cell = False
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self._cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._cell = self._cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self._cell:
+            self.tables[-1][-1][-1] += data
+
+
+def test_one_of_eighteen_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metarun.training import experiment
+
+    train = experiment.meta_train
+
+    def fragile(run: experiment.Experiment, *rest: object) -> None:
+        if (run.name, run.seed) == ("gp-cnp", 1):
+            raise RunFailed("the disk is full")
+        train(run, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(experiment, "meta_train", fragile)
+    assert main(WORDS) == 1
+    told = capsys.readouterr().err
+    assert "1 of 18 runs failed" in told
+    (named,) = (line for line in told.split("runs failed:")[1].splitlines() if "log: " in line)
+    assert all(word in named for word in ("task=regression/gp", "algorithm=cnp", "seed=1", "the disk is full"))
+    assert "the disk is full" in Path(named.split("log: ")[1].strip()).read_text()
+    first = set(tmp_path.glob("outputs/*/*/summary.json"))
+    assert len(first) == 17
+
+    monkeypatch.setattr(experiment, "meta_train", train)
+    assert main(WORDS) == 0
+    assert capsys.readouterr().err.count("metarun: done before: ") == 17
+    (added,) = set(tmp_path.glob("outputs/*/*/summary.json")) - first
+    assert (added.parents[1].name, added.parent.name[-3:]) == ("gp-cnp", "_s1")
+
+    (*_, sweep) = sorted(tmp_path.glob("outputs/multirun/*"))
+    start = time.perf_counter()
+    assert main(["report", str(sweep), "out=page"]) == 0
+    assert time.perf_counter() - start < 10
+    page = Tables()
+    page.feed(Path("page/report.html").read_text())
+    cells = [row for table in page.tables for row in table]
+    for learner in ("maml", "cnp", "reptile"):
+        assert sum(row[0] == learner for row in cells) >= 2, learner  # a row in the table of each task
