@@ -11,6 +11,7 @@ import copy
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def gradient_error(algorithm: SupervisedAlgorithm, batch: TaskBatch, seed: int) 
     """|g - g32| / |g32|: how far the outer gradient on ``batch`` is from the one in float32, with the same parameters
     and the same random numbers, those of ``seed``. Nothing changes in ``algorithm``.
 
-    Raises :class:`RunFailed` if g is not finite and g32 is.
+    Raises :class:`RunFailed` if g is not finite and g32 is; NaN if neither is.
     """
     reduced = _gradient(algorithm, batch, seed)
     exact = copy.deepcopy(algorithm)
@@ -76,6 +77,10 @@ def gradient_error(algorithm: SupervisedAlgorithm, batch: TaskBatch, seed: int) 
 def measured(algorithm: SupervisedAlgorithm, batch: TaskBatch, seed: int) -> dict[str, Any]:
     """:func:`gradient_error`, logged, as it is kept with the run."""
     error = gradient_error(algorithm, batch, seed)
+    if not isfinite(error):
+        log.warning("the gradient of the first meta-batch is NaN or infinite in float32 too: no error in %s measured",
+                    algorithm.precision)  # fmt: skip
+        return {"precision": algorithm.precision, "relative_error": None}
     shown = f"{error:.1e}".replace("e-0", "e-")
     log.info("gradient in %s: relative error %s of float32", algorithm.precision, shown)
     return {"precision": algorithm.precision, "relative_error": error}
