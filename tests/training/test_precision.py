@@ -171,6 +171,27 @@ def test_what_is_rounded() -> None:
     assert len(LAYERS) == 11
 
 
+def test_what_is_no_layer_of_the_network_is_not_rounded() -> None:
+    """A learned inner loss and a learned rule, both of linear layers."""
+    for algorithm, piece in (("ml3", "loss"), ("l2l_mlp", "rule")):
+        learner, batch = problem(*SINE, f"algorithm={algorithm}", "runner.precision=bfloat16", tasks=2)
+        seen: dict[str, set[int]] = {"net": set(), piece: set()}
+        for part, calls in seen.items():
+            for module in getattr(learner, part).modules():
+                module.register_forward_hook(lambda *_, calls=calls: calls.add(BFloat16Layers.suspended))
+        gradient(learner, batch, Plan())
+        assert seen == {"net": {0}, piece: {1}}
+
+
+def test_validation_and_test_are_in_the_precision_of_the_run() -> None:
+    for words in ([*SINE, "algorithm=maml"], ["task=regression/gp", "algorithm=cnp"]):
+        learner, batch = problem(*words, "runner.precision=bfloat16", tasks=2)
+        reduced = learner.evaluate(batch)["mse"]
+        learner.precision = "float32"
+        exact = learner.evaluate(batch)["mse"]
+        assert 0 < relative(reduced, exact) < 0.05
+
+
 @pytest.mark.parametrize("words", [[*SINE, "algorithm=metacurvature"], [*GLYPHS, "algorithm=protonet"]])
 def test_measuring_changes_nothing(words: list[str]) -> None:
     learner, batch = problem(*words, "runner.precision=bfloat16", tasks=2)
