@@ -16,5 +16,6 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 NormPolicy = Literal["transductive", "support", "running"]
 Decay = Literal["linear", "cosine"]
+Precision = Literal["float32", "float64", "bfloat16", "tf32"]
 Distance = Literal["euclidean", "cosine"]
 Resize = Literal["crop", "squash"]  # the middle square, or the whole image

@@ -127,6 +127,7 @@ class AdaptedLearner:
                 "spec": asdict(self.inputs.spec),
                 "dark_paper": self.inputs.dark_paper,
                 "dtype": str(state_like(self.algorithm).dtype).removeprefix("torch."),
+                "precision": self.algorithm.precision,
                 "parameters": self.algorithm.state_dict(),
                 "support": (self.support.x.cpu(), self.support.y.cpu(), self.support.way),
                 "classes": self.classes,
@@ -139,12 +140,12 @@ class AdaptedLearner:
 
     def _adapted(self, support: Labelled) -> Callable[[Tensor], Tensor]:
         """[T, Nq, ...] -> [T, Nq, outputs], for T support sets."""
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), self.algorithm.computing():
             torch.manual_seed(self.seed)
             *_, adapted = self.algorithm.adaptations(support, self.steps)
 
         def answer(x: Tensor) -> Tensor:
-            with torch.no_grad():
+            with torch.no_grad(), self.algorithm.computing():
                 return adapted(x)
 
         return answer
@@ -195,6 +196,7 @@ def load(path: str | Path) -> AdaptedLearner:
     model = construct(kept["sections"]["model"], spec=spec, texts=lambda: kept["texts"])
     algorithm = construct(kept["sections"]["algorithm"], model=model, spec=spec)
     algorithm.to(getattr(torch, kept["dtype"])).load_state_dict(kept["parameters"])
+    algorithm.precision = kept.get("precision", "float32")
     return AdaptedLearner(
         algorithm,
         Inputs(spec, kept["dark_paper"]),

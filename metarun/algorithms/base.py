@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from metarun import ranks
 from metarun.algorithms.schedule import Schedule
 from metarun.algorithms.step import Plan, Stepper, known
+from metarun.kernels.reduced import BFloat16Layers
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.types import Decay
 
@@ -35,6 +37,8 @@ class Algorithm(nn.Module, ABC):
 
     whole: bool = False
     """Whether the outer step needs the meta-batch whole, and cannot be made of means over its parts."""
+    precision: str = "float32"
+    """``bfloat16`` and ``tf32`` where the runner has chosen them: what products are computed in."""
 
     model: nn.Module
     spec: Spec
@@ -61,6 +65,10 @@ class Algorithm(nn.Module, ABC):
     def protocol(self) -> dict[str, Any]:
         """What a reader must know to compare a number: normalisation policy, steps at test."""
         return {}
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Within the block, layers compute in :attr:`precision`."""
+        return BFloat16Layers() if self.precision == "bfloat16" else nullcontext()
 
     def checkpoint(self) -> dict[str, Any]:
         """Everything that changes while learning, as tensors and plain values."""
@@ -170,7 +178,7 @@ class SupervisedAlgorithm(Algorithm):
 
     def evaluate(self, batch: TaskBatch) -> Metrics:
         self.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.computing():
             judged = [self.judged(learner, batch.query) for learner in self.adaptations(batch.support)]
         return {name: torch.stack([each[name] for each in judged], dim=1) for name in judged[0]}
 

@@ -166,8 +166,13 @@ class Stepper:
 
     def gradient(self, batch: TaskBatch) -> Metrics:
         """Leave the gradient on the parameters; the mean over tasks of each metric."""
-        plan, algorithm = self.algorithm.plan, self.algorithm
+        algorithm = self.algorithm
         algorithm.zero_grad()
+        with algorithm.computing():
+            return self._total(batch)
+
+    def _total(self, batch: TaskBatch) -> Metrics:
+        plan, algorithm = self.algorithm.plan, self.algorithm
         total: Metrics = {}
         for part, share in parts(batch, None if algorithm.whole else plan.chunk):
             captured = self._captured(part) if plan.capture != "none" else None

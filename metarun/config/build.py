@@ -22,10 +22,11 @@ def build(config: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> 
 
     from metarun.tracking.settings import Tracker
     from metarun.training.experiment import Experiment
+    from metarun.training.precision import parameters_dtype
     from metarun.training.settings import Runner
 
     runner, tracker = Runner(**config["runner"]), Tracker(**config["tracker"])
-    torch.set_default_dtype(getattr(torch, runner.precision))
+    torch.set_default_dtype(parameters_dtype(runner.precision))
     seed = config["seed"]
     task = construct(config["task"], seed=seed)
     torch.manual_seed(seed)

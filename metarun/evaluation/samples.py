@@ -16,6 +16,7 @@ from metarun.algorithms.metric.learner import EmbeddingLearner
 from metarun.algorithms.metric.protonet import Prototypes, prototypes
 from metarun.algorithms.metric.transductive import Inductive
 from metarun.errors import require
+from metarun.kernels.reduced import layers_as_they_are
 from metarun.models.conv4 import Conv4
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.fewshot import FewShot
@@ -92,7 +93,7 @@ class Judge:
             assert self.images is not None
             self.embedding = self.learned(self.images)
         self.embedding.to(images)
-        with torch.no_grad():
+        with torch.no_grad(), layers_as_they_are():  # the judge's, whatever the learner's compute in
             return self.embedding(images.flatten(0, 1)).unflatten(0, images.shape[:2])
 
     def learned(self, images: FewShot) -> nn.Module:
@@ -125,7 +126,7 @@ class Judge:
             outer_lr=self.lr, halve_every=max(1, self.episodes // 4),
         )  # fmt: skip
         learner.to(images.device)
-        with torch.enable_grad():
+        with torch.enable_grad(), layers_as_they_are():
             for episode in range(self.episodes):
                 learner.meta_step(images.batch("train", [episode], self.shape), episode)
 

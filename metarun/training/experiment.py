@@ -17,11 +17,12 @@ from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
 from metarun.errors import Interrupted, Pruned, UserError, require
 from metarun.evaluation.evaluator import Result, evaluate, final, robust
 from metarun.tasks.base import Task
+from metarun.tasks.rng import derived_seed
 from metarun.tracking.console import Display
 from metarun.tracking.rundir import MetricsFile, RunDirectory, now, provenance
 from metarun.tracking.settings import Tracker
 from metarun.tracking.wandb import WandbSink
-from metarun.training import checkpoint, memory
+from metarun.training import checkpoint, memory, precision
 from metarun.training.device import choose_device, choose_threads, keep_freed_memory
 from metarun.training.loop import Progress, meta_batch_indices, meta_train
 from metarun.training.settings import Runner
@@ -68,6 +69,7 @@ class Experiment:
         self._divide()
         self.device = choose_device(runner.device)
         algorithm.to(self.device)
+        precision.settle(algorithm, runner.precision, self.device)
         task.to(self.device)
         shape = algorithm.train_shape(task.shape)
         if shape is not None:
@@ -116,6 +118,7 @@ class Experiment:
             directory.write_status("running")
             log.info("run directory %s", directory.path)
             try:
+                self._measure_precision(directory, progress)
                 summary = self._run(directory, progress, stop)
             except Interrupted as error:
                 directory.write_status("interrupted", f"signal {error.signal_number}")
@@ -181,6 +184,7 @@ class Experiment:
         return {
             **self.task.protocol(),
             **self.algorithm.protocol(),
+            **({} if self.algorithm.precision == "float32" else {"precision": self.algorithm.precision}),
             "test_episodes": self.runner.test_episodes,
             "selection": f"{self.runner.select} on {self.runner.val_episodes} validation episodes"
             if self._selects()
@@ -213,6 +217,24 @@ class Experiment:
     def _compute_by(self, step: Tuned) -> None:
         if isinstance(self.algorithm, SupervisedAlgorithm):
             self.algorithm.plan = step.plan
+
+    def _measure_precision(self, directory: RunDirectory, progress: Progress) -> None:
+        """Once, before the first step: what a reduced precision does to the gradient of the first meta-batch.
+
+        Of several processes the lead measures, on its own part.
+        """
+        algorithm = self.algorithm
+        if algorithm.precision == "float32" or progress.iteration or not self.runner.iterations:
+            return
+        if "gradient_error" in directory.meta() or not isinstance(algorithm, SupervisedAlgorithm):
+            return
+        if algorithm.optimizer is None:
+            return
+        shape = algorithm.train_shape(self.task.shape)
+        indices = meta_batch_indices(0, self.runner.meta_batch, ranks.rank(), ranks.world())
+        batch = self.task.batch("train", indices, shape)
+        seed = derived_seed(self.seed, "train", 0, stream=10)
+        directory.write_meta(gradient_error=precision.measured(algorithm, batch, seed))
 
     def _restored(self, directory: RunDirectory) -> Progress:
         """Where the directory's last checkpoint left off, taken over; a fresh start without one."""
@@ -308,8 +330,9 @@ class Experiment:
         from metarun.reports.plots import draw_run
 
         try:
-            for path in draw_run(directory, summary, self.task, self.algorithm):
-                self.sink.image(path.stem, path)
+            with self.algorithm.computing():
+                for path in draw_run(directory, summary, self.task, self.algorithm):
+                    self.sink.image(path.stem, path)
         except Exception as error:  # a picture must not cost a result
             log.warning("plots could not be drawn: %s: %s", type(error).__name__, error)
 

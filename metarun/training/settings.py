@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from metarun.types import Count, NonNegative, Positive
+from metarun.types import Count, NonNegative, Positive, Precision
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Runner:
     """Seconds that all steps must take for the fastest exact way to compute one to be looked for; null: never."""
     chunk: Positive | None
     """Tasks of the meta-batch whose graph is held at once: less memory, more time; null: chosen."""
-    precision: Literal["float32", "float64"]
+    precision: Precision
+    """float32, float64, or float32 with cheaper products: layers in bfloat16, all on the GPU in TF32."""
     validate_every: Count
     """Iterations between validations; 0 for none."""
     val_episodes: Positive

@@ -29,6 +29,10 @@ RUNS = {
         "task=vision/glyphs", "model.width=8", "algorithm.train_way=5", "task.test_ways=[]",
         "runner.iterations=160", "runner.validate_every=30", "runner.log_every=7",
     ],
+    "bfloat16": [
+        "task=regression/sinusoid", "runner.precision=bfloat16",
+        "runner.iterations=400", "runner.validate_every=60", "runner.log_every=7",
+    ],
     "bandit": [
         "task=rl/bandit", "runner.meta_batch=50",
         "runner.iterations=60", "runner.validate_every=15", "runner.log_every=7",
@@ -80,6 +84,8 @@ def assert_same(run: Path, undisturbed: Path) -> None:
     ours, theirs = (json.loads((r / "meta.json").read_text()).get("step") for r in (run, undisturbed))
     assert ours == theirs
     assert ours is None or ours["milliseconds"] is not None  # bandits have no choice; the others searched
+    ours, theirs = (json.loads((r / "meta.json").read_text()).get("gradient_error") for r in (run, undisturbed))
+    assert ours == theirs
     ours, theirs = (json.loads((r / "summary.json").read_text()) for r in (run, undisturbed))
     assert ours["test"] == theirs["test"]
 

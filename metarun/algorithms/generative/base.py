@@ -27,7 +27,7 @@ class Generative(SupervisedAlgorithm):
         judge = self.spec.judge
         require(judge is not None, "the task family has no judge of what is generated")
         assert judge is not None
-        with torch.no_grad():
+        with torch.no_grad(), self.computing():
             judged = [judge(learner, batch) for learner in self.adaptations(batch.support)]
         return {name: torch.stack([each[name] for each in judged], dim=1) for name in judged[0]}
 

@@ -22,6 +22,7 @@ from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.rules import Rule, State
 from metarun.kernels.mode import REPLACED, TaskBatched
 from metarun.kernels.move import move
+from metarun.kernels.reduced import layers_as_they_are
 from metarun.models.norm import set_policy, statistics_from
 from metarun.tasks.base import Labelled, Spec, TaskBatch
 from metarun.types import Count, Decay, Positive, Rate
@@ -157,7 +158,13 @@ class GradientLearner(SupervisedAlgorithm):
         self, parameters: Parameters, initial: Parameters, x: Tensor, y: Tensor, step: int | None = None
     ) -> Parameters:
         """Of the inner loss on the support set (x, y), by ``parameters``."""
-        return grad(lambda p: self.loss(self.predict(p, x, step), x, y, p, initial))(parameters)
+
+        def loss(p: Parameters) -> Tensor:
+            prediction = self.predict(p, x, step)
+            with layers_as_they_are():
+                return self.loss(prediction, x, y, p, initial)
+
+        return grad(loss)(parameters)
 
     def inner_step(
         self,
@@ -173,7 +180,8 @@ class GradientLearner(SupervisedAlgorithm):
         gradients = self.inner_gradient(parameters, initial, x, y, step)
         if first_order:
             gradients = {name: g.detach() for name, g in gradients.items()}
-        changes, state = self.rule.update(gradients, self.rule.init(parameters) if state is None else state, step)
+        with layers_as_they_are():  # of the rule
+            changes, state = self.rule.update(gradients, self.rule.init(parameters) if state is None else state, step)
         return {name: move(p, changes[name]) for name, p in parameters.items()}, state
 
     # Many tasks.

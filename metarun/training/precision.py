@@ -1,0 +1,112 @@
+"""What a run computes in (``runner.precision``), and what a reduced precision does to its gradient, measured.
+
+Parameters, inner updates, losses and the optimizer are float32 (or float64) whatever the precision. ``bfloat16``: the
+layers of the network multiply in it (:mod:`metarun.kernels.reduced`). ``tf32``: all float32 products on the GPU do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
+from metarun.errors import RunFailed, require
+from metarun.tasks.base import TaskBatch
+from metarun.types import Precision
+
+log = logging.getLogger("metarun")
+
+FULL = ("float32", "float64")
+
+
+def parameters_dtype(precision: Precision) -> torch.dtype:
+    """What parameters and data are held in."""
+    return torch.float64 if precision == "float64" else torch.float32
+
+
+def settle(algorithm: Algorithm, precision: Precision, device: torch.device) -> None:
+    """Have ``algorithm`` compute in ``precision`` from now on; raises :class:`UserError` where that cannot be."""
+    _allow_tf32(precision == "tf32" and has_tf32(device))
+    if precision in FULL:
+        return
+    require(
+        isinstance(algorithm, SupervisedAlgorithm),
+        f"runner.precision={precision} is for learners from support sets; this one learns control, and takes "
+        f"{' or '.join(FULL)}",
+    )
+    if precision == "tf32" and not has_tf32(device):
+        log.warning("runner.precision=tf32 has no effect on %s, which has no TF32: all is float32", device)
+        return
+    algorithm.precision = precision
+
+
+def has_tf32(device: torch.device) -> bool:
+    """NVIDIA's GPUs from Ampere on have it."""
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def gradient_error(algorithm: SupervisedAlgorithm, batch: TaskBatch, seed: int) -> float:
+    """|g - g32| / |g32|: how far the outer gradient on ``batch`` is from the one in float32, with the same parameters
+    and the same random numbers, those of ``seed``. Nothing changes in ``algorithm``.
+
+    Raises :class:`RunFailed` if g is not finite and g32 is; NaN if neither is.
+    """
+    reduced = _gradient(algorithm, batch, seed)
+    exact = copy.deepcopy(algorithm)
+    exact.precision, exact.plan = "float32", replace(exact.plan, capture="none")
+    with _without_tf32():
+        truth = _gradient(exact, batch, seed)
+    if bool(torch.isfinite(truth).all()) and not bool(torch.isfinite(reduced).all()):
+        raise RunFailed(
+            f"runner.precision={algorithm.precision}: the gradient of the first meta-batch is NaN or infinite, and in "
+            "float32 it is not; use runner.precision=float32"
+        )
+    off, size = float((reduced - truth).norm()), float(truth.norm())
+    return off / size if off else 0.0
+
+
+def measured(algorithm: SupervisedAlgorithm, batch: TaskBatch, seed: int) -> dict[str, Any]:
+    """:func:`gradient_error`, logged, as it is kept with the run."""
+    error = gradient_error(algorithm, batch, seed)
+    if not isfinite(error):
+        log.warning("the gradient of the first meta-batch is NaN or infinite in float32 too: no error in %s measured",
+                    algorithm.precision)  # fmt: skip
+        return {"precision": algorithm.precision, "relative_error": None}
+    shown = f"{error:.1e}".replace("e-0", "e-")
+    log.info("gradient in %s: relative error %s of float32", algorithm.precision, shown)
+    return {"precision": algorithm.precision, "relative_error": error}
+
+
+def _gradient(algorithm: SupervisedAlgorithm, batch: TaskBatch, seed: int) -> Tensor:
+    """The outer gradient in one vector, in float64; of a copy, since a step may move running statistics."""
+    learner = copy.deepcopy(algorithm).train()
+    device = batch.query.x.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        learner.arrive(0)
+        learner.outer_gradient(batch)
+    return torch.cat([p.grad.flatten().double().cpu() for p in learner.parameters() if p.grad is not None])
+
+
+def _allow_tf32(allowed: bool) -> None:
+    # torch's own defaults let convolutions use it and matrix products not, by which float32 would mean neither.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    _allow_tf32(False)
+    try:
+        yield
+    finally:
+        _allow_tf32(before)
