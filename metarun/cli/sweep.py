@@ -31,6 +31,7 @@ def sweep(overrides: list[str]) -> int:
     for each in jobs[:_PRECHECKED]:
         check(named(compose(each)))
     directory = sweep_directory(jobs[0])
+    print(f"metarun: {len(jobs)} runs; what becomes of each is kept in {directory}", file=sys.stderr)
     broken: Exception | None = None
     try:
         multirun([*map(_late, overrides), f'hydra.sweep.dir="{directory}"'], job)
