@@ -16,6 +16,7 @@ import torch
 
 from metarun.cli import main
 from metarun.tracking.history import runs_of_sweep
+from tests.cli import slurm
 
 pytest.importorskip("submitit", reason="SLURM's launcher is not installed: pip install 'metarun[slurm]'")
 
@@ -24,9 +25,9 @@ RECIPE = ["experiment=maml/sinusoid", "runner.iterations=700", "runner.validate_
 ONLY_WHEN_ASKED = "runner.checkpoint_seconds=1000"
 
 
-def sweep(*words: str) -> subprocess.Popen[str]:
+def sweep(*words: str, launcher: str = "submitit_local") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "metarun", "-m", "hydra/launcher=submitit_local", *words],
+        [sys.executable, "-m", "metarun", "-m", f"hydra/launcher={launcher}", *words],
         stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -127,3 +128,35 @@ def test_failed_and_killed_jobs_are_named_and_run_again() -> None:
     finished_there = {r for r in runs_of_sweep(newest) if (r / "summary.json").is_file()}
     assert finished.resolve() in finished_there
     assert len(finished_there) == 2
+
+
+def test_an_array_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as a stand-in of SLURM goes: one job is preempted and queued again, one is killed, one is left alone."""
+    queue = slurm.install(tmp_path / "queue")
+    monkeypatch.setenv("PATH", f"{queue}:{os.environ['PATH']}")
+    limits = ["hydra.launcher.timeout_min=240", "hydra.launcher.max_num_timeout=10"]
+    process = sweep(*RECIPE, "seed=0,1,2", "runner.iterations=400", *limits, launcher="submitit_slurm")
+
+    def of(seed: int) -> list[Path]:
+        return [run for run in runs() if run.name.endswith(f"_s{seed}")]
+
+    def pid(seed: int) -> int:
+        wait_for(lambda: any(rows(run) > 3 for run in of(seed)), process)
+        return int(str(status(of(seed)[0])["pid"]))
+
+    preempted = pid(0)
+    os.kill(preempted, signal.SIGTERM)
+    os.kill(preempted, signal.SIGUSR2)
+    os.kill(pid(1), signal.SIGKILL)
+    told = process.communicate(timeout=240)[1]
+    assert process.returncode == 1
+    assert "1 of 3 runs failed" in told
+    died = told.split("1 of 3 runs failed:\n")[1].splitlines()[0]
+    assert "seed=1: died without a word" in died
+    assert "metarun: run 2" in Path(died.split("log: ")[1]).read_text()
+    assert all((of(seed)[0] / "summary.json").is_file() for seed in (0, 2))
+    assert len(of(0)) == 1
+    assert "going on after iteration" in (of(0)[0] / "metarun.log").read_text()
+    assert status(of(0)[0])["pid"] != preempted
+    asked = (queue / "submitted").read_text()
+    assert all(f"#SBATCH --{flag}" in asked for flag in ("time=240", "signal=USR2@120", "open-mode=append"))
