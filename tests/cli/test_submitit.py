@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -130,33 +131,40 @@ def test_failed_and_killed_jobs_are_named_and_run_again() -> None:
     assert len(finished_there) == 2
 
 
-def test_an_array_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_of_slurm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As far as a stand-in of SLURM goes: one job is preempted and queued again, one is killed, one is left alone."""
     queue = slurm.install(tmp_path / "queue")
     monkeypatch.setenv("PATH", f"{queue}:{os.environ['PATH']}")
-    limits = ["hydra.launcher.timeout_min=240", "hydra.launcher.max_num_timeout=10"]
-    process = sweep(*RECIPE, "seed=0,1,2", "runner.iterations=400", *limits, launcher="submitit_slurm")
+    former: list[int] = []
 
     def of(seed: int) -> list[Path]:
         return [run for run in runs() if run.name.endswith(f"_s{seed}")]
 
-    def pid(seed: int) -> int:
-        wait_for(lambda: any(rows(run) > 3 for run in of(seed)), process)
-        return int(str(status(of(seed)[0])["pid"]))
+    def disturb() -> None:
+        end = time.monotonic() + 240
+        signals = {1: (signal.SIGKILL,), 0: (signal.SIGTERM, signal.SIGUSR2)}
+        while signals and time.monotonic() < end:
+            for seed in [seed for seed in signals if any(rows(run) > 3 for run in of(seed))]:
+                former.append(int(str(status(of(seed)[0])["pid"])))
+                for number in signals.pop(seed):
+                    os.kill(former[-1], number)
+            time.sleep(0.02)
 
-    preempted = pid(0)
-    os.kill(preempted, signal.SIGTERM)
-    os.kill(preempted, signal.SIGUSR2)
-    os.kill(pid(1), signal.SIGKILL)
-    told = process.communicate(timeout=240)[1]
-    assert process.returncode == 1
-    assert "1 of 3 runs failed" in told
+    disturber = threading.Thread(target=disturb)
+    disturber.start()
+    limits = ["hydra.launcher.timeout_min=240", "hydra.launcher.max_num_timeout=10"]
+    assert main(["-m", "hydra/launcher=submitit_slurm", *limits, *RECIPE, "seed=0,1,2"]) == 1
+    disturber.join()
+    told = capsys.readouterr().err
+    assert "2 of 3 runs finished" in told
     died = told.split("1 of 3 runs failed:\n")[1].splitlines()[0]
     assert "seed=1: died without a word" in died
     assert "metarun: run 2" in Path(died.split("log: ")[1]).read_text()
     assert all((of(seed)[0] / "summary.json").is_file() for seed in (0, 2))
-    assert len(of(0)) == 1
+    assert [len(of(seed)) for seed in (0, 1, 2)] == [1, 1, 1]
     assert "going on after iteration" in (of(0)[0] / "metarun.log").read_text()
-    assert status(of(0)[0])["pid"] != preempted
+    assert status(of(0)[0])["pid"] not in former
     asked = (queue / "submitted").read_text()
     assert all(f"#SBATCH --{flag}" in asked for flag in ("time=240", "signal=USR2@120", "open-mode=append"))
