@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,7 +120,7 @@ def _wait(directory: Path) -> None:
         if folder.name.isdigit():  # of the local executor, and its process a child of this one
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(int(folder.name), 0)
-        elif "_" in folder.name:  # one of an array of jobs
+        elif re.fullmatch(r"\d+_\d+", folder.name):  # one of an array of jobs
             import submitit
 
             submitit.SlurmJob(folder, folder.name).wait()

@@ -1,4 +1,4 @@
-"""A stand-in for SLURM on one machine: ``sbatch``, ``srun``, ``scontrol requeue`` and ``sacct``, as submitit calls them.
+"""A stand-in for SLURM on one machine: ``sbatch``, ``srun``, ``scontrol requeue`` and ``sacct``, as submitit has them.
 
 Jobs run at once; one is run again as long as it asks for it. It says nothing of a real cluster's queues and networks.
 """

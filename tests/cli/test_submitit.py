@@ -22,7 +22,8 @@ from tests.cli import slurm
 pytest.importorskip("submitit", reason="SLURM's launcher is not installed: pip install 'metarun[slurm]'")
 
 RECIPE = ["experiment=maml/sinusoid", "runner.iterations=700", "runner.validate_every=250", "runner.val_episodes=20",
-          "runner.test_episodes=40", "runner.log_every=7", "runner.plots=false", "name=sines"]  # fmt: skip
+          "runner.test_episodes=40", "runner.log_every=7", "runner.plots=false", "name=sines",
+          "runner.tune_above=null"]  # fmt: skip
 ONLY_WHEN_ASKED = "runner.checkpoint_seconds=1000"
 
 
@@ -131,9 +132,7 @@ def test_failed_and_killed_jobs_are_named_and_run_again() -> None:
     assert len(finished_there) == 2
 
 
-def test_an_array_of_slurm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_array_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """As far as a stand-in of SLURM goes: one job is preempted and queued again, one is killed, one is left alone."""
     queue = slurm.install(tmp_path / "queue")
     monkeypatch.setenv("PATH", f"{queue}:{os.environ['PATH']}")
