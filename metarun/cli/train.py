@@ -12,10 +12,9 @@ from metarun.cli import COMMANDS
 from metarun.cli.launch import carry_out
 from metarun.cli.output import print_summary, set_up_logging
 from metarun.config.check import check
-from metarun.config.compose import Composed, chosen, compose, default_name, resolve, use_directories
+from metarun.config.compose import Composed, compose, default_name, use_directories
 from metarun.config.paths import conf_directory, options, user_directories
-from metarun.errors import RunFailed, UserError, nearest
-from metarun.tracking.history import earlier, note_earlier
+from metarun.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from metarun.tracking.rundir import RunDirectory
@@ -33,7 +32,6 @@ _HYDRA_ONLY = {
     "-p",
 }
 _FLAGS = (*_HYDRA_ONLY, "--multirun", "-m", "--config-dir", "-cd", "--help")
-_PRECHECKED = 32  # jobs of a sweep that are checked before the first starts
 
 
 def run(words: list[str]) -> int:
@@ -51,7 +49,9 @@ def run(words: list[str]) -> int:
     sys.path.insert(0, os.getcwd())  # a user's own classes, by their import path
     set_up_logging()
     if flags:
-        return _sweep(words, overrides)
+        from metarun.cli.sweep import sweep
+
+        return sweep(overrides)
     summary = train(compose(overrides))
     if summary:
         print_summary(summary)
@@ -113,79 +113,13 @@ def take_config_dir(words: Sequence[str]) -> list[str]:
     return kept
 
 
-def _sweep(words: list[str], overrides: list[str]) -> int:
-    """Hydra's multirun: every combination is checked first, then run; failures are collected to the end.
-
-    Combinations that an earlier sweep finished are skipped, those that were stopped go on.
-    """
-    for each in _jobs(overrides)[:_PRECHECKED]:
-        check(named(compose(each)))
-    failures: list[str] = []
-    count = 0
-
-    def job(config: Any) -> None:
-        from hydra.core.hydra_config import HydraConfig
-
-        nonlocal count
-        count += 1
-        hydra = HydraConfig.get()
-        asked = " ".join(hydra.overrides.task)
-        print(f"\nmetarun: run {count}: {asked}", file=sys.stderr)
-        composed = Composed(resolve(config), chosen(hydra.runtime.choices))
-        try:
-            finished, started = earlier(named(composed))
-            for run in (finished, started):
-                if run is not None:
-                    note_earlier(Path(hydra.sweep.dir), run.path)
-            if finished is not None:
-                print(f"metarun: done before: {finished.path}", file=sys.stderr)
-                return
-            facts = {"group": hydra.sweep.dir.rsplit("/", 1)[-1]}
-            print_summary(train(composed, facts, started))
-        except Exception as error:
-            kind = "" if isinstance(error, (UserError, RunFailed)) else f"{type(error).__name__}: "
-            log = getattr(error, "run_log", None)
-            failures.append(f"{asked}: {kind}{error}" + (f"   log: {log}" if log else ""))
-            print(f"metarun: {kind}{error}", file=sys.stderr)
-
-    late = {each: _late(each) for each in overrides}
-    _hydra([late.get(word, word) for word in words], job)
-    if failures:
-        raise RunFailed(f"{len(failures)} of {count} runs failed:\n  " + "\n  ".join(failures))
-    return 0
-
-
-def _late(override: str) -> str:
-    """A key of a task, model or algorithm as a choice of one value.
-
-    Hydra sets fixed values before it knows a job's options, and refuses what the default algorithm has no such key for.
-    """
-    key, _, value = override.partition("=")
-    if not key.startswith(("task.", "model.", "algorithm.")) or len(_jobs([override])) > 1:
-        return override
-    return f"{key}=choice({value})"
-
-
-def _jobs(overrides: list[str]) -> list[list[str]]:
-    """The overrides of each job of a sweep."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
-
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
-    except OverrideParseException as error:
-        raise UserError(" ".join(str(error).split())) from None
-
-
-def _hydra(words: Sequence[str], job: Any = lambda config: None) -> int:
-    """Hand over to Hydra's own main."""
+def _hydra(words: Sequence[str]) -> int:
+    """Hand over to Hydra's own main, which prints what it was asked for."""
     import hydra
 
     sys.argv = ["metarun", *words]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")(job)()
+        hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")(lambda config: None)()
     except SystemExit as error:
         return int(error.code or 0)
     return 0

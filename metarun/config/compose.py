@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,20 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
         return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
 
 
+def sweep_directory(overrides: Sequence[str]) -> Path:
+    """Where a sweep that starts now keeps what is its own."""
+    return Path(_compose(overrides).hydra.sweep.dir)
+
+
+def multirun(overrides: Sequence[str], job: Callable[[DictConfig], None]) -> None:
+    """Have Hydra's launcher call ``job`` with every combination of the overrides' values, maybe in another process."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(conf_directory()), version_base="1.3", job_name="metarun"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        hydra.multirun("config", task_function=job, overrides=list(overrides))
+
+
 def resolve(config: DictConfig) -> dict[str, Any]:
     """Plain, resolved values without Hydra's own section; raises :class:`UserError` where one cannot be resolved."""
     own = OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"])
@@ -92,6 +106,8 @@ def default_name(choices: Mapping[str, str]) -> str:
 def _unknown_option(error: MissingConfigException) -> str:
     missing = (error.missing_cfg_file or "").removesuffix(".yaml")
     group, _, name = missing.partition("/")
+    if name.startswith("launcher/submitit_"):
+        return f"hydra/{name} needs the launcher of submitit: pip install 'metarun[slurm]'"
     names = [name for name, _ in options(group, _user_directories)]
     if not names:
         return f"there is no configuration '{missing}'"

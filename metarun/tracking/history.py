@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from metarun.errors import UserError
-from metarun.tracking.rundir import RunDirectory
+from metarun.tracking.rundir import RunDirectory, atomic_write
 
 HOW = (
     "runner.directory", "runner.device", "runner.devices", "runner.threads", "runner.tune_above", "runner.chunk",
@@ -40,10 +41,30 @@ def runs_of(config: Mapping[str, Any]) -> list[RunDirectory]:
     return found
 
 
-def note_earlier(sweep: Path, run: Path) -> None:
-    """Keep with a sweep that ``run`` of an earlier one is part of it."""
-    with open(sweep / "earlier.txt", "a", encoding="utf-8") as file:
-        file.write(f"{os.path.relpath(run, sweep)}\n")
+@dataclass(frozen=True)
+class Job:
+    """What became of a job of a sweep: each keeps it in a file of its own, ``jobs/<number>.json``.
+
+    A job that is only ``started`` is under way, or died without a word. ``run`` is where the run lies, ``log`` where
+    what went wrong can be read.
+    """
+
+    asked: str
+    state: Literal["started", "finished", "done before", "failed"]
+    run: str | None = None
+    why: str = ""
+    log: str | None = None
+
+    def write(self, sweep: Path, number: int) -> None:
+        """Paths are kept relative to the sweep's directory: it may be moved, with its runs."""
+        (sweep / "jobs").mkdir(parents=True, exist_ok=True)
+        run = self.run and os.path.relpath(self.run, sweep)
+        atomic_write(sweep / "jobs" / f"{number}.json", json.dumps({**asdict(self), "run": run}).encode())
+
+    @classmethod
+    def read(cls, sweep: Path, number: int) -> Job | None:
+        file = sweep / "jobs" / f"{number}.json"
+        return cls(**json.loads(file.read_text())) if file.is_file() else None
 
 
 def runs_of_sweep(folder: Path) -> Iterator[Path]:
@@ -58,10 +79,10 @@ def runs_of_sweep(folder: Path) -> Iterator[Path]:
             continue
         if group == folder.name:
             yield path.parent
-    noted = folder / "earlier.txt"
-    for line in noted.read_text(encoding="utf-8").splitlines() if noted.is_file() else ():
-        if (folder / line).is_dir():
-            yield (folder / line).resolve()
+    for file in sorted(folder.glob("jobs/*.json")):
+        job = Job.read(folder, int(file.stem))
+        if job and job.state == "done before" and job.run and (folder / job.run).is_dir():
+            yield (folder / job.run).resolve()
 
 
 def earlier(config: Mapping[str, Any]) -> tuple[RunDirectory | None, RunDirectory | None]:

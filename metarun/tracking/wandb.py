@@ -295,12 +295,18 @@ class WandbSink:
             log.info("W&B: not uploaded; to do so: wandb sync %s%s", option, place)
 
 
+def new_id() -> str:
+    """A W&B id that is free; in a sweep of W&B's, the one that its agent gave the run, since no other would count."""
+    given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    return given or secrets.token_hex(4)
+
+
 @dataclass
 class Identity:
     """The W&B id of a run directory, kept in ``wandb_id`` with a word that says if it was ever online."""
 
     directory: Path
-    run_id: str = field(default_factory=lambda: secrets.token_hex(4))
+    run_id: str = field(default_factory=new_id)
     online: bool = False
 
     @classmethod

@@ -81,7 +81,8 @@ def meta_train(run: Experiment, progress: Progress, stop: StopRequest) -> None:
         if progress.iteration >= runner.iterations:
             save()
             return
-        if time.monotonic() - last_save > runner.checkpoint_seconds:
+        if stop.save or time.monotonic() - last_save > runner.checkpoint_seconds:
+            stop.save = False
             save()
         iteration = progress.iteration
         # Reseeded for every iteration: the step's own randomness, too, is a function of (seed, iteration).

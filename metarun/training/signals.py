@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM as a request to stop after the current iteration."""
+"""Ctrl-C, SIGTERM and a scheduler's preemption as a request to stop after the current iteration."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -9,16 +10,25 @@ from typing import Any
 
 
 class StopRequest:
-    """Within the block, the first SIGINT or SIGTERM is only noted in :attr:`signal`; a second one stops at once."""
+    """Within the block, the first SIGINT or SIGTERM is only noted in :attr:`signal`; a second one stops at once.
+
+    In a job of submitit, the signal of its preemption is noted too, however often it comes. SIGTERM only announces it
+    there: it asks for a checkpoint (:attr:`save`), and the run goes on, since a job that ended now would not be queued
+    again. :func:`hand_on` gives submitit the signal after the checkpoint.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.save = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
+            handlers = {signal.SIGINT: self._note, signal.SIGTERM: self._note}
+            if (preempts := preemption()) is not None:
+                handlers |= {signal.SIGINT: self._stop, signal.SIGTERM: self._save, preempts: self._stop}
+            for number, handler in handlers.items():
+                self._previous[number] = signal.signal(number, handler)
         return self
 
     def __exit__(
@@ -31,3 +41,26 @@ class StopRequest:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+
+    def _save(self, number: int, frame: FrameType | None) -> None:
+        self.save = True
+
+
+def preemption() -> signal.Signals | None:
+    """The signal by which this process, if it is a job of submitit, learns of its preemption or its time limit."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return None
+    number = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}")
+    return number if callable(signal.getsignal(number)) else None  # a child of a job has the words, not the handler
+
+
+def hand_on(number: int) -> None:
+    """Give submitit the signal that a run was stopped by: it queues the job again and ends this process.
+
+    Does nothing for a signal that submitit does not wait for.
+    """
+    if number == preemption():
+        signal.raise_signal(number)

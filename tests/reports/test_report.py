@@ -23,7 +23,7 @@ from metarun.reports.comparison import Comparison, compare
 from metarun.reports.page import markdown, sections
 from metarun.reports.runs import gather
 from metarun.reports.tables import interval
-from metarun.tracking.history import note_earlier
+from metarun.tracking.history import Job
 from tests.reports.made import edited, made
 
 random = np.random.default_rng(0)
@@ -314,8 +314,8 @@ def test_a_repeated_sweep_is_whole(sweep: Path) -> None:
     runs, left_out = gather([str(sweep)])
     again = sweep.with_name("2026-01-02_00-00-00-000000")
     again.mkdir()
-    for run in runs:
-        note_earlier(again, run.path)
+    for number, run in enumerate(runs):
+        Job("", "done before", run=str(run.path)).write(again, number)
     made(sweep.parents[1], curve(1, n=200, steps=5), task="vision/glyphs", algorithm="anil", seed=1, group=again.name)
     whole, missing = gather([str(again)])
     assert (len(runs), len(left_out), len(whole), len(missing)) == (17, 1, 18, 0)
