@@ -12,8 +12,8 @@ from metarun.cli import COMMANDS
 from metarun.cli.launch import carry_out
 from metarun.cli.output import print_summary, set_up_logging
 from metarun.config.check import check
-from metarun.config.compose import Composed, compose, default_name, use_directories
-from metarun.config.paths import conf_directory, options, user_directories
+from metarun.config.compose import Composed, compose, default_name
+from metarun.config.paths import conf_directory, options, use_config_dir
 from metarun.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _complete(words: Sequence[str]) -> bool:
     *before, word = os.environ.get("COMP_LINE", "").split(" ")
     group, separator, start = word.partition("=")
     if separator:
-        offers = [f"{group}={name}" for name, _ in options(group, []) if name.startswith(start)]
+        offers = [f"{group}={name}" for name, _ in options(group) if name.startswith(start)]
     elif before[1:] in (["resume"], ["eval"]):
         offers = [str(p.parent) for p in Path().glob("*/*/*/config.yaml") if str(p).startswith(word)]
     else:
@@ -98,7 +98,7 @@ def _complete(words: Sequence[str]) -> bool:
 
 
 def take_config_dir(words: Sequence[str]) -> list[str]:
-    """Register the user's configuration directories; returns the words without ``--config-dir DIR``."""
+    """Use the user's configuration directory from now on; returns the words without ``--config-dir DIR``."""
     kept, directory = [], None
     remaining = iter(words)
     for word in remaining:
@@ -109,7 +109,7 @@ def take_config_dir(words: Sequence[str]) -> list[str]:
                 raise UserError(f"{flag} needs a directory")
         else:
             kept.append(word)
-    use_directories(user_directories(directory))
+    use_config_dir(directory)
     return kept
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -49,9 +48,8 @@ class Entry:
 
 
 def catalogue(group: str) -> Iterator[Entry]:
-    """The options of ``group`` (task, model, algorithm, experiment, ...), the user's from METARUN_CONF first."""
-    directories = [Path(d) for d in (os.environ.get("METARUN_CONF"),) if d]
-    found = {name: (path, _load(path)) for name, path in options(group, directories)}
+    """The options of ``group`` (task, model, algorithm, experiment, ...), the user's first."""
+    found = {name: (path, _load(path)) for name, path in options(group)}
 
     def section(name: str) -> dict[str, Any]:
         content = found[name][1]

@@ -18,7 +18,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.config.paths import conf_directory, options
+from metarun.config.paths import conf_directory, options, user_directories
 from metarun.errors import UserError, nearest
 
 
@@ -30,21 +30,12 @@ class Composed:
     choices: dict[str, str]
 
 
-_user_directories: list[Path] = []
-
-
 class _UserConf(SearchPathPlugin):
     """Puts the user's directories before the shipped ones, so that they can shadow as well as add."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for directory in reversed(_user_directories):
+        for directory in reversed(user_directories()):
             search_path.prepend("metarun-user", f"file://{directory}", anchor="main")
-
-
-def use_directories(directories: Sequence[Path]) -> None:
-    """Search these before the shipped configuration from now on."""
-    _user_directories[:] = directories
-    Plugins.instance().register(_UserConf)
 
 
 def compose(overrides: Sequence[str]) -> Composed:
@@ -61,6 +52,7 @@ def compose(overrides: Sequence[str]) -> Composed:
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
+    Plugins.instance().register(_UserConf)
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(conf_directory()), version_base="1.3"):
         return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
@@ -108,7 +100,7 @@ def _unknown_option(error: MissingConfigException) -> str:
     group, _, name = missing.partition("/")
     if name.startswith("launcher/submitit_"):
         return f"hydra/{name} needs the launcher of submitit: pip install 'metarun[slurm]'"
-    names = [name for name, _ in options(group, _user_directories)]
+    names = [name for name, _ in options(group)]
     if not names:
         return f"there is no configuration '{missing}'"
     return f"unknown {group} '{name}'{nearest(name, names)}   available: {', '.join(names)}"

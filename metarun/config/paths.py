@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from metarun.errors import RunFailed, UserError
@@ -19,10 +19,20 @@ def conf_directory() -> Path:
     raise RunFailed(f"metarun's configuration is missing: no conf/config.yaml beside or in {package}")
 
 
-def user_directories(config_dir: str | None) -> list[Path]:
+_config_dir: str | None = None
+
+
+def use_config_dir(name: str | None) -> None:
+    """Take ``name`` for ``--config-dir`` from now on; raises :class:`UserError` if it is no directory."""
+    global _config_dir
+    _config_dir = name
+    user_directories()
+
+
+def user_directories() -> list[Path]:
     """``--config-dir`` and METARUN_CONF, in order of precedence; both may add options and shadow shipped ones."""
     found = []
-    for origin, name in (("--config-dir", config_dir), ("METARUN_CONF", os.environ.get("METARUN_CONF"))):
+    for origin, name in (("--config-dir", _config_dir), ("METARUN_CONF", os.environ.get("METARUN_CONF"))):
         if name:
             if not Path(name).is_dir():
                 raise UserError(f"{origin}: no directory at {name}")
@@ -30,10 +40,10 @@ def user_directories(config_dir: str | None) -> list[Path]:
     return found
 
 
-def options(group: str, directories: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+def options(group: str) -> Iterator[tuple[str, Path]]:
     """(name, file) of every option of ``group``; a user's file hides a shipped one of its name."""
     seen = set()
-    for directory in [*directories, conf_directory()]:
+    for directory in [*user_directories(), conf_directory()]:
         top = directory / group
         for path in sorted(top.rglob("*.yaml")):
             name = path.relative_to(top).with_suffix("").as_posix()
