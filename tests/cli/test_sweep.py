@@ -12,7 +12,7 @@ from metarun.cli import main
 from metarun.errors import RunFailed
 
 WORDS = [
-    "-m", "task=regression/sinusoid,regression/gp", "algorithm=maml,cnp,reptile", "seed=0,1,2", "runner.iterations=3",
+    "-m", "task=regression/sinusoid,regression/gp", "algorithm=maml,cnp,anil", "seed=0,1,2", "runner.iterations=3",
     "runner.validate_every=3", "runner.val_episodes=8", "runner.test_episodes=16", "runner.plots=false",
     "runner.tune_above=null", "model=mlp", "model.hidden=[8]", "runner.device=cpu",
 ]  # fmt: skip
@@ -78,5 +78,5 @@ def test_one_of_eighteen_fails(
     page = Tables()
     page.feed(Path("page/report.html").read_text())
     cells = [row for table in page.tables for row in table]
-    for learner in ("maml", "cnp", "reptile"):
+    for learner in ("maml", "cnp", "anil"):
         assert sum(row[0] == learner for row in cells) >= 2, learner  # a row in the table of each task

@@ -147,3 +147,10 @@ def test_killed_workers_lose_and_double_nothing(space: Path) -> None:
         assert rows == sorted(rows)
     log = (trials / "0000" / "metarun.log").read_text()
     assert "going on after iteration" in log
+
+
+def test_a_space_of_the_config_dir(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("METARUN_CONF")
+    words = ["search", "mine", *WORDS, "--trials=1", "algorithm=maml"]
+    assert main(words) == 2
+    assert main([*words, "--config-dir", str(space.parents[1])]) == 0
