@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metarun.cli.output import set_up_logging
 from metarun.errors import Interrupted, RunFailed, UserError
+from metarun.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from torch.multiprocessing.spawn import ProcessContext
@@ -84,9 +83,7 @@ def _spread(
     context = multiprocessing.spawn(_rank, arguments, nprocs=devices, join=False)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
-        with _passing_signals_on(context):
-            while not context.join(timeout=1, grace_period=GRACE):
-                pass
+        number = _wait(context)
     except (ProcessExitedException, ProcessRaisedException) as error:
         cause: Exception = RunFailed(f"one of the run's {devices} processes was lost: {error}")
         if not reports.empty() and not isinstance(told := reports.get(), OthersLost):
@@ -96,8 +93,8 @@ def _spread(
         else:  # refused before it began
             directory.remove()
         raise cause from None
-    if not reports.empty():
-        raise Interrupted(reports.get())
+    if not reports.empty():  # stopped before the end
+        raise Interrupted(number or reports.get())
     return {**(directory.summary() or {}), "directory": str(directory.path)}
 
 
@@ -111,7 +108,7 @@ def _rank(
     reports: Any,
 ) -> None:
     """One process of a run; it reports how it ended, if not well."""
-    os.setpgrp()  # Ctrl-C reaches the process that started this one, which passes it on
+    os.setpgrp()  # Ctrl-C is for the process that started this one, which then stops them all
     os.environ |= {
         "RANK": str(number),
         "LOCAL_RANK": str(number),
@@ -138,21 +135,21 @@ def _rank(
         sys.exit(1)
 
 
-@contextmanager
-def _passing_signals_on(context: ProcessContext) -> Iterator[None]:
-    """SIGINT and SIGTERM go to the processes of the run, which stop after a checkpoint."""
-
-    def pass_on(number: int, frame: Any) -> None:
-        for process in context.processes:
-            if process.is_alive():
-                os.kill(process.pid, number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _wait(context: ProcessContext) -> int | None:
+    """Until all have ended. Asked to stop, they are asked to, after a checkpoint: the signal that did, if one did."""
+    with StopRequest() as stop:
+        asked = False
+        try:
+            while not context.join(timeout=0.5, grace_period=GRACE):
+                if stop.signal is not None and not asked:
+                    asked = True
+                    for process in context.processes:
+                        process.terminate()
+        except KeyboardInterrupt:  # asked twice
+            for process in context.processes:
+                process.kill()
+            raise
+    return stop.signal
 
 
 def _free_port() -> int:

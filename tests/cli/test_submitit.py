@@ -82,6 +82,28 @@ def test_a_preempted_job_is_queued_again_and_ends_as_if_undisturbed() -> None:
     assert "this job is preempted" in output.read_text() + output.with_suffix(".err").read_text()
 
     assert main([*RECIPE, "runner.directory=undisturbed"]) == 0
+    assert_same(run)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds a process's parent under /proc")
+def test_a_preempted_job_of_several_processes() -> None:
+    words = [*RECIPE, "runner.devices=2", "runner.meta_batch=8", "runner.iterations=400"]
+    process = sweep(*words, ONLY_WHEN_ASKED)
+    wait_for(lambda: any(rows(run) > 20 for run in runs()), process)
+    (run,) = runs()
+    lead = int(str(status(run)["pid"]))
+    job = int(Path(f"/proc/{lead}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    os.kill(job, signal.SIGUSR2)
+    told = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, told
+    assert runs() == [run]
+    assert (run / "metarun.log").read_text().count("going on after iteration") == 1
+    assert main([*words, "runner.directory=undisturbed"]) == 0
+    assert_same(run)
+
+
+def assert_same(run: Path) -> None:
+    """As the undisturbed run, to the bit."""
     (undisturbed,) = Path("undisturbed").glob("sines/*")
     assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
     for name in ("last.pt", "best.pt"):
