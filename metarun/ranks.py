@@ -1,8 +1,9 @@
 """One run on several devices: a process (rank) for each, that computes its tasks of every meta-batch.
 
-Started by ``runner.devices=N``, torchrun or SLURM, which tell every process of the others by RANK, WORLD_SIZE and their
-like. All ranks hold the same parameters and take the same steps, since gradients are averaged before they are used;
-the first rank (the lead) alone validates, tests and writes. With one process, nothing here does anything.
+Started by ``runner.devices=N`` or torchrun (which SLURM's srun starts on several machines), that tell every process of
+the others by RANK, WORLD_SIZE and their like. All ranks hold the same parameters and take the same steps, since
+gradients are averaged before they are used; the first rank (the lead) alone validates, tests and writes. With one
+process, nothing here does anything.
 """
 
 from __future__ import annotations

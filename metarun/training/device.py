@@ -32,6 +32,8 @@ def choose_device(name: str, key: str = "runner.device") -> torch.device:
     number, processes = ranks.here()
     if processes > 1 and has_cuda and name in ("auto", "cuda"):
         name = f"cuda:{number}"
+        if number < torch.cuda.device_count():
+            torch.cuda.set_device(number)  # else every process would also open the first GPU
     if name == "auto":
         return torch.device("cuda" if has_cuda else "mps" if has_mps else "cpu")
     try:
