@@ -448,10 +448,10 @@ def test_a_value_is_declared_once() -> None:
 
 
 def test_every_recipe_composes_and_fits() -> None:
-    recipes = {e.name: e.content for e in catalogue("experiment")}
-    for name, content in recipes.items():
+    recipes = {e.name: e.section for e in catalogue("experiment")}
+    for name, section in recipes.items():
         composed = compose([f"experiment={name}"])
-        assert composed.config["paper"] == content.get("paper"), name
+        assert composed.config["paper"] == section.get("paper"), name
         composed.config["name"] = composed.config["name"] or "x"
         check(composed.config)
     assert len(recipes) >= 1

@@ -9,7 +9,7 @@ from metarun.config.catalogue import Entry, catalogue
 from metarun.config.check import misfit
 from metarun.errors import UserError, nearest
 from metarun.reports.paper import Paper
-from metarun.reports.reproductions import RESULTS, row, stored
+from metarun.reports.reproductions import RESULTS, recipes, row, stored
 
 _GROUPS = {"tasks": "task", "models": "model", "algorithms": "algorithm", "experiments": "experiment"}
 
@@ -26,9 +26,10 @@ def run(words: list[str]) -> int:
     for plural in [wanted] if wanted else entries:
         print(plural)
         width = max((len(e.name) for e in entries[plural]), default=0)
+        papers = recipes() if plural == "experiments" else {}
         for entry in entries[plural]:
             print(f"  {entry.name:<{width}}  {_facts(entry)}{entry.line}")
-            for line in _published(entry, results):
+            for line in _published(papers.get(entry.name), results.get(entry.name)):
                 print(f"  {'':<{width}}    {line}")
         print()
     if wanted is None:
@@ -65,13 +66,13 @@ def default_option(task: Entry, group: str) -> str | None:
     return None
 
 
-def _published(entry: Entry, results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _published(paper: Paper | None, result: Mapping[str, Any] | None) -> list[str]:
     """Of a recipe: each number of its paper, what was found here, and the verdict."""
-    if entry.group != "experiment" or not entry.content.get("paper"):
+    if paper is None:
         return []
-    paper, lines = Paper.of(entry.content["paper"]), []
+    lines = []
     for claim in paper.claims:
-        metric, value, ours, _, verdict = row(paper, claim, results.get(entry.name))
+        metric, value, ours, _, verdict = row(paper, claim, result)
         lines.append(f"{metric}: {value}, " + (f"ours {ours}: " if ours else "") + verdict)
     return lines
 

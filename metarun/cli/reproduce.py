@@ -8,10 +8,9 @@ from typing import Any
 
 from metarun.cli.processes import count_gpus, run_all
 from metarun.cli.words import sort
-from metarun.config.catalogue import catalogue
 from metarun.errors import RunFailed, UserError, nearest
 from metarun.reports.paper import Paper
-from metarun.reports.reproductions import RESULTS, record, row, store
+from metarun.reports.reproductions import RESULTS, recipes, record, row, store
 from metarun.tracking.history import HOW, earlier
 
 _OPTIONS = ("--seeds", "--jobs")
@@ -50,12 +49,12 @@ def _asked(words: Sequence[str]) -> tuple[str, int, int, list[str]]:
         key = word.partition("=")[0]
         if not key.startswith(HOW):
             raise UserError(f"reproduce cannot change '{key}': it would be another protocol   it can: {', '.join(HOW)}")
-    recipes = {e.name: e.content for e in catalogue("experiment") if e.content.get("paper")}
+    known = recipes()
     if len(names) != 1:
-        raise UserError(f"reproduce takes one recipe: {', '.join(recipes)}")
-    if names[0] not in recipes:
+        raise UserError("reproduce takes one recipe, such as maml/sinusoid   metarun list experiments has them all")
+    if names[0] not in known:
         raise UserError(
-            f"no recipe '{names[0]}' with a paper{nearest(names[0], recipes)}   recipes: {', '.join(recipes)}"
+            f"no recipe '{names[0]}' with a paper{nearest(names[0], known)}   metarun list experiments has them all"
         )
     return names[0], numbers.get("--seeds", 3), numbers.get("--jobs", max(count_gpus(), 1)), overrides
 

@@ -55,7 +55,8 @@ def catalogue(group: str) -> Iterator[Entry]:
         content = found[name][1]
         inner = content.get(group)
         own = inner if isinstance(inner, dict) else content
-        parents = [d for d in content.get("defaults") or [] if isinstance(d, str) and d in found and d != name]
+        built_on = [d.removeprefix(f"/{group}/") for d in content.get("defaults") or [] if isinstance(d, str)]
+        parents = [d for d in built_on if d in found and d != name]
         return reduce(_merged, [*map(section, parents), own], {})
 
     for name, (path, content) in found.items():

@@ -17,7 +17,7 @@ from metarun.types import Positive
 class MLP(nn.Module):
     """Hidden layers with a nonlinearity after each, batch-normalised if asked; the head is the algorithm's.
 
-    ``[N, ...] -> [N, hidden[-1]]``. ``init`` is torch's own or ``finn``: weights from a normal distribution
+    ``[N, ...] -> [N, hidden[-1]]``. ``norm_scale`` gives batch norm a learned factor (MAML's networks have none). ``init`` is torch's own or ``finn``: weights from a normal distribution
     of standard deviation .01 truncated at two of them, biases zero (Finn et al. 2017, the authors' code).
     """
 
@@ -31,6 +31,7 @@ class MLP(nn.Module):
         hidden: Sequence[Positive],
         activation: Literal["relu", "tanh", "sigmoid"],
         batch_norm: bool,
+        norm_scale: bool,
         init: Literal["torch", "finn"],
     ) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class MLP(nn.Module):
             linear = nn.Linear(inputs, width)
             if init == "finn":
                 finn_init(linear)
-            layers += [linear, *([BatchNorm(width)] if batch_norm else [])]
+            layers += [linear, *([BatchNorm(width, scale=norm_scale)] if batch_norm else [])]
             layers.append({"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}[activation]())
             inputs = width
         self.layers = nn.Sequential(*layers)

@@ -28,6 +28,8 @@ class Claim:
     step: int | None = None
     percent: bool = False
     lower_is_better: bool = False
+    verified: Source | None = None
+    """Where this value was read; null: where the paper's others were."""
     bar: float | None = None
     """What is to be reached instead of the value and its interval; ``because`` says why."""
     because: str | None = None
@@ -68,6 +70,7 @@ class Claim:
             "metric": self.metric, "step": self.step, "paper": self.value, "paper_ci95": self.ci95,
             "bar": round(limit, 6), "because": self.because, "lower_is_better": self.lower_is_better,
             "ours": ours, "ci95": ci95, "worst_seed": worst, "worst": found[worst][0],
+            **({"verified": self.verified} if self.verified else {}),
             "seeds": {str(seed): {"mean": mean, "ci95": ci} for seed, (mean, ci) in found.items()},
             "verdict": verdict,
         }  # fmt: skip
@@ -75,7 +78,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Paper:
-    """A recipe's ``paper`` section. ``open`` is what the published protocol leaves open or this one does otherwise,
+    """A recipe's ``paper`` section, of which a file that recipes build on may hold what they share: all but ``claims``.
+
+    ``open`` is what the published protocol leaves open or this one does otherwise,
     ``iterations`` the paper's number of them where it is known, ``differs`` why what is known of the published episodes
     (way, shot, query, test_episodes) is not the same here."""
 
@@ -83,7 +88,7 @@ class Paper:
     arxiv: str
     where: str
     verified: Source
-    claims: Sequence[Claim]
+    claims: Sequence[Claim] = ()
     iterations: int | None = None
     open: str | None = None
     differs: Mapping[str, str] | None = None
@@ -92,6 +97,8 @@ class Paper:
     def of(cls, section: Any) -> Paper:
         """Of a section as it was written; raises :class:`~metarun.errors.UserError` for what it may not be."""
         given = _checked("paper", section, cls)
+        if "claims" not in given:
+            return cls(**given)
         claims = given.pop("claims")
         if not isinstance(claims, Mapping) or not claims:
             raise UserError("paper.claims: one entry for each number is needed, by its id in the catalogue")

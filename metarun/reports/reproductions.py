@@ -7,11 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metarun.config.catalogue import catalogue
 from metarun.errors import UserError
 from metarun.reports.paper import Claim, Paper
 from metarun.tracking.rundir import RunDirectory, atomic_write
 
 RESULTS = Path("outputs/reproduced")
+
+
+def recipes() -> dict[str, Paper]:
+    """The papers of all recipes that compare with one, by the recipe's name."""
+    entries = {e.name: e for e in catalogue("experiment") if (e.content.get("paper") or {}).get("claims")}
+    return {name: Paper.of(entry.section["paper"]) for name, entry in entries.items()}
 
 
 def record(name: str, config: Mapping[str, Any], runs: Mapping[int, RunDirectory]) -> dict[str, Any]:
@@ -79,7 +86,8 @@ def published(paper: Paper, claim: Claim) -> str:
         return "curves alone"
     interval = "" if claim.ci95 is None else f" ± {number(claim.ci95)}"
     value = number(claim.value) + interval
-    return {"recalled": f"({value}, from memory)", "quoted": f"{value} (quoted)"}.get(paper.verified, value)
+    source = claim.verified or paper.verified
+    return {"recalled": f"({value}, from memory)", "quoted": f"{value} (quoted)"}.get(source, value)
 
 
 def row(paper: Paper, claim: Claim, result: Mapping[str, Any] | None) -> list[str]:
@@ -97,13 +105,18 @@ def row(paper: Paper, claim: Claim, result: Mapping[str, Any] | None) -> list[st
 
 
 def markdown(papers: Mapping[str, Paper], results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The README's table: each recipe with a ``paper`` section, run or not."""
+    """The README's table: each recipe that was run, and how many were not."""
     lines = ["| recipe | metric | paper | ours | worst seed | verdict |", "|---|---|---|---|---|---|"]
     for name, paper in papers.items():
+        if name not in results:
+            continue
         for position, claim in enumerate(paper.claims):
             shown = f"`{name}` ([{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv}), {paper.where})"
-            cells: Sequence[str] = [shown if position == 0 else "", *row(paper, claim, results.get(name))]
+            cells: Sequence[str] = [shown if position == 0 else "", *row(paper, claim, results[name])]
             lines.append("| " + " | ".join(cells) + " |")
+    waiting = [paper for name, paper in papers.items() if name not in results]
+    numbers = sum(len(paper.claims) for paper in waiting)
+    lines += ["", f"Not run: {len(waiting)} recipes, for {numbers} numbers; `metarun list experiments` has them all."]
     return "\n".join(lines) + "\n"
 
 

@@ -828,7 +828,7 @@ LEARN_SINUSOIDS: dict[str, tuple[int, dict[str, Any]]] = {
 def test_learns_sinusoids(name: str) -> None:
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
-    task = Sinusoid(0, shot=10, query=10)
+    task = Sinusoid(0, shot=10, query=10, test_shots=[], frequency=[1.0, 1.0])
     steps, changes = LEARN_SINUSOIDS[name]
     model = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh())
     learner = build(name, model, task.spec, **{"outer_lr": 0.01, **changes})

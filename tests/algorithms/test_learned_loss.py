@@ -158,7 +158,7 @@ def test_learns_to_fit_sinusoids_faster_than_by_their_squared_error() -> None:
     That it also beats the best step size takes minutes, and is what scripts/optimizers.py shows.
     """
     torch.set_default_dtype(torch.float32)
-    task = Sinusoid(0, shot=20, query=10)
+    task = Sinusoid(0, shot=20, query=10, test_shots=[], frequency=[1.0, 1.0])
     steps = {"spec": task.spec, "inner_lr": 0.03, "inner_steps": 10, "test_steps": 10}
 
     def built(name: str, **changes: Any) -> GradientLearner:

@@ -72,7 +72,7 @@ def test_runs_are_made_kept_and_resumed(capfd: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "reproduce takes one recipe: "),
+        ([], "reproduce takes one recipe, such as"),
         (["mine/tny"], "no recipe 'mine/tny' with a paper - did you mean 'mine/tiny'?"),
         (["mine/tiny", "algorithm.inner_lr=1"], "reproduce cannot change 'algorithm.inner_lr': it would be another"),
         (["mine/tiny", "--seeds", "none"], "--seeds needs a number of at least 1, not 'none'"),

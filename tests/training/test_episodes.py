@@ -22,7 +22,7 @@ from metarun.training.loop import meta_batch_indices
 
 def draw(rank: int, world: int, results: Any) -> None:
     torch.set_num_threads(1)
-    task = Sinusoid(3, shot=5, query=5)
+    task = Sinusoid(3, shot=5, query=5, test_shots=[], frequency=[1.0, 1.0])
     for iteration in range(4):
         indices = meta_batch_indices(iteration, 8, rank, world)
         batch = task.batch("train", indices)

@@ -24,8 +24,8 @@ from metarun.training.settings import Runner
 
 
 def test_a_run_from_python(tmp_path: Path) -> None:
-    task = Sinusoid(0, shot=5, query=5)
-    model = MLP(task.spec, hidden=[8], activation="relu", batch_norm=False, init="torch")
+    task = Sinusoid(0, shot=5, query=5, test_shots=[], frequency=[1.0, 1.0])
+    model = MLP(task.spec, hidden=[8], activation="relu", batch_norm=False, norm_scale=True, init="torch")
     algorithm = GradientLearner(
         model, task.spec, adapts=Part(part="all", norm=False), rule=SGD(), loss=TaskLoss(),
         outer=Unrolled(first_order=False), inner_lr=0.01, inner_steps=1, inner_batch=None, test_steps=2,

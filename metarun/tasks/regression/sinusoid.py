@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
 from metarun.tasks.rng import uniforms
-from metarun.types import Positive, Split
+from metarun.types import Positive, Rate, Split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 
 
 class Sinusoid(Task):
-    """y = A sin(x - phase), A ~ U[0.1, 5], phase ~ U[0, pi], x ~ U[-5, 5] (Finn et al. 2017, section 5.1).
+    """y = A sin(f x - phase), A ~ U[0.1, 5], phase ~ U[0, pi], x ~ U[-5, 5] (Finn et al. 2017, section 5.1).
 
-    ``shot`` support and ``query`` query points a task. The splits are independent draws.
+    ``shot`` support and ``query`` query points a task; ``test_shots``: further numbers of support points to test. f is
+    uniform between the two numbers of ``frequency``: 1 there, U[.8, 1.2] in Li et al. 2017 (Meta-SGD,
+    arXiv:1707.09835). The splits are independent draws.
     """
 
     kind: ClassVar[str] = "regression"
@@ -31,27 +34,47 @@ class Sinusoid(Task):
     metric: ClassVar[str] = "mse"
     higher_is_better: ClassVar[bool] = False
 
-    def __init__(self, seed: int, *, shot: Positive, query: Positive) -> None:
-        self.seed = seed
+    def __init__(
+        self,
+        seed: int,
+        *,
+        shot: Positive,
+        query: Positive,
+        test_shots: Sequence[Positive],
+        frequency: Sequence[Rate],
+    ) -> None:
+        require(
+            len(frequency) == 2 and frequency[0] <= frequency[1],
+            f"task.frequency={list(frequency)}: the smallest and the largest are needed, such as [0.8, 1.2]",
+        )
+        self.seed, self.test_shots = seed, tuple(test_shots)
+        self.frequency = tuple(frequency)
         self.shape: EpisodeShape = EpisodeShape(0, shot, query)
         self.spec = Spec("regression", self.modality, (1,), 1)
 
-    def curves(self, split: Split, indices: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Amplitude and phase of each task, [T, 1]."""
+    def curves(self, split: Split, indices: Sequence[int]) -> tuple[NDArray[np.float64], ...]:
+        """Amplitude, phase and frequency of each task, [T, 1]."""
         u = uniforms(self.seed, split, indices, 2)
-        return 0.1 + 4.9 * u[:, :1], pi * u[:, 1:]
+        low, high = self.frequency
+        frequency = low + (high - low) * uniforms(self.seed, split, indices, 1, stream=2)
+        return 0.1 + 4.9 * u[:, :1], pi * u[:, 1:], frequency
+
+    def variants(self) -> dict[str, EpisodeShape | None]:
+        others = (shot for shot in self.test_shots if shot != self.shape.shot)
+        return {"": self.shape, **{f"_{shot}shot": self.shape.changed(shot=shot) for shot in others}}
 
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
         shape = shape or self.shape
-        amplitude, phase = self.curves(split, indices)
+        amplitude, phase, frequency = self.curves(split, indices)
         x = 10 * uniforms(self.seed, split, indices, shape.shot + shape.query, stream=1) - 5
-        values = np.stack([x, amplitude * np.sin(x - phase)], axis=-1)
+        values = np.stack([x, amplitude * np.sin(frequency * x - phase)], axis=-1)
         points = torch.from_numpy(values).to(torch.get_default_dtype()).to(self.device)
         support, query = points.split([shape.shot, shape.query], dim=1)
         return TaskBatch(*(Labelled(part[..., :1], part[..., 1:]) for part in (support, query)))
 
     def protocol(self) -> dict[str, Any]:
-        return {"data": "sinusoid", "shot": self.shape.shot, "query": self.shape.query}
+        varied = {} if self.frequency == (1.0, 1.0) else {"frequency": list(self.frequency)}
+        return {"data": "sinusoid", "shot": self.shape.shot, "query": self.shape.query, **varied}
 
     def picture(self, algorithm: SupervisedAlgorithm) -> Figure:  # type: ignore[override]
         """Three test tasks: the true curve, the support points, the fit before and after adaptation."""
@@ -62,11 +85,11 @@ class Sinusoid(Task):
         x = torch.linspace(-5, 5, 200, device=self.device)
         with torch.no_grad():
             fits = [learner(x.expand(3, -1)[..., None])[..., 0].cpu() for learner in algorithm.adaptations(support)]
-        amplitude, phase = self.curves("test", indices)
+        amplitude, phase, frequency = self.curves("test", indices)
         grid = x.cpu().numpy()
         figure = Figure(figsize=(12, 3.4), layout="constrained")
         for task, ax in enumerate(figure.subplots(1, 3, sharey=True)):
-            ax.plot(grid, amplitude[task] * np.sin(grid - phase[task]), color="0.6", label="true curve")
+            ax.plot(grid, amplitude[task] * np.sin(frequency[task] * grid - phase[task]), color="0.6", label="true curve")
             if len(fits) > 1:
                 ax.plot(grid, fits[0][task], ":", color="tab:blue", label="before adaptation")
             ax.plot(grid, fits[-1][task], color="tab:red", label="after adaptation")
