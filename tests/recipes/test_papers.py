@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from metarun.config.build import build
@@ -19,6 +20,7 @@ from metarun.config.check import check
 from metarun.config.compose import compose
 from metarun.reports.paper import Claim
 from metarun.reports.reproductions import markdown, recipes, stored, table_in
+from metarun.tasks.vision import omniglot
 
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
 
@@ -130,6 +132,40 @@ def test_the_catalogue_here_is_an_extract_of_the_whole() -> None:
     named = {name for names in NOT_COVERED.values() for name in names}
     assert set(CATALOGUE) | named == set(entries)
     assert len(entries) == 440
+
+
+def data_of(name: str) -> str:
+    """Where a recipe's tasks come from: ``generated``, ``omniglot``, or data that do not lie in METARUN_DATA."""
+    target = composed(name)["task"]["_target_"]
+    if target.startswith(("metarun.tasks.regression.", "metarun.tasks.rl.")):
+        return "generated"
+    return "omniglot" if target.startswith("metarun.tasks.vision.omniglot.") else "other"
+
+
+def take_a_step(name: str) -> None:
+    """Build what the recipe describes and learn from its first task alone."""
+    config = composed(name)
+    run = build({**config, "name": "x", "runner": {**config["runner"], "device": "cpu", "meta_batch": 1}})
+    batch = run.task.batch("train", [0], run.algorithm.train_shape(run.task.shape))
+    metrics = run.algorithm.meta_step(batch, 0)
+    assert metrics, name
+    assert all(torch.as_tensor(value).isfinite().all() for value in metrics.values()), name
+
+
+def test_recipes_of_generated_tasks_take_a_step() -> None:
+    names = [name for name in PAPERS if data_of(name) == "generated"]
+    for name in names:
+        take_a_step(name)
+    assert len(names) == 42
+
+
+@pytest.mark.usefixtures("data_root")
+def test_recipes_of_omniglot_take_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(omniglot, "load", cache(omniglot.load))
+    names = [name for name in PAPERS if data_of(name) == "omniglot"]
+    for name in names:
+        take_a_step(name)
+    assert len(names) == 62
 
 
 def test_the_readme_shows_what_is_stored() -> None:
