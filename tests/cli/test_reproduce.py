@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from metarun.cli import main
+from metarun.config.check import check
+from metarun.config.compose import compose
+from metarun.reports.reproductions import recipes
 
 RECIPE = """# @package _global_
 defaults:
@@ -82,6 +85,20 @@ def test_runs_are_made_kept_and_resumed(capfd: pytest.CaptureFixture[str]) -> No
 def test_one_line_for_what_cannot_be(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("recipe")
+def test_recipes_share_what_they_build_on(tmp_path: Path) -> None:
+    mine = tmp_path / "conf" / "experiment" / "mine"
+    shared, claims = RECIPE.split("  claims:\n")
+    (mine / "shared.yaml").write_text(shared)
+    own = "# @package _global_\ndefaults: [/experiment/mine/shared]\npaper:\n  where: table 2\n  claims:\n"
+    (mine / "own.yaml").write_text(own + claims)
+    papers = recipes()
+    assert "mine/shared" not in papers
+    assert (papers["mine/own"].title, papers["mine/own"].where) == ("T", "table 2")
+    assert compose(["experiment=mine/own"]).config["paper"]["title"] == "T"
+    check({**compose(["experiment=mine/shared"]).config, "name": "x"})
 
 
 @pytest.mark.usefixtures("recipe")

@@ -15,6 +15,7 @@ from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models.conv4 import Conv4
+from metarun.models.mlp import MLP
 from metarun.models.norm import BatchNorm, set_policy, statistics_from
 from metarun.models.resnet12 import DropBlock, ResNet12
 from metarun.models.wrn import WRN
@@ -176,3 +177,16 @@ def test_a_head_that_compares_maps_reads_them(name: str) -> None:
     y = torch.arange(3).expand(1, -1)
     images = Labelled(torch.rand(1, 3, 3, 22, 18), y, 3)
     assert relation.adapt(images)(images.x).shape == (1, 3, 3)
+
+
+def test_batch_norm_without_its_factor() -> None:
+    """MAML's network without convolutions: offsets alone, and the same outputs while factors are 1."""
+    spec = Spec("classification", "image", (1, 4, 4), 3)
+    torch.manual_seed(0)
+    whole = MLP(spec, hidden=[6, 5], activation="relu", batch_norm=True, norm_scale=True, init="torch")
+    bare = MLP(spec, hidden=[6, 5], activation="relu", batch_norm=True, norm_scale=False, init="torch")
+    names = {name for name, _ in whole.named_parameters()} - {name for name, _ in bare.named_parameters()}
+    assert names == {"layers.1.weight", "layers.4.weight"}
+    bare.load_state_dict({k: v for k, v in whole.state_dict().items() if k not in names})
+    x = torch.rand(7, 1, 4, 4)
+    assert torch.allclose(whole(x), bare(x))

@@ -8,6 +8,7 @@ import pytest
 
 from metarun.errors import UserError
 from metarun.reports.paper import Claim, Paper
+from metarun.reports.reproductions import published
 
 SECTION: dict[str, Any] = {
     "title": "T", "arxiv": "1", "where": "table 1", "verified": "paper",
@@ -78,6 +79,18 @@ def test_what_a_section_may_not_be(changed: dict[str, Any], message: str) -> Non
     with pytest.raises(UserError) as error:
         Paper.of({**SECTION, **changed})
     assert message in str(error.value)
+
+
+def test_a_number_of_another_source_is_marked_as_such() -> None:
+    claims = {**SECTION["claims"], "b": {"metric": "accuracy", "value": 9.0, "verified": "recalled"}}
+    paper = Paper.of({**SECTION, "claims": claims})
+    assert [published(paper, claim) for claim in paper.claims] == ["98", "(9, from memory)"]
+    stored = paper.judge({0: summary(0.99, 0.01)})["claims"]
+    assert (stored["a"].get("verified"), stored["b"]["verified"]) == (None, "recalled")
+
+
+def test_what_recipes_share_has_no_claims() -> None:
+    assert Paper.of({key: value for key, value in SECTION.items() if key != "claims"}).claims == ()
 
 
 def test_a_metric_that_the_run_lacks() -> None:
