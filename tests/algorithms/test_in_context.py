@@ -201,7 +201,9 @@ def test_lasso_is_at_its_optimum(count: int) -> None:
 
 def test_controls_learn_nothing() -> None:
     torch.set_default_dtype(torch.float64)
-    control = build("ridge", model=MLP(REGRESSION, hidden=[4], activation="relu", batch_norm=False, norm_scale=True, init="torch"))
+    control = build(
+        "ridge", model=MLP(REGRESSION, hidden=[4], activation="relu", batch_norm=False, norm_scale=True, init="torch")
+    )
     before = {name: value.clone() for name, value in control.state_dict().items()}
     metrics = control.meta_step(regression(), 0)
     assert set(metrics) == {"loss"}

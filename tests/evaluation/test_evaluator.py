@@ -43,7 +43,9 @@ def test_what_each_family_is_told() -> None:
     trial = Result({"return": returns, "episode_return": episodes})
     bandit = Bandit(0, arms=2, pulls=2, rewards="bernoulli")
     assert robust(bandit, {"": trial})["robust"]["return"]["iqm"] == 2.5
-    assert robust(Sinusoid(0, shot=5, query=5, test_shots=[], frequency=[1.0, 1.0]), {"": Result({"mse": returns})}) == {}
+    assert (
+        robust(Sinusoid(0, shot=5, query=5, test_shots=[], frequency=[1.0, 1.0]), {"": Result({"mse": returns})}) == {}
+    )
     first, second = trial.adaptation("return")
     assert (first["episode"], second["episode"]) == (1, 2)
     assert second["mean"] == pytest.approx(0.75 * 2.5)

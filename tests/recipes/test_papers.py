@@ -1,5 +1,5 @@
-"""Recipes that compare with a paper: their numbers and protocols are those of the catalogue, nothing of which is left out
-in silence, and the README's table is what the stored results make of them."""
+"""Recipes that compare with a paper: their numbers and protocols are those of the catalogue, nothing of which is left
+out in silence, and the README's table is what the stored results make of them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def test_every_experiment_composes_and_fits() -> None:
 
 
 def value_at(config: Mapping[str, Any], key: str) -> Any:
-    return reduce(lambda section, word: section.get(word) if isinstance(section, Mapping) else None, key.split("."), config)
+    return reduce(
+        lambda section, word: section.get(word) if isinstance(section, Mapping) else None, key.split("."), config
+    )
 
 
 def differing(claim: Claim, entry: dict[str, Any], config: dict[str, Any]) -> set[str]:

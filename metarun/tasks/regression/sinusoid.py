@@ -89,7 +89,9 @@ class Sinusoid(Task):
         grid = x.cpu().numpy()
         figure = Figure(figsize=(12, 3.4), layout="constrained")
         for task, ax in enumerate(figure.subplots(1, 3, sharey=True)):
-            ax.plot(grid, amplitude[task] * np.sin(frequency[task] * grid - phase[task]), color="0.6", label="true curve")
+            ax.plot(
+                grid, amplitude[task] * np.sin(frequency[task] * grid - phase[task]), color="0.6", label="true curve"
+            )
             if len(fits) > 1:
                 ax.plot(grid, fits[0][task], ":", color="tab:blue", label="before adaptation")
             ax.plot(grid, fits[-1][task], color="tab:red", label="after adaptation")
