@@ -18,8 +18,8 @@ class MLP(nn.Module):
     """Hidden layers with a nonlinearity after each, batch-normalised if asked; the head is the algorithm's.
 
     ``[N, ...] -> [N, hidden[-1]]``. ``norm_scale`` gives batch norm a learned factor (MAML's networks have none).
-    ``init`` is torch's own or ``finn``: weights from a normal distribution of standard deviation .01 truncated at two of
-    them, biases zero (Finn et al. 2017, the authors' code).
+    ``init`` is torch's own or ``finn``: weights from a normal distribution of standard deviation .01 truncated at two
+    of them, biases zero (Finn et al. 2017, the authors' code).
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image", "vector")
