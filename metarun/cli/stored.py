@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from metarun.config.paths import conf_directory
+from metarun.config.catalogue import catalogue
 from metarun.errors import UserError, nearest
 from metarun.tracking.rundir import RunDirectory
+
+log = logging.getLogger("metarun")
 
 if TYPE_CHECKING:
     from metarun.training.experiment import Experiment
@@ -40,9 +43,8 @@ def reread(
         raise UserError(f"{command} needs a run directory: metarun {command} RUN [key=value ...]{_recent()}")
     directory = RunDirectory.open(words[0])
     config = directory.config()
-    for section in ("runner", "tracker"):  # keys that did not exist when the run was made
-        defaults = yaml.safe_load((conf_directory() / section / "default.yaml").read_text())
-        config[section] = {**defaults, **config[section]}
+    meta = directory.meta()
+    _add_new_keys(config, meta.get("choices", {}))
     changes = {}
     for word in words[1:]:
         key, separator, text = word.partition("=")
@@ -56,9 +58,21 @@ def reread(
             raise UserError(f"{key}={text}: not a value") from None
         _set(config, key, changes[key])
     sys.path.insert(0, os.getcwd())
-    meta = directory.meta()
     facts: dict[str, Any] = {key: meta[key] for key in ("choices", "group") if key in meta}
     return directory, config, facts, changes
+
+
+def _add_new_keys(config: dict[str, Any], choices: Mapping[str, str]) -> None:
+    """Keys that did not exist when a run was made, as the options that it was made of have them now."""
+    for group in ("task", "model", "algorithm", "runner", "tracker"):
+        option, stored = choices.get(group, "default"), config.get(group)
+        now = next((entry.section for entry in catalogue(group) if entry.name == option), {})
+        if isinstance(stored, dict) and now.get("_target_") == stored.get("_target_"):
+            new = {key: value for key, value in now.items() if key not in stored}
+            stored |= new
+            if new and group not in ("runner", "tracker"):
+                told = ", ".join(f"{group}.{key}={value}" for key, value in new.items())
+                log.info("the run is from before there was %s, which is what it is now by default", told)
 
 
 def trained(directory: RunDirectory, experiment: Experiment) -> tuple[Path, int]:

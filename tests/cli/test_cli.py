@@ -128,7 +128,7 @@ def test_resume_of_a_finished_run_and_longer_training(tmp_path: Path, capsys: py
     assert main(["resume", str(run)]) == 0
     assert "the run had finished" in capsys.readouterr().out
     config = yaml.safe_load((run / "config.yaml").read_text())
-    del config["runner"]["devices"]  # as in a run from before there was the key
+    del config["runner"]["devices"], config["task"]["frequency"]  # as in a run from before there were these keys
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(["resume", str(run), "runner.iterations=30"]) == 0
     main([*SINE, "runner.iterations=30", "name=straight"])
