@@ -165,7 +165,8 @@ class SupervisedAlgorithm(Algorithm):
         if self.optimizer is None:
             return self.outer_loss(batch)[1]
         metrics = self.outer_gradient(batch)
-        ranks.average_gradients(self.parameters(), running_statistics(self))
+        if ranks.world() > 1:
+            ranks.average_gradients(self.parameters(), running_statistics(self))
         self.schedule.apply(self.optimizer, iteration)
         self.optimizer.step()
         return metrics
