@@ -115,6 +115,7 @@ class Experiment:
             progress = self._restored(directory)
             self._plan(directory, progress)
             ranks.told({"threads": threads, "step": directory.meta().get("step"), "directory": str(directory.path)})
+            ranks.take_from_lead(self.algorithm)
             directory.write_status("running")
             log.info("run directory %s", directory.path)
             try:
@@ -150,6 +151,7 @@ class Experiment:
             self._restore_from(last, progress)
         if told["step"] is not None:
             self._compute_by(Tuned.of(told["step"]))
+        ranks.take_from_lead(self.algorithm)
         with StopRequest() as stop:
             meta_train(self, progress, stop)
 

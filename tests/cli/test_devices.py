@@ -169,3 +169,10 @@ def test_what_cannot_be_divided_is_refused(words: list[str], says: str, tmp_path
     assert says in said
     assert said.count("\n") == 1
     assert not list(tmp_path.glob("runs/*"))
+
+
+def test_all_begin_from_the_model_of_another_run(tmp_path: Path, alone: dict[str, Path]) -> None:
+    words = [*RUNS["sinusoid"], *COMMON, "runner.iterations=10", f"runner.init_from={alone['sinusoid']}"]
+    finish(*words, "runner.devices=2", f"runner.directory={tmp_path}/two")
+    assert main([*words, f"runner.directory={tmp_path}/one"]) == 0
+    assert distance(only(tmp_path / "two"), only(tmp_path / "one")) < 1e-9
