@@ -5,6 +5,7 @@ from __future__ import annotations
 from metarun.cli.launch import carry_out
 from metarun.cli.output import print_summary, set_up_logging
 from metarun.cli.stored import reread
+from metarun.config.check import check
 from metarun.errors import UserError
 
 
@@ -12,6 +13,7 @@ def run(words: list[str]) -> int:
     """The command."""
     set_up_logging()
     directory, config, facts, _ = reread("resume", words, allowed=("runner.", "tracker."))
+    check(config)
     iterations = config["runner"]["iterations"]
     done = directory.summary()
     if done is not None and directory.status().get("state") == "finished":

@@ -85,7 +85,7 @@ def check_value(key: str, value: Any, parameter: Parameter) -> None:
     from pydantic import ValidationError
 
     try:
-        _adapter(parameter.annotation).validate_python(value)
+        strictly(parameter.annotation).validate_python(value)
     except ValidationError as error:
         reasons: list[str] = []
         for one in error.errors():
@@ -106,7 +106,8 @@ def _choices(annotation: Any) -> list[str]:
 
 
 @cache
-def _adapter(annotation: Any) -> Any:
+def strictly(annotation: Any) -> Any:
+    """What checks that a value is of this type, and nothing that could be made into it."""
     from pydantic import ConfigDict, TypeAdapter
 
     return TypeAdapter(annotation, config=ConfigDict(strict=True))

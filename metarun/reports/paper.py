@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, fields
 from math import isfinite
 from typing import Any, Literal, get_args, get_type_hints
 
+from metarun.config.check import strictly
 from metarun.errors import UserError, nearest
 
 Verdict = Literal["pass", "budget not reached", "miss"]
@@ -119,7 +120,7 @@ class Paper:
 
 def _checked(where: str, section: Any, cls: type[Claim] | type[Paper]) -> dict[str, Any]:
     """The entries of ``section``, their names and types those of the fields of ``cls``."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     if not isinstance(section, Mapping):
         raise UserError(f"{where} is not a section")
@@ -131,7 +132,7 @@ def _checked(where: str, section: Any, cls: type[Claim] | type[Paper]) -> dict[s
         if name == "claims":
             continue
         try:
-            TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
+            strictly(hints[name]).validate_python(value)
         except ValidationError as error:
             raise UserError(f"{where}.{name}={value!r}: {error.errors()[0]['msg'].lower()}") from None
     for name, field in known.items():

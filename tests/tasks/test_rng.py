@@ -80,9 +80,9 @@ def test_generators_repeat_and_differ_between_episodes():
     cpu = torch.device("cpu")
 
     def noise(index: int) -> torch.Tensor:
-        return torch.rand(4, generator=generator(cpu, 0, "test", index))
+        return torch.rand(4, generator=generator(cpu, 0, "test", [index]))
 
     assert torch.equal(noise(1), noise(1))
     assert not torch.equal(noise(1), noise(2))
-    assert generator(torch.device("meta"), 0, "test", 1) is None
+    assert generator(torch.device("meta"), 0, "test", [1]) is None
     assert derived_seed(0, "test", 1, 8) != derived_seed(0, "test", 1, 9)

@@ -49,8 +49,10 @@ class Recorded(Sinusoid):
 
     stop_at: int | None = None
 
-    def __init__(self, seed: int, *, shot: int, query: int) -> None:
-        super().__init__(seed, shot=shot, query=query)
+    def __init__(
+        self, seed: int, *, shot: int, query: int, test_shots: Sequence[int], frequency: Sequence[float]
+    ) -> None:
+        super().__init__(seed, shot=shot, query=query, test_shots=test_shots, frequency=frequency)
         self.drawn: list[torch.Tensor] = []
 
     def batch(self, split: Any, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
