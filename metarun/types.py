@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import cache
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
@@ -19,3 +20,11 @@ Decay = Literal["linear", "cosine"]
 Precision = Literal["float32", "float64", "bfloat16", "tf32"]
 Distance = Literal["euclidean", "cosine"]
 Resize = Literal["crop", "squash"]  # the middle square, or the whole image
+
+
+@cache
+def strictly(annotation: Any) -> Any:
+    """What checks that a value is of this type, and nothing that could be made into it."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(annotation, config=ConfigDict(strict=True))

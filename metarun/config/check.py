@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cache
 from typing import Any
 
 from metarun.config.declare import Component, Declaration, Parameter, attributes, declaration, is_section
 from metarun.errors import UserError, nearest
 from metarun.reports.paper import Paper
+from metarun.types import strictly
 
 INJECTED = ("seed", "spec", "texts", "model")
 """Constructor parameters that are filled in while building, not from the configuration."""
@@ -103,14 +103,6 @@ def _choices(annotation: Any) -> list[str]:
     """The words that a ``Literal``, also one in a union, allows."""
     inner = getattr(annotation, "__args__", ())
     return [word for part in inner for word in ([part] if isinstance(part, str) else _choices(part))]
-
-
-@cache
-def strictly(annotation: Any) -> Any:
-    """What checks that a value is of this type, and nothing that could be made into it."""
-    from pydantic import ConfigDict, TypeAdapter
-
-    return TypeAdapter(annotation, config=ConfigDict(strict=True))
 
 
 def check_fit(config: Mapping[str, Any]) -> None:

@@ -7,8 +7,8 @@ from dataclasses import MISSING, dataclass, fields
 from math import isfinite
 from typing import Any, Literal, get_args, get_type_hints
 
-from metarun.config.check import strictly
 from metarun.errors import UserError, nearest
+from metarun.types import strictly
 
 Verdict = Literal["pass", "budget not reached", "miss"]
 """``budget not reached``: it missed after fewer iterations than the paper's."""
