@@ -60,6 +60,7 @@ def maml(spec: Spec, hidden: int = 5, **changed: Any) -> PolicyGradientLearner:
         "first_order": False,
         "exploration": 0.0,
         "test_rollouts": 3,
+        "test_env_steps": None,
         "test_steps": 2,
         "test_lr": [0.5, 0.25],
         "discount": 0.99,
@@ -650,3 +651,10 @@ def test_without_a_memory_a_trial_is_as_many_episodes() -> None:
     returns = learner.evaluate(task.batch("val", range(200)))["return"]
     assert returns.shape == (200, 1)
     assert float(returns.mean()) == pytest.approx(task.references("val", range(200))["random"], abs=0.3)
+
+
+def test_more_episodes_are_drawn_until_the_environment_steps_of_an_update_are_made() -> None:
+    task = bandit(3, 4)
+    learner = maml(task.spec, test_rollouts=3, test_env_steps=18, test_steps=2)
+    drawn = [rollout.reward.shape for rollout in learner.rollouts(task.batch("val", range(2)))]
+    assert drawn == [(2, 5, 4)] * 3  # 5 episodes of 4 steps are the first to make 18

@@ -60,6 +60,11 @@ class Rollout:
         """The first ``copies`` of each task's copies."""
         return self._map(lambda x: x[:, :copies])
 
+    def joined(self, more: Rollout) -> Rollout:
+        """These copies and, after them, ``more`` of the same tasks."""
+        pairs = ((getattr(self, field.name), getattr(more, field.name)) for field in fields(self))
+        return Rollout(*(torch.cat(pair, 1) for pair in pairs))
+
     def _map(self, f: Callable[[Tensor], Tensor]) -> Rollout:
         return Rollout(*(f(getattr(self, field.name)) for field in fields(self)))
 

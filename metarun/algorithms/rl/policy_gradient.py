@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -70,7 +71,8 @@ class PolicyGradientLearner(ControlAlgorithm):
     Stadie et al. 2018, arXiv:1803.01118), with the other tasks' mean as its baseline; 0 leaves it out.
 
     At test, ``test_steps`` steps on ``test_rollouts`` episodes each, their sizes ``test_lr`` with the last repeated
-    (null: ``inner_lr``). The model must run with parameters ``[T, ...]``: build it of
+    (null: ``inner_lr``). Where episodes end early, ``test_env_steps`` asks for more of them: as many as make that many
+    environment steps a task, on the mean of the tasks. The model must run with parameters ``[T, ...]``: build it of
     :class:`~metarun.models.policies.TaskLinear`. Parameters of T tasks are one matrix ``phi`` [T, P].
     """
 
@@ -90,6 +92,7 @@ class PolicyGradientLearner(ControlAlgorithm):
         first_order: bool,
         exploration: NonNegative,
         test_rollouts: Positive,
+        test_env_steps: Positive | None,
         test_steps: Count,
         test_lr: Sequence[Rate] | None,
         discount: Fraction,
@@ -101,7 +104,7 @@ class PolicyGradientLearner(ControlAlgorithm):
         self.model, self.spec, self.outer = model, spec, outer
         self.episodes, self.inner_steps, self.inner_lr = rollouts, inner_steps, inner_lr
         self.inner_loss_of, self.first_order, self.exploration = inner_loss, first_order, exploration
-        self.test_rollouts, self.test_steps = test_rollouts, test_steps
+        self.test_rollouts, self.test_env_steps, self.test_steps = test_rollouts, test_env_steps, test_steps
         self.test_lr = list(test_lr or [inner_lr])
         self.discount, self.gae_lambda, self.normalise = discount, gae_lambda, normalise
         self.shapes = {name: p.shape for name, p in model.named_parameters()}
@@ -140,14 +143,26 @@ class PolicyGradientLearner(ControlAlgorithm):
         output = call_with(self.named(phi), self.model, seen.flatten(1, 2))
         return distribution(self.spec, output.view(*seen.shape[:3], -1))
 
-    def experience(self, env: Environment, phi: Tensor, episodes: int, generator: torch.Generator | None) -> Experience:
-        """``episodes`` rollouts a task with its policy."""
+    def experience(
+        self,
+        env: Environment,
+        phi: Tensor,
+        episodes: int,
+        generator: torch.Generator | None,
+        env_steps: int | None = None,
+    ) -> Experience:
+        """``episodes`` rollouts a task with its policy, or as many more as make ``env_steps`` on the mean of tasks."""
         parameters = self.named(phi)
 
         def act(percept: Percept) -> Tensor:
             return call_with(parameters, self.model, percept.observation)
 
         rollout = collect(env, self.spec, act, episodes, 1, generator)
+        if env_steps:
+            an_episode = rollout.running.sum().item() / (env.tasks * episodes)
+            more = math.ceil(env_steps / an_episode) - episodes
+            if more > 0:
+                rollout = rollout.joined(collect(env, self.spec, act, more, 1, generator))
         # A fit to an image's pixels would be of thousands of features: to images, time alone.
         seen = rollout.observation if len(self.spec.input_shape) == 1 else rollout.observation[..., :0]
         value = linear_baseline(seen, rollout.reward, rollout.running, self.discount)
@@ -203,7 +218,7 @@ class PolicyGradientLearner(ControlAlgorithm):
         generator = env.generator()
         phi = self.flat().expand(env.tasks, -1)
         for step in range(self.test_steps + 1):
-            experience = self.experience(env, phi, self.test_rollouts, generator)
+            experience = self.experience(env, phi, self.test_rollouts, generator, self.test_env_steps)
             yield experience.rollout
             if step < self.test_steps:
                 phi = self.inner_step(phi, experience, self.test_lr[min(step, len(self.test_lr) - 1)])
@@ -274,6 +289,7 @@ class PolicyGradientLearner(ControlAlgorithm):
             "exploration": self.exploration,
             "rollouts": self.episodes,
             "test_rollouts": self.test_rollouts,
+            "test_env_steps": self.test_env_steps,
             "test_steps": self.test_steps,
             "test_lr": self.test_lr,
             **self.outer.protocol(),
