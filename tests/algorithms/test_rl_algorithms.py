@@ -654,7 +654,7 @@ def test_without_a_memory_a_trial_is_as_many_episodes() -> None:
 
 
 def test_more_episodes_are_drawn_until_the_environment_steps_of_an_update_are_made() -> None:
-    task = bandit(3, 4)
+    task = navigation(horizon=4)
     learner = maml(task.spec, test_rollouts=3, test_env_steps=18, test_steps=2)
     drawn = [rollout.reward.shape for rollout in learner.rollouts(task.batch("val", range(2)))]
     assert drawn == [(2, 5, 4)] * 3  # 5 episodes of 4 steps are the first to make 18
