@@ -63,7 +63,8 @@ class BeliefPolicy(nn.Module):
         return mean, log_variance, hidden
 
     def reward(self, m: Tensor, observation: Tensor, action: Tensor, after: Tensor) -> Tensor:
-        """What steps pay in tasks ``m`` [..., latent]; ``action`` [..., actions], discrete ones one-hot: [...]."""
+        """What steps pay in tasks ``m`` [..., latent]: [...]."""
+        action = self.encode.acted(action, m.dtype)
         return self.reward_head(self.decoder(torch.cat([m, observation, action, after], -1)))[..., 0]
 
     def act(self, observation: Tensor, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:

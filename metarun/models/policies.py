@@ -151,10 +151,15 @@ class PerceptVector(nn.Module):
         self.more = spec.output_size + 2  # than the observation
         self.size = prod(spec.input_shape) + self.more
 
+    def acted(self, action: Tensor, dtype: torch.dtype) -> Tensor:
+        """Actions as networks read them, [..., actions]."""
+        if not self.discrete:
+            return action
+        return (action[..., None] == torch.arange(self.actions, device=action.device)).to(dtype)
+
     def forward(self, observation: Tensor, action: Tensor, reward: Tensor, done: Tensor) -> Tensor:
-        if self.discrete:
-            action = (action[..., None] == torch.arange(self.actions, device=action.device)).to(reward.dtype)
-        return torch.cat([observation, action, reward[..., None], done[..., None].to(reward.dtype)], -1)
+        dtype = reward.dtype
+        return torch.cat([observation, self.acted(action, dtype), reward[..., None], done[..., None].to(dtype)], -1)
 
 
 def memory(inputs: int, hidden: int) -> nn.GRU:

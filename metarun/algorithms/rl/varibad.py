@@ -138,13 +138,11 @@ class VariBAD(TrialLearner):
         """The decoder's rewards, their mean over 32 draws of m from the belief at each time."""
         _, agent = self.trial(env, self.test_rollouts)
         mean, log_variance = (torch.stack(parts, 1) for parts in zip(*agent.beliefs, strict=True))
-        if self.spec.discrete_actions:
-            action = (action[:, None] == torch.arange(self.spec.output_size, device=action.device)).to(after.dtype)
         generator = torch.Generator(mean.device).manual_seed(0)
         draws = torch.randn(32, 1, 1, 1, mean.shape[-1], generator=generator, dtype=mean.dtype, device=mean.device)
         m = mean[:, :, None] + (0.5 * log_variance[:, :, None]).exp() * draws
         m = m.expand(-1, -1, -1, len(after), -1)
-        told = [x.expand(*m.shape[:-1], -1) for x in (observation, action, after)]
+        told = [x.expand(*m.shape[:-1], *x.shape[1:]) for x in (observation, action, after)]
         return self.model.reward(m, *told).mean(0).unflatten(0, (env.tasks, self.test_rollouts))
 
     def bound(self, inputs: Tensor, rollout: Rollout, horizon: int) -> Metrics:
@@ -162,8 +160,6 @@ class VariBAD(TrialLearner):
         observation, action, reward, running = (
             by_step(x) for x in (rollout.observation, rollout.action, rollout.reward, rollout.running)
         )
-        if self.spec.discrete_actions:
-            action = (action[..., None] == torch.arange(self.spec.output_size, device=kl.device)).to(reward.dtype)
         # What comes after an episode's last step is another episode's first observation: not of this step.
         inside = torch.arange(1, steps + 1, device=kl.device) % horizon != 0
         after = torch.cat([observation[1:], torch.zeros_like(observation[:1])]) * inside[:, None, None]
