@@ -22,6 +22,7 @@ _EXTRAS = {
     "procgen": "procgen",
     "search": "optuna",
     "slurm": "submitit",
+    "ray": "ray",
 }
 
 

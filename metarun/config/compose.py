@@ -100,6 +100,8 @@ def _unknown_option(error: MissingConfigException) -> str:
     group, _, name = missing.partition("/")
     if name.startswith("launcher/submitit_"):
         return f"hydra/{name} needs the launcher of submitit: pip install 'metarun[slurm]'"
+    if name.startswith("launcher/ray"):
+        return f"hydra/{name} needs the launcher of Ray: pip install 'metarun[ray]'"
     names = [name for name, _ in options(group)]
     if not names:
         return f"there is no configuration '{missing}'"
