@@ -1,8 +1,9 @@
-"""A recorded graph of tensor operations, with what it computes twice computed once."""
+"""A recorded graph of tensor operations: what it computes twice is computed once, and memory is used again."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,66 @@ def simplified(graph: GraphModule) -> GraphModule:
     _merge_equal(graph)
     graph.recompile()
     return graph
+
+
+def written_in_place(graph: GraphModule) -> GraphModule:
+    """The same results, to the bit, read and written in less memory: results go where an argument lay.
+
+    That is where nothing reads the argument any more, nor anything else that lies there.
+    """
+    nodes = list(graph.graph.nodes)
+    place = {node: position for position, node in enumerate(nodes)}
+    last: dict[Node, int] = defaultdict(int)
+    for node, memory in _roots(nodes).items():
+        last[memory] = max(last[memory], *(place[user] for user in (node, *node.users)))
+    root: dict[Node, Node] = {}
+    for node in nodes:
+        if (into := _reusable(node, root, last, place)) is None:
+            of = _memory_of(node)
+            root[node] = node if of is None else root[of]
+            continue
+        if into is not node.args[0]:
+            node.args = (into, node.args[0])
+        if node.target is torch.ops.aten.threshold_backward.default:
+            node.kwargs = {"grad_input": into}
+        node.target = _IN_PLACE[node.target]
+        root[node] = root[into]
+        last[root[into]] = max(last[root[into]], last[node])
+    graph.recompile()
+    return graph
+
+
+_IN_PLACE = {
+    torch.ops.aten.relu.default: torch.ops.aten.relu_.default,
+    torch.ops.aten.threshold_backward.default: torch.ops.aten.threshold_backward.grad_input,
+    torch.ops.aten.mul.Tensor: torch.ops.aten.mul_.Tensor,
+    torch.ops.aten.add.Tensor: torch.ops.aten.add_.Tensor,
+    torch.ops.aten.sub.Tensor: torch.ops.aten.sub_.Tensor,
+    torch.ops.aten.neg.default: torch.ops.aten.neg_.default,
+}
+_SYMMETRIC = (torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor)
+
+
+def _reusable(
+    node: Node, root: Mapping[Node, Node], last: Mapping[Node, int], place: Mapping[Node, int]
+) -> Node | None:
+    """The argument of ``node`` that may hold its result: of the same form, and not needed again."""
+    if node.target not in _IN_PLACE:
+        return None
+    candidates = node.args[:2] if node.target in _SYMMETRIC and not node.kwargs else node.args[:1]
+    for argument in candidates:
+        if not isinstance(argument, Node) or _form(argument) is None or _form(argument) != _form(node):
+            continue
+        memory = root[argument]
+        others = [a for a in node.all_input_nodes if root[a] is memory]
+        if memory.op == "call_function" and last[memory] == place[node] and others == [argument]:
+            return argument
+    return None
+
+
+def _form(node: Node) -> tuple[Any, ...] | None:
+    meta: Any = node.meta.get("tensor_meta")
+    return (meta.shape, meta.stride, meta.dtype) if hasattr(meta, "stride") else None
 
 
 def _shorten_views(graph: GraphModule) -> None:
@@ -65,11 +126,7 @@ def _merge_equal(graph: GraphModule) -> None:
     written into stays apart.
     """
     nodes = [n for n in graph.graph.nodes if n.op == "call_function"]
-    memory = {n: _memory_of(n) for n in nodes}
-    root: dict[Node, Node] = {}
-    for node in graph.graph.nodes:
-        of = memory.get(node)
-        root[node] = node if of is None else root[of]
+    root = _roots(graph.graph.nodes)
     written = {root[n.args[0]] for n in nodes if _writes(n)}
     version: dict[Node, int] = defaultdict(int)
     first: dict[Any, Node] = {}
@@ -98,8 +155,21 @@ def _writes(node: Node) -> bool:
     return schema is not None and schema.is_mutable
 
 
+def _roots(nodes: Iterable[Node]) -> dict[Node, Node]:
+    """The node that made the memory which each one's result lies in."""
+    root: dict[Node, Node] = {}
+    for node in nodes:
+        of = _memory_of(node)
+        root[node] = node if of is None else root[of]
+    return root
+
+
 def _memory_of(node: Node) -> Node | None:
     """The argument whose memory its result is, or may be."""
+    if node.op != "call_function":
+        return None
+    if node.target is torch.ops.aten._unsafe_view.default:  # a view by another name
+        return node.args[0]  # type: ignore[return-value]
     schema = getattr(node.target, "_schema", None)
     if schema is None:  # an item of several results
         return node.args[0] if isinstance(node.args[0], Node) else None

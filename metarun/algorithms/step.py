@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.functional import call_with
-from metarun.algorithms.graph import simplified
+from metarun.algorithms.graph import simplified, written_in_place
 from metarun.tasks.base import Labelled, TaskBatch
 
 if TYPE_CHECKING:
@@ -77,11 +77,13 @@ class Captured:
             held = [id(t) for _, t in self._state()] + 4 * [0]
             example_inputs = [t.clone() if i in buffers else t for i, t in zip(held, inputs, strict=True)]
             graph = simplified(make_fx(self._gradient)(*example_inputs))
-        self.run: Callable[..., list[Tensor]] = graph
+        self.run: Callable[..., list[Tensor]]
         if capture == "compiled":
             self.run = compiled(graph, inputs)
-        elif devices:
-            self.run = cuda_graph(graph, inputs)
+        else:
+            self.run = written_in_place(graph)
+            if devices:
+                self.run = cuda_graph(self.run, inputs)
 
     def __call__(self, batch: TaskBatch) -> tuple[Metrics, list[Tensor | None]]:
         """Metrics, and the gradient by each learned parameter (in order)."""

@@ -13,23 +13,27 @@ The three functions are closed under differentiation, so derivatives of any orde
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+from torch.library import Library, impl
 from torch.overrides import handle_torch_function, has_torch_function
+
+Pair = Sequence[int]
+"""Vertical and horizontal."""
 
 
 class Geometry(NamedTuple):
-    """Everything about a convolution but its tensors; each pair is (vertical, horizontal)."""
+    """Everything about a convolution but its tensors."""
 
-    size: tuple[int, int]
+    size: Pair
     """Of the input images."""
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
+    kernel: Pair
+    stride: Pair
+    padding: Pair
 
     @property
     def output(self) -> tuple[int, int]:
@@ -165,15 +169,7 @@ class Unfold(Function):
 
     @staticmethod
     def forward(x: Tensor, geometry: Geometry) -> Tensor:
-        (vertical, horizontal), (h, w) = geometry.padding, geometry.output
-        images = F.pad(x.permute(0, 1, 3, 4, 2), (0, 0, horizontal, horizontal, vertical, vertical))
-        tasks, batch, _, _, channels = images.shape
-        t, b, row, column, one = images.stride()
-        patches = images.as_strided(
-            (tasks, batch, h, w, *geometry.kernel, channels),
-            (t, b, row * geometry.stride[0], column * geometry.stride[1], row, column, one),
-        )
-        return patches.reshape(tasks, batch * h * w, -1)
+        return torch.ops.metarun.unfold(x, geometry.kernel, geometry.stride, geometry.padding)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -194,15 +190,7 @@ class Fold(Function):
 
     @staticmethod
     def forward(patches: Tensor, geometry: Geometry) -> Tensor:
-        (height, width), (vertical, horizontal), (h, w) = geometry.size, geometry.padding, geometry.output
-        (down, across), (kh, kw) = geometry.stride, geometry.kernel
-        parts = patches.view(patches.shape[0], -1, h, w, kh, kw, patches.shape[2] // (kh * kw))
-        images = parts.new_zeros(*parts.shape[:2], height + 2 * vertical, width + 2 * horizontal, parts.shape[-1])
-        for i in range(kh):
-            for j in range(kw):
-                images[:, :, i : i + down * h : down, j : j + across * w : across].add_(parts[:, :, :, :, i, j])
-        inner = images[:, :, vertical : vertical + height, horizontal : horizontal + width]
-        return inner.permute(0, 1, 4, 2, 3)
+        return torch.ops.metarun.fold(patches, geometry.size, geometry.kernel, geometry.stride, geometry.padding)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -216,6 +204,58 @@ class Fold(Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], patches: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
         patches = tasks_first(patches, in_dims[0], info.batch_size)
         return Fold.apply(patches.flatten(0, 1), geometry).unflatten(0, patches.shape[:2]), 0
+
+
+# As operations of torch, so that a recording has one step for each, which it may share though it writes piece by piece.
+OPERATIONS = Library("metarun", "DEF")
+OPERATIONS.define("unfold(Tensor x, int[] kernel, int[] stride, int[] padding) -> Tensor")
+OPERATIONS.define("fold(Tensor patches, int[] size, int[] kernel, int[] stride, int[] padding) -> Tensor")
+
+
+@impl(OPERATIONS, "unfold", "CompositeExplicitAutograd")
+def _unfold(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+    geometry = Geometry((x.shape[3], x.shape[4]), kernel, stride, padding)
+    images = _framed(x.permute(0, 1, 3, 4, 2), padding)
+    tasks, batch, _, _, channels = images.shape
+    t, b, row, column, one = images.stride()
+    patches = images.as_strided(
+        (tasks, batch, *geometry.output, *kernel, channels),
+        (t, b, row * stride[0], column * stride[1], row, column, one),
+    )
+    return patches.flatten(1, 3).flatten(2)
+
+
+def _framed(images: Tensor, padding: Pair) -> Tensor:
+    """[T, B, H, W, C] with ``padding`` zeros around; of these alone is memory cleared."""
+    tasks, batch, height, width, channels = images.shape
+    down, across = padding
+    framed = images.new_empty(tasks, batch, height + 2 * down, width + 2 * across, channels)
+    framed[:, :, :down].zero_()
+    framed[:, :, down + height :].zero_()
+    framed[:, :, :, :across].zero_()
+    framed[:, :, :, across + width :].zero_()
+    framed[:, :, down : down + height, across : across + width] = images
+    return framed
+
+
+@impl(OPERATIONS, "fold", "CompositeExplicitAutograd")
+def _fold(patches: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+    (height, width), (kh, kw), (down, across), (top, left) = size, kernel, stride, padding
+    h, w = Geometry(size, kernel, stride, padding).output
+    parts = patches.view(patches.shape[0], -1, h, w, kh, kw, patches.shape[2] // (kh * kw))
+    images = parts.new_empty(*parts.shape[:2], height + 2 * top, width + 2 * left, parts.shape[-1])
+    # The first ``down`` x ``across`` pixels of all patches meet without a gap: only what lies beyond them is cleared.
+    tiled = kh >= down and kw >= across
+    images[:, :, down * h if tiled else 0 :].zero_()
+    images[:, :, :, across * w if tiled else 0 :].zero_()
+    for i in range(kh):
+        for j in range(kw):
+            pixels = images[:, :, i : i + down * h : down, j : j + across * w : across]
+            if tiled and i < down and j < across:
+                pixels.copy_(parts[:, :, :, :, i, j])
+            else:
+                pixels.add_(parts[:, :, :, :, i, j])
+    return images[:, :, top : top + height, left : left + width].permute(0, 1, 4, 2, 3)
 
 
 def tasks_first(x: Tensor, dim: int | None, tasks: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from metarun.algorithms.graph import simplified
+from metarun.algorithms.graph import simplified, written_in_place
 
 
 def _both(f, *inputs: Tensor) -> tuple[list[Tensor], list[Tensor], int, int]:  # type: ignore[no-untyped-def]
@@ -61,3 +61,41 @@ def test_chains_of_views_become_one() -> None:
     before, after, _, shorter = _both(f, torch.randn(2, 3, 4))
     assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(before, after, strict=True))
     assert shorter == 8  # the input, two views, four operations, the output
+
+
+def test_results_go_where_nothing_is_read_any_more() -> None:
+    aten = torch.ops.aten
+
+    def f(x: Tensor, w: Tensor) -> list[Tensor]:
+        one = (w @ x).relu()  # into the product, and the gradient into the sum that it is
+        slope = aten.threshold_backward(one + x, one, 0)
+        kept = x @ (2 * w)
+        seen = kept.view(-1)  # read after the next line: kept stays
+        two = kept * 3
+        back = (w - (x @ w).exp()).neg()
+        return [x * 2, slope, two, seen + 1, back, back.t() * back, w + 1]
+
+    x, w = torch.randn(4, 4), torch.randn(4, 4)
+    given = x.clone(), w.clone()
+    graph = simplified(make_fx(f)(x, w))
+    before = [r.clone() for r in graph(x, w)]
+    after = written_in_place(graph)(x, w)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert torch.equal(x, given[0])
+    assert torch.equal(w, given[1])
+    written = [
+        n.target for n in graph.graph.nodes if getattr(n.target, "_schema", None) and n.target._schema.is_mutable
+    ]
+    assert written == [aten.relu_.default, aten.threshold_backward.grad_input, aten.neg_.default, aten.add_.Tensor]
+
+
+def test_a_view_that_does_not_say_so_keeps_its_memory() -> None:
+    def f(x: Tensor) -> list[Tensor]:
+        y = x.exp()
+        one, two = torch.ops.aten._unsafe_view(y, [6]), torch.ops.aten._unsafe_view(y, [3, 2])
+        return [one * 2, two * 3]
+
+    x = torch.randn(2, 3)
+    graph = make_fx(f)(x)
+    before = [r.clone() for r in graph(x)]
+    assert all(torch.equal(a, b) for a, b in zip(before, written_in_place(graph)(x), strict=True))
