@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -165,7 +166,12 @@ class Study:
                 "parameters": sum(p.numel() for p in experiment.algorithm.parameters()),
             }
             row = chosen_row(directory, self.metric, summary["best_iteration"])
-            tell(values=[_value(name, row, facts, self.metric) for name in self.objectives])
+            values = [_value(name, row, facts, self.metric) for name in self.objectives]
+            if any(map(math.isnan, values)):  # some validation tasks diverged, though no meta-training task did
+                trial.set_user_attr("why", "validation is not a number")
+                tell(state=state.PRUNED)
+            else:
+                tell(values=values)
 
     # What came of it
 

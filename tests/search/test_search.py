@@ -118,6 +118,16 @@ def test_several_objectives(space: Path) -> None:
     assert all({"mse", "parameters"} <= set(best) for best in result["best"])
 
 
+def test_a_trial_whose_validation_diverges_is_given_up(space: Path) -> None:
+    """No inner step is taken in meta-training, where nothing can diverge."""
+    space.write_text(json.dumps({**SECTION, "trials": 4, "space": {"algorithm.inner_lr": [0.01, 1e30]}}))
+    words = ["algorithm=pretrain", "runner.iterations=4", "runner.validate_every=4"]
+    assert main(["search", "mine", *WORDS, *words]) == 0
+    result = json.loads(Path("outputs/search/sinusoid-pretrain-mine/search.json").read_text())
+    assert set(result["trials"]) == {"complete", "pruned"}
+    assert all(best["values"] == {"algorithm.inner_lr": 0.01} for best in result["best"])
+
+
 def test_as_many_workers_as_trials(space: Path) -> None:
     """Each worker is told the number of trials, whichever numbers the command line has."""
     assert main(["search", "mine", *WORDS, "runner.iterations=4", "--trials", "2", "--workers", "2"]) == 0
