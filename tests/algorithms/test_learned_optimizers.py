@@ -117,7 +117,7 @@ def test_second_order_through_rmsprop_against_a_loop_unrolled_by_hand() -> None:
         changes = {}
         for n in g:
             v = sum(0.2 * 0.8 ** (step - k) * past[k][n] ** 2 for k in range(step + 1))
-            changes[n] = -LR * g[n] / (v**0.5 + 1e-3)
+            changes[n] = -LR * g[n] / ((v + 1e-300) ** 0.5 + 1e-3)  # which has a slope where all of g is exactly 0
         return changes
 
     # Batch norm cancels the convolution's offset: its gradient is rounding, whose root has no derivative to speak of.
@@ -302,9 +302,9 @@ def test_learns_to_optimize_quadratics(name: str) -> None:
     rates = [0.01 * 1.5**i for i in range(12)]
     descent = min(error(build("scratch", Linear(bias=False), inner_lr=lr, **steps)) for lr in rates)
     learner = build(name, Linear(bias=False), inner_steps=20, outer__unroll=10, inner_lr=0.1, outer_lr=0.01,
-                    decay_over=300, **steps)  # fmt: skip
+                    decay_over=600, **steps)  # fmt: skip
     before = error(learner)
-    for i in range(300):
+    for i in range(600):
         torch.manual_seed(i)
         learner.meta_step(task.batch("train", range(16 * i, 16 * i + 16)), i)
     assert error(learner) < min(before, descent) - 0.05, (before, descent, error(learner))
