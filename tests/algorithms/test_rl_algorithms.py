@@ -538,8 +538,7 @@ def test_rl2_learns_a_bandit(attends: bool) -> None:
         learner.meta_step(task.batch("train", range(300 * i, 300 * i + 300)), i)
     returns = learner.evaluate(env)["return"]
     assert returns.shape == (2000, 1)
-    # Bayes-optimal play gains .43; of 200 tasks a step, thirty steps gain .18 to .28, as rounding and seeds have it.
-    assert float(returns.mean()) > random + 0.12
+    assert float(returns.mean()) > random + 0.25  # Bayes-optimal play gains .43
 
 
 def test_rl2_resumes_exactly() -> None:
@@ -603,19 +602,18 @@ def test_metric_of_a_recurrent_policy_is_the_mean_square_of_its_score(spec: Spec
 @pytest.mark.parametrize("attends", [False, True], ids=["gru", "transformer"])
 def test_rl2_by_trpo_learns_a_bandit(attends: bool) -> None:
     task = bandit(2, 5)
-    learner = rl2_trpo(task.spec, attends=attends)
+    learner = rl2_trpo(task.spec, attends=attends, discount=1.0, gae_lambda=0.9)
     before = {name: p.clone() for name, p in learner.named_parameters()}
-    for i in range(30):
+    for i in range(20):
         torch.manual_seed(i)
-        metrics = learner.meta_step(task.batch("train", range(200 * i, 200 * i + 200)), i)
+        metrics = learner.meta_step(task.batch("train", range(1000 * i, 1000 * i + 1000)), i)
         assert 0 <= float(metrics["kl"]) <= 0.02
         if i == 0:
             assert float(metrics["gain"]) > 0
             assert all((p != before[name]).any() for name, p in learner.named_parameters() if "value" in name)
     random = task.references("val", range(2000))["random"]
     returns = learner.evaluate(task.batch("val", range(2000)))["return"]
-    # Bayes-optimal play gains .43; of 200 tasks a step, thirty steps gain .18 to .28, as rounding and seeds have it.
-    assert float(returns.mean()) > random + 0.12
+    assert float(returns.mean()) > random + 0.25  # Bayes-optimal play gains .43
 
 
 # Any device
