@@ -32,17 +32,15 @@ def written_in_place(graph: GraphModule) -> GraphModule:
         last[memory] = max(last[memory], *(place[user] for user in (node, *node.users)))
     root: dict[Node, Node] = {}
     for node in nodes:
-        if (into := _reusable(node, root, last, place)) is None:
-            of = _memory_of(node)
-            root[node] = node if of is None else root[of]
-            continue
-        if into is not node.args[0]:
-            node.args = (into, node.args[0])
-        if node.target is torch.ops.aten.threshold_backward.default:
-            node.kwargs = {"grad_input": into}
-        node.target = _IN_PLACE[node.target]
-        root[node] = root[into]
-        last[root[into]] = max(last[root[into]], last[node])
+        if (into := _reusable(node, root, last, place)) is not None:
+            if into is not node.args[0]:
+                node.args = (into, node.args[0])
+            if node.target is torch.ops.aten.threshold_backward.default:
+                node.kwargs = {"grad_input": into}
+            node.target = _IN_PLACE[node.target]
+            last[root[into]] = max(last[root[into]], last[node])
+        of = _memory_of(node)
+        root[node] = node if of is None else root[of]
     graph.recompile()
     return graph
 
@@ -173,8 +171,9 @@ def _memory_of(node: Node) -> Node | None:
     schema = getattr(node.target, "_schema", None)
     if schema is None:  # an item of several results
         return node.args[0] if isinstance(node.args[0], Node) else None
-    for argument, value in zip(schema.arguments, node.args, strict=False):
-        if argument.alias_info is not None and isinstance(value, Node):
+    given = {**dict(zip((a.name for a in schema.arguments), node.args, strict=False)), **node.kwargs}
+    for argument in schema.arguments:
+        if argument.alias_info is not None and isinstance(value := given.get(argument.name), Node):
             return value
     return None
 
