@@ -98,10 +98,9 @@ def default_name(choices: Mapping[str, str]) -> str:
 def _unknown_option(error: MissingConfigException) -> str:
     missing = (error.missing_cfg_file or "").removesuffix(".yaml")
     group, _, name = missing.partition("/")
-    if name.startswith("launcher/submitit_"):
-        return f"hydra/{name} needs the launcher of submitit: pip install 'metarun[slurm]'"
-    if name.startswith("launcher/ray"):
-        return f"hydra/{name} needs the launcher of Ray: pip install 'metarun[ray]'"
+    for launcher, extra in (("submitit", "slurm"), ("ray", "ray")):
+        if name.startswith(f"launcher/{launcher}"):
+            return f"hydra/{name} needs the launcher of {launcher}: pip install 'metarun[{extra}]'"
     names = [name for name, _ in options(group)]
     if not names:
         return f"there is no configuration '{missing}'"
