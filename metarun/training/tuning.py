@@ -26,8 +26,10 @@ from metarun.tasks.files import atomic, cache_dir
 
 log = logging.getLogger("metarun")
 
-COMPILATION = 40.0
-"""Seconds that compiling a step may take, and must promise to save."""
+COMPILATION = 35.0
+"""Seconds that compiling a step took when it was measured, in float64 too to check it, and must promise to save."""
+SAVED = 2 / 3
+"""Of a small step's time, by compiling it: what it must promise is guessed from this."""
 SMALL = 0.02
 """Seconds up to which a step is worth compiling: longer ones spend their time in matrix products."""
 MEMORY = 400e6
@@ -143,7 +145,7 @@ def choose(
                 break  # smaller parts are slower still
     best = fastest(tried, learner, batch)
     spent = (best.milliseconds or 0) / 1e3
-    if best.plan.capture == "graph" and spent < SMALL and spent * iterations / 2 > COMPILATION:
+    if best.plan.capture == "graph" and spent < SMALL and SAVED * spent * iterations > COMPILATION:
         plan = replace(best.plan, capture="compiled")
         trial = timed(Tuned(plan, None, slowest, best.peak_mb, exactness.error(plan)), learner, batch)
         best = fastest([best, trial] if trial.milliseconds is not None else [best], learner, batch)
