@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.functional import call_with
 from metarun.algorithms.graph import simplified, written_in_place
+from metarun.kernels.patches import fold
 from metarun.tasks.base import Labelled, TaskBatch
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ class Stepper:
         """Leave the gradient on the parameters; the mean over tasks of each metric."""
         algorithm = self.algorithm
         algorithm.zero_grad()
-        with algorithm.computing():
+        with algorithm.computing(), fold(algorithm.plan.batched and algorithm.precision == "float32"):
             return self._total(batch)
 
     def _total(self, batch: TaskBatch) -> Metrics:

@@ -28,7 +28,7 @@ class Block(nn.Module):
         self.pool = halve == "pool"
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.conv(x))
+        x = self.norm.after(self.conv, x)
         return torch.relu(nn.functional.max_pool2d(x, 2) if self.pool else x)
 
 

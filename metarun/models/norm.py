@@ -13,8 +13,10 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
 
 from metarun.errors import UserError
+from metarun.kernels.patches import folding, patches
 from metarun.types import NormPolicy
 
 
@@ -54,6 +56,50 @@ class BatchNorm(nn.Module):
         if self.weight is not None:
             x = x * self.weight.view(shape)
         return x if self.bias is None else x + self.bias.view(shape)
+
+    def after(self, conv: nn.Module, x: Tensor) -> Tensor:
+        """``self(conv(x))``, in one pass over the outputs instead of many, where that can be.
+
+        The outputs are W P, patches P of the images by weights W, so that their mean and variance are W mean(P) and
+        the diagonal of W cov(P) W^T: normalising is another W. Where a patch has fewer numbers than an output has
+        channels, as in a first layer, this reads less memory, and its derivatives of any order are those of products
+        of matrices.
+        """
+        if not folding() or not self.folds(conv):
+            return self(conv(x))
+        assert isinstance(conv, nn.Conv2d)
+        seen, size = patches(x, conv.kernel_size, conv.stride, _pair(conv.padding))
+        measured = seen if self.rows is None else seen[:, : self.rows * size[0] * size[1]]
+        count = measured.shape[1]
+        centre = measured.mean(1, keepdim=True)
+        seen, measured = seen - centre, measured - centre
+        w = conv.weight.flatten(1)
+        var = ((w @ (measured @ measured.T / count)) * w).sum(1)
+        if self.rows is None and self.policy == "running":
+            with torch.no_grad():
+                self.running_mean.lerp_(w @ centre[:, 0], self.momentum)
+                self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+        scale = torch.rsqrt(var + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        w = w * scale[:, None]
+        if self.bias is not None:  # as one more weight: a pass over the outputs less
+            w, seen = torch.cat([w, self.bias[:, None]], 1), F.pad(seen, [0, 0, 0, 1], value=1.0)
+        y = seen.T @ w.T
+        return y.view(-1, *size, len(w)).permute(0, 3, 1, 2)
+
+    def folds(self, conv: nn.Module) -> bool:
+        """Whether a convolution that comes before can take the normalisation in, and would be faster for it."""
+        return (
+            type(conv) is nn.Conv2d
+            and conv.bias is None
+            and conv.groups == 1
+            and conv.dilation == (1, 1)
+            and conv.padding_mode == "zeros"
+            and not isinstance(conv.padding, str)
+            and conv.weight[0].numel() <= len(conv.weight)
+            and (self.training or self.policy != "running")
+        )
 
 
 def set_policy(model: nn.Module, policy: NormPolicy) -> None:

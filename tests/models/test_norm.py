@@ -1,0 +1,101 @@
+"""Normalisation that a convolution before it takes in, against the two one after the other, in float64."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from metarun.kernels.mode import TaskBatched
+from metarun.kernels.patches import fold
+from metarun.models.norm import BatchNorm
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+class Layer(nn.Module):
+    def __init__(self, conv: nn.Module, norm: BatchNorm) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm.after(self.conv, x)
+
+
+def layer(stride: int = 1, padding: int = 1, scale: bool = True, shift: bool = True) -> Layer:
+    norm = BatchNorm(20, scale=scale, shift=shift)
+    made = Layer(nn.Conv2d(2, 20, 3, stride=stride, padding=padding, bias=False), norm)
+    for p in norm.parameters():
+        nn.init.normal_(p)  # factors of either sign
+    return made
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{}, {"stride": 2}, {"padding": 0}, {"scale": False}, {"shift": False}, {"scale": False, "shift": False}],
+    ids=str,
+)
+@pytest.mark.parametrize("rows", [None, 3], ids=["of all", "of the first"])
+def test_value_and_two_derivatives_of_many_tasks(form: dict[str, Any], rows: int | None) -> None:
+    whole = layer(**form)
+    whole.norm.policy, whole.norm.rows = "transductive", rows
+    x = torch.rand(4, 5, 2, 7, 6)
+    base = {n: p.detach() for n, p in whole.named_parameters()}
+    parameters = {n: p + 0.1 * torch.randn(4, *p.shape) for n, p in base.items()}
+    weights = torch.randn(whole(x[0]).shape)
+
+    def loss(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        return (functional_call(whole, p, x) * weights).sin().sum()
+
+    def second(p: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        return grad(lambda q: sum(g.square().sum() for g in grad(loss)(q, x).values()))(p)
+
+    for f in (loss, grad(loss), second):
+        whole.norm.rows = rows
+        with fold(True), TaskBatched():
+            found = vmap(f)(parameters, x)
+        whole.norm.rows = rows or len(x[0])  # in elementary operations: torch's own lack derivatives without a factor
+        for task in range(len(x)):
+            expected = f({n: p[task] for n, p in parameters.items()}, x[task])
+            torch.testing.assert_close(
+                {"": found[task]} if f is loss else {n: t[task] for n, t in found.items()},
+                {"": expected} if f is loss else expected,
+            )
+
+
+def test_running_statistics_are_moved_as_torch_moves_them() -> None:
+    plain = layer()
+    folded = copy.deepcopy(plain)
+    x = torch.rand(5, 2, 7, 6)
+    with fold(True):
+        torch.testing.assert_close(folded(x), plain.norm(plain.conv(x)))
+    torch.testing.assert_close(dict(folded.named_buffers()), dict(plain.named_buffers()))
+    assert not torch.equal(plain.norm.running_mean, torch.zeros(20))
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(2, 20, 3, padding=1),
+        nn.Conv2d(2, 20, 3, padding="same", bias=False),
+        nn.Conv2d(2, 20, 3, groups=2, bias=False),
+        nn.Conv2d(2, 20, 3, dilation=2, bias=False),
+        nn.Conv2d(2, 20, 3, padding=1, padding_mode="reflect", bias=False),
+        nn.Conv2d(3, 20, 3, bias=False),
+        nn.Sequential(nn.Conv2d(2, 20, 3, bias=False)),
+    ],
+    ids=str,
+)
+def test_other_layers_are_left_as_they_are(conv: nn.Module) -> None:
+    assert not BatchNorm(20).folds(conv)
+
+
+def test_at_test_running_statistics_are_used() -> None:
+    whole = layer().eval()
+    assert not whole.norm.folds(whole.conv)
+    whole.norm.policy = "transductive"
+    assert whole.norm.folds(whole.conv)
