@@ -99,6 +99,7 @@ def rl2(spec: Spec, hidden: int = 32, attends: bool = False, **changed: Any) -> 
         "clip": 0.2,
         "value_weight": 0.5,
         "entropy_weight": 0.01,
+        "entropy_decay_over": None,
         "max_grad_norm": 0.5,
         "outer_lr": 3e-3,
         "halve_every": None,
@@ -658,3 +659,11 @@ def test_more_episodes_are_drawn_until_the_environment_steps_of_an_update_are_ma
     learner = maml(task.spec, test_rollouts=3, test_env_steps=18, test_steps=2)
     drawn = [rollout.reward.shape for rollout in learner.rollouts(task.batch("val", range(2)))]
     assert drawn == [(2, 5, 4)] * 3  # 5 episodes of 4 steps are the first to make 18
+
+
+def test_the_weight_of_the_entropy_falls_to_nothing() -> None:
+    spec = Spec("control", "state", (2,), 3, discrete_actions=True)
+    ppo = rl2(spec, entropy_weight=0.2, entropy_decay_over=100).ppo
+    assert [ppo.at(i).entropy_weight for i in (0, 50, 75, 100, 200)] == pytest.approx([0.2, 0.1, 0.05, 0.0, 0.0])
+    assert ppo.at(75).clip == ppo.clip and ppo.at(75).value_weight == ppo.value_weight
+    assert rl2(spec).ppo.at(10_000) == rl2(spec).ppo

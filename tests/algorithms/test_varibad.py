@@ -23,8 +23,8 @@ def varibad(task: Any, **changed: Any) -> VariBAD:
     model = BeliefPolicy(task.spec, latent=2, embedding=6, hidden=7, decoder=[8], policy=[9], init_std=1.0)
     values: dict[str, Any] = {
         "rollouts": 1, "test_rollouts": 1, "discount": 0.9, "gae_lambda": 0.9, "epochs": 2, "minibatches": 2,
-        "clip": 0.2, "value_weight": 0.5, "entropy_weight": 0.01, "max_grad_norm": 0.5, "outer_lr": 1e-3, "bounds": 100,
-        "kl_weight": 0.3, "vae_epochs": 2, "vae_lr": 1e-3,
+        "clip": 0.2, "value_weight": 0.5, "entropy_weight": 0.01, "entropy_decay_over": None,
+        "max_grad_norm": 0.5, "outer_lr": 1e-3, "bounds": 100, "kl_weight": 0.3, "vae_epochs": 2, "vae_lr": 1e-3,
     }  # fmt: skip
     return VariBAD(model, task.spec, **(values | changed))
 
@@ -80,7 +80,7 @@ def test_the_policy_does_not_move_the_belief_nor_the_belief_the_policy() -> None
     def moved() -> set[str]:
         return {name.split(".")[0] for name, p in learner.model.named_parameters() if (p != before[name]).any()}
 
-    learner.learn_to_act(rollout, agent)
+    learner.learn_to_act(rollout, agent, learner.ppo)
     assert moved() == {"actor", "head", "critic", "value_head"}
     bound: Tensor = learner.bound(torch.stack(agent.inputs), rollout, 4)["elbo"]
     learner.zero_grad()

@@ -12,7 +12,8 @@ from metarun import ranks
 from metarun.algorithms.rl.advantage import gae, normalised
 from metarun.algorithms.rl.collect import Rollout
 from metarun.algorithms.rl.distributions import Distribution
-from metarun.types import NonNegative, Rate
+from metarun.algorithms.schedule import Schedule
+from metarun.types import NonNegative, Positive, Rate
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,19 @@ class Clipped:
     """The loss of PPO (Schulman et al. 2017, arXiv:1707.06347, equation 9).
 
     Minus the surrogate clipped at ``clip``, plus ``value_weight`` times the squared error of the value, minus
-    ``entropy_weight`` times the entropy; a mean over running steps.
+    ``entropy_weight`` times the entropy; a mean over running steps. That last weight falls to 0 in a line over the
+    first ``entropy_decay_over`` iterations, if given.
     """
 
     clip: Rate
     value_weight: NonNegative
     entropy_weight: NonNegative
+    entropy_decay_over: Positive | None = None
+
+    def at(self, iteration: int) -> Clipped:
+        """What it is at ``iteration``, from 0 on."""
+        weight = Schedule(self.entropy_weight, decay_over=self.entropy_decay_over).rate(iteration)
+        return Clipped(self.clip, self.value_weight, weight)
 
     def loss(
         self,

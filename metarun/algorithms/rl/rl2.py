@@ -45,9 +45,10 @@ class RL2(TrialLearner):
     A meta-batch is ``rollouts`` trials in each task. Then ``epochs`` passes over it in ``minibatches``
     parts, a trial always whole, so that the gradient flows through all of its steps; the loss is the
     surrogate clipped at ``clip``, plus ``value_weight`` times the squared error of the value, minus
-    ``entropy_weight`` times the entropy. Adam at ``outer_lr``, halved every ``halve_every`` iterations if
-    given, on gradients clipped to ``max_grad_norm``. Values are those of rewards times ``reward_scale``: where a trial
-    pays hundreds, their error would be most of a gradient that the memory shares.
+    ``entropy_weight`` times the entropy, a weight that falls to 0 over ``entropy_decay_over`` iterations if given.
+    Adam at ``outer_lr``, halved every ``halve_every`` iterations if given, on gradients clipped to ``max_grad_norm``.
+    Values are those of rewards times ``reward_scale``: where a trial pays hundreds, their error would be most of a
+    gradient that the memory shares.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("recurrent_policy",)
@@ -67,6 +68,7 @@ class RL2(TrialLearner):
         clip: Rate,
         value_weight: NonNegative,
         entropy_weight: NonNegative,
+        entropy_decay_over: Positive | None,
         max_grad_norm: Rate,
         outer_lr: Rate,
         halve_every: Positive | None,
@@ -75,7 +77,7 @@ class RL2(TrialLearner):
         self.trials, self.discount, self.gae_lambda = rollouts, discount, gae_lambda
         self.reward_scale = reward_scale
         self.epochs, self.minibatches, self.max_grad_norm = epochs, minibatches, max_grad_norm
-        self.ppo = Clipped(clip, value_weight, entropy_weight)
+        self.ppo = Clipped(clip, value_weight, entropy_weight, entropy_decay_over)
         self.schedule = Schedule(outer_lr, halve_every)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=outer_lr, eps=1e-5)
 
@@ -95,8 +97,9 @@ class RL2(TrialLearner):
         trials = [torch.stack(recorder.inputs), action, old_logp]
         trials += [by_step(x) for x in (advantage, target, rollout.running)]
 
+        ppo = self.ppo.at(iteration)
         loss = descend(
-            lambda chosen: self.loss(*(x[:, chosen] for x in trials)), action.shape[1], self.optimizer,
+            lambda chosen: self.loss(ppo, *(x[:, chosen] for x in trials)), action.shape[1], self.optimizer,
             epochs=self.epochs, minibatches=self.minibatches, max_grad_norm=self.max_grad_norm,
         )  # fmt: skip
         entropy = (distribution(self.spec, outputs).entropy() * trials[-1]).sum() / trials[-1].sum()
@@ -104,6 +107,7 @@ class RL2(TrialLearner):
 
     def loss(
         self,
+        ppo: Clipped,
         inputs: Tensor,
         action: Tensor,
         old_logp: Tensor,
@@ -114,7 +118,7 @@ class RL2(TrialLearner):
         """The PPO loss of B whole trials, tensors [S, B, ...]."""
         output, value, _ = self.model(inputs)
         policy = distribution(self.spec, output)
-        return self.ppo.loss(policy, value, action, old_logp, advantage, target, running)
+        return ppo.loss(policy, value, action, old_logp, advantage, target, running)
 
     def protocol(self) -> dict[str, Any]:
         return {"trials": self.test_rollouts, "optimizer": "PPO"}

@@ -51,7 +51,8 @@ class VariBAD(TrialLearner):
     step nobody sees the next observation, and the decoder is given zeros.
 
     The policy reads observation and belief, not m, and is trained by PPO: ``epochs`` passes over all steps in
-    ``minibatches`` parts at ``outer_lr``, gradients clipped to ``max_grad_norm``; none flow into the encoder.
+    ``minibatches`` parts at ``outer_lr``, gradients clipped to ``max_grad_norm``; none flow into the encoder. The
+    weight of the entropy falls to 0 over ``entropy_decay_over`` iterations, if given.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("belief_policy",)
@@ -70,6 +71,7 @@ class VariBAD(TrialLearner):
         clip: Rate,
         value_weight: NonNegative,
         entropy_weight: NonNegative,
+        entropy_decay_over: Positive | None,
         max_grad_norm: Rate,
         outer_lr: Rate,
         bounds: Positive,
@@ -80,7 +82,7 @@ class VariBAD(TrialLearner):
         super().__init__(model, spec, test_rollouts)
         self.trials, self.discount, self.gae_lambda = rollouts, discount, gae_lambda
         self.epochs, self.minibatches, self.max_grad_norm = epochs, minibatches, max_grad_norm
-        self.ppo = Clipped(clip, value_weight, entropy_weight)
+        self.ppo = Clipped(clip, value_weight, entropy_weight, entropy_decay_over)
         self.bounds, self.kl_weight, self.vae_epochs = bounds, kl_weight, vae_epochs
         net: Any = model
         parts = (net.actor, net.head, net.critic, net.value_head)
@@ -95,7 +97,7 @@ class VariBAD(TrialLearner):
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
         rollout, agent = self.trial(batch, self.trials)
-        told = self.learn_to_act(rollout, agent)
+        told = self.learn_to_act(rollout, agent, self.ppo.at(iteration))
         inputs = torch.stack(agent.inputs)
         bounds = []
         for _ in range(self.vae_epochs):
@@ -109,7 +111,7 @@ class VariBAD(TrialLearner):
 
     # Acting
 
-    def learn_to_act(self, rollout: Rollout, agent: Believer) -> Metrics:
+    def learn_to_act(self, rollout: Rollout, agent: Believer, ppo: Clipped) -> Metrics:
         """PPO on the steps of a meta-batch, the beliefs taken as part of what is observed."""
         advantage, target = advantages(rollout, agent.values, self.discount, self.gae_lambda)
         seen = by_step(rollout.observation)
@@ -122,7 +124,7 @@ class VariBAD(TrialLearner):
         def loss(chosen: Tensor) -> Tensor:
             seen, mean, log_variance, *rest = (x[chosen] for x in steps)
             output, value = self.model.act(seen, mean, log_variance)
-            return self.ppo.loss(distribution(self.spec, output), value, *rest)
+            return ppo.loss(distribution(self.spec, output), value, *rest)
 
         mean_loss = descend(
             loss, len(steps[0]), self.optimizer,
