@@ -65,6 +65,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            assert isinstance(norm, BatchNorm)
             y = norm.after(conv, y)
             if i < 2:
                 y = F.leaky_relu(y, SLOPE)
