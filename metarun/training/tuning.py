@@ -55,7 +55,7 @@ class Tuned:
     error: float | None = None
     """Relative difference from the plain loop's gradient, in float64 on two tasks."""
     short: int | None = None
-    """A run of up to so many iterations was too short for a search."""
+    """A run of up to so many iterations is too short for a search, or for what it has left out."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -145,7 +145,10 @@ def choose(
                 break  # smaller parts are slower still
     best = fastest(tried, learner, batch)
     spent = (best.milliseconds or 0) / 1e3
-    if best.plan.capture == "graph" and spent < SMALL and SAVED * spent * iterations > COMPILATION:
+    if best.plan.capture == "graph" and spent < SMALL:
+        enough = ceil(COMPILATION / (SAVED * spent))
+        if iterations < enough:
+            return replace(best, short=enough - 1)
         plan = replace(best.plan, capture="compiled")
         trial = timed(Tuned(plan, None, slowest, best.peak_mb, exactness.error(plan)), learner, batch)
         best = fastest([best, trial] if trial.milliseconds is not None else [best], learner, batch)

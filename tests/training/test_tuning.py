@@ -102,6 +102,21 @@ def test_the_choice_is_kept_and_found_again(monkeypatch: pytest.MonkeyPatch) -> 
     assert tuned(*problem(), 5, None, 0.0) == found
 
 
+@pytest.mark.usefixtures("_captures_pay")
+def test_a_run_long_enough_to_be_worth_compiling_is_searched_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "SMALL", 1.0)
+    monkeypatch.setattr(tuning, "COMPILATION", 1e4)
+    found = tuned(*problem(), 1000, None, 0.0)
+    assert found is not None
+    assert found.short is not None
+    assert found.milliseconds is not None
+    worth = tuning.COMPILATION / (tuning.SAVED * found.milliseconds / 1e3)
+    assert found.short < worth <= found.short + 1
+    monkeypatch.setattr(tuning, "choose", lambda *a: replace(found, short=None))
+    assert tuned(*problem(), found.short, None, 0.0) == found
+    assert tuned(*problem(), found.short + 1, None, 0.0) == replace(found, short=None)
+
+
 def test_smaller_parts_take_less_memory() -> None:
     learner, batch = problem()
     whole, half, one = (peak(learner, batch, Plan(chunk=size)) for size in (4, 2, 1))
