@@ -103,7 +103,8 @@ def read(words: Sequence[str]) -> Settings:
         require(bool(separator), f"'{word}' is no setting; the form is key=value")
         require(key in values, f"unknown key '{key}'{nearest(key, values)}   allowed: {', '.join(values)}")
         if key in ("workloads", "peers"):
-            values[key] = None if text == "null" else [part for part in text.split(",") if part]
+            listed = text.removeprefix("[").removesuffix("]").split(",")  # with brackets, as Hydra has it, or without
+            values[key] = None if text == "null" else [part.strip() for part in listed if part.strip()]
             continue
         try:
             values[key] = yaml.safe_load(text)

@@ -184,7 +184,7 @@ def test_only_the_run_s_own_steps_are_clocked() -> None:
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["workloads=W1", "rounds=2", "threads=1", "meta_batch=2", "memory=false", "peers=learn2learn", "out=o"]
+    words = ["workloads=[W1]", "rounds=2", "threads=1", "meta_batch=2", "memory=false", "peers=learn2learn", "out=o"]
     assert main(["bench", *words]) == 0
     said = capsys.readouterr()
     assert "2 tasks an outer step" in said.out
