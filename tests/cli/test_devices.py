@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from metarun.cli import main
+from tests.cli.waiting import wait_for
 
 COMMON = [
     "runner.precision=float64", "runner.plots=false", "runner.test_episodes=20", "runner.val_episodes=20",
@@ -83,11 +84,10 @@ def test_two_processes_learn_what_one_learns(name: str, tmp_path: Path, alone: d
 
 
 def wait_for_rows(root: Path, process: subprocess.Popen[str], count: int) -> None:
-    end = time.monotonic() + 120
-    while not any(f.read_bytes().count(b"\n") >= count for f in root.glob("*/*/metrics.jsonl")):
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    def reached() -> bool:
+        return any(f.read_bytes().count(b"\n") >= count for f in root.glob("*/*/metrics.jsonl"))
+
+    wait_for(reached, process)
 
 
 def members(process: subprocess.Popen[str]) -> list[int]:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.cli.waiting import wait_for
+
 FAST = [
     "runner.checkpoint_seconds=0.1",
     "runner.plots=false",
@@ -65,13 +67,6 @@ def only(root: Path) -> Path:
     return config.parent
 
 
-def wait_for(what: object, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not what() and process.poll() is None:  # type: ignore[operator]
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def assert_same(run: Path, undisturbed: Path) -> None:
     assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
     for name in ("last.pt", "best.pt"):
@@ -99,7 +94,7 @@ def kill_and_resume(family: str, root: Path, undisturbed: Path, moment: float) -
         files = list(root.glob("*/*/metrics.jsonl"))
         return bool(files) and files[0].read_bytes().count(b"\n") >= rows
 
-    wait_for(reached, process)
+    wait_for(lambda: reached() or process.poll() is not None, process)
     time.sleep(random.uniform(0, 0.05))
     killed = process.poll() is None
     process.send_signal(signal.SIGKILL)

@@ -7,10 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.cli.waiting import wait_for
 
 pytest.importorskip("ray", reason="Ray's launcher is not installed: pip install 'metarun[ray]'")
 
@@ -23,17 +24,12 @@ def test_a_job_that_diverges_is_named_and_a_killed_one_goes_on() -> None:
         [sys.executable, "-m", "metarun", "-m", "hydra/launcher=ray", *words],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    end = time.monotonic() + 240
 
     def at_work() -> list[Path]:
         kept = (checkpoint.parents[1] for checkpoint in Path("outputs").glob("sines/*/checkpoints/last.pt"))
         return [run for run in kept if "inner_lr: 0.01\n" in (run / "config.yaml").read_text()]
 
-    while not (found := at_work()):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    (run,) = found
+    (run,) = wait_for(at_work, process)
     killed = json.loads((run / "status.json").read_text())["pid"]
     os.kill(killed, signal.SIGKILL)
     told = process.communicate(timeout=240)[1]

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ import torch
 from metarun.cli import main
 from metarun.tracking.history import runs_of_sweep
 from tests.cli import slurm
+from tests.cli.waiting import wait_for
 
 pytest.importorskip("submitit", reason="SLURM's launcher is not installed: pip install 'metarun[slurm]'")
 
@@ -32,14 +32,6 @@ def sweep(*words: str, launcher: str = "submitit_local") -> subprocess.Popen[str
         [sys.executable, "-m", "metarun", "-m", f"hydra/launcher={launcher}", *words],
         stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-
-
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 240
-    while not what():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def runs() -> list[Path]:
