@@ -92,6 +92,7 @@ class BatchNorm(nn.Module):
         """Whether a convolution that comes before can take the normalisation in, and would be faster for it."""
         return (
             type(conv) is nn.Conv2d
+            and not any(m._forward_hooks or m._forward_pre_hooks for m in (conv, self))
             and conv.bias is None
             and conv.groups == 1
             and conv.dilation == (1, 1)

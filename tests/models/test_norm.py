@@ -94,6 +94,14 @@ def test_other_layers_are_left_as_they_are(conv: nn.Module) -> None:
     assert not BatchNorm(20).folds(conv)
 
 
+def test_layers_that_somebody_looks_into_are_left_as_they_are() -> None:
+    whole = layer()
+    assert whole.norm.folds(whole.conv)
+    for part in (whole.conv, whole.norm):
+        with part.register_forward_hook(lambda module, inputs, y: None):
+            assert not whole.norm.folds(whole.conv)
+
+
 def test_at_test_running_statistics_are_used() -> None:
     whole = layer().eval()
     assert not whole.norm.folds(whole.conv)
