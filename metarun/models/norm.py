@@ -13,7 +13,6 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
 from metarun.errors import UserError
 from metarun.kernels.patches import folding, patches
@@ -68,11 +67,13 @@ class BatchNorm(nn.Module):
         if not folding() or not self.folds(conv):
             return self(conv(x))
         assert isinstance(conv, nn.Conv2d)
-        seen, size = patches(x, conv.kernel_size, conv.stride, _pair(conv.padding))
-        measured = seen if self.rows is None else seen[:, : self.rows * size[0] * size[1]]
+        assert not isinstance(conv.padding, str)
+        seen, size = patches(x, conv.kernel_size, conv.stride, conv.padding)
+        first = None if self.rows is None else self.rows * size[0] * size[1]
+        centre = seen[:, :first].mean(1, keepdim=True)
+        seen = seen - centre
+        measured = seen[:, :first]
         count = measured.shape[1]
-        centre = measured.mean(1, keepdim=True)
-        seen, measured = seen - centre, measured - centre
         w = conv.weight.flatten(1)
         var = ((w @ (measured @ measured.T / count)) * w).sum(1)
         if self.rows is None and self.policy == "running":
