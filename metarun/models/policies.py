@@ -142,14 +142,20 @@ class MLPPolicy(nn.Module):
 class PerceptVector(nn.Module):
     """What an agent perceives as one vector: observation, last action, last reward, and whether an episode ended.
 
-    Discrete actions enter as one-hot vectors; -1, no action yet, as zeros.
+    Discrete actions enter as one-hot vectors; -1, no action yet, as zeros. With ``transitions`` the observation acted
+    on comes last, and a percept tells by itself what was done where, and what came of it.
     """
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, transitions: bool = False) -> None:
         super().__init__()
-        self.actions, self.discrete = spec.output_size, spec.discrete_actions
-        self.more = spec.output_size + 2  # than the observation
-        self.size = prod(spec.input_shape) + self.more
+        require(
+            not (transitions and len(spec.input_shape) == 3),
+            "model.transitions=true: this task's observations are images; only vectors are seen twice",
+        )
+        self.actions, self.discrete, self.transitions = spec.output_size, spec.discrete_actions, transitions
+        size = prod(spec.input_shape)
+        self.more = spec.output_size + 2 + size * transitions  # than the observation
+        self.size = size + self.more
 
     def acted(self, action: Tensor, dtype: torch.dtype) -> Tensor:
         """Actions as networks read them, [..., actions]."""
@@ -157,9 +163,10 @@ class PerceptVector(nn.Module):
             return action
         return (action[..., None] == torch.arange(self.actions, device=action.device)).to(dtype)
 
-    def forward(self, observation: Tensor, action: Tensor, reward: Tensor, done: Tensor) -> Tensor:
+    def forward(self, observation: Tensor, before: Tensor, action: Tensor, reward: Tensor, done: Tensor) -> Tensor:
         dtype = reward.dtype
-        return torch.cat([observation, self.acted(action, dtype), reward[..., None], done[..., None].to(dtype)], -1)
+        seen = [observation, self.acted(action, dtype), reward[..., None], done[..., None].to(dtype)]
+        return torch.cat([*seen, before] if self.transitions else seen, -1)
 
 
 def memory(inputs: int, hidden: int) -> nn.GRU:
@@ -174,15 +181,17 @@ class GRUPolicy(nn.Module):
     """A policy with a memory; it reads observation, last action, last reward and whether an episode ended.
 
     Adapting is what its hidden state does (Duan et al. 2016, section 2.2). A second head estimates the value. Images
-    are read by convolutions of ``filters`` each.
+    are read by convolutions of ``filters`` each. With ``transitions`` it also reads the observation it acted on before.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("vector", "state", "image", "observation")
     role: ClassVar[str] = "recurrent_policy"
 
-    def __init__(self, spec: Spec, *, filters: Sequence[Positive], hidden: Positive, init_std: Rate) -> None:
+    def __init__(
+        self, spec: Spec, *, filters: Sequence[Positive], transitions: bool, hidden: Positive, init_std: Rate
+    ) -> None:
         super().__init__()
-        self.encode, self.eyes = PerceptVector(spec), Eyes(spec, filters)
+        self.encode, self.eyes = PerceptVector(spec, transitions), Eyes(spec, filters)
         self.memory = memory(self.eyes.features + self.encode.more, hidden)
         self.head = ActionHead(hidden, spec, init_std)
         self.value = TaskLinear(hidden, 1)

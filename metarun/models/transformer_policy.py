@@ -21,7 +21,8 @@ class TransformerPolicy(nn.Module):
     A causal transformer in RL2's place of the GRU (as by Melo 2022, arXiv:2206.06614, and Grigsby, Fan & Zhu 2023,
     arXiv:2310.09971): ``layers`` pre-norm blocks of ``heads`` heads and ``width`` units, each with a layer of 4
     ``width``, on percepts with sines of their place (Vaswani et al. 2017). A second head estimates the value.
-    Images are read by convolutions of ``filters`` each.
+    Images are read by convolutions of ``filters`` each. With ``transitions`` a percept also has the observation that
+    was acted on before: one step of attention then finds what was done where the agent is now, and what it paid.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("vector", "state", "image", "observation")
@@ -32,6 +33,7 @@ class TransformerPolicy(nn.Module):
         spec: Spec,
         *,
         filters: Sequence[Positive],
+        transitions: bool,
         width: Positive,
         layers: Positive,
         heads: Positive,
@@ -39,7 +41,7 @@ class TransformerPolicy(nn.Module):
     ) -> None:
         super().__init__()
         require(width % (2 * heads) == 0, f"model.width={width} must be a multiple of twice model.heads={heads}")
-        self.encode, self.eyes = PerceptVector(spec), Eyes(spec, filters)
+        self.encode, self.eyes = PerceptVector(spec, transitions), Eyes(spec, filters)
         self.inputs = nn.Linear(self.eyes.features + self.encode.more, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)

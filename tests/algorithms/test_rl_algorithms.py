@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from metarun.algorithms.rl.advantage import discounted, gae, linear_baseline, normalised
+from metarun.algorithms.rl.base import by_step
 from metarun.algorithms.rl.collect import Rollout
 from metarun.algorithms.rl.distributions import Categorical, Gaussian, distribution, sampling_noise
 from metarun.algorithms.rl.policy_gradient import Experience, PolicyGradientLearner, over_steps
@@ -20,6 +21,7 @@ from metarun.algorithms.rl.rl2 import RL2
 from metarun.algorithms.rl.rl2_trpo import RL2TRPO
 from metarun.algorithms.rl.trust_region import TrustRegion, hessian
 from metarun.algorithms.solve import conjugate_gradient
+from metarun.errors import UserError
 from metarun.models.policies import GRUPolicy, MLPPolicy
 from metarun.models.transformer_policy import TransformerPolicy
 from metarun.tasks.base import Spec
@@ -86,7 +88,7 @@ def proximal(**changed: Any) -> Proximal:
     return Proximal(**(values | changed))
 
 
-def rl2(spec: Spec, hidden: int = 32, attends: bool = False, **changed: Any) -> RL2:
+def rl2(spec: Spec, hidden: int = 32, attends: bool = False, transitions: bool = False, **changed: Any) -> RL2:
     torch.manual_seed(0)
     values: dict[str, Any] = {
         "rollouts": 1,
@@ -100,14 +102,16 @@ def rl2(spec: Spec, hidden: int = 32, attends: bool = False, **changed: Any) -> 
         "value_weight": 0.5,
         "entropy_weight": 0.01,
         "entropy_decay_over": None,
+        "reward_weight": 0.0,
         "max_grad_norm": 0.5,
         "outer_lr": 3e-3,
         "halve_every": None,
     }
     if attends:
-        model: torch.nn.Module = TransformerPolicy(spec, filters=[], width=hidden, layers=2, heads=2, init_std=1.0)
+        sizes: dict[str, Any] = {"width": hidden, "layers": 2, "heads": 2}
+        model: torch.nn.Module = TransformerPolicy(spec, filters=[], transitions=transitions, init_std=1.0, **sizes)
     else:
-        model = GRUPolicy(spec, filters=[], hidden=hidden, init_std=1.0)
+        model = GRUPolicy(spec, filters=[], transitions=transitions, hidden=hidden, init_std=1.0)
     return RL2(model, spec, **(values | changed))
 
 
@@ -526,6 +530,62 @@ def test_replayed_trials_have_the_likelihoods_of_their_collection(task: Bandit |
     previous = inputs[1:, :, -2]
     torch.testing.assert_close(previous, rollout.reward.flatten(0, 1).T[:-1])
     assert (inputs[0, :, -2 - task.spec.output_size :] == 0).all()
+
+
+@pytest.mark.parametrize("attends", [False, True], ids=["gru", "transformer"])
+def test_a_percept_can_tell_of_a_whole_transition(attends: bool) -> None:
+    task = navigation(horizon=5, episodes=2)
+    learner = rl2(task.spec, attends=attends, transitions=True)
+    rollout, recorder = learner.trial(task.batch("train", range(6)), 2)
+    before = torch.stack(recorder.inputs)[..., -2:]
+    assert (before[0] == 0).all()
+    assert torch.equal(before[1:], by_step(rollout.observation)[:-1])
+    learner.meta_step(task.batch("train", range(6)), 0)
+    image = Spec("control", "image", (3, 4, 4), 2, discrete_actions=True)
+    with pytest.raises(UserError, match=r"^model.transitions=true: this task's observations are images"):
+        rl2(image, attends=attends, transitions=True)
+
+
+@SPECS
+def test_loss_of_predicted_rewards(spec: Spec) -> None:
+    """Half the mean squared error of a linear function of features and action, by hand; and its derivative."""
+    g = torch.Generator().manual_seed(3)
+    learner = rl2(spec, hidden=4, reward_weight=0.7).double()
+    plain = rl2(spec, hidden=4).double()
+    plain.load_state_dict(learner.state_dict(), strict=False)
+    rollout = random_rollout(spec, g)
+    running, action = by_step(rollout.running), by_step(rollout.action)
+    inputs = torch.randn(*running.shape, learner.model.encode.size, generator=g, dtype=torch.float64)
+    like = running.double()
+    steps = [inputs, action, -like, like, 2 * like, running, by_step(rollout.reward)]
+    found = learner.loss(learner.ppo, *steps) - plain.loss(plain.ppo, *steps)
+
+    weight, bias = (p.detach() for p in learner.rewards.parameters())  # type: ignore[union-attr]
+    features = learner.model.features(inputs)[0].detach()
+    total, slope = 0.0, torch.zeros_like(weight)
+    for s, b in running.nonzero().tolist():
+        taken = torch.zeros(spec.output_size + 1).double()
+        taken[:-1] = torch.eye(spec.output_size)[action[s, b]] if spec.discrete_actions else action[s, b]
+        taken[-1] = 1.0
+        error = (features[s, b] @ weight + bias) @ taken - steps[-1][s, b]
+        total += float(0.7 * error**2 / 2 / running.sum())
+        slope += 0.7 * error * torch.outer(features[s, b], taken) / running.sum()
+    assert float(found) == pytest.approx(total, rel=1e-12)
+    (derivative,) = torch.autograd.grad(found, [learner.rewards.linear.weight])  # type: ignore[union-attr]
+    torch.testing.assert_close(derivative, slope, rtol=1e-10, atol=1e-14)
+
+
+def test_predicted_rewards_are_learned_and_resumed() -> None:
+    """What a bandit's arms pay is known after a pull of each; the head is of the checkpoint."""
+    task = bandit(2, 5)
+    learner = rl2(task.spec, reward_weight=1.0)
+    before = learner.rewards.linear.weight.clone()  # type: ignore[union-attr]
+    learner.meta_step(task.batch("train", range(300)), 0)
+    after = learner.rewards.linear.weight  # type: ignore[union-attr]
+    assert (after != before).any()
+    other = rl2(task.spec, reward_weight=1.0, outer_lr=1e-3)
+    other.restore(learner.checkpoint())
+    assert torch.equal(other.rewards.linear.weight, after)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("attends", [False, True], ids=["gru", "transformer"])

@@ -61,9 +61,8 @@ def test_counts_are_those_of_the_rollout() -> None:
 
 def percept(spec: Spec) -> Percept:
     shape = (1, 1)
-    return Percept(
-        torch.ones(*shape, *spec.input_shape), torch.full(shape, -1), torch.zeros(shape), torch.zeros(shape) > 1
-    )
+    seen = torch.ones(*shape, *spec.input_shape)
+    return Percept(seen, torch.zeros_like(seen), torch.full(shape, -1), torch.zeros(shape), torch.zeros(shape) > 1)
 
 
 def believed(rewards: Any, belief: Any, tries: Tensor, paid: Tensor, draws: int = 20000, **options: Any) -> Tensor:
@@ -97,7 +96,7 @@ def test_a_share_of_actions_is_random_and_equals_are_drawn_from() -> None:
     assert torch.allclose(Planner(planning(task.spec, "mean"), 1)(percept(task.spec)).exp(), torch.full((4,), 0.25))
     planner = Planner(planning(task.spec, "mean", epsilon=0.2), 1)
     planner(percept(task.spec))
-    won = Percept(torch.ones(1, 1, 1), torch.tensor([[2]]), torch.ones(1, 1), torch.ones(1, 1) > 0)
+    won = Percept(torch.ones(1, 1, 1), torch.ones(1, 1, 1), torch.tensor([[2]]), torch.ones(1, 1), torch.ones(1, 1) > 0)
     assert torch.allclose(planner(won).exp(), torch.tensor([0.05, 0.05, 0.85, 0.05]))
 
 

@@ -210,8 +210,8 @@ def test_policies_of_tasks_read_images_as_each_would_alone() -> None:
 def test_policies_with_a_memory_read_images_and_nothing_of_them_twice() -> None:
     """Against torch's own convolutions, on observations between other percepts."""
     for model in (
-        GRUPolicy(SPEC, filters=[3, 4], hidden=8, init_std=1.0),
-        TransformerPolicy(SPEC, filters=[3, 4], width=8, layers=1, heads=2, init_std=1.0),
+        GRUPolicy(SPEC, filters=[3, 4], transitions=False, hidden=8, init_std=1.0),
+        TransformerPolicy(SPEC, filters=[3, 4], transitions=False, width=8, layers=1, heads=2, init_std=1.0),
     ):
         inputs = torch.rand(4, 3, 60 + 5)
         x = inputs[..., :60].reshape(12, 2, 5, 6)

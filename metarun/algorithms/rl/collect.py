@@ -17,12 +17,14 @@ from metarun.tasks.rl.base import Environment
 class Percept(NamedTuple):
     """What an agent perceives before it acts, each [T, E, ...].
 
-    ``action``, ``reward`` and ``done`` are those of the step before: no action (-1, or zeros if continuous),
-    0 and false at the start of a trial. ``done`` says that an episode has ended: on the first step of the
-    next one, and while a copy that finished early waits for the others.
+    ``before``, ``action``, ``reward`` and ``done`` are of the step before: the observation that was acted on, what
+    was done and what it paid; zeros, no action (-1, or zeros if continuous), 0 and false at the start of a trial.
+    ``done`` says that an episode has ended: on the first step of the next one, and while a copy that finished early
+    waits for the others.
     """
 
     observation: Tensor
+    before: Tensor
     action: Tensor
     reward: Tensor
     done: Tensor
@@ -82,17 +84,20 @@ def collect(
         action = torch.full(shape, -1, device=env.device)
     else:
         action = torch.zeros(*shape, spec.output_size, device=env.device)
+    before: Tensor | None = None
     steps: list[tuple[Tensor, ...]] = []
     for _ in range(episodes):
         state = env.reset(copies, generator)
         running = torch.ones(shape, dtype=torch.bool, device=env.device)
         for time in range(env.horizon):
             observation = env.observe(state)
-            output = act(Percept(observation, action, reward, done))
+            before = torch.zeros_like(observation) if before is None else before
+            output = act(Percept(observation, before, action, reward, done))
             action = distribution(spec, output).sample(noise[len(steps)])
             moved, reward, ended = env.step(state, action, generator)
             reward, ended = reward * running, ended & running
             steps.append((observation, action, reward, running, ended))
+            before = observation
             state = torch.where(running.view(*shape, *[1] * (state.ndim - 2)), moved, state)
             running = running & ~ended
             if (cut := env.truncated()) is not None:

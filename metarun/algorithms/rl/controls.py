@@ -99,13 +99,13 @@ class Planner:
         best = (values == values.amax(-1, keepdim=True)).to(values.dtype)
         chance = best / best.sum(-1, keepdim=True)
         chance = (1 - self.learner.epsilon) * chance + self.learner.epsilon / values.shape[-1]
-        self.before, self.time = state, self.time + 1
+        self.time += 1
         return chance.clamp_min(1e-30).log()
 
     def learn(self, percept: Percept, state: Tensor) -> None:
         """Count the last step. Where an episode ended with it, the state now is another one's first."""
         tasks, copies = (torch.arange(n, device=state.device) for n in state.shape)
-        t, e, s, a = tasks[:, None], copies[None], self.before, percept.action
+        t, e, s, a = tasks[:, None], copies[None], percept.before.argmax(-1), percept.action
         self.tries[t, e, s, a] += 1
         self.paid[t, e, s, a] += percept.reward
         self.moves[t, e, s, a, state] += (~percept.done).to(self.moves.dtype)

@@ -14,6 +14,7 @@ from metarun.algorithms.rl.collect import Percept
 from metarun.algorithms.rl.distributions import distribution
 from metarun.algorithms.rl.ppo import Clipped, advantages, descend
 from metarun.algorithms.schedule import Schedule
+from metarun.models.policies import TaskLinear
 from metarun.tasks.base import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.types import Fraction, NonNegative, Positive, Rate
@@ -39,6 +40,21 @@ class Recorder:
         return output[0].view(*inputs.shape[:2], -1)
 
 
+class RewardHead(nn.Module):
+    """What a step will pay, by features [..., width] and the action [..., A] taken there: linear in both, [...].
+
+    One-hot actions have a weight vector each, as they have in the head of the policy.
+    """
+
+    def __init__(self, width: int, actions: int) -> None:
+        super().__init__()
+        self.linear = TaskLinear(width, actions + 1)
+
+    def forward(self, features: Tensor, action: Tensor) -> Tensor:
+        each = self.linear(features)
+        return (each[..., :-1] * action).sum(-1) + each[..., -1]
+
+
 class RL2(TrialLearner):
     """RL2 (Duan et al. 2016, arXiv:1611.02779), trained by PPO (Schulman et al. 2017, arXiv:1707.06347).
 
@@ -49,6 +65,10 @@ class RL2(TrialLearner):
     Adam at ``outer_lr``, halved every ``halve_every`` iterations if given, on gradients clipped to ``max_grad_norm``.
     Values are those of rewards times ``reward_scale``: where a trial pays hundreds, their error would be most of a
     gradient that the memory shares.
+
+    With a ``reward_weight`` a head that only training needs predicts what each step pays, and so many times its squared
+    error joins the loss (an auxiliary task, as in Jaderberg et al. 2017, arXiv:1611.05397): memory learns from every
+    reward what was paid where, without waiting for a policy that makes use of it.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("recurrent_policy",)
@@ -69,6 +89,7 @@ class RL2(TrialLearner):
         value_weight: NonNegative,
         entropy_weight: NonNegative,
         entropy_decay_over: Positive | None,
+        reward_weight: NonNegative,
         max_grad_norm: Rate,
         outer_lr: Rate,
         halve_every: Positive | None,
@@ -79,7 +100,10 @@ class RL2(TrialLearner):
         self.epochs, self.minibatches, self.max_grad_norm = epochs, minibatches, max_grad_norm
         self.ppo = Clipped(clip, value_weight, entropy_weight, entropy_decay_over)
         self.schedule = Schedule(outer_lr, halve_every)
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=outer_lr, eps=1e-5)
+        self.reward_weight = reward_weight
+        self.rewards = RewardHead(model.head.linear.weight.shape[0], spec.output_size) if reward_weight else None
+        learned = [p for module in (model, self.rewards) if module is not None for p in module.parameters()]
+        self.optimizer = torch.optim.Adam(learned, lr=outer_lr, eps=1e-5)
 
     def agent(self, env: Environment) -> Recorder:
         return Recorder(self.model)
@@ -94,15 +118,16 @@ class RL2(TrialLearner):
             outputs = torch.stack(recorder.outputs)
             action = by_step(rollout.action)
             old_logp = distribution(self.spec, outputs).log_prob(action)
-        trials = [torch.stack(recorder.inputs), action, old_logp]
-        trials += [by_step(x) for x in (advantage, target, rollout.running)]
+        running = by_step(rollout.running)
+        trials = [torch.stack(recorder.inputs), action, old_logp, by_step(advantage), by_step(target), running]
+        trials.append(by_step(rollout.reward))
 
         ppo = self.ppo.at(iteration)
         loss = descend(
             lambda chosen: self.loss(ppo, *(x[:, chosen] for x in trials)), action.shape[1], self.optimizer,
             epochs=self.epochs, minibatches=self.minibatches, max_grad_norm=self.max_grad_norm,
         )  # fmt: skip
-        entropy = (distribution(self.spec, outputs).entropy() * trials[-1]).sum() / trials[-1].sum()
+        entropy = (distribution(self.spec, outputs).entropy() * running).sum() / running.sum()
         return {"loss": loss, "return": rollout.returns().mean(), "entropy": entropy}
 
     def loss(
@@ -114,11 +139,17 @@ class RL2(TrialLearner):
         advantage: Tensor,
         target: Tensor,
         running: Tensor,
+        reward: Tensor,
     ) -> Tensor:
-        """The PPO loss of B whole trials, tensors [S, B, ...]."""
-        output, value, _ = self.model(inputs)
-        policy = distribution(self.spec, output)
-        return ppo.loss(policy, value, action, old_logp, advantage, target, running)
+        """The loss of B whole trials, tensors [S, B, ...]."""
+        features, _ = self.model.features(inputs)
+        policy, value = distribution(self.spec, self.model.head(features)), self.model.value(features)[..., 0]
+        loss = ppo.loss(policy, value, action, old_logp, advantage, target, running)
+        if self.rewards is not None:
+            expected = self.rewards(features, self.model.encode.acted(action, reward.dtype))
+            error = 0.5 * (expected - reward).square()
+            loss = loss + self.reward_weight * (error * running).sum() / running.sum()
+        return loss
 
     def protocol(self) -> dict[str, Any]:
         return {"trials": self.test_rollouts, "optimizer": "PPO"}
