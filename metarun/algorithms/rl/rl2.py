@@ -101,7 +101,7 @@ class RL2(TrialLearner):
         self.ppo = Clipped(clip, value_weight, entropy_weight, entropy_decay_over)
         self.schedule = Schedule(outer_lr, halve_every)
         self.reward_weight = reward_weight
-        self.rewards = RewardHead(model.head.linear.weight.shape[0], spec.output_size) if reward_weight else None
+        self.rewards = RewardHead(self.model.head.linear.weight.shape[0], spec.output_size) if reward_weight else None
         learned = [p for module in (model, self.rewards) if module is not None for p in module.parameters()]
         self.optimizer = torch.optim.Adam(learned, lr=outer_lr, eps=1e-5)
 
