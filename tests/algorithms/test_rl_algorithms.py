@@ -62,6 +62,7 @@ def maml(spec: Spec, hidden: int = 5, **changed: Any) -> PolicyGradientLearner:
         "first_order": False,
         "exploration": 0.0,
         "test_rollouts": 3,
+        "env_steps": None,
         "test_env_steps": None,
         "test_steps": 2,
         "test_lr": [0.5, 0.25],
@@ -716,9 +717,13 @@ def test_without_a_memory_a_trial_is_as_many_episodes() -> None:
 
 def test_more_episodes_are_drawn_until_the_environment_steps_of_an_update_are_made() -> None:
     task = navigation(horizon=4)
-    learner = maml(task.spec, test_rollouts=3, test_env_steps=18, test_steps=2)
+    learner = maml(task.spec, rollouts=2, env_steps=9, test_rollouts=3, test_env_steps=18, test_steps=2)
     drawn = [rollout.reward.shape for rollout in learner.rollouts(task.batch("val", range(2)))]
     assert drawn == [(2, 5, 4)] * 3  # 5 episodes of 4 steps are the first to make 18
+    step, seen = learner.outer.step, []
+    learner.outer.step = lambda of, path, post: seen.extend([*path, post]) or step(of, path, post)  # type: ignore
+    learner.meta_step(task.batch("train", range(2)), 0)
+    assert [each.advantage.shape for each in seen] == [(2, 3, 4)] * 2
 
 
 def test_the_weight_of_the_entropy_falls_to_nothing() -> None:

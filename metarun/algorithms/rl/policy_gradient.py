@@ -71,8 +71,8 @@ class PolicyGradientLearner(ControlAlgorithm):
     Stadie et al. 2018, arXiv:1803.01118), with the other tasks' mean as its baseline; 0 leaves it out.
 
     At test, ``test_steps`` steps on ``test_rollouts`` episodes each, their sizes ``test_lr`` with the last repeated
-    (null: ``inner_lr``). Where episodes end early, ``test_env_steps`` asks for more of them: as many as make that many
-    environment steps a task, on the mean of the tasks. The model must run with parameters ``[T, ...]``: build it of
+    (null: ``inner_lr``). Where episodes end early, ``env_steps`` and ``test_env_steps`` ask for more of them: as many
+    as make that many environment steps a task, on the mean of the tasks. The model must run with parameters ``[T, ...]``: build it of
     :class:`~metarun.models.policies.TaskLinear`. Parameters of T tasks are one matrix ``phi`` [T, P].
     """
 
@@ -86,6 +86,7 @@ class PolicyGradientLearner(ControlAlgorithm):
         *,
         adapts: Literal["all", "head"],
         rollouts: Positive,
+        env_steps: Positive | None,
         inner_steps: Count,
         inner_lr: Rate,
         inner_loss: Literal["likelihood", "ratio", "dice"],
@@ -102,7 +103,8 @@ class PolicyGradientLearner(ControlAlgorithm):
     ) -> None:
         super().__init__()
         self.model, self.spec, self.outer = model, spec, outer
-        self.episodes, self.inner_steps, self.inner_lr = rollouts, inner_steps, inner_lr
+        self.episodes, self.env_steps = rollouts, env_steps
+        self.inner_steps, self.inner_lr = inner_steps, inner_lr
         self.inner_loss_of, self.first_order, self.exploration = inner_loss, first_order, exploration
         self.test_rollouts, self.test_env_steps, self.test_steps = test_rollouts, test_env_steps, test_steps
         self.test_lr = list(test_lr or [inner_lr])
@@ -271,9 +273,9 @@ class PolicyGradientLearner(ControlAlgorithm):
         path: list[Experience] = []
         phi = self.flat().expand(batch.tasks, -1)
         for _ in range(self.inner_steps):
-            path.append(self.experience(batch, phi, self.episodes, generator))
+            path.append(self.experience(batch, phi, self.episodes, generator, self.env_steps))
             phi = self.inner_step(phi, path[-1], self.inner_lr)
-        post = self.experience(batch, phi, self.episodes, generator)
+        post = self.experience(batch, phi, self.episodes, generator, self.env_steps)
         told = self.outer.step(self, path, post)
         before = (path[0] if path else post).rollout.returns().mean()
         after = post.rollout.returns().mean()
@@ -288,6 +290,7 @@ class PolicyGradientLearner(ControlAlgorithm):
             "first_order": self.first_order,
             "exploration": self.exploration,
             "rollouts": self.episodes,
+            "env_steps": self.env_steps,
             "test_rollouts": self.test_rollouts,
             "test_env_steps": self.test_env_steps,
             "test_steps": self.test_steps,
