@@ -40,8 +40,7 @@ def learner(inner_loss: Any, exploration: float = 0.0, first_order: bool = False
     return PolicyGradientLearner(
         model, SPEC, adapts="all", rollouts=1, env_steps=None, inner_steps=1, inner_lr=INNER_LR,
         inner_loss=inner_loss, first_order=first_order, exploration=exploration, test_rollouts=1, test_env_steps=None,
-        test_steps=1,
-        test_lr=None, discount=1.0, gae_lambda=1.0, normalise=False, outer=outer,
+        test_steps=1, test_lr=None, discount=1.0, gae_lambda=1.0, normalise=False, outer=outer,
     ).double()  # fmt: skip
 
 

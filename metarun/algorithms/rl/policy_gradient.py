@@ -72,8 +72,9 @@ class PolicyGradientLearner(ControlAlgorithm):
 
     At test, ``test_steps`` steps on ``test_rollouts`` episodes each, their sizes ``test_lr`` with the last repeated
     (null: ``inner_lr``). Where episodes end early, ``env_steps`` and ``test_env_steps`` ask for more of them: as many
-    as make that many environment steps a task, on the mean of the tasks. The model must run with parameters ``[T, ...]``: build it of
-    :class:`~metarun.models.policies.TaskLinear`. Parameters of T tasks are one matrix ``phi`` [T, P].
+    as make that many environment steps a task, on the mean of the tasks. The model must run with parameters
+    ``[T, ...]``: build it of :class:`~metarun.models.policies.TaskLinear`. Parameters of T tasks are one matrix ``phi``
+    [T, P].
     """
 
     roles: ClassVar[tuple[str, ...]] = ("policy",)
