@@ -221,17 +221,20 @@ def test_references_of_a_decision_process_are_those_of_the_best_and_the_mean_of_
     task = mdp()
     (moves,), (pays,) = task.tables("test", [3])
 
-    def worth(plan: tuple[int, ...], s: int, step: int) -> float:
+    def worth(plan: tuple[int, ...], s: int, step: int, discount: float = 1.0) -> float:
         """Of a plan with an action for each (step, state)."""
         if step == 3:
             return 0.0
         a = plan[3 * step + s]
-        return pays[s, a] + sum(moves[s, a, n] * worth(plan, n, step + 1) for n in range(3))
+        after = sum(moves[s, a, n] * worth(plan, n, step + 1, discount) for n in range(3))
+        return pays[s, a] + discount * after
 
-    values = [worth(plan, 0, 0) for plan in product(range(2), repeat=9)]
+    plans = list(product(range(2), repeat=9))
+    values = [worth(plan, 0, 0) for plan in plans]
     references = task.references("test", [3])
     assert references["optimum"] == pytest.approx(2 * max(values))
     assert references["random"] == pytest.approx(2 * sum(values) / len(values))
+    assert references["discounted_optimum"] == pytest.approx(2 * max(worth(plan, 0, 0, 0.99) for plan in plans))
 
 
 def gridnavi(size: int = 5, horizon: int = 9, episodes: int = 1, observation: Any = "coordinates") -> GridNavi:
