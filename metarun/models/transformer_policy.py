@@ -48,27 +48,26 @@ class TransformerPolicy(nn.Module):
         self.head = ActionHead(width, spec, init_std)
         self.value = TaskLinear(width, 1)
 
-    def forward(self, inputs: Tensor, past: Past = ()) -> tuple[Tensor, Tensor, Past]:
-        """S steps of B trials, [S, B, inputs], after the ``past``, two tensors a block (none: a trial begins).
+    def forward(self, inputs: Tensor, past: Sequence[Past] = ()) -> tuple[Tensor, Tensor, Sequence[Past]]:
+        """S steps of B trials, [S, B, inputs], after the ``past`` of each block (none: a trial begins).
 
-        Returns action distributions [S, B, outputs], values [S, B] and the past with these steps.
+        Returns action distributions [S, B, outputs], values [S, B] and the past, which these steps have joined.
         """
         features, past = self.features(inputs, past)
         return self.head(features), self.value(features)[..., 0], past
 
-    def features(self, inputs: Tensor, past: Past = ()) -> tuple[Tensor, Past]:
-        """What both heads read, [S, B, width], and the past with these steps."""
-        before = past[0].shape[1] if past else 0
+    def features(self, inputs: Tensor, past: Sequence[Past] = ()) -> tuple[Tensor, Sequence[Past]]:
+        """What both heads read, [S, B, width], and the past."""
+        past = past or [Past() for _ in self.blocks]
+        before = past[0].steps
         tokens = self.inputs(self.eyes(inputs).transpose(0, 1))
         tokens = tokens + places(before, tokens.shape[1], tokens)
         at = torch.arange(before + tokens.shape[1], device=tokens.device)
         seen = at[None] <= at[before:, None]
-        now: list[Tensor] = []
-        for number, block in enumerate(self.blocks):
+        for block, known in zip(self.blocks, past, strict=True):
             assert isinstance(block, Block)
-            tokens, known = block.after(tokens, seen, past[2 * number : 2 * number + 2])
-            now += known
-        return self.norm(tokens).transpose(0, 1), tuple(now)
+            tokens = block.after(known, tokens, seen)
+        return self.norm(tokens).transpose(0, 1), past
 
 
 def places(first: int, count: int, like: Tensor) -> Tensor:

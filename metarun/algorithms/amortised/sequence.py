@@ -47,8 +47,29 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int, seen: Tens
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
 
 
-Past = tuple[Tensor, ...]
-"""Keys and values of what came before, [T, steps, width] each."""
+class Past:
+    """Keys and values of the steps before, which those that follow attend to.
+
+    They are written behind one another, in place, in room that doubles when it is full: a past has one future, and
+    nothing is differentiated through more than its first part.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.rooms: tuple[Tensor, ...] = ()
+
+    def followed_by(self, *now: Tensor) -> tuple[Tensor, ...]:
+        """Keys and values of all steps, after those of S more [T, S, width]."""
+        if not self.rooms:
+            self.rooms, self.steps = now, now[0].shape[1]
+            return now
+        start, self.steps = self.steps, self.steps + now[0].shape[1]
+        if self.steps > self.rooms[0].shape[1]:
+            more = now[0].new_empty(len(now[0]), self.steps, now[0].shape[2])
+            self.rooms = tuple(torch.cat([room[:, :start], more], 1) for room in self.rooms)
+        for room, new in zip(self.rooms, now, strict=True):
+            room[:, start : self.steps] = new
+        return tuple(room[:, : self.steps] for room in self.rooms)
 
 
 class Block(nn.Module):
@@ -66,16 +87,15 @@ class Block(nn.Module):
 
         ``place`` tells queries and keys where they stand.
         """
-        return self.after(tokens, seen, (), place)[0]
+        return self.after(Past(), tokens, seen, place)
 
     def after(
-        self, tokens: Tensor, seen: Tensor, past: Past, place: Callable[[Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, Past]:
-        """The same where P others came before: ``seen`` [L, P + L]. Also the past of what comes next."""
+        self, past: Past, tokens: Tensor, seen: Tensor, place: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """The same where P others came before, which these then join: ``seen`` [L, P + L]."""
         queries, keys, values = self.attention(self.before_attention(tokens)).chunk(3, -1)
         if place is not None:
             queries, keys = place(queries), place(keys)
-        if past:
-            keys, values = (torch.cat([old, new], 1) for old, new in zip(past, (keys, values), strict=True))
+        keys, values = past.followed_by(keys, values)
         tokens = tokens + self.out(attend(queries, keys, values, self.heads, seen))
-        return tokens + self.units(self.before_units(tokens)), (keys, values)
+        return tokens + self.units(self.before_units(tokens))
