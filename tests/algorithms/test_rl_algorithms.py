@@ -577,7 +577,7 @@ def test_loss_of_predicted_rewards(spec: Spec) -> None:
 
 
 def test_predicted_rewards_are_learned_and_resumed() -> None:
-    """What a bandit's arms pay is known after a pull of each; the head is of the checkpoint."""
+    """A step moves the head that predicts them, and it is of the checkpoint."""
     task = bandit(2, 5)
     learner = rl2(task.spec, reward_weight=1.0)
     before = learner.rewards.linear.weight.clone()  # type: ignore[union-attr]

@@ -52,6 +52,11 @@ def linear_baseline(observation: Tensor, reward: Tensor, running: Tensor, discou
     return (features.flatten(1, 2) @ weights).view_as(reward).to(reward.dtype) * running
 
 
+def over_running(values: Tensor, running: Tensor) -> Tensor:
+    """The mean of ``values`` [...] over the steps that are ``running``, of all trials together."""
+    return (values * running).sum() / running.sum()
+
+
 def normalised(advantage: Tensor, running: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Mean 0 and standard deviation 1 over the running steps along ``dims``, 0 elsewhere; and that deviation.
 

@@ -84,20 +84,18 @@ def collect(
         action = torch.full(shape, -1, device=env.device)
     else:
         action = torch.zeros(*shape, spec.output_size, device=env.device)
-    before: Tensor | None = None
     steps: list[tuple[Tensor, ...]] = []
     for _ in range(episodes):
         state = env.reset(copies, generator)
         running = torch.ones(shape, dtype=torch.bool, device=env.device)
         for time in range(env.horizon):
             observation = env.observe(state)
-            before = torch.zeros_like(observation) if before is None else before
+            before = steps[-1][0] if steps else torch.zeros_like(observation)
             output = act(Percept(observation, before, action, reward, done))
             action = distribution(spec, output).sample(noise[len(steps)])
             moved, reward, ended = env.step(state, action, generator)
             reward, ended = reward * running, ended & running
             steps.append((observation, action, reward, running, ended))
-            before = observation
             state = torch.where(running.view(*shape, *[1] * (state.ndim - 2)), moved, state)
             running = running & ~ended
             if (cut := env.truncated()) is not None:

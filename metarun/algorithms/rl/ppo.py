@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun import ranks
-from metarun.algorithms.rl.advantage import gae, normalised
+from metarun.algorithms.rl.advantage import gae, normalised, over_running
 from metarun.algorithms.rl.collect import Rollout
 from metarun.algorithms.rl.distributions import Distribution
 from metarun.algorithms.schedule import Schedule
@@ -51,7 +51,7 @@ class Clipped:
         surrogate = torch.minimum(ratio * advantage, clipped * advantage)
         error = 0.5 * (value - target).square()
         each = self.value_weight * error - surrogate - self.entropy_weight * policy.entropy()
-        return (each * running).sum() / running.sum()
+        return over_running(each, running)
 
 
 def advantages(rollout: Rollout, values: Sequence[Tensor], discount: float, smoothing: float) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Metrics
+from metarun.algorithms.rl.advantage import over_running
 from metarun.algorithms.rl.base import TrialLearner, by_step
 from metarun.algorithms.rl.collect import Percept
 from metarun.algorithms.rl.distributions import distribution
@@ -102,8 +103,7 @@ class RL2(TrialLearner):
         self.schedule = Schedule(outer_lr, halve_every)
         self.reward_weight = reward_weight
         self.rewards = RewardHead(self.model.head.linear.weight.shape[0], spec.output_size) if reward_weight else None
-        learned = [p for module in (model, self.rewards) if module is not None for p in module.parameters()]
-        self.optimizer = torch.optim.Adam(learned, lr=outer_lr, eps=1e-5)
+        self.optimizer = torch.optim.Adam(self.parameters(), lr=outer_lr, eps=1e-5)
 
     def agent(self, env: Environment) -> Recorder:
         return Recorder(self.model)
@@ -118,16 +118,15 @@ class RL2(TrialLearner):
             outputs = torch.stack(recorder.outputs)
             action = by_step(rollout.action)
             old_logp = distribution(self.spec, outputs).log_prob(action)
-        running = by_step(rollout.running)
-        trials = [torch.stack(recorder.inputs), action, old_logp, by_step(advantage), by_step(target), running]
-        trials.append(by_step(rollout.reward))
+        running, reward = by_step(rollout.running), by_step(rollout.reward)
+        trials = [torch.stack(recorder.inputs), action, old_logp, by_step(advantage), by_step(target), running, reward]
 
         ppo = self.ppo.at(iteration)
         loss = descend(
             lambda chosen: self.loss(ppo, *(x[:, chosen] for x in trials)), action.shape[1], self.optimizer,
             epochs=self.epochs, minibatches=self.minibatches, max_grad_norm=self.max_grad_norm,
         )  # fmt: skip
-        entropy = (distribution(self.spec, outputs).entropy() * running).sum() / running.sum()
+        entropy = over_running(distribution(self.spec, outputs).entropy(), running)
         return {"loss": loss, "return": rollout.returns().mean(), "entropy": entropy}
 
     def loss(
@@ -147,8 +146,7 @@ class RL2(TrialLearner):
         loss = ppo.loss(policy, value, action, old_logp, advantage, target, running)
         if self.rewards is not None:
             expected = self.rewards(features, self.model.encode.acted(action, reward.dtype))
-            error = 0.5 * (expected - reward).square()
-            loss = loss + self.reward_weight * (error * running).sum() / running.sum()
+            loss = loss + self.reward_weight * over_running(0.5 * (expected - reward).square(), running)
         return loss
 
     def protocol(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from metarun.algorithms.base import Metrics
+from metarun.algorithms.rl.advantage import over_running
 from metarun.algorithms.rl.base import TrialLearner, by_step
 from metarun.algorithms.rl.distributions import distribution
 from metarun.algorithms.rl.natural import NaturalStep, fisher
@@ -76,10 +77,10 @@ class RL2TRPO(TrialLearner):
 
     def improve(self, inputs: Tensor, action: Tensor, advantage: Tensor, running: Tensor) -> Metrics:
         """The policy's step on B trials [S, B, ...] that it has just made."""
-        parameters, count = self.acting(), running.sum()
+        parameters = self.acting()
         old = distribution(self.spec, self.model(inputs)[0])
         logp = old.log_prob(action)
-        loss = -((logp - logp.detach()).exp() * advantage * running).sum() / count
+        loss = -over_running((logp - logp.detach()).exp() * advantage, running)
         gradient = parameters_to_vector(torch.autograd.grad(loss, parameters))
         some = max(1, round(self.fisher_share * action.shape[1]))
         metric = self.metric(inputs[:, :some], running[:, :some])
@@ -88,12 +89,12 @@ class RL2TRPO(TrialLearner):
             vector_to_parameters(candidate, parameters)
             new = distribution(self.spec, self.model(inputs)[0])
             gains = (new.log_prob(action) - logp).exp() * advantage
-            return -(gains * running).sum() / count, (new.kl_from(old) * running).sum() / count  # type: ignore[arg-type]
+            return -over_running(gains, running), over_running(new.kl_from(old), running)  # type: ignore[arg-type]
 
         theta = parameters_to_vector(parameters).detach()
         theta, gain, kl = self.natural.take(theta, loss.detach(), gradient, metric, judge)
         vector_to_parameters(theta, parameters)
-        entropy = (old.entropy().detach() * running).sum() / count
+        entropy = over_running(old.entropy().detach(), running)
         return {"gain": gain, "kl": kl, "gradient_norm": gradient.norm(), "entropy": entropy}
 
     def metric(self, inputs: Tensor, running: Tensor) -> Product:
@@ -116,7 +117,7 @@ class RL2TRPO(TrialLearner):
 
         def loss(chosen: Tensor) -> Tensor:
             error = self.model.value(features[:, chosen])[..., 0] - target[:, chosen]
-            return (error.square() * running[:, chosen]).sum() / running[:, chosen].sum()
+            return over_running(error.square(), running[:, chosen])
 
         return descend(
             loss, target.shape[1], self.optimizer,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from metarun import ranks
 from metarun.algorithms.base import Metrics
+from metarun.algorithms.rl.advantage import over_running
 from metarun.algorithms.rl.base import TrialLearner, by_step
 from metarun.algorithms.rl.collect import Percept, Rollout
 from metarun.algorithms.rl.distributions import distribution
@@ -131,7 +132,7 @@ class VariBAD(TrialLearner):
             epochs=self.epochs, minibatches=self.minibatches, max_grad_norm=self.max_grad_norm,
         )  # fmt: skip
         running = by_step(rollout.running)
-        return {"loss": mean_loss, "entropy": (old.entropy() * running).sum() / running.sum()}
+        return {"loss": mean_loss, "entropy": over_running(old.entropy(), running)}
 
     # Believing
 
