@@ -78,4 +78,6 @@ def _print(paper: Paper, result: Mapping[str, Any]) -> None:
     Console().print(table)
     if paper.open:
         print(f"protocol: {paper.open}")
+    if not result["clean"]:
+        print("not counted: the recipe or the code that ran is not a committed one")
     print(f"{result['id']}: {result['verdict']}")

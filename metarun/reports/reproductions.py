@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metarun.config.catalogue import catalogue
+from metarun.config.catalogue import Entry, catalogue
+from metarun.config.paths import conf_directory
 from metarun.errors import UserError
 from metarun.reports.paper import Claim, Paper
+from metarun.tracking.history import substance
 from metarun.tracking.rundir import RunDirectory, atomic_write
 
 RESULTS = Path("outputs/reproduced")
@@ -22,15 +25,24 @@ def recipes() -> dict[str, Paper]:
 
 
 def record(name: str, config: Mapping[str, Any], runs: Mapping[int, RunDirectory]) -> dict[str, Any]:
-    """What is kept of a reproduction: ``runs`` by seed, all finished."""
+    """The record of a reproduction, from its finished ``runs`` by seed, each of the configuration ``config``.
+
+    A record can be traced: it holds the resolved configuration with its hash, the text of the recipe, each run's
+    commit and whether all of them ran on committed code (``clean``), and a ``digest`` of all that.
+    """
     paper = Paper.of(config["paper"])
+    wanted = substance(config)
+    for seed, run in runs.items():
+        if substance(run.config()) != wanted:
+            raise UserError(f"{run.path} (seed {seed}) is not a run of {name}: its configuration is another one")
     summaries: dict[int, dict[str, Any]] = {seed: run.summary() or {} for seed, run in runs.items()}
     metas = {seed: run.meta() for seed, run in runs.items()}
     last = metas[max(metas)]
     first = summaries[min(summaries)]
-    return {
+    result = {
         "id": name,
         "command": f"metarun reproduce {name} --seeds {len(runs)}",
+        "clean": all(_is_clean(meta.get("git")) for meta in metas.values()) and _is_shipped(name),
         "title": paper.title,
         "arxiv": paper.arxiv,
         "where": paper.where,
@@ -42,13 +54,42 @@ def record(name: str, config: Mapping[str, Any], runs: Mapping[int, RunDirectory
         "protocol": first["protocol"],
         "train_s": {str(seed): summary["wall_s"] for seed, summary in summaries.items()},
         "commits": {str(seed): (meta.get("git") or {}).get("commit") for seed, meta in metas.items()},
-        "changed_since": any((meta.get("git") or {}).get("dirty") for meta in metas.values()),
         "versions": {"python": last["python"], **last["versions"]},
         "device": last["device"],
         "threads": last["threads"],
         "cpu": last["host"]["cpu"],
         "finished": last["end"],
+        "recipe": {entry.name: entry.path.read_text() for entry in _lineage(name)},
+        "configuration": wanted,
+        "configuration_sha256": sha256(wanted),
     }
+    return {**result, "digest": sha256(result)}
+
+
+def sha256(content: Mapping[str, Any]) -> str:
+    """The hash of plain values: of their JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _is_clean(git: Mapping[str, Any] | None) -> bool:
+    return bool(git and git["commit"] and not git["dirty"])
+
+
+def _is_shipped(name: str) -> bool:
+    return all(entry.path.is_relative_to(conf_directory()) for entry in _lineage(name))
+
+
+def _lineage(name: str) -> Iterator[Entry]:
+    """The recipe, and the recipes that it builds on."""
+    entries = {entry.name: entry for entry in catalogue("experiment")}
+
+    def walk(entry: Entry) -> Iterator[Entry]:
+        yield entry
+        for default in entry.content.get("defaults") or []:
+            if isinstance(default, str) and (parent := entries.get(default.removeprefix("/experiment/"))):
+                yield from walk(parent)
+
+    return walk(entries[name])
 
 
 def path_of(folder: Path, name: str) -> Path:

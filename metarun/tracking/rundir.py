@@ -226,7 +226,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit of the code that runs and whether it was changed since; ``None`` outside a checkout."""
+    """Commit of the code that runs, and whether code or configuration differ from it; ``None`` outside a checkout."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists() or not shutil.which("git"):
         return None
@@ -238,7 +238,7 @@ def _git_state() -> dict[str, Any] | None:
 
     return {
         "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(git("status", "--porcelain", "--", "metarun", "conf", "pyproject.toml", "constraints.txt")),
     }
 
 

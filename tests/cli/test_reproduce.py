@@ -12,7 +12,9 @@ import pytest
 from metarun.cli import main
 from metarun.config.check import check
 from metarun.config.compose import compose
-from metarun.reports.reproductions import recipes
+from metarun.errors import UserError
+from metarun.reports.reproductions import recipes, record, sha256
+from metarun.tracking.rundir import RunDirectory
 
 RECIPE = """# @package _global_
 defaults:
@@ -54,6 +56,12 @@ def test_runs_are_made_kept_and_resumed(capfd: pytest.CaptureFixture[str]) -> No
     assert first["verdict"] == "budget not reached"
     assert first["claims"]["good"]["verdict"] == "pass"
     assert set(first["claims"]["bad"]["seeds"]) == set(first["commits"]) == {"0", "1"}
+    assert not first["clean"], "the recipe is no part of the project"
+    assert "not counted" in printed
+    assert first["recipe"] == {"mine/tiny": RECIPE}
+    assert first["configuration"]["runner"]["iterations"] == 4
+    assert first["configuration_sha256"] == sha256(first["configuration"])
+    assert first["digest"] == sha256({key: value for key, value in first.items() if key != "digest"})
     runs = sorted(Path("outputs/mine-tiny").iterdir())
     assert [run.name[-2:] for run in runs] in (["s0", "s1"], ["s1", "s0"])
 
@@ -61,6 +69,10 @@ def test_runs_are_made_kept_and_resumed(capfd: pytest.CaptureFixture[str]) -> No
     shown = capfd.readouterr().out
     assert f"mse after 1: (100, from memory), ours {first['claims']['good']['ours']:.4g}" in shown
     assert "proto_omniglot" not in shown
+
+    other = compose(["experiment=mine/tiny", "name=mine-tiny", "algorithm.inner_lr=1", "tracker.wandb=disabled"]).config
+    with pytest.raises(UserError, match=r"seed 0.* is not a run of mine/tiny"):
+        record("mine/tiny", other, {0: RunDirectory.open(runs[0])})
 
     # Finished runs stand, and a missing test is made from the last checkpoint.
     zero = next(run for run in runs if run.name.endswith("s0"))
