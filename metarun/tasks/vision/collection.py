@@ -20,11 +20,9 @@ from numpy.typing import NDArray
 from metarun.errors import UserError, require
 from metarun.tasks.fewshot import ClassData
 from metarun.tasks.files import Allocate, find, mapped
-from metarun.tasks.vision.images import ENDINGS, NAMED, decode, fitted, read_image
+from metarun.tasks.vision.images import ENDINGS, NAMED, Source, decode, read_image
 from metarun.types import SPLITS, Resize, Split
 
-Source = Path | bytes | NDArray[np.uint8]
-"""An image: its file, its file's content, or its pixels [H, W, 3]."""
 Classify = Callable[[str], "str | None"]
 """Path of an image file below its folder or archive -> its class, ``None`` for what is none of the set's images."""
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -250,16 +248,10 @@ def published(
 
 
 def pixels(name: str, source: Source, size: int, resize: Resize) -> NDArray[np.uint8]:
-    """One image as uint8 [3, size, size]."""
-    if not isinstance(source, np.ndarray):
-        return read_image(source, size, "rgb", resize, name)
-    if source.ndim == 3 and source.shape[2] == 3 and source.dtype == np.uint8:
-        from PIL import Image
-
-        return fitted(Image.fromarray(np.ascontiguousarray(source)), size, resize)
-    if source.dtype == np.uint8 and (source.ndim == 1 or source.shape[1:] == (1,)):  # a file's bytes
-        return read_image(source.tobytes(), size, "rgb", resize, name)
-    raise UserError(f"{name}: an array {source.dtype}{list(source.shape)} is no image")
+    """One image as uint8 [3, size, size]. A pickle may hold a file's bytes as an array of one dimension."""
+    if isinstance(source, np.ndarray) and source.dtype == np.uint8 and (source.ndim == 1 or source.shape[1:] == (1,)):
+        source = source.tobytes()
+    return read_image(source, size, "rgb", resize, name)
 
 
 def stamps(files: Mapping[str, os.stat_result]) -> list[list[Any]]:

@@ -2,48 +2,146 @@
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from io import BytesIO
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps, features
 
 from metarun.errors import UserError
 from metarun.tasks.files import Progress, cpus
 from metarun.types import Resize
 
 T = TypeVar("T")
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+Source = Path | bytes | NDArray[Any] | Image.Image
+"""An image: its file, the content of a file, its pixels [H, W] or [H, W, channels], or as Pillow holds it."""
+FORMATS = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",),
+}
+"""Pillow's names of the formats that are read, whatever a file is called, and the endings of their files.
+
+No others are tried: Pillow hands EPS to Ghostscript, for example.
+"""
 NAMED = 5
 """Unreadable images that an error names; it counts them all."""
 
 
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Those of :data:`FORMATS` for which this Pillow has a decoder."""
+    Image.init()
+    optional = {name for name in ("AVIF", "WEBP") if name.lower() not in features.get_supported()}
+    return tuple(name for name in FORMATS if name in Image.OPEN and name not in optional)
+
+
+ENDINGS = tuple(ending for name in readable_formats() for ending in FORMATS[name])
+"""Endings of the names of files that are read, in lower case."""
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is read as an image."""
+    return name.lower().endswith(ENDINGS)
+
+
+def is_clutter(path: str) -> bool:
+    """Whether a relative path is hidden, or what an operating system leaves behind: ``__MACOSX/``, ``Thumbs.db``."""
+    parts = PurePosixPath(path).parts
+    return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in parts)
+
+
+def open_image(source: Source, name: str | None = None) -> Image.Image:
+    """One image upright, in 8 bits, in Pillow's mode L or RGB: the one place where an image becomes pixels.
+
+    EXIF orientation is obeyed, transparent parts lie on white, palettes and CMYK become RGB. 16-bit, 32-bit and
+    float values are scaled as :func:`eight_bits` says. Of an animation or a file of several pages, the first is read.
+
+    Args:
+        source: see :data:`Source`.
+        name: what an error calls the image; its path where omitted.
+
+    Raises:
+        UserError: what cannot be read, or has values that no image has. It is one line that begins with the name.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "image")
+    try:
+        if isinstance(source, np.ndarray):
+            return Image.fromarray(_pixels(source, name))
+        if isinstance(source, Image.Image):
+            return _opaque(source, name)
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=readable_formats()) as opened:
+            return _opaque(opened, name)
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise UserError(f"{name}: not a readable image ({_reason(error)})") from error
+
+
+def _opaque(opened: Image.Image, name: str) -> Image.Image:
+    image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(eight_bits(np.asarray(image), name))
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "L" else image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _pixels(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """An array as uint8 [H, W] or [H, W, 3]; a fourth channel is opacity."""
+    values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
+    if not (values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (3, 4))) or 0 in values.shape:
+        raise UserError(f"{name}: an array {values.dtype}{list(values.shape)} is no image")
+    pixels = values if values.dtype == np.uint8 else eight_bits(values, name)
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        return np.asarray(_opaque(Image.fromarray(pixels), name))
+    return np.ascontiguousarray(pixels)
+
+
+def eight_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """Values of another type than uint8 in 8 bits; Pillow itself would clip them at 255.
+
+    uint16 spans 0..65535 unless nothing in the image is above 255. Other integers and floats span 0..1 (floats),
+    0..255 or 0..65535: the narrowest that holds all values. Truth values become 0 and 255. Anything else (negative,
+    larger, not a number) is refused, since nothing says what is black and what is white.
+    """
+    if values.dtype == bool:
+        return np.where(values, 255, 0).astype(np.uint8)
+    low, high = (float(values.min(initial=0)), float(values.max(initial=0))) if values.dtype.kind in "iuf" else (-1, -1)
+    if not (low >= 0 and high <= 65535):
+        found = "not-a-number" if np.isnan(low) or np.isnan(high) else f"{low:g} to {high:g}"
+        raise UserError(
+            f"{name}: {values.dtype} values from {found}; an image has 0 to 1, 0 to 255 or 0 to 65535: rescale it"
+            if values.dtype.kind in "iuf"
+            else f"{name}: values of type {values.dtype} are no image"
+        )
+    top = 1 if values.dtype.kind == "f" and high <= 1 else 255 if high <= 255 else 65535
+    return (values.astype(np.float64) * (255 / top)).round().astype(np.uint8)
+
+
 def read_image(
-    source: Path | bytes, size: int, colour: str, resize: Resize = "crop", name: str | None = None
+    source: Source, size: int, colour: str, resize: Resize = "crop", name: str | None = None
 ) -> NDArray[np.uint8]:
-    """One image as uint8 [1 or 3, size, size]: upright (EXIF), on white where transparent, rgb or grey.
+    """One image as uint8 [1 or 3, size, size], rgb or grey, as :func:`open_image` reads it.
 
     ``crop`` keeps the middle square, ``squash`` the whole image. ``name`` is what an error calls ``source``.
     """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith(("I", "F")):
-                image = eight_bits(image)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("L" if colour == "grey" else "RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name or str(source)}: not a readable image ({_reason(error)})") from error
-    return fitted(image, size, resize)
+    image = open_image(source, name)
+    return fitted(image.convert("L" if colour == "grey" else "RGB"), size, resize)
 
 
 def _reason(error: Exception) -> str:
@@ -51,10 +149,8 @@ def _reason(error: Exception) -> str:
     return "of no known format" if type(error).__name__ == "UnidentifiedImageError" else str(error)
 
 
-def fitted(image: Any, size: int, resize: Resize) -> NDArray[np.uint8]:
+def fitted(image: Image.Image, size: int, resize: Resize) -> NDArray[np.uint8]:
     """A Pillow image in L or RGB as uint8 [1 or 3, size, size]."""
-    from PIL import Image, ImageOps
-
     if image.size != (size, size):
         if resize == "crop":
             image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
@@ -62,15 +158,6 @@ def fitted(image: Any, size: int, resize: Resize) -> NDArray[np.uint8]:
             image = image.resize((size, size), Image.Resampling.LANCZOS)
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def eight_bits(image: Any) -> Any:
-    """A 16-bit or float (0 to 1, or 16-bit) grey image in 8 bits; Pillow itself would clip at 255."""
-    from PIL import Image
-
-    values = np.asarray(image).astype(np.float64)
-    scale = 255.0 if image.mode == "F" and values.max(initial=0) <= 1 else 255.0 / 65535
-    return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
 
 
 def decode(
