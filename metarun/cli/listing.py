@@ -9,7 +9,7 @@ from metarun.config.catalogue import Entry, catalogue
 from metarun.config.check import misfit
 from metarun.errors import UserError, nearest
 from metarun.reports.paper import Paper
-from metarun.reports.reproductions import RESULTS, recipes, row, stored
+from metarun.reports.reproductions import findings, metric_of, published, reached, recipes, row, standing, stored
 
 _GROUPS = {"tasks": "task", "models": "model", "algorithms": "algorithm", "experiments": "experiment"}
 
@@ -21,7 +21,7 @@ def run(words: list[str]) -> int:
     wanted = words[0] if words else None
     if wanted is not None and wanted not in _GROUPS:
         raise UserError(f"unknown list '{wanted}'{nearest(wanted, _GROUPS)}   lists: {', '.join(_GROUPS)}")
-    results = stored(RESULTS)
+    results = stored()
     entries = {plural: list(catalogue(group)) for plural, group in _GROUPS.items()}
     for plural in [wanted] if wanted else entries:
         print(plural)
@@ -67,13 +67,21 @@ def default_option(task: Entry, group: str) -> str | None:
 
 
 def _published(paper: Paper | None, result: Mapping[str, Any] | None) -> list[str]:
-    """Of a recipe: each number of its paper, what was found here, and the verdict."""
+    """A recipe's lines: each number of its paper, what was found here, the verdict, and what the record is worth."""
     if paper is None:
         return []
+    found = {finding.claim.id: finding for finding in findings(paper, result)} if result else {}
+    worth = standing(result["id"], result) if result else "sound"
     lines = []
     for claim in paper.claims:
-        metric, value, ours, _, verdict = row(paper, claim, result)
-        lines.append(f"{metric}: {value}, " + (f"ours {ours}: " if ours else "") + verdict)
+        line = f"{metric_of(claim)}: {published(paper, claim)}, "
+        if claim.id not in found:
+            lines.append(line + "not run")
+            continue
+        _, _, ours, _, _, verdict = row(paper, found[claim.id])
+        judged = [verdict] if verdict else []
+        judged += [] if claim.bar is None else [f"bar {claim.bar:g} {reached(found[claim.id])}"]
+        lines.append(line + f"ours {ours}: {', '.join(judged)}" + (f" ({worth})" if worth != "sound" else ""))
     return lines
 
 

@@ -8,15 +8,22 @@ from pathlib import Path
 
 from metarun.errors import RunFailed, UserError
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+
 
 def conf_directory() -> Path:
     """The shipped configuration: inside the installed package, or at the top of a checkout."""
-    package = Path(__file__).resolve().parents[1]
     # A checkout first: an editable install can leave a stale copy inside the package.
-    for candidate in (package.parent / "conf", package / "conf"):
+    for candidate in (_PACKAGE.parent / "conf", _PACKAGE / "conf"):
         if (candidate / "config.yaml").is_file():
             return candidate
-    raise RunFailed(f"metarun's configuration is missing: no conf/config.yaml beside or in {package}")
+    raise RunFailed(f"metarun's configuration is missing: no conf/config.yaml beside or in {_PACKAGE}")
+
+
+def records_directory() -> Path:
+    """The shipped records of reproductions: at the top of a checkout, or inside the installed package."""
+    checkout = _PACKAGE.parent / "outputs" / "reproduced"
+    return checkout if checkout.is_dir() else _PACKAGE / "reproduced"
 
 
 _config_dir: str | None = None

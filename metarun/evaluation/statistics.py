@@ -42,6 +42,18 @@ def over_seeds(values: ArrayLike) -> Mean:
     return Mean(float(x.mean()), t_quantile(0.975, len(x) - 1) * float(x.std(ddof=1)) / sqrt(len(x)), len(x))
 
 
+def over_seeds_beyond_tests(means: ArrayLike, halves: ArrayLike) -> Mean:
+    """Student's interval of the mean over seeds, had every seed been tested on all tasks there are.
+
+    ``means`` are the seeds' test means and ``halves`` the half-widths of their 95 % intervals: the variance over seeds
+    less the mean variance that the finite tests explain, at least 0.
+    """
+    seeds, x = over_seeds(means), np.asarray(means, dtype=np.float64)
+    explained = float(np.mean((np.asarray(halves, dtype=np.float64) / 1.96) ** 2))
+    beyond = max(0.0, float(x.var(ddof=1)) - explained)
+    return Mean(seeds.mean, t_quantile(0.975, len(x) - 1) * sqrt(beyond / len(x)), len(x))
+
+
 def over_episodes(samples: Sequence[ArrayLike]) -> Mean:
     """Of one array of episodes a seed: what other episodes would change, with these seeds' learners as they are.
 

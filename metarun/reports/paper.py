@@ -1,20 +1,27 @@
-"""What a paper reports, as a recipe's ``paper`` section says it, and whether a result is as good."""
+"""What a paper reports, as a recipe's ``paper`` section says it, and the rule by which runs are judged against it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from math import isfinite
+from math import isclose, nan
+from statistics import fmean
 from typing import Any, Literal, get_args, get_type_hints
 
 from metarun.errors import UserError, nearest
+from metarun.evaluation.statistics import over_seeds_beyond_tests
 from metarun.types import strictly
 
-Verdict = Literal["pass", "budget not reached", "miss"]
-"""``budget not reached``: it missed after fewer iterations than the paper's."""
-Source = Literal["paper", "code", "quoted", "recalled"]
-"""Where a value was read: in the paper, in the authors' code or stored results, in a third party's quotation, or
-nowhere (recalled: it is never to be given as the paper's)."""
+Verdict = Literal["pass", "consistent", "budget not reached", "miss"]
+"""``consistent``: as good as the paper's, over too few seeds to say more. ``budget not reached``: a miss after fewer
+iterations than the paper's."""
+Source = Literal["paper", "code", "rerun", "quoted", "recalled"]
+"""Where a value was read: in the paper, in the authors' code or stored results, in the results of a clean re-run that
+``by`` names, in a third party's quotation, or nowhere (recalled: never to be given as the paper's, never counted)."""
+COUNTED: tuple[Source, ...] = ("paper", "code", "rerun")
+"""Sources of values against which a pass counts."""
+SEEDS = 3
+"""Fewer seeds than this can be consistent with a value, but cannot pass."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Claim:
     verified: Source | None = None
     """Where this value was read; null: where the paper's others were."""
     bar: float | None = None
-    """What is to be reached instead of the value and its interval; ``because`` says why."""
+    """A level of our own to reach, beside the value; ``because`` says why. Reaching it is no pass."""
     because: str | None = None
 
     def found(self, summary: Mapping[str, Any]) -> tuple[float, float]:
@@ -47,34 +54,67 @@ class Claim:
             where = self.metric if self.step is None else f"{self.metric} after {self.step}"
             raise UserError(f"paper.claims.{self.id}: the run has no {where}   it has: {', '.join(summary['test'])}")
         factor = 100.0 if self.percent else 1.0
-        return factor * float(estimate["mean"]), factor * float(estimate["ci95"])
+        return tuple(nan if estimate[key] is None else factor * float(estimate[key]) for key in ("mean", "ci95"))  # type: ignore[return-value]
 
-    def limit(self, ours_ci95: float) -> float:
-        """What a mean must reach: the bar, or the value less the larger of the two intervals."""
-        if self.bar is not None:
-            return self.bar
-        assert self.value is not None
-        slack = max(self.ci95 or 0.0, ours_ci95 if isfinite(ours_ci95) else 0.0)
-        return self.value + slack if self.lower_is_better else self.value - slack
+    def reached(self, mean: float, level: float) -> bool:
+        """Whether ``mean`` is at least as good as ``level``, to rounding; NaN is not."""
+        return isclose(mean, level) or (mean < level if self.lower_is_better else mean > level)
 
-    def judge(self, summaries: Mapping[int, Mapping[str, Any]], budget: int | None) -> dict[str, Any]:
-        """Over the summaries of several seeds: the mean, one test's interval (their mean), the worst, the verdict."""
-        found = {seed: self.found(summary) for seed, summary in summaries.items()}
-        ours = sum(mean for mean, _ in found.values()) / len(found)
-        ci95 = sum(ci for _, ci in found.values()) / len(found)
-        worst = (max if self.lower_is_better else min)(found, key=lambda seed: found[seed][0])
-        limit = self.limit(ci95)
-        reached = ours <= limit if self.lower_is_better else ours >= limit
-        short = budget is not None and all(summary["iterations"] < budget for summary in summaries.values())
-        verdict: Verdict = "pass" if reached else "budget not reached" if short else "miss"
-        return {
-            "metric": self.metric, "step": self.step, "paper": self.value, "paper_ci95": self.ci95,
-            "bar": round(limit, 6), "because": self.because, "lower_is_better": self.lower_is_better,
-            "ours": ours, "ci95": ci95, "worst_seed": worst, "worst": found[worst][0],
-            **({"verified": self.verified} if self.verified else {}),
-            "seeds": {str(seed): {"mean": mean, "ci95": ci} for seed, (mean, ci) in found.items()},
-            "verdict": verdict,
-        }  # fmt: skip
+
+@dataclass(frozen=True)
+class Finding:
+    """What runs found for a claim: per seed the test mean and the half-width of its 95 % interval, in the paper's unit.
+
+    ``short`` says that the runs had fewer iterations than the paper's.
+    """
+
+    claim: Claim
+    seeds: Mapping[int, tuple[float, float]]
+    short: bool
+
+    @property
+    def ours(self) -> float:
+        """The mean over seeds."""
+        return fmean(mean for mean, _ in self.seeds.values())
+
+    @property
+    def ci95(self) -> float:
+        """The half-width of one test's interval, averaged over seeds."""
+        return fmean(half for _, half in self.seeds.values())
+
+    @property
+    def worst_seed(self) -> int:
+        pick = max if self.claim.lower_is_better else min
+        return pick(self.seeds, key=lambda seed: self.seeds[seed][0])
+
+    @property
+    def slack(self) -> float:
+        """How far short of the value the mean may fall: by the paper's interval, or where it gave none by ours.
+
+        Ours is Student's interval of the mean over seeds, without what the test episodes add to their spread: fewer
+        episodes must not make passing easier. Of too few seeds it is that of one test, which cannot pass anyway.
+        """
+        if self.claim.ci95 is not None:
+            return self.claim.ci95
+        if len(self.seeds) < SEEDS:
+            return self.ci95
+        means, halves = zip(*self.seeds.values(), strict=True)
+        return over_seeds_beyond_tests(means, halves).half
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """By the paper's value; ``None`` where it gave none."""
+        if self.claim.value is None:
+            return None
+        level = self.claim.value + (self.slack if self.claim.lower_is_better else -self.slack)
+        if self.claim.reached(self.ours, level):
+            return "pass" if len(self.seeds) >= SEEDS else "consistent"
+        return "budget not reached" if self.short else "miss"
+
+    @property
+    def bar_reached(self) -> bool | None:
+        """By the bar; ``None`` where there is none."""
+        return None if self.claim.bar is None else self.claim.reached(self.ours, self.claim.bar)
 
 
 @dataclass(frozen=True)
@@ -93,11 +133,15 @@ class Paper:
     iterations: int | None = None
     open: str | None = None
     differs: Mapping[str, str] | None = None
+    by: str | None = None
+    """Whose clean re-run the values are of, where they are ``verified: rerun``."""
 
     @classmethod
     def of(cls, section: Any) -> Paper:
         """Of a section as it was written; raises :class:`~metarun.errors.UserError` for what it may not be."""
         given = _checked("paper", section, cls)
+        if (given["verified"] == "rerun") != ("by" in given):
+            raise UserError("paper.by names whose re-run the values are of: it goes with verified: rerun")
         if "claims" not in given:
             return cls(**given)
         claims = given.pop("claims")
@@ -111,11 +155,27 @@ class Paper:
                 raise UserError(f"paper.claims.{claim.id}: a bar needs its because, and a because its bar")
         return cls(**given, claims=each)
 
-    def judge(self, summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-        """``verdict``, the worst of the claims', and each claim's."""
-        claims = {claim.id: claim.judge(summaries, self.iterations) for claim in self.claims}
-        order = get_args(Verdict)
-        return {"verdict": max((c["verdict"] for c in claims.values()), key=order.index), "claims": claims}
+    def findings(self, summaries: Mapping[int, Mapping[str, Any]]) -> list[Finding]:
+        """Each claim's, from the summaries of finished runs by seed."""
+        short = self.is_short({summary["iterations"] for summary in summaries.values()})
+        return [
+            Finding(claim, {seed: claim.found(summary) for seed, summary in summaries.items()}, short)
+            for claim in self.claims
+        ]
+
+    def is_short(self, iterations: set[int]) -> bool:
+        """Whether runs of ``iterations`` all had fewer than the paper's."""
+        return self.iterations is not None and max(iterations) < self.iterations
+
+    def source(self, claim: Claim) -> Source:
+        """Where the claim's value was read."""
+        return claim.verified or self.verified
+
+
+def worst(findings: Sequence[Finding]) -> Verdict | None:
+    """The worst verdict of the claims with a value; ``None`` if none has one."""
+    verdicts = [finding.verdict for finding in findings if finding.verdict is not None]
+    return max(verdicts, key=get_args(Verdict).index, default=None)
 
 
 def _checked(where: str, section: Any, cls: type[Claim] | type[Paper]) -> dict[str, Any]:

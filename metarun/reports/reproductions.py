@@ -1,4 +1,4 @@
-"""Reproductions: one JSON file each under outputs/reproduced, and the tables made of them."""
+"""Reproductions: one JSON record each under outputs/reproduced, and the tables made of them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import yaml
 
 from metarun.config.catalogue import Entry, catalogue
-from metarun.config.paths import conf_directory
+from metarun.config.paths import conf_directory, records_directory
 from metarun.errors import UserError
-from metarun.reports.paper import Claim, Paper
+from metarun.reports.paper import COUNTED, SEEDS, Claim, Finding, Paper, worst
 from metarun.tracking.history import substance
 from metarun.tracking.rundir import RunDirectory, atomic_write
 
 RESULTS = Path("outputs/reproduced")
+"""Where ``metarun reproduce`` writes its records."""
+Standing = Literal["sound", "stale", "not committed", "altered", "untraced"]
+"""What a record is worth: ``sound``; of a recipe that has changed since; of code or a recipe that is not committed;
+changed by hand after it was written; or of before records could be traced to what made them."""
 
 
 def recipes() -> dict[str, Paper]:
@@ -48,9 +54,15 @@ def record(name: str, config: Mapping[str, Any], runs: Mapping[int, RunDirectory
         "where": paper.where,
         "verified": paper.verified,
         "open": paper.open,
-        **paper.judge(summaries),
+        "claims": {
+            finding.claim.id: {
+                "metric": finding.claim.metric,
+                "step": finding.claim.step,
+                "seeds": {str(seed): {"mean": m, "ci95": half} for seed, (m, half) in finding.seeds.items()},
+            }
+            for finding in paper.findings(summaries)
+        },
         "iterations": first["iterations"],
-        "paper_iterations": paper.iterations,
         "protocol": first["protocol"],
         "train_s": {str(seed): summary["wall_s"] for seed, summary in summaries.items()},
         "commits": {str(seed): (meta.get("git") or {}).get("commit") for seed, meta in metas.items()},
@@ -92,6 +104,42 @@ def _lineage(name: str) -> Iterator[Entry]:
     return walk(entries[name])
 
 
+def standing(name: str, result: Mapping[str, Any]) -> Standing:
+    """Whether the record of the recipe ``name`` still says what a run of it would be, and can be traced."""
+    if "digest" not in result:
+        return "untraced"
+    if result["digest"] != sha256({key: value for key, value in result.items() if key != "digest"}):
+        return "altered"
+    if not result["clean"]:
+        return "not committed"
+    now = {entry.name: entry.path.read_text() for entry in _lineage(name)}
+    return "sound" if _asked(now) == _asked(result["recipe"]) else "stale"
+
+
+def _asked(texts: Mapping[str, str]) -> dict[str, Any]:
+    """What recipes ask for: their keys, without comments and without the paper that they are compared with."""
+    read = {name: yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) for name, text in texts.items()}
+    return {name: {key: value for key, value in keys.items() if key != "paper"} for name, keys in read.items()}
+
+
+def findings(paper: Paper, result: Mapping[str, Any]) -> list[Finding]:
+    """What a record's runs found for each claim of ``paper`` that they were tested for."""
+    short = paper.is_short({result["iterations"]})
+    found = result["claims"]
+    return [
+        Finding(claim, {int(s): (each["mean"], each["ci95"]) for s, each in found[claim.id]["seeds"].items()}, short)
+        for claim in paper.claims
+        if claim.id in found
+    ]
+
+
+def counts(name: str, paper: Paper, result: Mapping[str, Any]) -> bool:
+    """Whether a record is a pass that counts: sound, all of its values reached, and all of them read in a source."""
+    found = findings(paper, result)
+    read = all(paper.source(finding.claim) in COUNTED for finding in found if finding.verdict)
+    return worst(found) == "pass" and read and standing(name, result) == "sound"
+
+
 def path_of(folder: Path, name: str) -> Path:
     """The file of a recipe's reproduction."""
     return folder / f"{name.replace('/', '--')}.json"
@@ -104,15 +152,20 @@ def store(folder: Path, result: Mapping[str, Any]) -> Path:
     return path
 
 
-def stored(folder: Path) -> dict[str, dict[str, Any]]:
-    """What was reproduced, by recipe; raises :class:`~metarun.errors.UserError` for a damaged file."""
+def stored(*folders: Path) -> dict[str, dict[str, Any]]:
+    """The records by recipe, those of a later folder over those of an earlier one.
+
+    Without ``folders``: those that metarun ships, and those under the current directory. Raises
+    :class:`~metarun.errors.UserError` for a damaged file.
+    """
     found = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            result = json.loads(path.read_text())
-            found[str(result["id"])] = result
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path} is damaged: no reproduction") from None
+    for folder in folders or (records_directory(), RESULTS):
+        for path in sorted(folder.glob("*.json")):
+            try:
+                result = json.loads(path.read_text())
+                found[str(result["id"])] = result
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{path} is damaged: no reproduction") from None
     return found
 
 
@@ -122,38 +175,62 @@ def number(value: float) -> str:
 
 
 def published(paper: Paper, claim: Claim) -> str:
-    """A claim's value as it may be printed: one from memory never as the paper's."""
+    """A claim's value as it may be printed: with where it was read, one from memory never as the paper's."""
     if claim.value is None:
         return "curves alone"
-    interval = "" if claim.ci95 is None else f" ± {number(claim.ci95)}"
-    value = number(claim.value) + interval
-    source = claim.verified or paper.verified
-    return {"recalled": f"({value}, from memory)", "quoted": f"{value} (quoted)"}.get(source, value)
+    value = number(claim.value) + ("" if claim.ci95 is None else f" ± {number(claim.ci95)}")
+    return {
+        "paper": value,
+        "code": f"{value} (authors' code)",
+        "rerun": f"{value} (re-run by {paper.by})",
+        "quoted": f"{value} (quoted)",
+        "recalled": f"({value}, from memory)",
+    }[paper.source(claim)]
 
 
-def row(paper: Paper, claim: Claim, result: Mapping[str, Any] | None) -> list[str]:
-    """metric, paper, ours, worst seed, verdict: the cells of a claim that ``result`` (null: not run) judged."""
+def metric_of(claim: Claim) -> str:
+    """A claim's metric, with its place in the adaptation curve and its unit."""
     metric = claim.metric if claim.step is None else f"{claim.metric} after {claim.step}"
-    metric += ", %" if claim.percent else ""
-    found = (result or {}).get("claims", {}).get(claim.id)
-    if found is None:
-        return [metric, published(paper, claim), "", "", "not run"]
-    seeds = len(found["seeds"])
-    worst = f"{number(found['worst'])} (seed {found['worst_seed']})" if seeds > 1 else ""
-    ours = f"{number(found['ours'])} ± {number(found['ci95'])}, {seeds} seed{'s' * (seeds > 1)}"
-    verdict = found["verdict"] + (f" (asked {number(found['bar'])})" if found["because"] else "")
-    return [metric, published(paper, claim), ours, worst, verdict]
+    return metric + (", %" if claim.percent else "")
+
+
+def row(paper: Paper, finding: Finding) -> list[str]:
+    """metric, published, ours, worst seed, bar, verdict: the cells of what was found for a claim."""
+    seeds = len(finding.seeds)
+    worst_seed = f"{number(finding.seeds[finding.worst_seed][0])} (seed {finding.worst_seed})" if seeds > 1 else ""
+    ours = f"{number(finding.ours)} ± {number(finding.ci95)}, {seeds} seed{'s' * (seeds > 1)}"
+    bar = "" if finding.claim.bar is None else f"{number(finding.claim.bar)}: {reached(finding)}"
+    return [metric_of(finding.claim), published(paper, finding.claim), ours, worst_seed, bar, finding.verdict or ""]
+
+
+def reached(finding: Finding) -> str:
+    return "reached" if finding.bar_reached else "not reached"
+
+
+def headline(papers: Mapping[str, Paper], results: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many recipes were run, and how many of them are passes that count."""
+    known = {name: result for name, result in results.items() if name in papers}
+    sound = [name for name, result in known.items() if standing(name, result) == "sound"]
+    passed = [name for name in sound if counts(name, papers[name], known[name])]
+    return (
+        f"{len(sound)} of {len(papers)} recipes have a record that can be traced; {len(passed)} of them pass: over at "
+        f"least {SEEDS} seeds, against values read in the paper, its authors' code or a named re-run."
+    )
 
 
 def markdown(papers: Mapping[str, Paper], results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The README's table: each recipe that was run, and how many were not."""
-    lines = ["| recipe | metric | paper | ours | worst seed | verdict |", "|---|---|---|---|---|---|"]
+    """The table of outputs/reproduced/README.md: each recipe that was run, and how many were not."""
+    lines = [headline(papers, results), ""]
+    lines += ["| recipe | metric | published | ours | worst seed | our own bar | verdict | record |", "|---" * 8 + "|"]
     for name, paper in papers.items():
         if name not in results:
             continue
-        for position, claim in enumerate(paper.claims):
+        for position, finding in enumerate(findings(paper, results[name])):
             shown = f"`{name}` ([{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv}), {paper.where})"
-            cells: Sequence[str] = [shown if position == 0 else "", *row(paper, claim, results[name])]
+            worth = standing(name, results[name])
+            cells: Sequence[str] = [shown, *row(paper, finding), worth]
+            if position:
+                cells = ["", *cells[1:-1], ""]
             lines.append("| " + " | ".join(cells) + " |")
     waiting = [paper for name, paper in papers.items() if name not in results]
     numbers = sum(len(paper.claims) for paper in waiting)
@@ -161,15 +238,15 @@ def markdown(papers: Mapping[str, Paper], results: Mapping[str, Mapping[str, Any
     return "\n".join(lines) + "\n"
 
 
-BEGIN, END = "<!-- reproductions: written by scripts/reproductions.py -->\n", "<!-- end of reproductions -->\n"
+BEGIN, END = "<!-- written by scripts/reproductions.py -->\n", "<!-- end of what is written -->\n"
 
 
-def table_in(text: str) -> str:
-    """The table of reproductions in a Markdown text."""
+def generated_in(text: str) -> str:
+    """The generated part of a Markdown text."""
     return text.split(BEGIN)[1].split(END)[0]
 
 
-def with_table(text: str, table: str) -> str:
-    """A Markdown text with its table of reproductions replaced."""
+def with_generated(text: str, part: str) -> str:
+    """A Markdown text with its generated part replaced."""
     before, rest = text.split(BEGIN)
-    return before + BEGIN + table + END + rest.split(END)[1]
+    return before + BEGIN + part + END + rest.split(END)[1]

@@ -1,13 +1,14 @@
-"""Claims of papers, and how runs are judged by them."""
+"""Claims of papers, and the rule by which runs are judged against them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from metarun.errors import UserError
-from metarun.reports.paper import Claim, Paper
+from metarun.reports.paper import Claim, Finding, Paper, worst
 from metarun.reports.reproductions import published
 
 SECTION: dict[str, Any] = {
@@ -21,45 +22,81 @@ def summary(mean: float, ci95: float, iterations: int = 10) -> dict[str, Any]:
     return {"iterations": iterations, "test": {"accuracy": estimate}, "adaptation": [{"step": 1, **estimate}]}
 
 
-def test_the_mean_may_fall_short_by_the_larger_interval() -> None:
-    claim = Claim("a", "accuracy", 98.0, ci95=0.3, percent=True)
-    runs = {0: summary(0.975, 0.002), 1: summary(0.979, 0.002), 2: summary(0.978, 0.002)}
-    found = claim.judge(runs, None)
-    assert found["ours"] == pytest.approx(97.7333, abs=1e-4)
-    assert found["bar"] == pytest.approx(97.7)
-    assert (found["verdict"], found["worst_seed"], found["worst"]) == ("pass", 0, pytest.approx(97.5))
-    runs[2] = summary(0.976, 0.002)
-    assert claim.judge(runs, None)["verdict"] == "miss"
-    wide = {seed: summary(run["test"]["accuracy"]["mean"], 0.005) for seed, run in runs.items()}
-    assert claim.judge(wide, None)["bar"] == pytest.approx(97.5)
-    assert claim.judge(wide, None)["verdict"] == "pass"
+def found(claim: Claim, *seeds: tuple[float, float], short: bool = False) -> Finding:
+    return Finding(claim, dict(enumerate(seeds)), short)
 
 
-def test_a_loss_may_be_higher_by_it() -> None:
-    claim = Claim("a", "accuracy", 0.5, step=1, lower_is_better=True)
-    found = claim.judge({0: summary(0.52, 0.02), 1: summary(0.515, 0.02)}, None)
-    assert (found["verdict"], found["worst_seed"], found["bar"]) == ("pass", 0, pytest.approx(0.52))
-    assert claim.judge({0: summary(0.53, 0.02)}, None)["verdict"] == "miss"
+def test_a_pass_is_within_the_papers_own_interval() -> None:
+    claim = Claim("a", "accuracy", 98.0, ci95=0.3)
+    assert found(claim, (97.5, 0.2), (97.9, 0.2), (97.8, 0.2)).verdict == "pass"
+    assert found(claim, (97.5, 0.2), (97.8, 0.2), (97.7, 0.2)).verdict == "miss"
+    for half in (1e-9, 9.0):
+        assert found(claim, (97.69, half), (97.69, half), (97.69, half)).verdict == "miss", "whatever our test's width"
+    finding = found(claim, (97.5, 0.2), (97.9, 0.2), (97.8, 0.2))
+    assert (finding.worst_seed, finding.ours) == (0, pytest.approx(97.7333, abs=1e-4))
+
+
+def test_without_one_it_is_within_ours_over_seeds() -> None:
+    claim = Claim("a", "mse", 0.5, lower_is_better=True)
+    seeds = (0.50, 0.52, 0.54)
+    exact = found(claim, *((mean, 0.0) for mean in seeds))
+    assert exact.slack == pytest.approx(4.302653 * 0.02 / 3**0.5, rel=1e-6)
+    assert exact.verdict == "pass"
+    assert found(claim, *((mean + 0.03, 0.0) for mean in seeds)).verdict == "miss"
+
+
+def test_fewer_test_episodes_never_make_passing_easier() -> None:
+    """The seeds' spread is not counted twice: what a test of few episodes adds to it is taken off."""
+    claim = Claim("a", "mse", 0.5, lower_is_better=True)
+    slacks = [found(claim, (0.50, half), (0.52, half), (0.54, half)).slack for half in (0.0, 0.01, 0.03, 1.0)]
+    assert slacks == sorted(slacks, reverse=True)
+    assert slacks[-1] == 0
+    generator = np.random.default_rng(0)
+    spread: dict[int, list[float]] = {episodes: [] for episodes in (400, 40_000)}
+    for episodes, widths in spread.items():
+        error = 1 / episodes**0.5
+        for _ in range(1000):
+            means = 0.1 * generator.standard_normal(3) + error * generator.standard_normal(3)
+            widths.append(found(claim, *((mean, 1.96 * error) for mean in means)).slack ** 2)
+    # Unbiased but for the cut at 0, which a test of few episodes meets more often.
+    assert np.mean(spread[400]) < 1.2 * np.mean(spread[40_000])
+
+
+def test_a_single_seed_never_passes() -> None:
+    claim = Claim("a", "accuracy", 98.0, ci95=0.3)
+    assert found(claim, (99.9, 0.1)).verdict == "consistent"
+    assert found(claim, (99.9, 0.1), (99.8, 0.1)).verdict == "consistent"
+    assert found(claim, (97.0, 0.1)).verdict == "miss"
 
 
 def test_a_miss_after_fewer_iterations_is_one_of_budget() -> None:
-    claim = Claim("a", "accuracy", 98.0, percent=True)
-    assert claim.judge({0: summary(0.5, 0.01)}, 11)["verdict"] == "budget not reached"
-    assert claim.judge({0: summary(0.5, 0.01)}, 10)["verdict"] == "miss"
-    assert claim.judge({0: summary(0.99, 0.01)}, 11)["verdict"] == "pass"
+    claim = Claim("a", "accuracy", 98.0, ci95=0.3)
+    assert found(claim, (50.0, 1.0), short=True).verdict == "budget not reached"
+    assert found(claim, (99.0, 1.0), short=True).verdict == "consistent"
+    paper = Paper.of({**SECTION, "iterations": 11})
+    assert [paper.is_short({10}), paper.is_short({10, 11})] == [True, False]
 
 
-def test_a_bar_stands_instead_of_the_value() -> None:
-    claim = Claim("a", "accuracy", 98.0, percent=True, bar=50.0, because="of this")
-    assert claim.judge({0: summary(0.5, 0.3)}, None)["verdict"] == "pass"
-    assert claim.judge({0: summary(0.499, 0.3)}, None)["verdict"] == "miss"
+def test_a_bar_is_no_pass() -> None:
+    claim = Claim("a", "accuracy", None, bar=50.0, because="of this")
+    finding = found(claim, (50.0, 1.0), (51.0, 1.0), (52.0, 1.0))
+    assert (finding.verdict, finding.bar_reached) == (None, True)
+    both = found(Claim("a", "accuracy", 98.0, bar=50.0, because="of this"), *[(50.0, 1.0)] * 3)
+    assert (both.verdict, both.bar_reached) == ("miss", True)
+
+
+def test_what_is_not_finite_reaches_nothing() -> None:
+    claim = Claim("a", "accuracy", 98.0, bar=50.0, because="of this")
+    estimate = {"accuracy": {"mean": None, "ci95": None}}
+    finding = Finding(claim, {seed: claim.found({"test": estimate}) for seed in range(3)}, False)
+    assert (finding.verdict, finding.bar_reached) == ("miss", False)
 
 
 def test_the_worst_claim_is_the_papers() -> None:
     low = {"metric": "accuracy", "value": 10.0, "percent": True}
     paper = Paper.of({**SECTION, "claims": {**SECTION["claims"], "b": low}})
-    assert paper.judge({0: summary(0.99, 0.01)})["verdict"] == "pass"
-    assert paper.judge({0: summary(0.5, 0.01)})["verdict"] == "miss"
+    assert worst(paper.findings({seed: summary(0.99, 0.01) for seed in range(3)})) == "pass"
+    assert worst(paper.findings({seed: summary(0.5, 0.01) for seed in range(3)})) == "miss"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +104,11 @@ def test_the_worst_claim_is_the_papers() -> None:
     [
         ({"tilte": "T"}, "unknown key 'paper.tilte' - did you mean 'title'?"),
         ({"arxiv": 1703.1}, "paper.arxiv=1703.1: input should be a valid string"),
-        ({"verified": "sure"}, "paper.verified='sure': input should be 'paper', 'code', 'quoted' or 'recalled'"),
+        (
+            {"verified": "sure"},
+            "paper.verified='sure': input should be 'paper', 'code', 'rerun', 'quoted' or 'recalled'",
+        ),
+        ({"verified": "rerun"}, "paper.by names whose re-run"),
         ({"claims": {}}, "paper.claims: one entry"),
         ({"claims": {"a": {"metric": "x"}}}, "paper.claims.a needs a value, or a bar"),
         ({"claims": {"a": {"metric": "x", "bar": 1.0}}}, "paper.claims.a: a bar needs its because"),
@@ -82,11 +123,14 @@ def test_what_a_section_may_not_be(changed: dict[str, Any], message: str) -> Non
 
 
 def test_a_number_of_another_source_is_marked_as_such() -> None:
-    claims = {**SECTION["claims"], "b": {"metric": "accuracy", "value": 9.0, "verified": "recalled"}}
-    paper = Paper.of({**SECTION, "claims": claims})
-    assert [published(paper, claim) for claim in paper.claims] == ["98", "(9, from memory)"]
-    stored = paper.judge({0: summary(0.99, 0.01)})["claims"]
-    assert (stored["a"].get("verified"), stored["b"]["verified"]) == (None, "recalled")
+    sources = {"b": "recalled", "c": "quoted", "d": "code"}
+    claims = {name: {"metric": "accuracy", "value": 9.0, "verified": source} for name, source in sources.items()}
+    paper = Paper.of({**SECTION, "claims": {**SECTION["claims"], **claims}})
+    assert [published(paper, claim) for claim in paper.claims] == [
+        "98", "(9, from memory)", "9 (quoted)", "9 (authors' code)",
+    ]  # fmt: skip
+    rerun = Paper.of({**SECTION, "verified": "rerun", "by": "PaddleFSL"})
+    assert published(rerun, rerun.claims[0]) == "98 (re-run by PaddleFSL)"
 
 
 def test_what_recipes_share_has_no_claims() -> None:
@@ -95,4 +139,4 @@ def test_what_recipes_share_has_no_claims() -> None:
 
 def test_a_metric_that_the_run_lacks() -> None:
     with pytest.raises(UserError, match=r"paper\.claims\.a: the run has no nll   it has: accuracy"):
-        Claim("a", "nll", 1.0).judge({0: summary(1, 1)}, None)
+        Claim("a", "nll", 1.0).found(summary(1, 1))
