@@ -29,7 +29,7 @@ def rebuild(
     from metarun.config.build import build
 
     config["runner"]["devices"] = 1  # one process is enough for what is not training
-    return directory, build(config, facts), changes
+    return directory, build(config, facts, directory.path), changes
 
 
 def reread(

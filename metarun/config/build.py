@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metarun.config.check import check
@@ -15,8 +16,14 @@ if TYPE_CHECKING:
     from metarun.training.experiment import Experiment
 
 
-def build(config: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> Experiment:
-    """The experiment that a resolved configuration describes; raises :class:`UserError` for what does not fit."""
+def build(
+    config: Mapping[str, Any], facts: Mapping[str, Any] | None = None, directory: Path | None = None
+) -> Experiment:
+    """The experiment that a resolved configuration describes; raises :class:`UserError` for what does not fit.
+
+    ``directory``: that of an earlier run, whose checkpoint will be loaded. Its text model's vocabulary is taken over
+    here, since it decides how texts are encoded.
+    """
     check(config)
     import torch
 
@@ -24,6 +31,7 @@ def build(config: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> 
     from metarun.training.experiment import Experiment
     from metarun.training.precision import parameters_dtype
     from metarun.training.settings import Runner
+    from metarun.training.transfer import take_vocabulary, vocabularies
 
     runner, tracker = Runner(**config["runner"]), Tracker(**config["tracker"])
     torch.set_default_dtype(parameters_dtype(runner.precision))
@@ -31,9 +39,22 @@ def build(config: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> 
     task = construct(config["task"], seed=seed)
     torch.manual_seed(seed)
     model = construct(config["model"], spec=task.spec, texts=lambda: task.train_texts)
+    if vocabularies(model) and (source := _source(directory, runner.init_from)):
+        from metarun.training import checkpoint
+
+        take_vocabulary(model, checkpoint.load(source, torch.device("cpu"))["algorithm"]["parameters"])
     task.prepare(model)
     algorithm = construct(config["algorithm"], model=model, spec=task.spec)
     return Experiment(task, algorithm, runner, tracker, seed=seed, name=config["name"], config=config, facts=facts)
+
+
+def _source(directory: Path | None, init_from: str | None) -> Path | None:
+    """The checkpoint from which an experiment will take its model, if from any."""
+    from metarun.training.transfer import newest
+
+    if directory is not None and newest(directory).is_file():
+        return newest(directory)
+    return newest(Path(init_from)) if init_from else None
 
 
 def construct(values: Mapping[str, Any], **injected: Any) -> Any:

@@ -39,9 +39,10 @@ class TextCNN(nn.Module):
     ) -> None:
         super().__init__()
         held = Counter(word for text in texts for word in dict.fromkeys(words(text)))
-        self.set_extra_state([word for word, count in held.items() if count >= min_texts])
         self.max_words = max_words
-        self.embedding = nn.Parameter(torch.randn(len(self.vocabulary) + 2, embedding))
+        self.embedding = nn.Parameter(torch.empty(0, embedding))
+        self.set_extra_state([word for word, count in held.items() if count >= min_texts])
+        nn.init.normal_(self.embedding)
         self.convolutions = nn.ModuleList(nn.Conv1d(embedding, filters, width, padding=width) for width in widths)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -63,3 +64,6 @@ class TextCNN(nn.Module):
     def set_extra_state(self, state: Any) -> None:
         self.vocabulary = list(state)
         self.ids = {word: i for i, word in enumerate(self.vocabulary, start=2)}
+        rows = len(self.vocabulary) + 2
+        if len(self.embedding) != rows:
+            self.embedding = nn.Parameter(self.embedding.new_zeros(rows, self.embedding.shape[1]))

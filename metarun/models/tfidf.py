@@ -42,14 +42,14 @@ class TfIdf(nn.Module):
         require(shortest <= longest, f"model.shortest={shortest} is more than model.longest={longest}")
         self.unit, self.shortest, self.longest = unit, shortest, longest
         held = Counter(gram for text in texts for gram in dict.fromkeys(self.grams(text)))
-        self.vocabulary = [gram for gram, count in held.items() if count >= min_texts]
+        vocabulary = [gram for gram, count in held.items() if count >= min_texts]
         require(
-            bool(self.vocabulary),
+            bool(vocabulary) or not texts,
             f"model.min_texts={min_texts}: no n-gram is in that many of the {len(texts)} meta-train texts",
         )
-        self.ids = {gram: i for i, gram in enumerate(self.vocabulary, start=1)}
-        counts = torch.tensor([held[gram] for gram in self.vocabulary], dtype=torch.get_default_dtype())
+        counts = torch.tensor([held[gram] for gram in vocabulary], dtype=torch.get_default_dtype())
         self.register_buffer("idf", torch.log((1 + len(texts)) / (1 + counts)) + 1)
+        self.set_extra_state(vocabulary)
 
     def grams(self, text: str) -> list[str]:
         """The n-grams of ``text``, each as often as it occurs."""
@@ -77,3 +77,5 @@ class TfIdf(nn.Module):
     def set_extra_state(self, state: Any) -> None:
         self.vocabulary = list(state)
         self.ids = {gram: i for i, gram in enumerate(self.vocabulary, start=1)}
+        if len(self.idf) != len(self.vocabulary):
+            self.idf = self.idf.new_zeros(len(self.vocabulary))

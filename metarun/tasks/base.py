@@ -134,7 +134,10 @@ class Task(ABC):
         """Tasks number ``indices`` of ``split``: a :class:`TaskBatch`, or a batched environment for control."""
 
     def prepare(self, model: torch.nn.Module) -> None:
-        """Called once after the model is built; text families let the model turn their texts into ids here."""
+        """Let ``model`` encode the inputs, for families whose inputs a model encodes, such as texts.
+
+        Called after the model is built, and again when a checkpoint has changed how it encodes.
+        """
 
     def to(self, device: torch.device) -> Self:
         """Keep the data on ``device`` from now on."""

@@ -27,7 +27,7 @@ from metarun.training.device import choose_device, choose_threads, keep_freed_me
 from metarun.training.loop import Progress, meta_batch_indices, meta_train
 from metarun.training.settings import Runner
 from metarun.training.signals import StopRequest
-from metarun.training.transfer import take_model
+from metarun.training.transfer import encoding_state, take_model
 from metarun.training.tuning import Tuned, tuned
 from metarun.types import Split
 
@@ -93,7 +93,8 @@ class Experiment:
 
     def _lead(self, directory: RunDirectory | None) -> dict[str, Any]:
         if self.runner.init_from and not (directory and (directory.path / "checkpoints" / "last.pt").is_file()):
-            source = take_model(self.algorithm.model, Path(self.runner.init_from), self.device)
+            with self._encoding_anew():
+                source = take_model(self.algorithm.model, Path(self.runner.init_from), self.device)
             log.info("the model starts from %s", source)
         directory = directory or RunDirectory.create(self.runner.directory, self.name, self.seed)
         with directory.locked(), self._logging(directory.path), StopRequest() as stop:
@@ -369,10 +370,20 @@ class Experiment:
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
         try:
-            self.algorithm.restore(state["algorithm"])
+            with self._encoding_anew():
+                self.algorithm.restore(state["algorithm"])
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"checkpoint {path} does not fit this model and algorithm ({reason})") from None
+
+    @contextlib.contextmanager
+    def _encoding_anew(self) -> Iterator[None]:
+        """Have the task encode its inputs again if the block changes how the model encodes them."""
+        model = getattr(self.algorithm, "model", None)
+        before = encoding_state(model)
+        yield
+        if encoding_state(model) != before:
+            self.task.prepare(model)
 
     @contextlib.contextmanager
     def _logging(self, directory: Path) -> Iterator[None]:

@@ -170,7 +170,7 @@ def rows(**extra: Any) -> list[dict[str, Any]]:
 def test_own_file(tmp_path: Path, ending: str) -> None:
     task = Text(0, file=str(write(tmp_path / f"my.{ending}", rows())), **TEXT)
     check_partition(task, (4, 2, 2))
-    assert task.texts == [text for texts in by_class(ROWS).values() for text in texts]
+    assert task.texts == [text for texts in by_class(ROWS).values() for text in sorted(texts)]
     assert task.data.names == sorted({label for _, label in ROWS})
     assert len(task.train_texts) == 12
     assert (task.spec.modality, task.spec.input_shape) == ("text", ())

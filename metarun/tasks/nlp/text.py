@@ -55,7 +55,8 @@ class Text(TextFewShot):
             labelled.append((values["text"], values["label"]))
             if split:
                 _assign(path, number, home, values["label"], values["split"], split)
-        examples = {name: texts for name, texts in by_class(labelled).items() if len(texts) >= min_texts}
+        # Sorted, so that the order of the file's rows decides nothing.
+        examples = {name: sorted(texts) for name, texts in by_class(labelled).items() if len(texts) >= min_texts}
         what = f"task.file={file}"
         if min_texts > 1:
             what += f", with task.min_texts={min_texts},"
