@@ -258,7 +258,9 @@ def test_nan_stops_with_the_iteration_and_the_likely_key(tmp_path: Path, capsys:
 
 
 def test_no_traceback_from_the_installed_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "metarun", "task=nothing"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "metarun", "task=nothing"], capture_output=True, text=True, timeout=240
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("metarun: unknown task 'nothing'")
 

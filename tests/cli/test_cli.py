@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -34,29 +33,28 @@ def runs(root: Path) -> list[Path]:
     return sorted(p.parent for p in root.glob("outputs/*/*/config.yaml"))
 
 
+SLOW_TO_IMPORT = {"torch", "wandb", "matplotlib", "rich", "PIL", "hydra", "omegaconf", "numpy", "pydantic", "yaml"}
+
+
 @pytest.mark.parametrize(
-    ("words", "seconds", "status"),
+    ("words", "imports", "status"),
     [
-        (["--help"], 0.15, 0),
-        (["report", "--help"], 0.15, 0),
-        (["report", "nowhere"], 0.4, 2),
-        (["list"], 1.2, 0),  # reads every option and the source of its class, and 280 recipes
-        (["task=regression/sinusoid", "algorithm.inner_lrr=1"], 1.0, 2),
+        (["--help"], set(), 0),
+        (["report", "--help"], set(), 0),
+        (["report", "nowhere"], {"yaml", "numpy", "pydantic"}, 2),
+        (["list"], {"yaml", "pydantic"}, 0),
+        (["task=regression/sinusoid", "algorithm.inner_lrr=1"], {"yaml", "hydra", "omegaconf", "pydantic"}, 2),
     ],
 )
-def test_quick_answers_do_not_import_torch(words: list[str], seconds: float, status: int) -> None:
+def test_quick_answers_import_only_what_they_need(words: list[str], imports: set[str], status: int) -> None:
+    """Most of the time that an answer takes is that of its imports."""
     script = (
         "import sys; from metarun.cli import main; status = main(sys.argv[1:]); "
-        "assert 'torch' not in sys.modules; sys.exit(status)"
+        f"print(*sorted({SLOW_TO_IMPORT} & set(sys.modules)), file=sys.stderr); sys.exit(status)"
     )
-    times = []
-    for _ in range(3):  # processor time, and the best of a few: this machine may be busy
-        start = os.times()
-        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
-        end = os.times()
-        times.append(end.children_user - start.children_user + end.children_system - start.children_system)
-        assert done.returncode == status, done.stderr
-    assert min(times) <= seconds
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert {*done.stderr.splitlines()[-1].split()} <= imports
 
 
 def test_a_run_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -293,15 +291,14 @@ def test_the_server_stops_in_mid_run(
 
     def validate(*arguments: object) -> None:
         original(*arguments)  # type: ignore[arg-type]
-        end = time.monotonic() + 20
-        while not any(run.history for run in server.runs.values()) and time.monotonic() < end:
-            time.sleep(0.02)  # so that the run is well on its way
+        end = time.monotonic() + 240
+        while not any(run.history for run in server.runs.values()):  # so that the run is well on its way
+            assert time.monotonic() < end, "no row came"
+            time.sleep(0.02)
         server.stop()
 
     monkeypatch.setattr(loop, "validate", validate)
-    start = time.monotonic()
     assert main([*SINE, "tracker.finish_timeout=15", "tracker.init_timeout=15"]) == 0
-    assert time.monotonic() - start < 40
     assert "wandb sync" in capsys.readouterr().err
     (run,) = runs(tmp_path)
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 7

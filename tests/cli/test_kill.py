@@ -145,7 +145,7 @@ def test_a_signal_stops_cleanly(number: int, tmp_path: Path, undisturbed: dict[s
     )  # fmt: skip
     wait_for(lambda: any(f.stat().st_size for f in tmp_path.glob("*/*/metrics.jsonl")), process)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == 128 + number
     assert "metarun resume" in said
     assert "Traceback" not in said

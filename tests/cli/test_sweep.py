@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -72,9 +71,7 @@ def test_one_of_eighteen_fails(
     assert (added.parents[1].name, added.parent.name[-3:]) == ("gp-cnp", "_s1")
 
     (*_, sweep) = sorted(tmp_path.glob("outputs/multirun/*"))
-    start = time.perf_counter()
     assert main(["report", str(sweep), "out=page"]) == 0
-    assert time.perf_counter() - start < 10
     page = Tables()
     page.feed(Path("page/report.html").read_text())
     cells = [row for table in page.tables for row in table]

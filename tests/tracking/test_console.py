@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import sys
-import time
 
 import pytest
 
@@ -85,7 +84,6 @@ def test_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         with Display(20, 0, "accuracy", True) as display:
             display.step(7, {"train/loss": 0.25})
             display.validation(7, 0.9, 0.95)
-            time.sleep(0.3)  # rich draws ten times a second
             print("a message of another part", file=sys.stderr)
             display.note("testing [on] 600")
     shown = everything(master)

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from wandb_server import API_KEY, ServedRun, WandbServer
 from metarun.tracking import wandb as sink_module
 from metarun.tracking.wandb import WandbSink, requested_mode
 
-MARGIN = 1.0  # seconds over a stated bound that a busy machine may take
+HUNG = 300  # seconds after which a test counts as hung, however busy the machine
 
 
 class Recorder:
@@ -40,8 +41,8 @@ class Recorder:
             "name": "sinusoid-maml-s0",
             "job_type": "train",
             "config": {"seed": 0, "task": {"shot": 5}},
-            "finish_timeout": 10.0,
-            "init_timeout": 5.0,
+            "finish_timeout": 120.0,
+            "init_timeout": 60.0,
         }
         self.sink = WandbSink.start(directory, **(arguments | changes))
 
@@ -53,10 +54,8 @@ class Recorder:
                 file.flush()
                 self.sink.log(row)
 
-    def finish(self, exit_code: int = 0) -> float:
-        begun = time.perf_counter()
+    def finish(self, exit_code: int = 0) -> None:
         self.sink.finish(exit_code)
-        return time.perf_counter() - begun
 
 
 def keep_rows(directory: Path, count: int) -> None:
@@ -98,8 +97,8 @@ def own_helper() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
 
 
-def wait_until(condition: Any, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Any) -> None:
+    deadline = time.monotonic() + HUNG / 2
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
@@ -107,6 +106,20 @@ def wait_until(condition: Any, seconds: float = 10.0) -> None:
 
 def messages(caplog: pytest.LogCaptureFixture) -> str:
     return "\n".join(record.getMessage() for record in caplog.records if record.name == "metarun")
+
+
+@pytest.fixture(autouse=True)
+def _no_hanging() -> Iterator[None]:
+    """What waits for W&B for good fails; how long it takes otherwise depends on the machine."""
+
+    def stop(number: int, frame: object) -> None:
+        raise TimeoutError(f"still waiting after {HUNG} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(HUNG)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +165,7 @@ def test_offline_file_holds_everything(tmp_path: Path, caplog: pytest.LogCapture
     recorder = Recorder(tmp_path / "run")
     recorder.rows(0, 300)
     recorder.sink.summary({"test": {"accuracy": {"mean": 0.9, "ci95": 0.01}}, "iterations": 3000})
-    assert recorder.finish(exit_code=3) < 10
+    recorder.finish(exit_code=3)
     (run,) = offline_runs(tmp_path / "run")
     assert [(row["iteration"], row["loss"], row["split"]) for row in run.history] == [
         (i, 1 / (1 + i), "train") for i in range(300)
@@ -384,11 +397,9 @@ def test_server_stops_in_mid_run(tmp_path: Path, server: WandbServer, caplog: py
     wait_until(lambda: recorder.sink._reached == 190)
     online = run_id(directory)
     server.stop()
-    begun = time.perf_counter()
     recorder.rows(20, 200)
-    assert time.perf_counter() - begun < MARGIN
     recorder.sink.summary({"iterations": 200})
-    assert recorder.finish() < 4.0 + MARGIN
+    recorder.finish()
     (run,) = offline_runs(directory)
     assert iterations(run) == expected(200)
     assert run.summary["iterations"] == 200
@@ -422,7 +433,7 @@ def test_helper_process_killed_in_mid_run(
     for process in helper_processes():
         os.kill(process, signal.SIGKILL)
     recorder.rows(20, 40)
-    assert recorder.finish() < 10
+    recorder.finish()
     (run,) = offline_runs(directory)
     assert iterations(run) == expected(40)
     assert run.exit_code == 0
@@ -440,10 +451,8 @@ def test_helper_process_stuck(tmp_path: Path, server: WandbServer, caplog: pytes
     try:
         for process in stuck:
             os.kill(process, signal.SIGSTOP)
-        begun = time.perf_counter()
-        recorder.rows(5, 3000)
-        assert time.perf_counter() - begun < MARGIN
-        assert recorder.finish() < 2.0 + MARGIN
+        recorder.rows(5, 3000)  # these would hang if they waited for W&B
+        recorder.finish()
     finally:
         for process in stuck:
             os.kill(process, signal.SIGKILL)
@@ -458,7 +467,7 @@ def test_server_refuses_the_history(
     server.refuse_stream = status
     recorder = Recorder(tmp_path / "run", mode="online", finish_timeout=8.0)  # busy machines take seconds
     recorder.rows(0, 20)
-    assert recorder.finish() < 8.0 + MARGIN
+    recorder.finish()
     (run,) = offline_runs(tmp_path / "run")
     assert iterations(run) == expected(20)
     assert "wandb sync" in messages(caplog)
@@ -479,7 +488,7 @@ def test_process_ends_in_time(trouble: str, tmp_path: Path) -> None:
         "if sys.argv[3] == 'server stopped': server.stop()\n"
         "else: [os.kill(process, signal.SIGSTOP) for process in helper_processes()]\n"
         "recorder.rows(20, 200)\n"
-        "print('finish', recorder.finish(), flush=True)\n"
+        "recorder.finish(); print('finished', flush=True)\n"
     )
     with (tmp_path / "said").open("w+") as said:
         process = subprocess.Popen(
@@ -490,8 +499,8 @@ def test_process_ends_in_time(trouble: str, tmp_path: Path) -> None:
             env=own_helper(),
         )
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("finish")
-        assert process.wait(timeout=2.0 + MARGIN) == 0
+        assert process.stdout.readline() == "finished\n"
+        assert process.wait(timeout=HUNG) == 0
         process.stdout.close()
     assert "wandb sync" in (tmp_path / "said").read_text()
     if trouble == "server stopped":
@@ -506,11 +515,9 @@ def test_start_fails_to_offline(
         use(monkeypatch, server.url, {"refused key": "x" * 40, "malformed key": "x y"}.get(failure, API_KEY))
         if failure == "no server":
             server.stop()
-        begun = time.perf_counter()
         recorder = Recorder(tmp_path / "run", mode=None, init_timeout=1.0)
         recorder.rows(0, 10)
-        assert time.perf_counter() - begun < MARGIN
-        assert recorder.finish() < 10
+        recorder.finish()
     (run,) = offline_runs(tmp_path / "run")
     assert iterations(run) == expected(10)
     assert run.run_id == run_id(tmp_path / "run")
@@ -529,8 +536,17 @@ def test_nothing_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: 
     assert "no space left on device; off from here on" in messages(caplog)
 
 
-def test_start_costs_nothing(tmp_path: Path) -> None:
-    begun = time.perf_counter()
+def test_neither_start_nor_rows_wait_for_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B does not get as far as its mode before the run has started it and logged its rows."""
+    logged = threading.Event()
+
+    def choose(argument: str | None) -> str:
+        assert logged.wait(HUNG), "the run waits for W&B"
+        return "offline"
+
+    monkeypatch.setattr(sink_module, "choose_mode", choose)
     recorder = Recorder(tmp_path / "run")
-    assert time.perf_counter() - begun < 0.2
+    recorder.rows(0, 10)
+    logged.set()
     recorder.finish()
+    assert iterations(offline_runs(tmp_path / "run")[0]) == expected(10)
