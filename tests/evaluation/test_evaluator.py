@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import product
 
 import pytest
 import torch
 
+from metarun.algorithms.base import judge
 from metarun.cli import main
-from metarun.evaluation.evaluator import Estimate, Result, Robust, robust
+from metarun.evaluation.evaluator import Estimate, Result, Robust, evaluate, robust
+from metarun.tasks.base import Spec
 from metarun.tasks.regression.sinusoid import Sinusoid
 from metarun.tasks.rl.bandit import Bandit
+from metarun.types import Split
 
 
 def test_an_interquartile_mean_leaves_the_quarters_out() -> None:
@@ -65,3 +69,51 @@ def test_a_trial_is_printed_by_episode(capsys: pytest.CaptureFixture[str]) -> No
     told = capsys.readouterr().out
     assert "in episodes of a trial   1: " in told
     assert "return, interquartile mean   " in told
+
+
+class Numbered:
+    """A family whose batch is the tasks' numbers, and a learner that gives them back beside a random number each."""
+
+    seed = 3
+
+    def batch(self, split: str, indices: Sequence[int], shape: object = None) -> torch.Tensor:
+        return torch.tensor([*indices], dtype=torch.float64)
+
+    def evaluate(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"number": torch.stack([-batch, batch], 1), "noise": torch.rand(len(batch), 1)}
+
+
+def evaluated(episodes: int = 10, batch: int = 4, split: Split = "test") -> Result:
+    return evaluate(Numbered(), Numbered(), split, episodes, batch=batch)  # type: ignore[arg-type]
+
+
+def test_every_task_is_evaluated_once_and_the_last_column_is_the_result() -> None:
+    result = evaluated()
+    assert result.curves["number"][:, 1].tolist() == [*range(10)]
+    assert result.final()["number"].mean == 4.5
+
+
+def test_what_evaluation_draws_depends_on_seed_split_and_batch_alone() -> None:
+    torch.manual_seed(0)
+    first = evaluated().curves["noise"]
+    torch.rand(7)
+    again = evaluated().curves["noise"]
+    assert torch.equal(first, again)
+    assert len(first.unique()) == 10  # no batch repeats another's
+    assert not torch.equal(first, evaluated(split="val").curves["noise"])
+
+
+def test_metrics_by_hand() -> None:
+    spec = Spec("classification", "vector", (2,), 3)
+    prediction = torch.tensor([[[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]], [[0.0, 0.0, 1.0], [0.0, 2.0, 0.0]]])
+    found = judge(spec, prediction, torch.tensor([[2, 1], [2, 1]]))
+    assert found["accuracy"].tolist() == [0.5, 1.0]
+    chances = prediction.softmax(-1)
+    expected = [
+        -(chances[0, 0, 2].log() + chances[0, 1, 1].log()) / 2,
+        -(chances[1, 0, 2] * chances[1, 1, 1]).log() / 2,
+    ]
+    torch.testing.assert_close(found["loss"], torch.stack(expected))
+    found = judge(Spec("regression", "vector", (2,), 1, peak=2.0), torch.ones(1, 4, 1), torch.full((1, 4, 1), 0.8))
+    assert found["mse"].item() == pytest.approx(0.04)
+    assert found["psnr"].item() == pytest.approx(20)  # 10 log10(4 / .04)

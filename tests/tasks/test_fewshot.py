@@ -73,6 +73,16 @@ def test_every_class_and_example_is_drawn():
     assert set(rows.tolist()) == set(range(low, high))
 
 
+def test_a_label_says_nothing_of_the_class():
+    drawn, _ = numbers().rows("val", range(900), EpisodeShape(3, 1, 1))
+    for label in range(3):
+        _, counts = np.unique(drawn[:, label], return_counts=True)
+        assert len(counts) == 4
+        assert counts == pytest.approx(225, abs=50)  # of 4 classes in 900 episodes; 13 is the deviation
+    orders = {tuple(np.argsort(episode)) for episode in drawn}
+    assert len(orders) == 6
+
+
 def test_other_shapes_and_variants():
     task = numbers()
     batch = task.batch("test", [0, 1], EpisodeShape(6, 1, 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ def draw(rank: int, world: int, results: Any) -> None:
         batch = task.batch("train", indices)
         for i, x, y in zip(indices, batch.support.x, batch.query.y, strict=True):
             results[i] = (x.tolist(), y.tolist())
+
+
+def test_meta_batches_follow_one_another_and_processes_share_each_of_them() -> None:
+    for world in (1, 2, 4):
+        shares = [[[*meta_batch_indices(iteration, 8, rank, world)] for rank in range(world)] for iteration in range(3)]
+        assert all(len(share) == 8 // world for batch in shares for share in batch)
+        for i, batch in enumerate(shares):
+            assert sorted(chain(*batch)) == [*range(8 * i, 8 * i + 8)]
 
 
 def test_two_processes_draw_what_one_draws() -> None:

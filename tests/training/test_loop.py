@@ -1,0 +1,160 @@
+"""The outer loop: what it draws, logs, validates, keeps as the best, tests, and goes on with after a stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from metarun import ranks
+from metarun.algorithms.base import Algorithm
+from metarun.config.build import build
+from metarun.config.compose import compose
+from metarun.errors import Interrupted
+from metarun.evaluation.evaluator import Result
+from metarun.tracking.rundir import RunDirectory
+from metarun.tracking.wandb import WandbSink
+from metarun.training import checkpoint, loop
+from metarun.training.experiment import Experiment
+from metarun.training.signals import StopRequest
+
+HIGHER = ["task=rl/bandit", "algorithm=rl2", "model.hidden=4", "algorithm.rollouts=1", "algorithm.test_rollouts=1"]
+LOWER = ["task=regression/sinusoid", "model.hidden=[4]"]
+
+
+def experiment(words: Sequence[str] = LOWER, **runner: Any) -> Experiment:
+    keys = {"iterations": 3, "meta_batch": 2, "validate_every": 1, "val_episodes": 3, "test_episodes": 5,
+            "threads": 1, "device": "cpu", "plots": False, "log_every": 1, "tune_above": None, "select": "best",
+            **runner}  # fmt: skip
+    given = [f"runner.{key}={json.dumps(value)}" for key, value in keys.items()]
+    return build(compose([*words, *given, "tracker.wandb=disabled", "name=x"]).config)
+
+
+class Told(Algorithm):
+    """Learns nothing: its metrics are what ``metric`` gives for an iteration."""
+
+    kinds = ("regression",)
+
+    def __init__(self, metric: Callable[[int], Tensor]) -> None:
+        super().__init__()
+        self.model, self.metric = torch.nn.Linear(1, 1), metric
+
+    def meta_step(self, batch: Any, iteration: int) -> dict[str, Tensor]:
+        return {"loss": self.metric(iteration)}
+
+    def evaluate(self, batch: Any) -> dict[str, Tensor]:
+        return {"mse": torch.zeros(len(batch.query.y), 1)}
+
+
+def directory(tmp_path: Path, name: str = "x") -> RunDirectory:
+    return RunDirectory.create(tmp_path, name, 0)
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, values: Sequence[float]) -> list[dict[str, Tensor]]:
+    """Have validations find ``values``, one after another; the learner's parameters at each."""
+    learners: list[dict[str, Tensor]] = []
+    left = iter(values)
+
+    def validated(algorithm: Algorithm, task: Any, split: str, *rest: Any, **more: Any) -> Result:
+        learners.append({name: value.clone() for name, value in algorithm.state_dict().items()})
+        return Result({task.metric: torch.tensor([[next(left)]])})
+
+    monkeypatch.setattr(loop, "evaluate", validated)
+    return learners
+
+
+@pytest.mark.parametrize(
+    ("words", "values", "best"),
+    [
+        (HIGHER, (0.3, 0.9, 0.5), 2),
+        (LOWER, (0.3, 0.9, 0.5), 1),
+        (HIGHER, (0.9, 0.3, 0.5), 1),
+        (LOWER, (0.5, 0.9, 0.3), 3),
+    ],
+)
+def test_the_best_on_validation_is_kept_and_tested(
+    words: list[str], values: tuple[float, ...], best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learners, tested = scripted(monkeypatch, values), []
+    test = Experiment.test
+
+    def watched(self: Experiment, *rest: Any) -> Any:
+        tested.append({name: value.clone() for name, value in self.algorithm.state_dict().items()})
+        return test(self, *rest)
+
+    monkeypatch.setattr(Experiment, "test", watched)
+    run = directory(tmp_path)
+    summary = experiment(words).run(run)
+    assert summary["best_iteration"] == best
+    assert checkpoint.load(run.path / "checkpoints" / "best.pt", torch.device("cpu"))["iteration"] == best
+    (learner,) = tested
+    assert all(torch.equal(value, learners[best - 1][name]) for name, value in learner.items())
+    assert not all(torch.equal(value, learners[best % 3][name]) for name, value in learner.items())
+    assert next(iter(summary["test"].values()))["n"] == 5  # and not as many as validation has
+
+
+def test_the_best_is_still_the_best_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, (0.3, 0.9))
+    run = directory(tmp_path)
+    stopped = experiment()
+    stopped.on_validation = lambda row: signal.raise_signal(signal.SIGTERM) if row["iteration"] == 1 else None
+    with pytest.raises(Interrupted):
+        stopped.run(run)
+    scripted(monkeypatch, (0.9, 0.5))
+    assert experiment().run(run)["best_iteration"] == 1
+
+
+def test_a_logged_row_is_the_mean_since_the_row_before(tmp_path: Path) -> None:
+    run = directory(tmp_path)
+    told = experiment(iterations=7, log_every=3, validate_every=0)
+    told.algorithm = Told(lambda iteration: torch.tensor(float(iteration)))
+    told.run(run)
+    rows = [(row["iteration"], row["train/loss"]) for row in run.rows() if "train/loss" in row]
+    assert rows == [(3, 1.0), (6, 4.0), (7, 6.0)]
+
+
+def test_a_step_draws_by_its_iteration_and_process_and_not_by_what_was_drawn_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(train: Callable[[Experiment], Any]) -> list[float]:
+        found: list[float] = []
+
+        def metric(iteration: int) -> Tensor:
+            found.append(float(torch.rand(1 + iteration % 2)[0]))
+            return torch.tensor(0.0)
+
+        told = experiment(validate_every=0, test_episodes=0)
+        told.algorithm = Told(metric)
+        train(told)
+        return found
+
+    first = drawn(lambda told: told.run(directory(tmp_path)))
+    torch.rand(7)
+    assert drawn(lambda told: told.run(directory(tmp_path))) == first
+    assert len({*first}) == 3
+    monkeypatch.setattr(ranks, "rank", lambda: 1)  # a process that does not lead: it saves and shows nothing
+    other = drawn(lambda told: loop.meta_train(told, loop.Progress(), StopRequest()))
+    assert len({*first, *other}) == 6
+
+
+def test_sweeps_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    start = WandbSink.start
+
+    def watched(path: Path, **more: Any) -> WandbSink:
+        told.append(more)
+        return start(path, **more)
+
+    monkeypatch.setattr(WandbSink, "start", watched)
+    one = experiment(test_episodes=0)
+    one.facts = {"group": "the sweep", "choices": {"task": "regression/sinusoid"}}
+    one.run(directory(tmp_path))
+    assert told[0]["group"] == "the sweep"
+    assert "regression/sinusoid" in told[0]["tags"]
+    assert told[0]["name"] == "x-s0"
