@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import Any, Literal, get_args, get_type_hints
 
 from metarun.errors import UserError, nearest
-from metarun.evaluation.statistics import over_seeds_beyond_tests
 from metarun.types import strictly
 
 Verdict = Literal["pass", "consistent", "budget not reached", "miss"]
@@ -98,6 +97,9 @@ class Finding:
             return self.claim.ci95
         if len(self.seeds) < SEEDS:
             return self.ci95
+        # Here, since every configuration's check reads this module, and to import NumPy takes longer than an answer.
+        from metarun.evaluation.statistics import over_seeds_beyond_tests
+
         means, halves = zip(*self.seeds.values(), strict=True)
         return over_seeds_beyond_tests(means, halves).half
 

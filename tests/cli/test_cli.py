@@ -42,7 +42,7 @@ SLOW_TO_IMPORT = {"torch", "wandb", "matplotlib", "rich", "PIL", "hydra", "omega
         (["--help"], set(), 0),
         (["report", "--help"], set(), 0),
         (["report", "nowhere"], {"yaml", "numpy", "pydantic"}, 2),
-        (["list"], {"yaml", "pydantic"}, 0),
+        (["list"], {"yaml", "pydantic", "numpy"}, 0),
         (["task=regression/sinusoid", "algorithm.inner_lrr=1"], {"yaml", "hydra", "omegaconf", "pydantic"}, 2),
     ],
 )
