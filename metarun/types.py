@@ -20,6 +20,8 @@ Decay = Literal["linear", "cosine"]
 Precision = Literal["float32", "float64", "bfloat16", "tf32"]
 Distance = Literal["euclidean", "cosine"]
 Resize = Literal["crop", "squash"]  # the middle square, or the whole image
+Resizing = Literal["crop", "squash", "nearest", "antialias"]
+Ink = Literal["light", "dark"]
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.adapted.inputs import Inputs
 from metarun.algorithms.base import SupervisedAlgorithm
-from metarun.errors import UserError, require
+from metarun.errors import RunFailed, UserError, require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec
+from metarun.tasks.inputs import Inputs
+from metarun.tasks.vision.images import Preparation
+from metarun.training.transfer import fixed_head, misfit, take_vocabulary
 
 FILE = "learner.pt"
 AT_ONCE = 2048
@@ -37,11 +39,13 @@ class Predictions:
 class LeaveOneOut:
     """Each support example judged by the learner adapted to all others."""
 
-    score: float
-    """Accuracy, or mean squared error."""
+    score: float | None
+    """Accuracy, or mean squared error; ``None`` where no example could be judged."""
     judged: int
     left_out: int
     """Examples that were the only one of their class, without which there is nothing to compare them with."""
+    diverged: int = 0
+    """Examples whose prediction was not finite; they are not judged."""
 
 
 class AdaptedLearner:
@@ -90,10 +94,31 @@ class AdaptedLearner:
         y = torch.tensor([[classes.index(target) for target in targets]], device=device)
         return cls(algorithm, inputs, Labelled(x, y, way), classes, steps=steps, seed=seed)
 
-    def predict(self, items: Sequence[Any]) -> Predictions:
-        """Paths of images, texts, or rows of numbers, judged."""
-        x = self.inputs.tensor(items, self.algorithm.model).to(self.support.x.device)
-        return self._predictions(torch.cat([self._answer(part[None])[0] for part in x.split(AT_ONCE)]))
+    def predict(self, items: Any) -> Predictions:
+        """Predictions for one input or several.
+
+        Args:
+            items: images as paths, Pillow images, arrays or tensors ([H, W], [H, W, C] or [C, H, W]; uint8 or floats in
+                0..1), texts, or rows of numbers. A string is one path or one text.
+
+        Raises:
+            TypeError: an item is none of these.
+            UserError: an image cannot be read, or a number is not finite.
+            RunFailed: a prediction is not finite, since the adaptation diverged.
+        """
+        return self.predict_prepared(self.inputs.tensor(items, self.algorithm.model))
+
+    def predict_prepared(self, x: Tensor) -> Predictions:
+        """Predictions for inputs [N, ...] as :meth:`Inputs.tensor` makes them; raises as :meth:`predict` does."""
+        x = x.to(self.support.x.device)
+        answer = torch.cat([self._answer(part[None])[0] for part in x.split(AT_ONCE)])
+        bad = int((~torch.isfinite(answer).flatten(1).all(1)).sum())
+        if bad:
+            raise RunFailed(
+                f"{bad} of {len(answer)} predictions are not finite: the adaptation to {self.support.y.shape[1]} "
+                "examples diverged; smaller inputs, fewer --steps or a smaller algorithm.inner_lr are the usual cure"
+            )
+        return self._predictions(answer)
 
     def leave_one_out(self) -> LeaveOneOut:
         """How well the learner does on its own support set, each example judged without it."""
@@ -104,28 +129,31 @@ class AdaptedLearner:
             alone = torch.bincount(y, minlength=len(self.classes))[y] == 1
         tested = torch.arange(count, device=y.device)[~alone]
         if count < 2 or not len(tested):
-            return LeaveOneOut(float("nan"), 0, count)
-        scores = []
+            return LeaveOneOut(None, 0, count)
+        scores, finite = [], []
         for part in tested.split(max(1, AT_ONCE // count)):
             rest = torch.stack([torch.cat([torch.arange(i), torch.arange(i + 1, count)]) for i in part.tolist()])
             rest = rest.to(y.device)
             answer = self._adapted(Labelled(x[rest], y[rest], self.support.way))(x[part][:, None])[:, 0]
             scores.append(self._score(answer, y[part]))
-        return LeaveOneOut(float(torch.cat(scores).mean()), len(tested), int(alone.sum()))
+            finite.append(torch.isfinite(answer).flatten(1).all(1))
+        good = torch.cat(finite)
+        judged = int(good.sum())
+        score = float(torch.cat(scores)[good].mean()) if judged else None
+        return LeaveOneOut(score, judged, int(alone.sum()), len(tested) - judged)
 
-    def save(self, folder: Path, sections: Mapping[str, Any], texts: Sequence[str] | None) -> Path:
+    def save(self, folder: Path, sections: Mapping[str, Any]) -> Path:
         """Everything :func:`load` needs, in one file of tensors and plain values, which runs no code when read.
 
-        ``sections``: the configuration of ``model`` and ``algorithm``; ``texts``: those that a text model was built on.
+        ``sections``: the configuration of ``model`` and ``algorithm``. A text model's vocabulary and statistics are a
+        part of its state; no training text is stored.
         """
         path = folder / FILE
         torch.save(
             {
-                "format": 1,
+                "format": 2,
                 "sections": {key: dict(sections[key]) for key in ("model", "algorithm")},
-                "texts": None if texts is None else list(texts),
-                "spec": asdict(self.inputs.spec),
-                "dark_paper": self.inputs.dark_paper,
+                "inputs": self.inputs.as_dict(),
                 "dtype": str(state_like(self.algorithm).dtype).removeprefix("torch."),
                 "precision": self.algorithm.precision,
                 "parameters": self.algorithm.state_dict(),
@@ -176,32 +204,52 @@ def fitting_way(algorithm: SupervisedAlgorithm, classes: int) -> int:
         return classes
     outputs = algorithm.spec.output_size
     if classes > outputs:
-        raise UserError(
-            f"the support set has {classes} classes, and this run's learner a head of {outputs}; take up to {outputs} "
-            f"classes, train with task.way={classes}, or use a learner without a fixed head, such as protonet"
-        )
+        raise UserError(fixed_head(classes, outputs, "the support set has {way} classes", most=True))
     return outputs
 
 
 def load(path: str | Path) -> AdaptedLearner:
     """The learner that ``metarun adapt`` saved in the folder (or file) ``path``; it predicts as it did then."""
-    from metarun.config.build import construct
-
     file = Path(path).expanduser()
     file = file / FILE if file.is_dir() else file
     require(file.is_file(), f"{path}: holds no adapted learner ({FILE}); `metarun adapt` makes one")
-    kept = torch.load(file, map_location="cpu", weights_only=True)
-    require(kept.get("format") == 1, f"{file}: of another version of metarun")
-    spec = Spec(**{**kept["spec"], "input_shape": tuple(kept["spec"]["input_shape"])})
-    model = construct(kept["sections"]["model"], spec=spec, texts=lambda: kept["texts"])
-    algorithm = construct(kept["sections"]["algorithm"], model=model, spec=spec)
-    algorithm.to(getattr(torch, kept["dtype"])).load_state_dict(kept["parameters"])
+    try:
+        kept = torch.load(file, map_location="cpu", weights_only=True)
+        known = kept.get("format") in (1, 2)
+    except Exception:
+        raise UserError(f"{file}: damaged, or no adapted learner") from None
+    require(known, f"{file}: of another version of metarun")
+    inputs = _inputs_of_format_1(kept) if kept["format"] == 1 else Inputs.from_dict(kept["inputs"], str(file))
+    dtype = getattr(torch, kept["dtype"])
+    algorithm = rebuilt(kept["sections"], inputs.spec, kept["parameters"], str(file), dtype)
+    algorithm.load_state_dict(kept["parameters"])
     algorithm.precision = kept.get("precision", "float32")
-    return AdaptedLearner(
-        algorithm,
-        Inputs(spec, kept["dark_paper"]),
-        Labelled(*kept["support"]),
-        kept["classes"],
-        steps=kept["steps"],
-        seed=kept["seed"],
-    )
+    support = Labelled(*kept["support"])
+    return AdaptedLearner(algorithm, inputs, support, kept["classes"], steps=kept["steps"], seed=kept["seed"])
+
+
+def rebuilt(
+    sections: Mapping[str, Any], spec: Spec, parameters: Mapping[str, Any], where: str, dtype: torch.dtype
+) -> SupervisedAlgorithm:
+    """The algorithm that ``sections`` describe, on the model that they describe, in the shapes of ``parameters``.
+
+    No data are needed: what a text model takes from training texts is in ``parameters``. Raises :class:`UserError`,
+    which begins with ``where``, if they do not fit.
+    """
+    from metarun.config.build import construct
+
+    model = construct(sections["model"], spec=spec, texts=[])
+    take_vocabulary(model, parameters)
+    algorithm = construct(sections["algorithm"], model=model, spec=spec)
+    if reason := misfit(algorithm, parameters):
+        raise UserError(f"{where}: {reason}")
+    return algorithm.to(dtype)
+
+
+def _inputs_of_format_1(kept: Mapping[str, Any]) -> Inputs:
+    """Of learners saved when all images were cropped, and texts were kept for their vocabulary."""
+    spec = Spec(**{**kept["spec"], "input_shape": tuple(kept["spec"]["input_shape"])})
+    if spec.modality != "image":
+        return Inputs(spec)
+    channels, height, width = spec.input_shape
+    return Inputs(spec, Preparation(channels, height, width, ink="light" if kept["dark_paper"] else None))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metarun.adapted.learner import AdaptedLearner, Predictions
 from metarun.adapted.sources import Source
@@ -15,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SHOWN = 40
-"""Queries drawn at most."""
+CLASSES, SUPPORT, QUERIES = 20, 5, 8
+"""Rows, and the support images and queries in each, at most."""
 
 
 def sheet(
@@ -30,56 +33,98 @@ def sheet(
     return _numbers(spec, given, asked, learner, predictions)
 
 
+def queries_by_class(
+    classes: Sequence[str], asked: Source, predictions: Predictions, most: int
+) -> dict[str, list[int]]:
+    """For each class, the queries that are shown with it: of their true class where that is known, else of the
+    predicted one; ``most`` of them, evenly spread over all."""
+    homes = asked.targets or predictions.labels
+    members = {name: [i for i, home in enumerate(homes) if home == name] for name in classes}
+    return {name: [each[i] for i in spread(len(each), most)] for name, each in members.items()}
+
+
+def spread(count: int, most: int) -> list[int]:
+    """``most`` of the numbers 0..count-1, evenly spread, the first and the last among them; all if there are fewer."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))}) if count else []
+
+
+def _headline(classes: int, asked: Source | None, predictions: Predictions | None, shown: int, rows: int) -> str:
+    """What is shown, of how much, and how much of all is right."""
+    words = [f"{rows} of {classes} classes"] if rows < classes else []
+    if asked and predictions:
+        how = "true" if asked.targets else "predicted"
+        words.append(f"{shown} of {len(asked.items)} queries shown, in the row of their {how} class")
+        if asked.targets:
+            right = sum(a == b for a, b in zip(asked.targets, predictions.labels, strict=True))
+            words.append(f"{right} of {len(asked.items)} right")
+    return "; ".join(["support", *words])
+
+
 def _images(given: Source, asked: Source | None, learner: AdaptedLearner, predictions: Predictions | None) -> Figure:
     from matplotlib.figure import Figure
 
-    by_class = {name: [i for i, t in enumerate(given.targets) if t == name][:5] for name in learner.classes[:20]}
-    queries = min(len(asked.items), SHOWN) if asked else 0
-    columns, wide = 5, 8 if queries else 0
-    rows = max(len(by_class), -(-queries // max(wide, 1)))
-    figure = Figure(figsize=(1.15 * (columns + wide) + 1.2, 1.25 * rows + 0.6), layout="constrained")
-    axes = figure.subplots(rows, columns + wide, squeeze=False)
+    classes = [learner.classes[i] for i in spread(len(learner.classes), CLASSES)]
+    by_class = queries_by_class(classes, asked, predictions, QUERIES) if asked and predictions else {}
+    wide = max(map(len, by_class.values()), default=0)
+    figure = Figure(figsize=(1.15 * (SUPPORT + wide) + 1.2, 1.25 * len(classes) + 0.6), layout="constrained")
+    axes = figure.subplots(len(classes), SUPPORT + wide, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     support = learner.support.x[0].cpu().numpy()
-    for row, (name, members) in enumerate(by_class.items()):
-        for column, i in enumerate(members):
+    homes = asked and predictions and Counter(asked.targets or predictions.labels)
+    for row, name in enumerate(classes):
+        members = [i for i, target in enumerate(given.targets) if target == name]
+        for column, i in enumerate(members[i] for i in spread(len(members), SUPPORT)):
             _tile(axes[row, column], support[i])
-        axes[row, 0].set_title(f"{name[-22:]}", fontsize=8, loc="left", weight="bold")
-    if asked and predictions:
-        images = learner.inputs.tensor(asked.items[:queries], learner.algorithm.model).numpy()
-        for i in range(queries):
-            ax = axes[i // wide, columns + i % wide]
-            _tile(ax, images[i])
+        axes[row, 0].set_title(name[-22:], fontsize=8, loc="left", weight="bold", parse_math=False)
+        chosen = by_class.get(name, [])
+        if not (asked and predictions and homes and chosen):
+            continue
+        images = learner.inputs.tensor([asked.items[i] for i in chosen], learner.algorithm.model).numpy()
+        for column, (i, image) in enumerate(zip(chosen, images, strict=True), start=SUPPORT):
+            _tile(axes[row, column], image)
             label, sure = predictions.labels[i], float(predictions.probabilities[i].max())
-            colour = "0.2" if not asked.targets else "tab:green" if asked.targets[i] == label else "tab:red"
-            ax.set_title(f"{label[-14:]} {100 * sure:.0f} %", fontsize=7, color=colour)
-    figure.suptitle("left: support" + (", right: queries with the class predicted" if queries else ""), fontsize=9)
+            colour = "0.2" if not asked.targets else "tab:green" if label == name else "tab:red"
+            text = f"{label[-14:]} {100 * sure:.0f} %"
+            axes[row, column].set_title(text, fontsize=7, color=colour, parse_math=False)
+        if len(chosen) < homes[name]:
+            at = {"transform": axes[row, SUPPORT].transAxes, "fontsize": 6, "va": "top", "color": "0.4"}
+            axes[row, SUPPORT].text(0, -0.03, f"{len(chosen)} of {homes[name]}", **at)
+    shown = sum(map(len, by_class.values()))
+    figure.suptitle(_headline(len(learner.classes), asked, predictions, shown, len(classes)), fontsize=9)
     return figure
 
 
-def _tile(ax: Axes, image: np.ndarray) -> None:
-    shown = image.transpose(1, 2, 0)
-    ax.imshow(shown.squeeze(-1) if shown.shape[2] == 1 else shown, cmap="gray", vmin=0, vmax=255)
+def _tile(ax: Axes, image: NDArray[np.uint8]) -> None:
+    pixels = image.transpose(1, 2, 0)
+    ax.imshow(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
 
 
 def _texts(given: Source, asked: Source | None, learner: AdaptedLearner, predictions: Predictions | None) -> Figure:
     from matplotlib.figure import Figure
 
+    classes = [learner.classes[i] for i in spread(len(learner.classes), CLASSES)]
+    by_class = queries_by_class(classes, asked, predictions, QUERIES) if asked and predictions else {}
     lines = []
-    for name in learner.classes:
+    for name in classes:
         texts = [t for t, target in zip(given.items, given.targets, strict=True) if target == name]
-        lines += [(f"{name}", text, "", "0.4") for text in texts[:2]]
-    if asked and predictions:
-        for i, text in enumerate(asked.items[:SHOWN]):
+        lines += [(name, texts[i], "(support)", "0.4") for i in spread(len(texts), 2)]
+        if asked is None or predictions is None:
+            continue
+        for i in by_class[name]:
             label, sure = predictions.labels[i], float(predictions.probabilities[i].max())
-            colour = "k" if not asked.targets else "tab:green" if asked.targets[i] == label else "tab:red"
-            lines.append(("?", text, f"{label}  {100 * sure:.0f} %", colour))
-    figure = Figure(figsize=(11, 0.27 * len(lines) + 0.6))
+            colour = "k" if not asked.targets else "tab:green" if label == name else "tab:red"
+            lines.append((name if asked.targets else "?", asked.items[i], f"{label}  {100 * sure:.0f} %", colour))
+    figure = Figure(figsize=(11, 0.27 * len(lines) + 0.9))
     ax = figure.add_axes((0.01, 0.01, 0.98, 0.98))
-    ax.set(xlim=(0, 1), ylim=(len(lines), -1))
+    ax.set(xlim=(0, 1), ylim=(len(lines), -2))
     ax.axis("off")
+    shown = sum(map(len, by_class.values()))
+    headline = _headline(len(learner.classes), asked, predictions, shown, len(classes))
+    ax.text(0, -1.3, headline, fontsize=9, va="center", parse_math=False)
     for y, (name, text, guess, colour) in enumerate(lines):
+        if guess == "(support)":
+            ax.axhspan(y - 0.5, y + 0.5, color="0.93", lw=0)
         for x, cell, width in ((0.0, name, 28), (0.22, text, 80), (0.78, guess, 30)):
             short = textwrap.shorten(cell, width, placeholder=" ...")
             ax.text(x, y, short, fontsize=8, color=colour if x else "k", va="center", parse_math=False)
@@ -98,7 +143,7 @@ def _numbers(
     if spec.input_shape == (1,):
         everywhere = np.concatenate([x, np.array(asked.items)]) if asked else x
         grid = np.linspace(everywhere.min(), everywhere.max(), 200)[:, None]
-        ax.plot(grid[:, 0], learner.predict(grid.tolist()).values.numpy(), color="tab:blue", label="adapted learner")
+        ax.plot(grid[:, 0], learner.predict(grid).values.numpy(), color="tab:blue", label="adapted learner")
         ax.plot(x[:, 0], y, "o", color="k", ms=5, label="support")
         if asked and predictions:
             ax.plot(

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from metarun.errors import UserError, nearest, require
-from metarun.tasks.base import Spec
-from metarun.tasks.nlp.text import read
-from metarun.tasks.vision.folder import ENDINGS, list_classes
+from metarun.tasks.inputs import Inputs
+from metarun.tasks.tables import Table, parse_number, read_table
+from metarun.tasks.vision.folder import list_classes
+from metarun.tasks.vision.images import ENDINGS, is_clutter, is_image
+
+Labels = Literal["auto", "labelled", "unlabelled"]
+"""Whether queries come with their answers: said by the user, or found out (``auto``), which is then said."""
+NAMED = 3
 
 
 @dataclass
@@ -21,101 +28,199 @@ class Source:
     """Paths of images, texts, or rows of numbers."""
     targets: list[Any] = field(default_factory=list)
     """A class name each, or a row of numbers each; empty where the source has none."""
+    notes: list[str] = field(default_factory=list)
+    """What was read and what was not, and where targets come from."""
+    columns: tuple[list[str], list[str]] | None = None
+    """Of a table of numbers with a header: the names of its inputs and of its targets."""
 
     def names(self) -> list[str]:
         """What each input is called in a table."""
         return [str(item) if not isinstance(item, list) else " ".join(f"{v:g}" for v in item) for item in self.items]
 
 
-def support(spec: Spec, path: Path) -> Source:
-    """What to adapt to: a folder of one folder of images a class; a table of ``text`` and ``label``; a table of
-    inputs, then targets, in columns. Raises :class:`UserError` for what is missing in it."""
-    require(path.exists(), f"--support {path}: no such file or folder")
+def support(inputs: Inputs, path: Path) -> Source:
+    """What to adapt to: a folder of one folder of images a class; a table of texts and labels; a table of inputs, then
+    targets, in columns. Raises :class:`UserError` for what is missing in it, or has more than one meaning."""
+    option, spec = "--support", inputs.spec
+    refuse_missing(option, path)
     if spec.modality == "image":
-        require(path.is_dir(), f"--support {path}: give a folder that holds one folder of images a class")
+        require(path.is_dir(), f"{option} {path}: give a folder that holds one folder of images a class")
         found = list_classes(path)
-        return Source([f for files in found.values() for f in files], [c for c, files in found.items() for _ in files])
-    table = Table.of("--support", path)
+        files = [file for each in found.values() for file in each]
+        targets = [name for name, each in found.items() for _ in each]
+        return Source(files, targets, [f"{len(files)} images in {len(found)} folders, the classes"])
+    table = read(option, path)
     if spec.modality == "text":
-        return Source(table.texts("text"), table.texts("label"))
-    inputs, outputs = spec.input_shape[0], spec.output_size
+        text, label = (column_of(table, option, inputs.columns[name], name) for name in ("text", "label"))
+        texts, labels = table.texts(text), table.texts(label, "a class")
+        return Source(texts, labels, [table.summary([text, label])])
+    count, outputs = spec.input_shape[0], spec.output_size
     require(
-        len(table.columns) >= inputs + outputs,
-        f"--support {path}: {len(table.columns)} columns; the learner needs {inputs} of inputs, "
-        f"then {outputs} of targets",
+        len(table.columns) == count + outputs,
+        f"{option} {path}: {len(table.columns)} columns ({', '.join(table.columns)}); the learner needs "
+        f"exactly {count} of inputs, then {outputs} of targets",
     )
-    rows = table.numbers(table.columns[: inputs + outputs])
-    return Source([row[:inputs] for row in rows], [row[inputs:] for row in rows])
+    refuse_numbers_as_names(table)
+    rows = table.numbers(table.columns)
+    named = (table.columns[:count], table.columns[count:]) if table.header else None
+    given = f"inputs {', '.join(table.columns[:count])}; targets {', '.join(table.columns[count:])}"
+    notes = [table.summary(table.columns), given]
+    return Source([row[:count] for row in rows], [row[count:] for row in rows], notes, named)
 
 
-def query(spec: Spec, path: Path, classes: Sequence[str]) -> Source:
+def query(inputs: Inputs, path: Path, classes: Sequence[str], given: Source, labels: Labels = "auto") -> Source:
     """What to predict, in the same forms; targets are optional.
 
-    Images: one file, or a folder with whatever lies below it; in folders named as the ``classes``, these are the
-    targets. Texts: a table with ``text`` and perhaps ``label``. Numbers: inputs and perhaps targets.
+    Images: one file, or a folder with whatever lies below it; folders in it that are named as the ``classes`` are the
+    targets, if all are. Texts: a table, perhaps with labels. Numbers: the columns that are inputs in the support set
+    ``given``, perhaps with those of its targets. ``labels`` says whether there are targets.
     """
-    require(path.exists(), f"--query {path}: no such file or folder")
-    if spec.modality == "image":
-        files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if _is_image(f, path))
+    refuse_missing("--query", path)
+    if inputs.spec.modality == "image":
+        return _image_queries(path, classes, labels)
+    table = read("--query", path)
+    if inputs.spec.modality == "text":
+        return _text_queries(inputs, table, classes, labels)
+    return _number_queries(inputs, table, given, labels)
+
+
+def _image_queries(path: Path, classes: Sequence[str], labels: Labels) -> Source:
+    if path.is_file():
+        files, skipped = [path], []
+        folders: list[str | None] = [path.resolve().parent.name] if labels == "labelled" else [None]
+    else:
+        found = sorted(
+            file
+            for folder, _, names in os.walk(path, followlinks=True)
+            for name in names
+            if not is_clutter((file := Path(folder, name)).relative_to(path).as_posix())
+        )
+        files = [file for file in found if is_image(file.name)]
+        skipped = [file.name for file in found if not is_image(file.name)]
         require(bool(files), f"--query {path}: no images ({', '.join(e[1:] for e in ENDINGS)})")
-        known = [f.parent.name for f in files]
-        return Source(files, known if set(known) <= set(classes) else [])
-    table = Table.of("--query", path)
-    if spec.modality == "text":
-        labels = table.texts("label") if "label" in table.columns else []
-        return Source(table.texts("text"), labels)
-    inputs, outputs = spec.input_shape[0], spec.output_size
-    require(
-        len(table.columns) >= inputs,
-        f"--query {path}: {len(table.columns)} columns; the learner needs {inputs} of inputs",
-    )
-    whole = len(table.columns) >= inputs + outputs
-    rows = table.numbers(table.columns[: inputs + outputs if whole else inputs])
-    return Source([row[:inputs] for row in rows], [row[inputs:] for row in rows] if whole else [])
+        parts = [file.relative_to(path).parts for file in files]
+        folders = [each[0] if len(each) > 1 else None for each in parts]
+        if labels == "labelled" and not any(folders):  # the folder of one class
+            folders = [path.resolve().name] * len(files)
+    notes = [f"{len(files)} images"]
+    if skipped:
+        more = ", ..." if len(skipped) > NAMED else ""
+        notes.append(f"{len(skipped)} other files not read: {', '.join(skipped[:NAMED])}{more}")
+    where = [f"--query {file}" for file in files]
+    return _with_classes(Source(files, notes=notes), folders, where, classes, labels, "folders")
 
 
-def _is_image(file: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-    return file.suffix.lower() in ENDINGS and not hidden and file.is_file()
+def _text_queries(inputs: Inputs, table: Table, classes: Sequence[str], labels: Labels) -> Source:
+    text = column_of(table, "--query", inputs.columns["text"], "text")
+    label = next((name for name in (inputs.columns["label"], "label") if name in table.columns), None)
+    if label is None and labels == "labelled":
+        column_of(table, "--query", inputs.columns["label"], "label")
+    used = label if labels != "unlabelled" and label and not table.is_empty(label) else None
+    require(used is not None or labels != "labelled", f"--query {table.path}: the column '{label}' is empty")
+    found: list[str | None] = [None] * len(table.rows)
+    if used:
+        remedy = "" if labels == "labelled" else ", or say --unlabelled"
+        found = [*table.texts(used, f"a class; give every row one{remedy}")]
+    source = Source(table.texts(text), notes=[table.summary([text, *([used] if used else [])])])
+    return _with_classes(source, found, [where for where, _ in table.rows], classes, labels, f"column '{label}'")
 
 
-@dataclass
-class Table:
-    """A .csv, .tsv or .jsonl file."""
+def _with_classes(
+    source: Source,
+    found: Sequence[str | None],
+    where: Sequence[str],
+    classes: Sequence[str],
+    labels: Labels,
+    origin: str,
+) -> Source:
+    """``source`` with the classes ``found`` as its targets, if they are meant and all are ``classes``."""
+    strange = Counter(name for name in found if name not in classes)
+    if labels == "unlabelled" or not any(found):
+        require(labels != "labelled", f"{where[0]}: lies in no folder named as a class, so that --labelled cannot be")
+        source.notes.append("unlabelled: predicted, not judged")
+    elif not strange:
+        source.targets = list(found)
+        source.notes.append(f"labelled: the classes are taken from the {origin}")
+    else:
+        at = next(i for i, name in enumerate(found) if name not in classes)
+        name = found[at]
+        what = f"'{name}'" if name else f"no class of its own ({where[at]})"
+        reason = f"{what} is none of the classes of the support set ({', '.join(classes[:10])}"
+        reason = f"{reason}{', ...' if len(classes) > 10 else ''}){nearest(str(name), classes)}"
+        require(labels != "labelled", f"{where[at]}: {reason}")
+        source.notes.append(
+            f"NOT JUDGED, although {len(found) - strange.total()} of {len(found)} have a class by their {origin}: "
+            f"{reason}"
+        )
+    return source
 
-    option: str
-    path: Path
-    columns: list[str]
-    rows: list[tuple[int, dict[str, Any]]]
-    """Line numbers and values."""
 
-    @classmethod
-    def of(cls, option: str, path: Path) -> Table:
-        require(path.is_file(), f"{option} {path}: give a .csv, .tsv or .jsonl file")
-        rows = list(read(path))
-        require(bool(rows), f"{option} {path}: holds no rows below its header")
-        return cls(option, path, list(rows[0][1]), rows)
-
-    def texts(self, column: str) -> list[str]:
-        """The values of ``column``, none empty."""
-        if column not in self.columns:
+def _number_queries(inputs: Inputs, table: Table, given: Source, labels: Labels) -> Source:
+    count, outputs, path = inputs.spec.input_shape[0], inputs.spec.output_size, f"--query {table.path}"
+    refuse_numbers_as_names(table)
+    if table.header and given.columns:
+        wanted, answers = given.columns
+        missing = [name for name in wanted if name not in table.columns]
+        if missing:
+            hint = nearest(missing[0], table.columns)
             raise UserError(
-                f"{self.option} {self.path}: no column '{column}'{nearest(column, self.columns)}   "
-                f"there is {', '.join(self.columns)}"
+                f"{path}: no column '{missing[0]}', which is an input of the support set{hint}   there is "
+                f"{', '.join(table.columns)}"
             )
-        values = []
-        for number, row in self.rows:
-            value = str(row.get(column, "")).strip()
-            require(value != "", f"{self.path}, line {number}: '{column}' is empty")
-            values.append(value)
-        return values
+    else:
+        require(
+            not table.header and given.columns is None,
+            f"{path}: {'has a header and the support set has none' if table.header else 'has no header'}; columns are "
+            f"matched by name: name them in both files{', ' + ', '.join(given.columns[0]) if given.columns else ''}",
+        )
+        require(
+            len(table.columns) in (count, count + outputs),
+            f"{path}: {len(table.columns)} columns without names; {count} of inputs, or {outputs} more of targets",
+        )
+        wanted, answers = table.columns[:count], table.columns[count:]
+    answers = [name for name in answers if name in table.columns and not table.is_empty(name)]
+    known = len(answers) == outputs and labels != "unlabelled"
+    require(
+        known or labels != "labelled", f"{path}: has no values of all {outputs} targets, so that it is not labelled"
+    )
+    used = [*wanted, *(answers if known else [])]
+    rows = table.numbers(used)
+    said = f"labelled: the answers are {', '.join(answers)}" if known else "unlabelled: predicted, not judged"
+    targets = [row[count:] for row in rows] if known else []
+    return Source([row[:count] for row in rows], targets, [table.summary(used), said])
 
-    def numbers(self, columns: Sequence[str]) -> list[list[float]]:
-        """The values of ``columns``, row by row."""
-        values = []
-        for number, row in self.rows:
-            try:
-                values.append([float(row[column]) for column in columns])
-            except (KeyError, TypeError, ValueError):
-                raise UserError(f"{self.path}, line {number}: not a number in each of {', '.join(columns)}") from None
-        return values
+
+def refuse_missing(option: str, path: Path) -> None:
+    """Raise :class:`UserError` for a path that leads nowhere."""
+    try:
+        there = path.exists()
+    except (OSError, ValueError):
+        there = False
+    require(there, f"{option} {path!s:.200}: no such file or folder")
+
+
+def read(option: str, path: Path) -> Table:
+    """The table at ``path``, with at least one row."""
+    require(path.is_file(), f"{option} {path}: give a .csv, .tsv, .jsonl or .json file")
+    table = read_table(path)
+    require(bool(table.rows), f"{option} {path}: holds no rows{' below its header' if table.columns else ''}")
+    return table
+
+
+def column_of(table: Table, option: str, own: str, usual: str) -> str:
+    """The column called as in the run's own file, or by its usual name."""
+    found = next((name for name in (own, usual) if name in table.columns), None)
+    if found is None:
+        there = ", ".join(table.columns)
+        hint = "; name the columns in the first line" if not table.header else nearest(own, table.columns)
+        raise UserError(f"{option} {table.path}: no column '{own}'{hint}   there is {there}")
+    return found
+
+
+def refuse_numbers_as_names(table: Table) -> None:
+    """A first line of numbers and words is neither names of columns nor a row of numbers."""
+    strange = [name for name in table.columns if parse_number(name) is not None]
+    require(
+        not strange,
+        f"{table.path}, line 1: {', '.join(table.columns)} are neither names of columns nor numbers, all of them",
+    )

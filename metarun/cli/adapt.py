@@ -4,108 +4,254 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from metarun.cli.output import set_up_logging
-from metarun.cli.stored import rebuild, trained
-from metarun.errors import UserError, nearest, require
+from metarun.cli.stored import reread, tested_checkpoint, trained
+from metarun.errors import RunFailed, UserError, nearest, require
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from metarun.adapted.learner import LeaveOneOut, Predictions
+    from metarun.adapted.sources import Source
+    from metarun.algorithms.base import SupervisedAlgorithm
+    from metarun.tasks.inputs import Inputs
+    from metarun.tracking.rundir import RunDirectory
+
+log = logging.getLogger("metarun")
+
+USAGE = (
+    "metarun adapt RUN --support PATH [--query PATH] [--labelled | --unlabelled] [--out DIR] [--steps N] "
+    "[key=value ...]"
+)
 OPTIONS = {
     "--support": "what to adapt to: a folder of one folder of images a class, or a CSV of text,label or of numbers",
     "--query": "what to predict: images, a CSV of text, a CSV of inputs; with known answers, these are judged",
     "--out": "folder for what comes of it; else RUN/adapted/<time>",
     "--steps": "adaptation steps; else as many as on the run's test tasks",
 }
+FLAGS = {
+    "--labelled": "the queries' folders, or their column of labels, are their classes, all of the support set",
+    "--unlabelled": "predict alone, whatever folders and columns are called",
+}
+
+
+@dataclass
+class Asked:
+    """What the words of the command say."""
+
+    run: str
+    support: str
+    query: str | None = None
+    out: str | None = None
+    steps: int | None = None
+    labels: Literal["auto", "labelled", "unlabelled"] = "auto"
+    changes: list[str] = field(default_factory=list)
+    """Overrides, ``key=value``."""
 
 
 def run(words: list[str]) -> int:
     """The command. Writes predictions.csv, sheet.png, result.json and learner.pt into a folder of their own."""
     set_up_logging()
-    name, options = parse(words)
+    asked = parse(words)
     # Imported here for torch's sake.
     from metarun.adapted import sources
-    from metarun.adapted.inputs import Inputs
     from metarun.adapted.learner import AdaptedLearner
     from metarun.adapted.picture import sheet
-    from metarun.algorithms.base import SupervisedAlgorithm
 
-    directory, experiment, _ = rebuild("adapt", [name], allowed=())
-    iteration = trained(directory, experiment)[1]
-    algorithm, task, config = experiment.algorithm, experiment.task, experiment.config
-    if not isinstance(algorithm, SupervisedAlgorithm):
-        raise UserError(f"{name}: a learner of control tasks adapts by acting, not from files")
-    inputs = Inputs.of(task)
-    given = sources.support(inputs.spec, Path(options["--support"]).expanduser())
-    learner = AdaptedLearner.adapt(
-        algorithm, inputs, given.items, given.targets, steps=options["--steps"], seed=experiment.seed
+    directory, config, facts, changes = reread(
+        "adapt", [asked.run, *asked.changes], allowed=("task.", "algorithm.", "runner.")
     )
-    asked = None
-    if options["--query"] is not None:
-        asked = sources.query(inputs.spec, Path(options["--query"]).expanduser(), learner.classes)
-
-    out = Path(options["--out"] or directory.path / "adapted" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").expanduser()
-    out.mkdir(parents=True, exist_ok=True)
-    alone = learner.leave_one_out()
+    algorithm, inputs, iteration = learner_of(directory, config, facts, changes)
+    inputs.check()
+    given = sources.support(inputs, Path(asked.support).expanduser())
+    tell("support", given)
+    learner = AdaptedLearner.adapt(
+        algorithm, inputs, given.items, given.targets, steps=asked.steps, seed=config["seed"]
+    )
+    queries = predictions = None
+    if asked.query is not None:
+        path = Path(asked.query).expanduser()
+        queries = sources.query(inputs, path, learner.classes, given, asked.labels)
+        tell("query", queries)
     score = "accuracy" if learner.classes else "mse"
     result: dict[str, Any] = {
         "run": str(directory.path),
         "iterations": iteration,
-        "support": {"path": options["--support"], "examples": len(given.items), "classes": learner.classes},
-        "leave_one_out": {score: alone.score, "judged": alone.judged, "only_one_of_their_class": alone.left_out},
-    }
+        "changes": changes,
+        "support": {"path": asked.support, "examples": len(given.items), "classes": learner.classes,
+                    "notes": given.notes},
+    }  # fmt: skip
     print(
         f"adapted to {len(given.items)} examples" + (f" of {len(learner.classes)} classes" if learner.classes else "")
     )
-    if alone.judged:
-        print(f"leave-one-out {score} {alone.score:.4g} on {alone.judged} of them")
-    else:
-        print("no leave-one-out: it takes two examples of a class")
-    predictions = None
-    if asked is not None:
-        predictions = learner.predict(asked.items)
-        write_table(out / "predictions.csv", inputs.spec.modality, asked, learner.classes, predictions)
-        result["query"] = {"path": options["--query"], "examples": len(asked.items)}
-        if asked.targets:
-            known = judged(asked.targets, predictions)
-            result["query"][score] = known
-            print(f"query {score} {known:.4g} on {len(asked.items)}")
-    texts = task.train_texts if hasattr(task, "train_texts") else None
-    learner.save(out, config, texts)
-    sheet(inputs.spec, given, asked, learner, predictions).savefig(out / "sheet.png", dpi=110)
-    (out / "result.json").write_text(json.dumps(result, indent=1))
+    alone = learner.leave_one_out()
+    support = contents(inputs.spec.modality, given, learner.support.x[0])
+    result["leave_one_out"] = told_alone(score, alone, support)
+    if queries is not None:
+        x = inputs.tensor(queries.items, algorithm.model)
+        predictions = learner.predict_prepared(x)
+        known = set(support)
+        there = [content in known for content in contents(inputs.spec.modality, queries, x)]
+        result["query"] = {"path": asked.query, "examples": len(queries.items), "notes": queries.notes}
+        result["query"] |= told_queries(score, queries, predictions, there)
+    out = folder_for_results(asked.out, directory.path)
+    if queries is not None:
+        write_table(out / "predictions.csv", inputs.spec.modality, queries, learner.classes, predictions)
+    learner.save(out, config)
+    sheet(inputs.spec, given, queries, learner, predictions).savefig(out / "sheet.png", dpi=110)
+    (out / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False))
     print(f"results    {out}")
+    if alone.diverged:
+        raise RunFailed(
+            f"the adaptation diverged for {alone.diverged} of the support examples left out; fewer --steps or a "
+            "smaller algorithm.inner_lr are the usual cure"
+        )
     return 0
 
 
-def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
-    """The run, and the options' values."""
-    usage = "metarun adapt RUN --support PATH [--query PATH] [--out DIR] [--steps N]"
-    names, values, rest = [], dict.fromkeys(OPTIONS), list(words)
+def learner_of(
+    directory: RunDirectory, config: dict[str, Any], facts: dict[str, Any], changes: dict[str, Any]
+) -> tuple[SupervisedAlgorithm, Inputs, int]:
+    """The learner that a run tests, how it reads its inputs, and its iteration.
+
+    No training data are read, but for a run from before a run directory held how its inputs are read.
+    """
+    import torch
+
+    from metarun.adapted.learner import rebuilt
+    from metarun.algorithms.base import SupervisedAlgorithm
+    from metarun.config.build import build
+    from metarun.config.check import check
+    from metarun.tasks.inputs import READABLE, Inputs
+    from metarun.training import checkpoint, precision
+    from metarun.training.device import choose_device
+    from metarun.training.settings import Runner
+
+    config["runner"]["devices"] = 1
+    kept = directory.inputs()
+    if kept is None:
+        experiment = build(config, facts, directory.path)
+        iteration = trained(directory, experiment)[1]
+        if not isinstance(experiment.algorithm, SupervisedAlgorithm):
+            raise UserError(f"{READABLE}; a learner of control tasks, as this run's, adapts by acting")
+        return experiment.algorithm, Inputs.of(experiment.task), iteration
+    check(config)
+    for key in changes:
+        if key.startswith("task."):
+            log.info("%s changes nothing: adapt reads no training data, and the run keeps how its inputs are read", key)
+    runner = Runner(**config["runner"])
+    torch.set_default_dtype(precision.parameters_dtype(runner.precision))
+    device, path = choose_device(runner.device), tested_checkpoint(directory, runner.select)
+    inputs = Inputs.from_dict(kept, str(directory.path / "inputs.json"))
+    state = checkpoint.load(path, device)
+    torch.manual_seed(config["seed"])
+    algorithm = rebuilt(
+        config, inputs.spec, state["algorithm"]["parameters"], f"checkpoint {path}", torch.get_default_dtype()
+    ).to(device)
+    precision.settle(algorithm, runner.precision, device)
+    algorithm.restore(state["algorithm"])
+    return algorithm, inputs, checkpoint.iteration(state)
+
+
+def tell(option: str, source: Source) -> None:
+    """Say what was read; on stderr, since results go to stdout."""
+    log.info("%s: %s", option, "; ".join(source.notes))
+
+
+def told_alone(score: str, alone: LeaveOneOut, support: Sequence[Hashable]) -> dict[str, Any]:
+    """Print the leave-one-out score; as an entry of result.json. ``support``: the contents of its examples."""
+    twins = sum(count for count in Counter(support).values() if count > 1)
+    if alone.score is not None:
+        print(f"leave-one-out {score} {alone.score:.4g} on {alone.judged} of them")
+        if twins:
+            print(f"  of which {twins} have an identical one in the support set: it stays when one of them is left out")
+    elif not alone.diverged:
+        print("no leave-one-out: it takes two examples of a class")
+    found = {score: alone.score, "judged": alone.judged, "only_one_of_their_class": alone.left_out}
+    return {**found, "diverged": alone.diverged, "with_identical": twins}
+
+
+def told_queries(score: str, queries: Source, predictions: Predictions, known: Sequence[bool]) -> dict[str, Any]:
+    """Print how good the predictions are, as far as answers are there; as entries of result.json.
+
+    ``known``: for each query whether it is identical to a support example.
+    """
+    found: dict[str, Any] = {"in_support": sum(known)}
+    if any(known):
+        print(f"{sum(known)} of {len(known)} queries are identical to a support example")
+    if queries.targets:
+        found[score] = judged(queries.targets, predictions, range(len(known)))
+        print(f"query {score} {found[score]:.4g} on {len(known)}")
+        new = [i for i, there in enumerate(known) if not there]
+        if 0 < len(new) < len(known):
+            found[f"{score}_of_new"] = judged(queries.targets, predictions, new)
+            print(f"query {score} {found[f'{score}_of_new']:.4g} on the {len(new)} that are not in the support set")
+    return found
+
+
+def contents(modality: str, source: Source, x: Tensor) -> list[Hashable]:
+    """For each input a value that only an identical one has: images are compared as prepared (``x``)."""
+    if modality == "image":
+        return [row.tobytes() for row in x.cpu().numpy()]
+    return [item if isinstance(item, str) else tuple(item) for item in source.items]
+
+
+def folder_for_results(out: str | None, run: Path) -> Path:
+    """The folder ``--out``, or a new one in the run directory; made if missing."""
+    folder = Path(out or run / "adapted" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"--out {folder}: no folder can be made there ({reason})") from None
+    return folder
+
+
+def parse(words: Sequence[str]) -> Asked:
+    """The run, the options' values, and overrides; raises :class:`UserError` for anything else."""
+    names: list[str] = []
+    values: dict[str, str] = {}
+    flags: list[str] = []
+    changes: list[str] = []
+    rest = list(words)
     while rest:
         word, separator, value = rest.pop(0).partition("=")
-        if not word.startswith("-"):
-            names.append(word + separator + value)
+        if word in FLAGS and not separator:
+            flags.append(word)
+        elif not word.startswith("-"):
+            (changes if separator and names else names).append(word + separator + value)
         elif word not in OPTIONS:
-            raise UserError(f"unknown option '{word}'{nearest(word, OPTIONS)}   {usage}")
+            raise UserError(f"unknown option '{word}'{nearest(word, (*OPTIONS, *FLAGS))}   {USAGE}")
         else:
             require(bool(separator or rest), f"{word} needs a value: {OPTIONS[word]}")
             values[word] = value if separator else rest.pop(0)
-    require(len(names) == 1, f"adapt takes one run, not {len(names)}: {usage}")
-    require(values["--support"] is not None, f"--support is missing: {OPTIONS['--support']}")
-    steps: Any = values["--steps"]
-    require(steps is None or str(steps).isdigit(), f"--steps {steps}: not a count")
-    return names[0], {**values, "--steps": None if steps is None else int(steps)}
+    require(len(names) == 1, f"adapt takes one run, not {len(names)}: {USAGE}")
+    require("--support" in values, f"--support is missing: {OPTIONS['--support']}")
+    require(len(set(flags)) < 2, "--labelled and --unlabelled exclude each other")
+    steps = values.get("--steps")
+    require(steps is None or (steps.isascii() and steps.isdigit()), f"--steps {steps}: not a count")
+    labels: Any = flags[0].removeprefix("--") if flags else "auto"
+    require(not flags or "--query" in values, f"{' '.join(flags[:1])} is about queries, and --query is missing")
+    count = None if steps is None else int(steps)
+    return Asked(names[0], values["--support"], values.get("--query"), values.get("--out"), count, labels, changes)
 
 
-def judged(targets: list[Any], predictions: Any) -> float:
-    """Accuracy, or mean squared error, of what is known."""
+def judged(targets: Sequence[Any], predictions: Predictions, which: Sequence[int]) -> float:
+    """Accuracy, or mean squared error, on the queries ``which``."""
     if predictions.labels:
-        return sum(a == b for a, b in zip(targets, predictions.labels, strict=True)) / len(targets)
+        return sum(targets[i] == predictions.labels[i] for i in which) / len(which)
     import torch
 
-    return float((predictions.values - torch.tensor(targets, dtype=predictions.values.dtype)).square().mean())
+    answers = predictions.values[torch.tensor(which)]
+    return float((answers - torch.tensor([targets[i] for i in which], dtype=answers.dtype)).square().mean())
 
 
 def write_table(path: Path, modality: str, asked: Any, classes: list[str], predictions: Any) -> None:

@@ -57,7 +57,7 @@ def _here(config: Mapping[str, Any], facts: Mapping[str, Any], directory: RunDir
 
     with ranks.joined():
         with ranks.lead_first():
-            experiment = build(config, facts, directory and directory.path)
+            experiment = build(config, facts, directory.path if directory else None)
         if not ranks.leads():
             return experiment.run()
         if directory is None:

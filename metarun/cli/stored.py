@@ -77,9 +77,14 @@ def _add_new_keys(config: dict[str, Any], choices: Mapping[str, str]) -> None:
 
 def trained(directory: RunDirectory, experiment: Experiment) -> tuple[Path, int]:
     """Give ``experiment`` the learner that its run tests: the checkpoint, and its iteration."""
-    best, last = (directory.path / "checkpoints" / f"{name}.pt" for name in ("best", "last"))
-    chosen = best if experiment.runner.select == "best" and best.is_file() else last
+    chosen = tested_checkpoint(directory, experiment.runner.select)
     return chosen, experiment.load(chosen)
+
+
+def tested_checkpoint(directory: RunDirectory, select: str) -> Path:
+    """The checkpoint that a run tests: its best on validation where ``select`` says so, else its last."""
+    best, last = (directory.path / "checkpoints" / f"{name}.pt" for name in ("best", "last"))
+    return best if select == "best" and best.is_file() else last
 
 
 def _set(config: dict[str, Any], key: str, value: Any) -> None:

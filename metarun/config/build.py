@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from metarun.errors import UserError
 
 if TYPE_CHECKING:
     from metarun.training.experiment import Experiment
+
+log = logging.getLogger("metarun")
 
 
 def build(
@@ -37,6 +40,8 @@ def build(
     torch.set_default_dtype(parameters_dtype(runner.precision))
     seed = config["seed"]
     task = construct(config["task"], seed=seed)
+    for remark in task.remarks():
+        log.info("%s", remark)
     torch.manual_seed(seed)
     model = construct(config["model"], spec=task.spec, texts=lambda: task.train_texts)
     if vocabularies(model) and (source := _source(directory, runner.init_from)):

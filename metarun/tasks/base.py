@@ -151,6 +151,10 @@ class Task(ABC):
     def check(self, split: Split, shape: EpisodeShape) -> None:
         """Raise :class:`~metarun.errors.UserError` if ``split`` cannot serve episodes of ``shape``."""
 
+    def remarks(self) -> list[str]:
+        """What a user should know of the data before trusting a result: what was read, left out, or is there twice."""
+        return []
+
     def protocol(self) -> dict[str, Any]:
         """What a reader must know to compare a number of this family: split, way, shot, preprocessing."""
         return {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -130,6 +131,33 @@ class FewShot(Task):
     def examples(self, index: Tensor) -> Tensor:
         """Model inputs for rows ``index`` [T, N] of the data: [T, N, ...]."""
         return self.data.x[index]
+
+    def contents(self) -> Sequence[Hashable]:
+        """For each example a value that only an identical one has."""
+        return [hash(row.tobytes()) for row in self.data.x.cpu().numpy()]
+
+    def remarks(self) -> list[str]:
+        """How many examples have an identical one in their class, which can be support and query of one episode, or in
+        another split, which is then not held out."""
+        contents, offsets = self.contents(), self.data.offsets
+        splits: dict[Hashable, set[Split]] = {}
+        repeated = 0
+        for split, classes in self.classes.items():
+            for c in classes:
+                counts = Counter(contents[offsets[c] : offsets[c + 1]])
+                repeated += sum(count for count in counts.values() if count > 1)
+                for content in counts:
+                    splits.setdefault(content, set()).add(split)
+        found = []
+        if repeated:
+            found.append(
+                f"{self.name}: {repeated} of {len(contents)} examples have an identical one in their class: an episode "
+                "can ask for an example that is in its support set, and scores are too good"
+            )
+        shared = sum("test" in homes and len(homes) > 1 for homes in splits.values())
+        if shared and self.held_out_val:
+            found.append(f"{self.name}: {shared} examples of the test classes are also in classes of other splits")
+        return found
 
     def variants(self) -> dict[str, EpisodeShape | None]:
         shapes: dict[str, EpisodeShape | None] = {"": self.shape}

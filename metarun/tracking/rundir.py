@@ -102,6 +102,17 @@ class RunDirectory:
         """Merge ``values`` into meta.json."""
         self._write("meta.json", json.dumps({**self.meta(), **values}, indent=1))
 
+    def inputs(self) -> dict[str, Any] | None:
+        """How the run's learner reads its inputs; ``None`` for a run from before that was kept."""
+        path = self.path / "inputs.json"
+        try:
+            return json.loads(path.read_text()) if path.is_file() else None
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+
+    def write_inputs(self, values: Mapping[str, Any]) -> None:
+        self._write("inputs.json", json.dumps(values, indent=1))
+
     def status(self) -> dict[str, Any]:
         path = self.path / "status.json"
         try:

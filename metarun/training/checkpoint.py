@@ -31,3 +31,8 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"checkpoint {path} is damaged and cannot be read ({reason[:120]})") from None
+
+
+def iteration(state: dict[str, Any]) -> int:
+    """The iteration at which a checkpoint was written."""
+    return int(state["progress"]["iteration"] if "progress" in state else state["iteration"])

@@ -17,6 +17,7 @@ from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
 from metarun.errors import Interrupted, Pruned, UserError, require
 from metarun.evaluation.evaluator import Result, evaluate, final, robust
 from metarun.tasks.base import Task
+from metarun.tasks.inputs import Inputs
 from metarun.tasks.rng import derived_seed
 from metarun.tracking.console import Display
 from metarun.tracking.rundir import MetricsFile, RunDirectory, now, provenance
@@ -27,7 +28,7 @@ from metarun.training.device import choose_device, choose_threads, keep_freed_me
 from metarun.training.loop import Progress, meta_batch_indices, meta_train
 from metarun.training.settings import Runner
 from metarun.training.signals import StopRequest
-from metarun.training.transfer import encoding_state, take_model
+from metarun.training.transfer import encoding_state, misfit, take_model
 from metarun.training.tuning import Tuned, tuned
 from metarun.types import Split
 
@@ -105,6 +106,8 @@ class Experiment:
             memory.forget_peak(self.device)
             if not meta:
                 directory.write_config(self.config)
+                if isinstance(self.algorithm, SupervisedAlgorithm):
+                    directory.write_inputs(Inputs.of(self.task).as_dict())
                 directory.write_meta(
                     **provenance(),
                     **self.facts,
@@ -180,7 +183,7 @@ class Experiment:
         """Take the meta-parameters of a checkpoint; returns its iteration."""
         state = checkpoint.load(path, self.device)
         self._restore(path, state)
-        return int(state["progress"]["iteration"] if "progress" in state else state["iteration"])
+        return checkpoint.iteration(state)
 
     def protocol(self) -> dict[str, Any]:
         """How the result was measured: what a reader needs to compare it."""
@@ -369,6 +372,8 @@ class Experiment:
         progress.restore(state["progress"])
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
+        if reason := misfit(self.algorithm, state["algorithm"]["parameters"]):
+            raise UserError(f"checkpoint {path}: {reason}")
         try:
             with self._encoding_anew():
                 self.algorithm.restore(state["algorithm"])
@@ -382,7 +387,7 @@ class Experiment:
         model = getattr(self.algorithm, "model", None)
         before = encoding_state(model)
         yield
-        if encoding_state(model) != before:
+        if model is not None and encoding_state(model) != before:
             self.task.prepare(model)
 
     @contextlib.contextmanager

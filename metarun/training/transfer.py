@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError, require
+from metarun.tasks.base import Spec
 from metarun.tracking.rundir import RunDirectory
 from metarun.training import checkpoint
 
@@ -76,3 +77,54 @@ def prefix_of(model: nn.Module, held: Mapping[str, Any]) -> str | None:
     first = next(iter(wanted), "")
     prefixes = [name.removesuffix(first) for name in held if name == first or name.endswith(f".{first}")]
     return next((p for p in prefixes if all(p + name in held for name in wanted)), None)
+
+
+def misfit(algorithm: nn.Module, held: Mapping[str, Any]) -> str | None:
+    """Why ``algorithm`` cannot take over the parameters ``held``, those of another; ``None`` if it can.
+
+    The sentence names the key that decides: the number of classes of a fixed head, or the size and colour of images.
+    """
+    wanted = algorithm.state_dict()
+    shapes = {
+        name: (tuple(held[name].shape), tuple(value.shape))
+        for name, value in wanted.items()
+        if isinstance(value, Tensor) and isinstance(held.get(name), Tensor) and held[name].shape != value.shape
+    }
+    if not shapes and wanted.keys() == held.keys():
+        return None
+    if not shapes:
+        missing, more = sorted(wanted.keys() - held.keys()), sorted(held.keys() - wanted.keys())
+        named = f"it has no {missing[0]}" if missing else f"it has {more[0]} too"
+        return f"what is stored is another learner's: {named}; its model.* and algorithm.* keys must be the run's own"
+    spec: Spec = algorithm.spec  # type: ignore[assignment]
+    resized = {(there, here) for there, here in shapes.values() if len(there) == len(here)}
+    dimensions = {pair for there, here in resized for pair in zip(there, here, strict=True) if pair[0] != pair[1]}
+    if (
+        spec.kind == "classification"
+        and len(dimensions) == 1
+        and {here for _, here in dimensions} == {spec.output_size}
+    ):
+        ((outputs, way),) = dimensions
+        return fixed_head(way, outputs)
+    channels = spec.input_shape[0] if spec.modality == "image" else None
+    name, (there, here) = next(iter(shapes.items()))
+    if len(there) == len(here) == 4 and here[1] == channels != there[1]:
+        return (
+            f"this run's learner reads images of {there[1]} channel{'s' if there[1] > 1 else ''}, and these have "
+            f"{channels}; use the run's own task.colour, or train on such images"
+        )
+    sizes = f"its {name} is {list(there)}, and {list(here)} would be needed"
+    inputs = " images of the run's own task.size, and" if spec.modality == "image" else ""
+    return f"this run's learner does not fit: {sizes}; use{inputs} the run's own keys of task, model and algorithm"
+
+
+def fixed_head(way: int, outputs: int, what: str = "task.way is {way}", most: bool = False) -> str:
+    """The sentence for a learner whose head has another number of outputs than a task has classes.
+
+    ``most``: whether fewer classes than outputs would do.
+    """
+    some = f"up to {outputs}" if most else outputs
+    return (
+        f"{what.format(way=way)}, and this run's learner has a head of {outputs}; take {some} classes, train with "
+        f"task.way={way}, or use a learner without a fixed head, such as protonet"
+    )

@@ -88,7 +88,8 @@ def test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
             s, q = net(torch.cat([support[rest], support[i : i + 1]])).split([8, 1])
         right.append(int(classify(prototypes(s[None], y[rest][None], 3), q[None]).argmax()) == y[i])
     assert result["leave_one_out"] == {
-        "accuracy": pytest.approx(sum(right) / 9), "judged": 9, "only_one_of_their_class": 0
+        "accuracy": pytest.approx(sum(right) / 9), "judged": 9, "only_one_of_their_class": 0, "diverged": 0,
+        "with_identical": 0,
     }  # fmt: skip
 
 
@@ -98,7 +99,10 @@ def test_a_fixed_head_takes_fewer_classes_and_refuses_more(
     monkeypatch.chdir(tmp_path)
     run = trained(*GLYPHS, "algorithm=maml", "task.way=3")
     draw(tmp_path / "two", {"high": 45, "low": 8}, 1, 0)
-    assert main(["adapt", run, "--support", "two", "--query", "two/low/0.png", "--out=out", "--steps=2"]) == 0
+    assert (
+        main(["adapt", run, "--support", "two", "--query", "two/low/0.png", "--out=out", "--steps=2", "--labelled"])
+        == 0
+    )
     assert "no leave-one-out" in capsys.readouterr().out
     (row,) = rows(tmp_path / "out" / "predictions.csv")
     assert row["known"] == "low"
@@ -106,7 +110,7 @@ def test_a_fixed_head_takes_fewer_classes_and_refuses_more(
     assert load("out").predict(["two/low/0.png"]).labels == [row["predicted"]]
     draw(tmp_path / "four", {"a": 45, "b": 8, "c": 20, "d": 30}, 1, 0)
     assert main(["adapt", run, "--support", "four"]) == 2
-    assert "4 classes, and this run's learner a head of 3" in capsys.readouterr().err
+    assert "4 classes, and this run's learner has a head of 3" in capsys.readouterr().err
 
 
 def test_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

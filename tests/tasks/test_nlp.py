@@ -26,7 +26,7 @@ INTENTS: dict[str, Any] = {
 }  # fmt: skip
 TEXT: dict[str, Any] = {
     "text": "text", "label": "label", "split": None, "way": 2, "shot": 1, "query": 2, "test_ways": [],
-    "min_texts": 1, "val": 0.3, "test": 0.3, "split_seed": 0,
+    "min_texts": 1, "duplicates": "keep", "val": 0.3, "test": 0.3, "split_seed": 0,
 }  # fmt: skip
 SIZES = {  # classes of a data set, and of meta-train, -validation and -test in folds 1 to 5
     "BANKING77": (77, [(25, 25, 27)] * 5),
@@ -202,10 +202,10 @@ def test_own_split(tmp_path: Path) -> None:
         ("my.csv", "text,label\na\n", {}, "line 2: no column 'label'"),
         ("my.csv", "text,label\nhello, you,b\n", {}, "line 2: more values"),
         ("my.csv", 'text,label\n"a" b,c\n', {}, "line 2: "),
-        ("my.csv", "text,label\na,b\n ,b\n", {}, "line 3: 'text' is ' '"),
+        ("my.csv", "text,label\na,b\n ,b\n", {}, "line 3: 'text' is ''"),
         ("my.jsonl", '{"text": "a", "label": "b"}\n{"text": ', {}, "line 2: not JSON"),
-        ("my.jsonl", "[1]\n", {}, "line 1: not a JSON object"),
-        ("my.jsonl", '{"text": null, "label": "b"}\n', {}, "line 1: 'text' is None, not a text"),
+        ("my.jsonl", "[1]\n", {}, "item 1: not a JSON object"),
+        ("my.jsonl", '{"text": null, "label": "b"}\n', {}, "line 1: 'text' is null, not a text"),
         ("my.jsonl", '{"text": "a", "label": "b"}\n', {"split": "part"}, "no column 'part' .task.split."),
         ("my.csv", "text,label\na,b\nc,d\n", {}, "2 classes, 0 of them for 'train', fewer than task.way=2"),
         ("my.csv", "ok", {"way": 3}, "8 classes, 2 of them for 'val', fewer than task.way=3"),
@@ -242,6 +242,23 @@ def test_min_texts_leaves_rare_classes_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 examples of class 'rare'"):
         Text(0, file=str(path), **TEXT)
     assert "rare" not in Text(0, file=str(path), **{**TEXT, "min_texts": 3}).data.names
+
+
+def test_duplicates_are_counted_and_can_be_dropped(tmp_path: Path) -> None:
+    mine = [*rows(), *[{"text": "the same", "label": "class0"}] * 3, {"text": "the same", "label": "class1"}]
+    path = write(tmp_path / "my.csv", mine)
+    task = Text(0, file=str(path), **TEXT)
+    read, twice, *shared = task.remarks()
+    assert read == "my.csv: 28 rows of text, label"
+    assert twice.startswith("my.csv: 3 of 28 examples have an identical one in their class")
+    assert len(shared) == (split_of(task, "class0") != split_of(task, "class1"))
+    task = Text(0, file=str(path), **{**TEXT, "duplicates": "drop"})
+    assert task.texts.count("the same") == 2
+    assert task.remarks()[1] == "my.csv: 2 duplicates dropped"
+
+
+def split_of(task: Text, name: str) -> str:
+    return next(split for split, names in split_names(task).items() if name in names)
 
 
 # Episodes

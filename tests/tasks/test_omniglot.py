@@ -219,7 +219,7 @@ def test_broken_files_are_one_line(tmp_path, case):
         "few": "images_background.zip: has 3 characters with 20 drawings",
         "none": "has none of omniglot/images_background.zip",
         "no folder": "no such folder",
-        "bad image": "Alphabet3/character05/0064_07.png cannot be read",
+        "bad image": "Alphabet3/character05/0064_07.png: not a readable image",
     }
     if case == "junk":
         background.write_bytes(b"junk")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from metarun.errors import require
 from metarun.tasks.files import find
 from metarun.tasks.nlp.base import TextFewShot
-from metarun.tasks.nlp.text import read
+from metarun.tasks.tables import decoded, json_lines
 from metarun.types import SPLITS, Positive
 
 SPLIT: dict[str, tuple[Sequence[int], Sequence[int], Sequence[int]]] = {
@@ -57,10 +57,10 @@ class Bao(TextFewShot):
         )
         split = SPLIT[dataset]
         found: dict[int, list[str]] = {label: [] for labels in split for label in sorted(labels)}
-        for number, label, text in _rows(Path(str(path))):
+        for where, label, text in _rows(Path(str(path))):
             require(
                 label in found,
-                f"{path}, line {number}: 'label' is {label}; {dataset} has the labels 0 to {len(found) - 1}",
+                f"{where}: 'label' is {label}; {dataset} has the labels 0 to {len(found) - 1}",
             )
             found[label].append(" ".join(text[:tokens]))
         missing = [str(label) for label, texts in sorted(found.items()) if not texts]
@@ -82,10 +82,9 @@ class Bao(TextFewShot):
         return {**super().protocol(), "split": "Bao et al. 2020", "tokens": self.tokens}
 
 
-def _rows(path: Path) -> Iterator[tuple[int, int, list[str]]]:
-    """Line number, label and tokens of every row."""
-    for number, row in read(path, ".jsonl"):
-        where = f"{path}, line {number}"
+def _rows(path: Path) -> Iterator[tuple[str, int, list[str]]]:
+    """Where it stands, label and tokens of every row."""
+    for where, row in json_lines(path, decoded(path)[0]):
         for key in ("label", "text"):
             require(key in row, f"{where}: no '{key}'; there is {', '.join(map(str, row)) or 'nothing'}")
         label, text = row["label"], row["text"]
@@ -98,4 +97,4 @@ def _rows(path: Path) -> Iterator[tuple[int, int, list[str]]]:
             isinstance(text, list) and bool(text) and all(isinstance(token, str) for token in text),
             f"{where}: 'text' is no list of tokens, or an empty one",
         )
-        yield number, int(label), text
+        yield where, int(label), text

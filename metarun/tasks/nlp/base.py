@@ -61,6 +61,9 @@ class TextFewShot(FewShot):
         starts, ends = self.data.offsets[:-1], self.data.offsets[1:]
         return [text for c in self.classes["train"] for text in self.texts[starts[c] : ends[c]]]
 
+    def contents(self) -> list[str]:
+        return self.texts
+
     def prepare(self, model: Any) -> None:
         """Let ``model.encode`` turn every text into a row of ids."""
         self.data.x = model.encode(self.texts).to(self.device)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from metarun.tasks.base import EpisodeShape, TaskBatch
 from metarun.tasks.fewshot import FewShot
 from metarun.tasks.rng import uniforms
-from metarun.types import Split
+from metarun.tasks.vision.images import Preparation
+from metarun.types import Ink, Resizing, Split
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,8 +28,10 @@ class ImageFewShot(FewShot):
     """Few-shot classification of images: the data are one uint8 tensor [N, channels, height, width]."""
 
     modality: ClassVar[str] = "image"
-    dark_paper: bool = False
-    """Of drawings: ink is bright on dark."""
+    resize: Resizing = "crop"
+    """How images are brought to the size of the family."""
+    ink: Ink | None = None
+    """Whether drawings are light on dark or dark on light; ``None`` for photographs."""
     augment: float = 0.0
     """How far meta-training images are warped: each by an affine map of its own, whose four linear entries
     differ from the identity by up to this, and whose shift is up to half of it, in halves of the image.
@@ -42,6 +45,12 @@ class ImageFewShot(FewShot):
     jitter: float = 0.0
     """Brightness, contrast and saturation of each meta-training image are multiplied, in this order, each by a
     factor of its own between 1 - jitter (at least 0) and 1 + jitter."""
+
+    @property
+    def preparation(self) -> Preparation:
+        """How an image becomes one of this family, a user's own too."""
+        channels, height, width = self.spec.input_shape
+        return Preparation(channels, height, width, self.resize, self.ink)
 
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
         batch = super().batch(split, indices, shape)

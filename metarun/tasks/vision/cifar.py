@@ -44,6 +44,7 @@ class Cifar100(ImageFewShot):
     """
 
     published: str
+    resize = "squash"
 
     def __init__(
         self,

@@ -62,7 +62,7 @@ class Generation(Task):
             self.check("test", self.shape.changed(shot=other))
         self.judge = judge.of(images)
         self.spec = Spec(self.kind, self.modality, images.spec.input_shape, way, judge=self.judge)  # type: ignore[arg-type]
-        self.dark_paper = getattr(images, "dark_paper", False)
+        self.ink = getattr(images, "ink", None)
 
     def check(self, split: Split, shape: EpisodeShape) -> None:
         self.images.check(split, shape)
@@ -112,7 +112,7 @@ class Generation(Task):
 
     def _tiled(self, images: Tensor) -> np.ndarray:
         """[rows, columns, C, H, W] in one picture, dark on bright, with a gap between each two."""
-        images = 1 - images.clamp(0, 1) if self.dark_paper else images.clamp(0, 1)
+        images = 1 - images.clamp(0, 1) if self.ink == "light" else images.clamp(0, 1)
         images = torch.nn.functional.pad(images, (1, 1, 1, 1), value=0.8)
         rows, columns, channels, height, width = images.shape
         tiled = images.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels).cpu()

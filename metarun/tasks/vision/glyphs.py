@@ -55,7 +55,7 @@ class Glyphs(ImageFewShot):
     strength of the random affine maps of meta-training images, 0 for none (:attr:`ImageFewShot.augment`).
     """
 
-    dark_paper = True
+    ink = "light"
 
     def __init__(
         self,

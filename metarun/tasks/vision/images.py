@@ -6,6 +6,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from itertools import islice
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps, features
 
 from metarun.errors import UserError
 from metarun.tasks.files import Progress, cpus
-from metarun.types import Resize
+from metarun.types import Ink, Resize, Resizing
 
 T = TypeVar("T")
 Source = Path | bytes | NDArray[Any] | Image.Image
@@ -37,6 +38,13 @@ FORMATS = {
 
 No others are tried: Pillow hands EPS to Ghostscript, for example.
 """
+FILTERS = {
+    "crop": Image.Resampling.BILINEAR,
+    "squash": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+    "antialias": Image.Resampling.BILINEAR,
+}
+"""What each way of resizing makes pixels of."""
 NAMED = 5
 """Unreadable images that an error names; it counts them all."""
 
@@ -133,31 +141,53 @@ def eight_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
     return (values.astype(np.float64) * (255 / top)).round().astype(np.uint8)
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """How an image of any size and mode becomes one of a task family: the same in training, evaluation and adaptation.
+
+    It is made grey or rgb (``channels`` 1 or 3) and brought to ``height`` and ``width`` by ``resize``: ``crop`` keeps
+    the middle, ``squash`` the whole image; ``nearest`` and ``antialias`` keep the whole image too, and pick pixels or
+    average them.
+
+    ``ink``: whether a family's drawings are ``light`` on dark or ``dark`` on light; a drawing of the other kind, of
+    which more than half is paper, is inverted. ``None`` for photographs, which stay as they are.
+    """
+
+    channels: int
+    height: int
+    width: int
+    resize: Resizing = "crop"
+    ink: Ink | None = None
+
+    def __call__(self, source: Source, name: str | None = None) -> NDArray[np.uint8]:
+        """The image as uint8 [channels, height, width]; ``name`` is what an error calls it.
+
+        Raises :class:`~metarun.errors.UserError` for what cannot be read as an image.
+        """
+        pixels = self.resized(open_image(source, name))
+        light_paper = pixels.mean() > 127.5
+        return 255 - pixels if self.ink is not None and light_paper == (self.ink == "light") else pixels
+
+    def resized(self, image: Image.Image) -> NDArray[np.uint8]:
+        """A Pillow image as uint8 [channels, height, width], not inverted."""
+        image, size = image.convert("L" if self.channels == 1 else "RGB"), (self.width, self.height)
+        if image.size != size:
+            resample = FILTERS[self.resize]
+            image = ImageOps.fit(image, size, resample) if self.resize == "crop" else image.resize(size, resample)
+        pixels = np.asarray(image)
+        return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
 def read_image(
     source: Source, size: int, colour: str, resize: Resize = "crop", name: str | None = None
 ) -> NDArray[np.uint8]:
-    """One image as uint8 [1 or 3, size, size], rgb or grey, as :func:`open_image` reads it.
-
-    ``crop`` keeps the middle square, ``squash`` the whole image. ``name`` is what an error calls ``source``.
-    """
-    image = open_image(source, name)
-    return fitted(image.convert("L" if colour == "grey" else "RGB"), size, resize)
+    """One image as uint8 [1 or 3, size, size], rgb or grey: see :class:`Preparation`."""
+    return Preparation(1 if colour == "grey" else 3, size, size, resize)(source, name)
 
 
 def _reason(error: Exception) -> str:
     """Why; Pillow's own words name a buffer's address where there is no file."""
     return "of no known format" if type(error).__name__ == "UnidentifiedImageError" else str(error)
-
-
-def fitted(image: Image.Image, size: int, resize: Resize) -> NDArray[np.uint8]:
-    """A Pillow image in L or RGB as uint8 [1 or 3, size, size]."""
-    if image.size != (size, size):
-        if resize == "crop":
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-        else:
-            image = image.resize((size, size), Image.Resampling.LANCZOS)
-    pixels = np.asarray(image)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def decode(

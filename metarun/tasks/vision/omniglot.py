@@ -7,7 +7,6 @@ import re
 import zipfile
 import zlib
 from collections.abc import Sequence
-from io import BytesIO
 from typing import Any, Literal
 
 import numpy as np
@@ -19,8 +18,8 @@ from metarun.tasks.fewshot import ClassData
 from metarun.tasks.files import Arrays, cached, download, find
 from metarun.tasks.rng import permutation, uniforms
 from metarun.tasks.vision.base import ImageFewShot
-from metarun.tasks.vision.images import decode
-from metarun.types import Count, NonNegative, Positive, Split
+from metarun.tasks.vision.images import Preparation, decode, open_image
+from metarun.types import Count, NonNegative, Positive, Resizing, Split
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{part}.zip"
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
@@ -98,7 +97,7 @@ class Omniglot(ImageFewShot):
         self.held_out_val = not train_on_val
         if train_on_val:
             classes["train"] = np.concatenate([classes["train"], classes["val"]])
-        self.dark_paper, self.augment = invert, augment
+        self.resize, self.ink, self.augment = resize, "light" if invert else "dark", augment
         self.preprocessing = {"size": size, "resize": resize, "invert": invert}
         self.partition = {"split": split} if split == "vinyals" else {"split": split, "split_seed": split_seed}
         shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
@@ -164,7 +163,7 @@ def belongs(name: str, listed: Sequence[str]) -> bool:
     return name in listed or name.split("/")[0] in listed
 
 
-def load(root: str | None, size: int, resize: str, turns: int) -> tuple[NDArray[np.uint8], list[str]]:
+def load(root: str | None, size: int, resize: Resizing, turns: int) -> tuple[NDArray[np.uint8], list[str]]:
     """All images [turns * 32460, 1, size, size], paper 255, and the 1623 characters' names; decoded once."""
     parts = [Part(root, part) for part in CHARACTERS]
     names = [name for part in parts for name in part.characters]
@@ -221,19 +220,19 @@ class Part:
         listed = "\n".join(f"{file} {stamps[file]}" for files in self.characters.values() for file in files)
         self.stamp = hashlib.sha256(listed.encode()).hexdigest()
 
-    def image(self, file: str, size: int, resize: str, turns: int) -> NDArray[np.uint8]:
+    def image(self, file: str, size: int, resize: Resizing, turns: int) -> NDArray[np.uint8]:
         """One drawing after 0..turns-1 quarter turns, made before resizing: [turns, size, size]."""
         from PIL import Image
 
         turn = Image.Transpose
-        filters = {"nearest": Image.Resampling.NEAREST, "antialias": Image.Resampling.BILINEAR}
         try:
             raw = self.archive.read(file) if self.archive else (self.path / file).read_bytes()
-            drawing = Image.open(BytesIO(raw)).convert("L")
-        except (OSError, SyntaxError, zlib.error, zipfile.BadZipFile) as error:
+        except (OSError, zlib.error, zipfile.BadZipFile) as error:
             raise UserError(f"{self.path}: {file} cannot be read ({error})") from error
+        drawing = open_image(raw, f"{self.path}: {file}")
         turned = [
             drawing,
             *(drawing.transpose(t) for t in (turn.ROTATE_90, turn.ROTATE_180, turn.ROTATE_270)),
         ]
-        return np.stack([np.asarray(image.resize((size, size), filters[resize])) for image in turned[:turns]])
+        prepare = Preparation(1, size, size, resize)
+        return np.concatenate([prepare.resized(image) for image in turned[:turns]])

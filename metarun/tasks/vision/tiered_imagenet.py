@@ -75,7 +75,7 @@ class TieredImageNet(ImageFewShot):
             total=IMAGES,
         )
         self.preprocessing = {"size": size, "resize": resize, "whole": whole}
-        self.crop, self.flip, self.jitter = crop, flip, jitter
+        self.resize, self.crop, self.flip, self.jitter = resize, crop, flip, jitter
         shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
         super().__init__(data, classes, seed=seed, name="tiered_imagenet", **shape)  # type: ignore[arg-type]
 
