@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -29,9 +30,24 @@ class Pruned(Exception):
     """A search gave the run up, since others did better after as many iterations."""
 
 
+concealed: dict[str, str] = {}
+"""Values that are not to be shown, and what is shown instead: of environment variables, the expression."""
+
+
+def conceal(text: str) -> str:
+    """``text`` with what is written in the configuration in place of values that it had from the environment.
+
+    Passwords in addresses are left out too.
+    """
+    for value in sorted(concealed, key=len, reverse=True):
+        if len(value) > 3:  # shorter ones are in every other word
+            text = text.replace(value, concealed[value])
+    return re.sub(r"(\w://)[^/\s@:]+:[^/\s@]+@", r"\1...@", text)
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A suggestion clause for a misspelt word: ``" - did you mean 'maml'?"``, or nothing."""
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(str(word), list(choices), n=1, cutoff=0.5)
     return f" - did you mean '{found[0]}'?" if found else ""
 
 

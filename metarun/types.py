@@ -19,6 +19,7 @@ NormPolicy = Literal["transductive", "support", "running"]
 Decay = Literal["linear", "cosine"]
 Precision = Literal["float32", "float64", "bfloat16", "tf32"]
 Distance = Literal["euclidean", "cosine"]
+ImportPath = Annotated[str, "the import path of code that is run"]
 Resize = Literal["crop", "squash"]  # the middle square, or the whole image
 Resizing = Literal["crop", "squash", "nearest", "antialias"]
 Ink = Literal["light", "dark"]

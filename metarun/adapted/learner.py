@@ -16,9 +16,12 @@ from metarun.errors import RunFailed, UserError, require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.vision.images import Preparation
+from metarun.training.checkpoint import read
 from metarun.training.transfer import fixed_head, misfit, take_vocabulary
+from metarun.untrusted import plain
 
 FILE = "learner.pt"
+DTYPES = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.float64, torch.bfloat16)}
 AT_ONCE = 2048
 """Examples that go through the network at once, about; where normalisation is transductive, queries in one answer."""
 
@@ -208,24 +211,37 @@ def fitting_way(algorithm: SupervisedAlgorithm, classes: int) -> int:
     return outputs
 
 
-def load(path: str | Path) -> AdaptedLearner:
-    """The learner that ``metarun adapt`` saved in the folder (or file) ``path``; it predicts as it did then."""
+def load(path: str | Path, trust: bool | Sequence[str] = False) -> AdaptedLearner:
+    """The learner that ``metarun adapt`` saved in the folder (or file) ``path``; it predicts as it did then.
+
+    The file is data: it builds metarun's own classes only. ``trust`` admits others: ``True``, or the import paths of
+    your own modules or classes.
+    """
+    from metarun.config.check import check_section
+    from metarun.config.environment import resolved
+    from metarun.config.trust import Trust, admit
+
     file = Path(path).expanduser()
     file = file / FILE if file.is_dir() else file
     require(file.is_file(), f"{path}: holds no adapted learner ({FILE}); `metarun adapt` makes one")
+    kept = read(file, torch.device("cpu"), str(file))
+    require(kept.get("format") in (1, 2), f"{file}: no adapted learner, or of another version of metarun")
+    sections: Any = kept.get("sections")
+    require(plain(sections) and set(sections) == {"model", "algorithm"}, f"{file} is damaged: it has no sections")
+    admit(sections, str(file), Trust.of(trust))
+    sections = resolved(sections)
+    for section, values in sections.items():
+        check_section(section, values)
     try:
-        kept = torch.load(file, map_location="cpu", weights_only=True)
-        known = kept.get("format") in (1, 2)
-    except Exception:
-        raise UserError(f"{file}: damaged, or no adapted learner") from None
-    require(known, f"{file}: of another version of metarun")
-    inputs = _inputs_of_format_1(kept) if kept["format"] == 1 else Inputs.from_dict(kept["inputs"], str(file))
-    dtype = getattr(torch, kept["dtype"])
-    algorithm = rebuilt(kept["sections"], inputs.spec, kept["parameters"], str(file), dtype)
-    algorithm.load_state_dict(kept["parameters"])
-    algorithm.precision = kept.get("precision", "float32")
-    support = Labelled(*kept["support"])
-    return AdaptedLearner(algorithm, inputs, support, kept["classes"], steps=kept["steps"], seed=kept["seed"])
+        inputs = _inputs_of_format_1(kept) if kept["format"] == 1 else Inputs.from_dict(kept["inputs"], str(file))
+        algorithm = rebuilt(sections, inputs.spec, kept["parameters"], str(file), DTYPES[kept["dtype"]])
+        algorithm.load_state_dict(kept["parameters"])
+        algorithm.precision = kept.get("precision", "float32")
+        support = Labelled(*kept["support"])
+        return AdaptedLearner(algorithm, inputs, support, kept["classes"], steps=kept["steps"], seed=kept["seed"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} is damaged: its parts do not fit together ({reason})") from None
 
 
 def rebuilt(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from metarun.adapted.learner import AdaptedLearner, Predictions
 from metarun.adapted.sources import Source
+from metarun.escape import printable
 from metarun.tasks.base import Spec
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _texts(given: Source, asked: Source | None, learner: AdaptedLearner, predict
         if guess == "(support)":
             ax.axhspan(y - 0.5, y + 0.5, color="0.93", lw=0)
         for x, cell, width in ((0.0, name, 28), (0.22, text, 80), (0.78, guess, 30)):
-            short = textwrap.shorten(cell, width, placeholder=" ...")
+            short = textwrap.shorten(printable(cell), width, placeholder=" ...")
             ax.text(x, y, short, fontsize=8, color=colour if x else "k", va="center", parse_math=False)
     return figure
 

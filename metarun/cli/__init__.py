@@ -7,7 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from metarun.errors import Interrupted, RunFailed, UserError, nearest
+from metarun.errors import Interrupted, RunFailed, UserError, conceal, nearest
+from metarun.escape import printable
 
 COMMANDS = {
     "train": "meta-train, evaluate on held-out tasks (the default: `metarun key=value ...`)",
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def console() -> None:
     """The ``metarun`` script."""
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # processes it starts do not import from the current directory either
     sys.exit(main())
 
 
@@ -100,5 +102,5 @@ def _complain(error: BaseException, status: int) -> int:
         raise error
     kind = "" if isinstance(error, (UserError, RunFailed)) else f"{type(error).__name__}: "
     hint = "" if not kind else "   (METARUN_DEBUG=1 shows where)"
-    print(f"metarun: {kind}{error}{hint}", file=sys.stderr)
+    print(printable(f"metarun: {kind}{conceal(str(error))}{hint}"), file=sys.stderr)
     return status

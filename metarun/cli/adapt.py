@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from metarun.cli.output import set_up_logging
-from metarun.cli.stored import reread, tested_checkpoint, trained
+from metarun.cli.stored import reread, take_code, tested_checkpoint, trained
 from metarun.errors import RunFailed, UserError, nearest, require
+from metarun.escape import for_csv, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,21 +61,23 @@ class Asked:
 def run(words: list[str]) -> int:
     """The command. Writes predictions.csv, sheet.png, result.json and learner.pt into a folder of their own."""
     set_up_logging()
+    words, trust = take_code(words)
     asked = parse(words)
     # Imported here for torch's sake.
     from metarun.adapted import sources
     from metarun.adapted.learner import AdaptedLearner
     from metarun.adapted.picture import sheet
+    from metarun.config.environment import resolved
 
     directory, config, facts, changes = reread(
-        "adapt", [asked.run, *asked.changes], allowed=("task.", "algorithm.", "runner.")
+        "adapt", [asked.run, *asked.changes], allowed=("task.", "algorithm.", "runner."), trust=trust
     )
     algorithm, inputs, iteration = learner_of(directory, config, facts, changes)
     inputs.check()
     given = sources.support(inputs, Path(asked.support).expanduser())
     tell("support", given)
     learner = AdaptedLearner.adapt(
-        algorithm, inputs, given.items, given.targets, steps=asked.steps, seed=config["seed"]
+        algorithm, inputs, given.items, given.targets, steps=asked.steps, seed=resolved(config)["seed"]
     )
     queries = predictions = None
     if asked.query is not None:
@@ -108,7 +111,7 @@ def run(words: list[str]) -> int:
     learner.save(out, config)
     sheet(inputs.spec, given, queries, learner, predictions).savefig(out / "sheet.png", dpi=110)
     (out / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False))
-    print(f"results    {out}")
+    print(printable(f"results    {out}"))
     if alone.diverged:
         raise RunFailed(
             f"the adaptation diverged for {alone.diverged} of the support examples left out; fewer --steps or a "
@@ -130,6 +133,7 @@ def learner_of(
     from metarun.algorithms.base import SupervisedAlgorithm
     from metarun.config.build import build
     from metarun.config.check import check
+    from metarun.config.environment import resolved
     from metarun.tasks.inputs import READABLE, Inputs
     from metarun.training import checkpoint, precision
     from metarun.training.device import choose_device
@@ -147,6 +151,7 @@ def learner_of(
     for key in changes:
         if key.startswith("task."):
             log.info("%s changes nothing: adapt reads no training data, and the run keeps how its inputs are read", key)
+    config = dict(resolved(config))
     runner = Runner(**config["runner"])
     torch.set_default_dtype(precision.parameters_dtype(runner.precision))
     device, path = choose_device(runner.device), tested_checkpoint(directory, runner.select)
@@ -269,5 +274,6 @@ def write_table(path: Path, modality: str, asked: Any, classes: list[str], predi
     targets = targets or [[] for _ in found]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([{"image": "file", "text": "text"}.get(modality, "input"), *known, *header])
-        writer.writerows([name, *t, *f] for name, t, f in zip(asked.names(), targets, found, strict=True))
+        writer.writerow(map(for_csv, [{"image": "file", "text": "text"}.get(modality, "input"), *known, *header]))
+        for name, target, prediction in zip(asked.names(), targets, found, strict=True):
+            writer.writerow(map(for_csv, [name, *target, *prediction]))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from metarun.cli.output import set_up_logging
+from metarun.cli.output import plain_console, set_up_logging
 from metarun.config.check import check_value
 from metarun.config.declare import declaration
 from metarun.config.paths import conf_directory
@@ -35,8 +35,6 @@ def run(words: list[str]) -> int:
     set_up_logging()
     settings = read(words)
     # Imported here for torch's sake.
-    from rich.console import Console
-
     from metarun.bench.compare import compare, measure_memory, rows_for
     from metarun.bench.end_to_end import end_to_end
     from metarun.bench.machine import limited_to
@@ -62,7 +60,7 @@ def run(words: list[str]) -> int:
         log.warning(
             "this machine is busy (load %.1f): times will scatter, those of small steps most", result["load"][0]
         )
-    console, measured = Console(highlight=False, soft_wrap=True), {}
+    console, measured = plain_console(), {}
     with limited_to(settings.threads, bind=any(peer.package == "jax" for peer in peers)):
         for name, workload in workloads.items():
             measured[name] = rows = rows_for(workload, peers)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metarun.cli.output import set_up_logging
+from metarun.config.environment import resolved
 from metarun.errors import Interrupted, RunFailed, UserError
 from metarun.training.signals import StopRequest
 
@@ -34,10 +35,11 @@ def carry_out(
     from metarun import ranks
     from metarun.tracking.rundir import RunDirectory
 
-    runner = config["runner"]
+    values = resolved(config)
+    runner = values["runner"]
     spread = runner["devices"] > 1 and ranks.world() == 1
     if directory is None and spread:
-        directory = RunDirectory.create(runner["directory"], config["name"], config["seed"])
+        directory = RunDirectory.create(runner["directory"], values["name"], values["seed"])
     try:
         if spread:
             assert directory is not None

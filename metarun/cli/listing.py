@@ -8,6 +8,7 @@ from typing import Any
 from metarun.config.catalogue import Entry, catalogue
 from metarun.config.check import misfit
 from metarun.errors import UserError, nearest
+from metarun.escape import printable
 from metarun.reports.paper import Paper
 from metarun.reports.reproductions import findings, metric_of, published, reached, recipes, row, standing, stored
 
@@ -28,9 +29,9 @@ def run(words: list[str]) -> int:
         width = max((len(e.name) for e in entries[plural]), default=0)
         papers = recipes() if plural == "experiments" else {}
         for entry in entries[plural]:
-            print(f"  {entry.name:<{width}}  {_facts(entry)}{entry.line}")
+            print(printable(f"  {entry.name:<{width}}  {_facts(entry)}{entry.line}"))
             for line in _published(papers.get(entry.name), results.get(entry.name)):
-                print(f"  {'':<{width}}    {line}")
+                print(printable(f"  {'':<{width}}    {line}"))
         print()
     if wanted is None:
         print("task x algorithm: the models that fit, the task's own first")

@@ -5,7 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from metarun.escape import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MOST_POINTS = 24
 """Of an adaptation curve that are printed; summary.json has all."""
@@ -26,7 +31,7 @@ class _Stderr(logging.Handler):
     """Writes to whatever ``sys.stderr`` is at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        print(printable(self.format(record)), file=sys.stderr)
 
 
 def number(value: float) -> str:
@@ -37,10 +42,10 @@ def number(value: float) -> str:
 def print_summary(summary: Mapping[str, Any]) -> None:
     """The test table, the adaptation curve, the protocol and where the run lies."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     tested = max((estimate["n"] for estimate in summary["test"].values()), default=0)
     held_out = "held-out " if summary["protocol"].get("held_out_tasks", True) else ""
     title = f"meta-test, {tested} {held_out}tasks" if tested else "not tested (runner.test_episodes=0)"
@@ -49,22 +54,29 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     table.add_column("mean", justify="right")
     table.add_column("± 95 % CI", justify="right")
     for name, estimate in summary["test"].items():
-        table.add_row(name, number(estimate["mean"]), number(estimate["ci95"]))
+        table.add_row(printable(name), number(estimate["mean"]), number(estimate["ci95"]))
     for name, value in summary.get("references", {}).items():
-        table.add_row(f"[dim]{name} (reference)[/dim]", number(value), "")
+        table.add_row(Text(printable(f"{name} (reference)"), style="dim"), number(value), "")
     console.print(table)
     for name, of in summary.get("robust", {}).items():
         interval = f"[{number(of['low'])}, {number(of['high'])}]"
-        console.print(f"{name}, interquartile mean   {number(of['iqm'])} {interval}", markup=False)
+        console.print(printable(f"{name}, interquartile mean   {number(of['iqm'])} {interval}"))
     points = summary["adaptation"]
     if 1 < len(points) <= MOST_POINTS:
         at, words = (
             ("episode", "in episodes of a trial") if "episode" in points[0] else ("step", "after adaptation steps")
         )
         console.print(f"{words}   " + ", ".join(f"{p[at]}: {number(p['mean'])}" for p in points))
-    console.print("protocol   " + ", ".join(f"{k}={_short(v)}" for k, v in summary["protocol"].items()))
+    console.print(printable("protocol   " + ", ".join(f"{k}={_short(v)}" for k, v in summary["protocol"].items())))
     if "directory" in summary:
-        console.print(f"results    {summary['directory']}")
+        console.print(printable(f"results    {summary['directory']}"))
+
+
+def plain_console() -> Console:
+    """rich's console on stdout that takes text as it is: no markup, no emoji codes, no wrapping."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def _short(value: Any) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metarun.errors import UserError, nearest, require
+from metarun.escape import printable
 
 if TYPE_CHECKING:
     from metarun.reports.comparison import Comparison
@@ -59,17 +60,17 @@ def show(comparison: Comparison) -> None:
     from metarun.reports.page import sections
     from metarun.reports.tables import as_rich
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=200)
-    console.print(about(comparison), markup=False)
+        console = Console(highlight=False, markup=False, emoji=False, width=200)
+    console.print(about(comparison))
     for section in sections(comparison, []):
         if section.text:
-            console.print(f"{section.title}: {section.text}", markup=False)
+            console.print(printable(f"{section.title}: {section.text}"))
         for table in section.tables:
             console.print(as_rich(table))
             for note in table.notes:
-                console.print(f"  {note}", markup=False, style="dim", soft_wrap=True)
+                console.print(printable(f"  {note}"), style="dim", soft_wrap=True)
             console.print()
 
 
@@ -101,7 +102,7 @@ def write(comparison: Comparison, folders: Sequence[str], out: Path) -> None:
         raise UserError(f"report: cannot write to out={out}: {error.strerror}") from None
     print(f"{about(comparison)}\nreport     {out / 'report.html'}")
     for left in comparison.left_out:
-        print(f"left out   {left.path}: {left.state}, {left.reason}", file=sys.stderr)
+        print(printable(f"left out   {left.path}: {left.state}, {left.reason}"), file=sys.stderr)
 
 
 def about(comparison: Comparison) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from metarun.cli.processes import count_gpus, run_all
 from metarun.cli.words import sort
 from metarun.errors import RunFailed, UserError, nearest
+from metarun.escape import printable
 from metarun.reports.paper import Finding, Paper, worst
 from metarun.reports.reproductions import RESULTS, findings, recipes, record, row, store
 from metarun.tracking.history import HOW, earlier
@@ -30,8 +31,8 @@ def run(words: list[str]) -> int:
     configs = {seed: named(compose([f"experiment={name}", f"seed={seed}", *overrides])) for seed in range(seeds)}
     for config in configs.values():
         check(config)
-    new = [f"experiment={name}", *overrides, *elsewhere]
-    run_all({f"seed {seed}": lambda seed=seed: _words(configs[seed], seed, new) for seed in configs}, jobs)  # type: ignore[misc]
+    new = [f"experiment={name}", *overrides]
+    run_all({f"seed {seed}": lambda seed=seed: _words(configs[seed], seed, new, elsewhere) for seed in configs}, jobs)  # type: ignore[misc]
     runs = {seed: earlier(config)[0] for seed, config in configs.items()}
     if missing := [seed for seed, found in runs.items() if found is None]:
         raise RunFailed(f"seed {', '.join(map(str, missing))} did not finish")
@@ -62,26 +63,31 @@ def _asked(words: Sequence[str]) -> tuple[str, int, int, list[str]]:
     return names[0], numbers.get("--seeds", 3), numbers.get("--jobs", max(count_gpus(), 1)), overrides
 
 
-def _words(config: Mapping[str, Any], seed: int, new: Sequence[str]) -> list[str] | None:
-    """The command that is left to do for a seed, of a ``new`` run if there is none; ``None`` if it is done."""
+def _words(config: Mapping[str, Any], seed: int, new: Sequence[str], elsewhere: Sequence[str]) -> list[str] | None:
+    """The command that is left to do for a seed, of a ``new`` run if there is none; ``None`` if it is done.
+
+    ``elsewhere`` are the words that say where the user's own options lie.
+    """
     finished, stopped = earlier(config)
     if finished is not None:
         print(f"metarun: seed {seed}: {finished.path}", file=sys.stderr)
         return None
-    return ["resume", str(stopped.path)] if stopped else ["train", *new, f"seed={seed}"]
+    left = ["resume", str(stopped.path)] if stopped else ["train", *new, f"seed={seed}"]
+    return [*left, *elsewhere]
 
 
 def _print(paper: Paper, result: Mapping[str, Any], found: Sequence[Finding]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from metarun.cli.output import plain_console
+
     columns = ("metric", f"published ({paper.where})", "ours", "worst seed", "our own bar", "verdict")
-    table = Table(*columns, title=paper.title)
+    table = Table(*columns, title=printable(paper.title))
     for finding in found:
-        table.add_row(*row(paper, finding))
-    Console().print(table)
+        table.add_row(*map(printable, row(paper, finding)))
+    plain_console().print(table)
     if paper.open:
-        print(f"protocol: {paper.open}")
+        print(printable(f"protocol: {paper.open}"))
     if not result["clean"]:
         print("not counted: the recipe or the code that ran is not a committed one")
     print(f"{result['id']}: {worst(found) or 'no published value to compare with'}")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from metarun.cli.launch import carry_out
 from metarun.cli.output import print_summary, set_up_logging
-from metarun.cli.stored import reread
+from metarun.cli.stored import reread, take_code
 from metarun.config.check import check
+from metarun.config.environment import resolved
 from metarun.errors import UserError
 
 
 def run(words: list[str]) -> int:
     """The command."""
     set_up_logging()
-    directory, config, facts, _ = reread("resume", words, allowed=("runner.", "tracker."))
+    words, trust = take_code(words)
+    directory, config, facts, _ = reread("resume", words, allowed=("runner.", "tracker."), trust=trust)
     check(config)
-    iterations = config["runner"]["iterations"]
+    iterations = resolved(config)["runner"]["iterations"]
     done = directory.summary()
     if done is not None and directory.status().get("state") == "finished":
         if iterations < done["iterations"]:

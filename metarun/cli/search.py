@@ -11,6 +11,7 @@ from metarun.cli.processes import count_gpus, run_all
 from metarun.cli.words import sort
 from metarun.config.catalogue import catalogue
 from metarun.errors import RunFailed, UserError, nearest
+from metarun.escape import printable
 from metarun.search.space import Search
 from metarun.tracking.history import substance
 from metarun.tracking.rundir import atomic_write
@@ -32,6 +33,7 @@ def run(words: list[str]) -> int:
     from metarun.cli.train import named, take_config_dir
     from metarun.config.check import check
     from metarun.config.compose import compose
+    from metarun.config.environment import resolved
 
     kept = take_config_dir(words)
     space, numbers, overrides = _asked(kept)
@@ -50,18 +52,19 @@ def run(words: list[str]) -> int:
     check(config)
     for values in _corners(search):
         check(named(compose([*overrides, *values])))
-    if not config["runner"]["validate_every"] or not config["runner"]["iterations"]:
+    used = resolved(config)
+    if not used["runner"]["validate_every"] or not used["runner"]["iterations"]:
         raise UserError("a search judges by validation: runner.validate_every and runner.iterations must not be 0")
     from metarun.search.study import Folder
 
-    folder = Folder(Path(config["runner"]["directory"], "search", config["name"]))
+    folder = Folder(Path(used["runner"]["directory"], "search", used["name"]))
     folder.begin(search, substance(config))
     if (workers := numbers.get("--workers", 1)) > 1:
         elsewhere = [word for word in words if word not in kept]
         again = ["search", space, *overrides, *elsewhere, f"--trials={search.trials}", "--workers=1"]
         each = {f"worker {k}": lambda k=k: [*again, f"{_WORKER}={k}"] for k in range(workers)}
         run_all(each, workers)
-    study = _study(folder, search, config, numbers.get(_WORKER, 0))
+    study = _study(folder, search, used, numbers.get(_WORKER, 0))
     if workers == 1:
         study.work(lambda values, name: _experiment(overrides, values, config, name))
     if _WORKER not in numbers:
@@ -87,7 +90,7 @@ def _experiment(
     from metarun.config.build import build
     from metarun.config.compose import compose
 
-    print(f"metarun: {name}: {' '.join(_words(values))}", flush=True)
+    print(printable(f"metarun: {name}: {' '.join(_words(values))}"), flush=True)
     composed = compose([*overrides, *_EACH, *_words(values)])
     return build({**composed.config, "name": config["name"]}, {"choices": composed.choices, "group": config["name"]})
 
@@ -96,6 +99,7 @@ def _finish(study: Study, folder: Folder, config: Mapping[str, Any]) -> None:
     """The table, the picture, and the test of the best: its first and only look at test tasks."""
     from metarun.cli.output import number, print_summary
     from metarun.cli.stored import rebuild, trained
+    from metarun.config.trust import Trust, named_code
     from metarun.reports.search import draw, importances
 
     best = study.best()
@@ -125,10 +129,12 @@ def _finish(study: Study, folder: Folder, config: Mapping[str, Any]) -> None:
         print(f"  importance {share:.2f}  {key}")
     for t in best:
         told = ", ".join(f"{name} {number(v)}" for name, v in zip(study.objectives, t.values, strict=True))
-        print(f"trial {t.number}: {told}   " + " ".join(_words(study.search.values(t.params))))
+        print(printable(f"trial {t.number}: {told}   " + " ".join(_words(study.search.values(t.params)))))
     if len(best) == 1 and config["runner"]["test_episodes"]:
         tests = f"runner.test_episodes={config['runner']['test_episodes']}"
-        directory, experiment, _ = rebuild("search", [str(folder.trial(best[0].number)), tests], allowed=("runner.",))
+        trust = Trust.of([str(name) for _, name in named_code(config)], expressions=True)
+        trial = str(folder.trial(best[0].number))
+        directory, experiment, _ = rebuild("search", [trial, tests], allowed=("runner.",), trust=trust)
         trained(directory, experiment)
         result |= experiment.findings("test", experiment.test())
         print_summary(result)

@@ -8,6 +8,7 @@ from metarun.config.catalogue import Entry, catalogue
 from metarun.config.check import INJECTED
 from metarun.config.declare import declaration, is_section
 from metarun.errors import UserError, nearest
+from metarun.escape import printable
 
 _GROUPS = ("task", "images", "model", "algorithm", "experiment", "runner", "tracker")
 
@@ -29,7 +30,7 @@ def _show(entry: Entry) -> None:
     print(f"{entry.group}={entry.name}")
     declared = entry.declaration
     if declared is not None:
-        print(textwrap.indent(declared.doc.strip(), "  "))
+        print(printable(textwrap.indent(declared.doc.strip(), "  ")))
         print(f"\n  class  {declared.target}")
     print(f"  file   {entry.path}\n")
     for key, section in entry.section.items():
@@ -37,7 +38,7 @@ def _show(entry: Entry) -> None:
             piece = declaration(str(section["_target_"]))
             print(f"  {key}: {piece.target}")
             print(textwrap.indent(piece.doc.strip(), "    ") + "\n")
-    print(textwrap.indent(entry.path.read_text().rstrip(), "    "))
+    print(printable(textwrap.indent(entry.path.read_text().rstrip(), "    ")))
     if declared is not None:
         unset = [n for n in declared.parameters if n not in INJECTED and n not in entry.section]
         if unset and not entry.content.get("defaults"):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from metarun.config.catalogue import catalogue
+from metarun.config.trust import Trust, admit, take_trust
 from metarun.errors import UserError, nearest
 from metarun.tracking.rundir import RunDirectory
 
@@ -21,11 +20,18 @@ if TYPE_CHECKING:
     from metarun.training.experiment import Experiment
 
 
+def take_code(words: Sequence[str]) -> tuple[list[str], Trust]:
+    """The words without ``--config-dir DIR`` and ``--trust``, and which code beside metarun's own these admit."""
+    from metarun.cli.train import take_config_dir
+
+    return take_trust(take_config_dir(words))
+
+
 def rebuild(
-    command: str, words: Sequence[str], allowed: Sequence[str]
+    command: str, words: Sequence[str], allowed: Sequence[str], trust: Trust
 ) -> tuple[RunDirectory, Experiment, dict[str, Any]]:
     """The run directory that ``words`` begin with, its experiment, and the changes that the other words ask for."""
-    directory, config, facts, changes = reread(command, words, allowed)
+    directory, config, facts, changes = reread(command, words, allowed, trust)
     from metarun.config.build import build
 
     config["runner"]["devices"] = 1  # one process is enough for what is not training
@@ -33,11 +39,12 @@ def rebuild(
 
 
 def reread(
-    command: str, words: Sequence[str], allowed: Sequence[str]
+    command: str, words: Sequence[str], allowed: Sequence[str], trust: Trust
 ) -> tuple[RunDirectory, dict[str, Any], dict[str, Any], dict[str, Any]]:
     """The run directory that ``words`` begin with, its configuration, its facts, and the changes that words ask for.
 
-    Only keys that start with one of ``allowed`` may be changed.
+    Only keys that start with one of ``allowed`` may be changed. Code that the run's configuration names is refused
+    unless it is metarun's own, named by a change, or admitted by ``trust``.
     """
     if not words or "=" in words[0]:
         raise UserError(f"{command} needs a run directory: metarun {command} RUN [key=value ...]{_recent()}")
@@ -57,7 +64,7 @@ def reread(
         except yaml.YAMLError:
             raise UserError(f"{key}={text}: not a value") from None
         _set(config, key, changes[key])
-    sys.path.insert(0, os.getcwd())
+    admit(config, str(directory.path / "config.yaml"), trust, own=changes)
     facts: dict[str, Any] = {key: meta[key] for key in ("choices", "group") if key in meta}
     return directory, config, facts, changes
 

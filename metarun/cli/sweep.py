@@ -17,7 +17,8 @@ from metarun.cli.output import print_summary, set_up_logging
 from metarun.cli.train import named, train
 from metarun.config.check import check
 from metarun.config.compose import Composed, chosen, compose, multirun, resolve, sweep_directory
-from metarun.errors import Interrupted, RunFailed, UserError
+from metarun.errors import Interrupted, RunFailed, UserError, conceal
+from metarun.escape import printable
 from metarun.tracking.history import Job, earlier
 
 _PRECHECKED = 32  # jobs of a sweep that are checked before the first starts
@@ -54,18 +55,16 @@ def job(config: Any) -> None:
     words = list(hydra.overrides.task)
     asked = " ".join(words)
     directory = Path(hydra.sweep.dir)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     sys.argv = ["metarun", *words]  # what the run keeps as its command
     set_up_logging()
-    print(f"\nmetarun: run {hydra.job.num + 1}: {asked}", file=sys.stderr)
+    print(printable(f"\nmetarun: run {hydra.job.num + 1}: {asked}"), file=sys.stderr)
     note = Job(asked, "started", log=_output())
     note.write(directory, hydra.job.num)
     try:
         composed = Composed(resolve(config), chosen(hydra.runtime.choices))
         finished, started = earlier(named(composed))
         if finished is not None:
-            print(f"metarun: done before: {finished.path}", file=sys.stderr)
+            print(printable(f"metarun: done before: {finished.path}"), file=sys.stderr)
             note = Job(asked, "done before", run=str(finished.path))
         else:
             try:
@@ -76,9 +75,9 @@ def job(config: Any) -> None:
             print_summary(summary)
             note = Job(asked, "finished", run=summary["directory"])
     except Exception as error:
-        kind = "" if isinstance(error, (UserError, RunFailed)) else f"{type(error).__name__}: "
-        print(f"metarun: {kind}{error}", file=sys.stderr)
-        note = Job(asked, "failed", why=f"{kind}{error}", log=str(getattr(error, "run_log", note.log or "")) or None)
+        why = conceal(("" if isinstance(error, (UserError, RunFailed)) else f"{type(error).__name__}: ") + str(error))
+        print(printable(f"metarun: {why}"), file=sys.stderr)
+        note = Job(asked, "failed", why=why, log=str(getattr(error, "run_log", note.log or "")) or None)
     note.write(directory, hydra.job.num)
 
 

@@ -46,7 +46,6 @@ def run(words: list[str]) -> int:
     for flag in flags:
         if flag not in ("-m", "--multirun"):
             raise UserError(f"unknown option '{flag}'{nearest(flag, _FLAGS)}   `metarun --help` lists them")
-    sys.path.insert(0, os.getcwd())  # a user's own classes, by their import path
     set_up_logging()
     if flags:
         from metarun.cli.sweep import sweep

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from metarun.config.check import check
 from metarun.config.declare import is_section
+from metarun.config.environment import resolved
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,12 +23,14 @@ log = logging.getLogger("metarun")
 def build(
     config: Mapping[str, Any], facts: Mapping[str, Any] | None = None, directory: Path | None = None
 ) -> Experiment:
-    """The experiment that a resolved configuration describes; raises :class:`UserError` for what does not fit.
+    """The experiment that a configuration describes; raises :class:`UserError` for what does not fit.
 
+    It is built with the values of the environment's variables, and stores their names.
     ``directory``: that of an earlier run, whose checkpoint will be loaded. Its text model's vocabulary is taken over
     here, since it decides how texts are encoded.
     """
     check(config)
+    written, config = config, resolved(config)
     import torch
 
     from metarun.tracking.settings import Tracker
@@ -50,7 +53,7 @@ def build(
         take_vocabulary(model, checkpoint.load(source, torch.device("cpu"))["algorithm"]["parameters"])
     task.prepare(model)
     algorithm = construct(config["algorithm"], model=model, spec=task.spec)
-    return Experiment(task, algorithm, runner, tracker, seed=seed, name=config["name"], config=config, facts=facts)
+    return Experiment(task, algorithm, runner, tracker, seed=seed, name=config["name"], config=written, facts=facts)
 
 
 def _source(directory: Path | None, init_from: str | None) -> Path | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from metarun.config.declare import Component, Declaration, Parameter, attributes, declaration, is_section
+from metarun.config.environment import resolved
 from metarun.errors import UserError, nearest
 from metarun.reports.paper import Paper
 from metarun.types import strictly
@@ -20,6 +21,7 @@ TOP = (*OPEN, *CLOSED, "seed", "name", "paper", "search", "experiment")
 
 def check(config: Mapping[str, Any]) -> None:
     """Raise :class:`UserError` for the first thing wrong with a resolved configuration."""
+    config = resolved(config)
     for key in config:
         if key not in TOP:
             raise UserError(f"unknown key '{key}'{nearest(key, TOP)}   allowed at the top: {', '.join(TOP)}")

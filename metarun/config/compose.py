@@ -18,13 +18,18 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from metarun.config.environment import as_written
 from metarun.config.paths import conf_directory, options, user_directories
+from metarun.config.trust import look_in_current_directory, names_other_code
 from metarun.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
 class Composed:
-    """A resolved configuration and the options that made it (``{"task": "vision/glyphs", ...}``)."""
+    """A configuration, resolved but for values of the environment, and the options that made it.
+
+    These are ``{"task": "vision/glyphs", ...}``.
+    """
 
     config: dict[str, Any]
     choices: dict[str, str]
@@ -73,13 +78,20 @@ def multirun(overrides: Sequence[str], job: Callable[[DictConfig], None]) -> Non
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """Plain, resolved values without Hydra's own section; raises :class:`UserError` where one cannot be resolved."""
+    """Plain values without Hydra's own section, resolved but for those of the environment.
+
+    Raises :class:`UserError` where one cannot be resolved. Classes of the user's own that they name may lie in the
+    current directory.
+    """
     own = OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"])
     try:
-        plain = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        plain = as_written(own)
     except OmegaConfBaseException as error:
         raise UserError(_first_lines(error)) from None
     assert isinstance(plain, dict)
+    if names_other_code(plain):
+        look_in_current_directory()
     return {str(key): value for key, value in plain.items()}
 
 

@@ -65,7 +65,7 @@ def declaration(target: str) -> Declaration:
     module_name, _, name = target.rpartition(".")
     if not module_name:
         raise UserError(f"_target_: '{target}' is no import path; it has the form package.module.Class")
-    tree = _source(module_name)
+    tree = source(module_name)
     if tree is None:
         return _inspected(module_name, name)
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
@@ -109,7 +109,7 @@ def declaration(target: str) -> Declaration:
 
 
 @cache
-def _source(module_name: str) -> ast.Module | None:
+def source(module_name: str) -> ast.Module | None:
     """The parsed module, or ``None`` if it has no Python source."""
     try:
         spec = importlib.util.find_spec(module_name)

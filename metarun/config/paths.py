@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from metarun.errors import RunFailed, UserError
+from metarun.untrusted import read_yaml
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -45,6 +47,15 @@ def user_directories() -> list[Path]:
                 raise UserError(f"{origin}: no directory at {name}")
             found.append(Path(name).resolve())
     return found
+
+
+def user_options() -> Iterator[dict[str, Any]]:
+    """The content of every option file in the user's directories."""
+    for directory in user_directories():
+        for path in sorted(directory.rglob("*.yaml")):
+            content = read_yaml(path)
+            if isinstance(content, dict):
+                yield content
 
 
 def options(group: str) -> Iterator[tuple[str, Path]]:

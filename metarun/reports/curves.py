@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from metarun.escape import for_plot
 from metarun.evaluation.statistics import Mean
 from metarun.reports.comparison import THRESHOLDS, Comparison, Row, Setting
 
@@ -77,7 +78,7 @@ def adaptation(setting: Setting, looks: Looks) -> Figure | None:
     for row in setting.rows:  # a learner that adapts at once
         found = row.estimate(setting.metric) if row.adaptation() is None else None
         if found is not None and isfinite(found.mean):
-            ax.axhline(found.mean, color=looks[row.label][0], ls=":", lw=1.2, label=f"{row.label} (at once)")
+            ax.axhline(found.mean, color=looks[row.label][0], ls=":", lw=1.2, label=for_plot(f"{row.label} (at once)"))
     first = drawn[0][0].first.summary["adaptation"][0]
     ax.set(xlabel="episode of the trial" if "episode" in first else "adaptation steps", ylabel=setting.metric)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -113,7 +114,7 @@ def performance(comparison: Comparison, looks: Looks) -> Figure | None:
     ax = figure.subplots()
     for label, score in scores.items():
         shade, style = looks[label]
-        ax.plot(THRESHOLDS, score.profile, style, color=shade, label=label, drawstyle="steps-post")
+        ax.plot(THRESHOLDS, score.profile, style, color=shade, label=for_plot(label), drawstyle="steps-post")
         ax.fill_between(THRESHOLDS, *score.band, color=shade, alpha=0.15, lw=0, step="post")
     ax.set(xlabel="score τ (0: worst run of its setting, 1: best)", ylabel="share of runs above τ", ylim=(0, 1.02))
     return finished(figure, ax, rows=len(scores))
@@ -122,7 +123,7 @@ def performance(comparison: Comparison, looks: Looks) -> Figure | None:
 def line(ax: Axes, looks: Looks, row: Row, at: Sequence[float], means: Sequence[Mean]) -> None:
     """A curve with the band of its 95 % interval."""
     shade, style = looks[row.label]
-    ax.plot(at, [m.mean for m in means], style, color=shade, lw=1.6, marker="o", ms=3, label=row.label)
+    ax.plot(at, [m.mean for m in means], style, color=shade, lw=1.6, marker="o", ms=3, label=for_plot(row.label))
     if all(isfinite(m.half) for m in means):
         ax.fill_between(at, [m.low for m in means], [m.high for m in means], color=shade, alpha=0.13, lw=0)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 
+from metarun.escape import for_html as escape
+from metarun.escape import for_markdown
 from metarun.reports import tables
 from metarun.reports.comparison import Comparison
 from metarun.reports.tables import Table, as_markdown
@@ -57,14 +58,14 @@ def sections(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[Se
 
 def markdown(parts: Sequence[Section], about: str) -> str:
     """With the pictures as files beside it."""
-    lines = ["# Report", "", about, ""]
+    lines = ["# Report", "", for_markdown(about), ""]
     for part in parts:
-        lines += [f"## {part.title}", ""]
-        lines += [part.text, ""] if part.text else []
+        lines += [f"## {for_markdown(part.title)}", ""]
+        lines += [for_markdown(part.text), ""] if part.text else []
         for table in part.tables:
             lines += [as_markdown(table), ""]
         for picture in part.pictures:
-            lines += [f"![{picture.caption}]({picture.file})", ""]
+            lines += [f"![{for_markdown(picture.caption)}]({picture.file})", ""]
     return "\n".join(lines)
 
 
@@ -136,7 +137,7 @@ def _picture(picture: Picture) -> str:
     wide = ' class="wide"' if picture.file.startswith("learning") else ""
     caption = escape(picture.caption)
     return (
-        f'<figure{wide}><img alt="{escape(picture.caption, quote=True)}" src="data:image/png;base64,{data}">'
+        f'<figure{wide}><img alt="{escape(picture.caption)}" src="data:image/png;base64,{data}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 

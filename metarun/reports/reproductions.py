@@ -13,6 +13,7 @@ import yaml
 from metarun.config.catalogue import Entry, catalogue
 from metarun.config.paths import conf_directory, records_directory
 from metarun.errors import UserError
+from metarun.escape import for_markdown
 from metarun.reports.paper import COUNTED, SEEDS, Claim, Finding, Paper, worst
 from metarun.tracking.history import substance
 from metarun.tracking.rundir import RunDirectory, atomic_write
@@ -226,9 +227,10 @@ def markdown(papers: Mapping[str, Paper], results: Mapping[str, Mapping[str, Any
         if name not in results:
             continue
         for position, finding in enumerate(findings(paper, results[name])):
-            shown = f"`{name}` ([{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv}), {paper.where})"
+            arxiv = for_markdown(paper.arxiv)
+            shown = f"`{name}` ([{arxiv}](https://arxiv.org/abs/{arxiv}), {for_markdown(paper.where)})"
             worth = standing(name, results[name])
-            cells: Sequence[str] = [shown, *row(paper, finding), worth]
+            cells: Sequence[str] = [shown, *map(for_markdown, row(paper, finding)), for_markdown(worth)]
             if position:
                 cells = ["", *cells[1:-1], ""]
             lines.append("| " + " | ".join(cells) + " |")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from metarun.config.declare import declaration
+from metarun.config.trust import is_component
 from metarun.errors import UserError, require
 from metarun.tracking.history import HOW, runs_of_sweep
 from metarun.tracking.rundir import RunDirectory
+from metarun.untrusted import open_regular
 
 MARKS = ("config.yaml", "meta.json", ".lock")
 """What a run writes first: a folder with one of these is a run, finished or not."""
@@ -85,7 +84,11 @@ class Run:
         return {key: value for key, value in self.summary["protocol"].items() if key not in self.own_protocol}
 
     def _declared(self, attribute: str) -> Any:
-        return declaration(str(self.config["task"]["_target_"])).attributes.get(attribute, True)
+        """What its task's class declares, of a run from before summaries kept it."""
+        target = self.config["task"]["_target_"]
+        if not is_component(target):
+            raise KeyError(attribute)
+        return declaration(target).attributes.get(attribute, True)
 
 
 def flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -132,13 +135,14 @@ def read(path: Path) -> Run | LeftOut:
     """One run, or why it takes no part."""
     directory = RunDirectory(path)
     try:
+        directory.refuse_links()
         if not (path / "config.yaml").is_file():
             return LeftOut(path, "damaged", "it has no config.yaml")
         status = directory.status()
         if status.get("state") != "finished" or not (path / "summary.json").is_file():
             return LeftOut(path, *unfinished(directory, status))
         summary = directory.summary()
-        config = yaml.load((path / "config.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        config = directory.config()
         run = Run(path, config, directory.meta(), summary or {}, dict(validations(directory)), directory.episodes())
         if run.summary["test"] == {}:
             return LeftOut(path, "untested", "runner.test_episodes=0")
@@ -146,13 +150,13 @@ def read(path: Path) -> Run | LeftOut:
         complete = (run.seed, first["mean"], first["ci95"], first["n"], run.judged_on, run.higher_is_better, run.keys)
         assert complete
         assert all({"mean", "ci95", "n"} <= set(point) for point in run.summary["adaptation"])
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         return LeftOut(path, "damaged", brief(error))
     except UserError as error:
         return LeftOut(path, "damaged", brief(error).removeprefix(f"{path}/"))
     except KeyError as error:
         return LeftOut(path, "damaged", f"summary.json or config.yaml lacks {error}")
-    except (TypeError, AttributeError, IndexError, AssertionError):
+    except (TypeError, AttributeError, IndexError, AssertionError, OverflowError, RecursionError):
         return LeftOut(path, "damaged", "summary.json or config.yaml is not what a run writes")
     except OSError as error:
         return LeftOut(path, "damaged", f"{Path(str(error.filename)).name} cannot be read: {error.strerror}")
@@ -182,25 +186,19 @@ def unfinished(directory: RunDirectory, status: Mapping[str, Any]) -> tuple[str,
 def in_use(path: Path) -> bool:
     """Whether a process holds the run's lock."""
     try:
-        with open(path / ".lock") as lock:
+        with os.fdopen(open_regular(path / ".lock", os.O_RDONLY)) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
+    except (OSError, UserError):
         return False
     return False
 
 
 def validations(directory: RunDirectory) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows with validation results, by iteration."""
-    if directory.metrics.is_file():
-        for number, line in enumerate(directory.metrics.read_text(encoding="utf-8").splitlines(), 1):
-            if '"val/' in line:
-                try:
-                    row = json.loads(line)
-                    yield int(row["iteration"]), row
-                except (ValueError, KeyError, TypeError):
-                    raise ValueError(f"metrics.jsonl, line {number} cannot be read") from None
+    for row in directory.rows(having=b'"val/'):
+        yield int(row["iteration"]), row
 
 
 def latest(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:

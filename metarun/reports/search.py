@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metarun.escape import for_plot
+
 if TYPE_CHECKING:
     from metarun.search.study import Study
 
@@ -62,7 +64,7 @@ def draw(study: Study, importance: Mapping[str, float], path: Path) -> None:
         ax.plot(x, [t.value for t in done if key in t.params], "o", color="tab:blue")
         ax.set(xlabel=_short(key))
         if listed:
-            ax.set_xticks(range(len(values)), [str(value) for value in values])
+            ax.set_xticks(range(len(values)), [for_plot(value) for value in values])
         elif values.get("log"):
             ax.set_xscale("log")
     figure.savefig(path, dpi=110)

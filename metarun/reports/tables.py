@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from math import floor, isfinite, log10
 from typing import TYPE_CHECKING
 
+from metarun.escape import for_csv, for_markdown, printable
 from metarun.evaluation.statistics import Mean
 from metarun.reports.comparison import Comparison, Pair, Row, Setting, shown
 from metarun.reports.runs import flat
@@ -248,27 +249,28 @@ def as_rich(table: Table) -> RichTable:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    made = RichTable(box=box.SIMPLE_HEAD, title=Text(table.title), title_justify="left", title_style="bold")
+    made = RichTable(box=box.SIMPLE_HEAD, title=Text(printable(table.title)), title_justify="left", title_style="bold")
     for i, heading in enumerate(table.headings):
-        made.add_column(Text(heading), justify="left" if i < table.words else "right", overflow="fold")
+        made.add_column(Text(printable(heading)), justify="left" if i < table.words else "right", overflow="fold")
     for row in table.rows:
-        made.add_row(*(Text(cell.marked, style="bold" if cell.standing == "best" else "") for cell in row))
+        made.add_row(*(Text(printable(cell.marked), style="bold" if cell.standing == "best" else "") for cell in row))
     return made
 
 
 def as_markdown(table: Table) -> str:
     def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(cells) + " |"
 
     rule = ["---" if i < table.words else "---:" for i in range(len(table.headings))]
-    bold = [[f"**{c.marked}**" if c.standing == "best" else c.marked for c in row] for row in table.rows]
+    shown = [[(for_markdown(c.marked), c.standing == "best") for c in row] for row in table.rows]
+    bold = [[f"**{text}**" if best else text for text, best in row] for row in shown]
     return "\n".join(
         [
-            f"### {table.title}",
+            f"### {for_markdown(table.title)}",
             "",
-            *map(line, [table.headings, rule, *bold]),
+            *map(line, [map(for_markdown, table.headings), rule, *bold]),
             "",
-            *(f"- {note}" for note in table.notes),
+            *(f"- {for_markdown(note)}" for note in table.notes),
         ]
     )
 
@@ -319,5 +321,5 @@ def pairs_csv(comparison: Comparison) -> str:
 
 def as_csv(rows: Iterable[Sequence[str]]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    csv.writer(buffer, lineterminator="\n").writerows([for_csv(cell) for cell in row] for row in rows)
     return buffer.getvalue()

@@ -16,6 +16,7 @@ import yaml
 from metarun.errors import Pruned, RunFailed, UserError
 from metarun.search.space import Search
 from metarun.tracking.rundir import RunDirectory, atomic_write
+from metarun.untrusted import open_to_append, read_yaml, refuse_links
 
 if TYPE_CHECKING:
     import optuna
@@ -35,17 +36,18 @@ class Folder:
     def begin(self, search: Search, substance: Mapping[str, Any]) -> None:
         """Make it, or check that it holds the same search; more trials may be asked for than before."""
         self.path.joinpath("trials").mkdir(parents=True, exist_ok=True)
+        refuse_links(self.path, besides=["journal.log.lock"])  # that is how Optuna locks its journal
         told = json.loads(json.dumps({"space": search.space, "objectives": search.objectives, "config": substance}))
         file = self.path / "search.yaml"
         if not file.is_file():
             atomic_write(file, yaml.safe_dump(told, sort_keys=False).encode())
-        elif yaml.safe_load(file.read_text()) != told:
+        elif read_yaml(file) != told:
             raise UserError(f"{self.path} holds another search; name=... gives this one a folder of its own")
 
     @contextlib.contextmanager
     def locked(self, name: str, wait: bool = True) -> Iterator[bool]:
         """Hold the lock ``name`` (the system releases it when the process ends); whether it was to be had."""
-        with open(self.path / f".{name}.lock", "w") as handle:
+        with open_to_append(self.path / f".{name}.lock") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except OSError:

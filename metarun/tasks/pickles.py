@@ -9,13 +9,21 @@ for a name has no attribute that a pickle could set.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
 from metarun.errors import UserError
+
+LARGEST = 1 << 40
+"""Length of an axis."""
+DEEPEST = 100
+"""Levels of lists and dictionaries in each other."""
+MOST = 20_000_000
+"""Values, those counted again to which a pickle refers again."""
 
 
 class Refused(pickle.UnpicklingError):
@@ -29,7 +37,7 @@ class _Type:
 
     def __init__(self, code: Any) -> None:
         if not isinstance(code, str) or len(code) > 3:
-            raise Refused(f"an array of type {code!r:.40}")
+            raise Refused("an array of another type than numbers")
         self.code, self.order = code, "="
 
     def __setstate__(self, state: Any) -> None:
@@ -59,7 +67,7 @@ def _memory(shape: Any, kind: np.dtype[Any], data: Any) -> bytes | bytearray:
     """What an array of ``shape`` is made of: ``data``, if that is as long as it must be."""
     if isinstance(data, str):  # a string of Python 2
         data = data.encode("latin1")
-    whole = isinstance(shape, tuple) and len(shape) <= 32 and all(type(n) is int and n >= 0 for n in shape)
+    whole = isinstance(shape, tuple) and len(shape) <= 32 and all(type(n) is int and 0 <= n <= LARGEST for n in shape)
     if not whole or not isinstance(data, bytes | bytearray):
         raise Refused("an array without shape or bytes")
     if len(data) != prod(shape) * kind.itemsize:
@@ -179,12 +187,77 @@ ADMITTED: dict[tuple[str, str], _Name] = {
 }
 
 
-class _Reader(pickle.Unpickler):
+# Python's own reader rather than the one in C: that one's memory grows with the largest number that a pickle gives
+# to an object, be it four thousand millions.
+class _Reader(pickle._Unpickler):
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+    append: Callable[[Any], None]
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return ADMITTED[module, name]
         except KeyError:
-            raise Refused(f"{module}.{name}") from None
+            raise Refused(f"{module}.{name}"[:100]) from None
+
+    # Keys are names and numbers: to hash a tuple of tuples of tuples may take for ever.
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._fill(items)
+
+    def load_setitem(self) -> None:
+        items = [self.stack.pop(), self.stack.pop()]
+        self._fill(items[::-1])
+
+    def load_setitems(self) -> None:
+        self._fill(self.pop_mark())
+
+    def _fill(self, items: list[Any]) -> None:
+        filled = self.stack[-1]
+        if type(filled) is not dict or not all(isinstance(key, str | bytes | int | float | None) for key in items[::2]):
+            raise Refused("a dictionary with keys that are neither names nor numbers")
+        filled.update(zip(items[::2], items[1::2], strict=True))
+
+    def refuse(self) -> None:
+        raise Refused("a set, or another thing that data have no need of")
+
+    dispatch |= {
+        pickle.DICT[0]: load_dict,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        **dict.fromkeys(
+            pickle.EMPTY_SET + pickle.ADDITEMS + pickle.FROZENSET + pickle.NEWOBJ + pickle.NEWOBJ_EX + pickle.INST
+            + pickle.OBJ + pickle.EXT1 + pickle.EXT2 + pickle.EXT4 + pickle.PERSID + pickle.BINPERSID,
+            refuse,
+        ),
+    }  # fmt: skip
+
+
+def _measured(value: Any) -> Any:
+    """``value``, refused if it is too deep, contains itself, or unfolds to far more than there is of it."""
+    sizes: dict[int, int] = {}
+    open_now: dict[int, None] = {}
+    waiting: list[tuple[Any, bool]] = [(value, False)]
+    while waiting:
+        each, done = waiting.pop()
+        if not isinstance(each, dict | list | tuple) or id(each) in sizes:
+            continue
+        inner = list(each.values()) if isinstance(each, dict) else each
+        if done:
+            del open_now[id(each)]
+            sizes[id(each)] = 1 + sum(sizes.get(id(one), 1) for one in inner)
+            if sizes[id(each)] > MOST:
+                raise Refused(f"more than {MOST:,} values, many of them the same ones again and again")
+        elif id(each) in open_now or len(open_now) > DEEPEST:
+            raise Refused("a list that contains itself, or lists too deep in each other")
+        else:
+            open_now[id(each)] = None
+            waiting.append((each, True))
+            waiting += [(one, False) for one in inner if isinstance(one, dict | list | tuple)]
+    return value
 
 
 def read_pickle(file: IO[bytes], name: str | Path) -> Any:
@@ -194,7 +267,7 @@ def read_pickle(file: IO[bytes], name: str | Path) -> Any:
     nothing of it has then been run.
     """
     try:
-        return _Reader(file, encoding="latin1").load()
+        return _measured(_Reader(file, encoding="latin1").load())
     except Refused as error:
         raise UserError(f"{name}: is not read, since it asks for more than data: {error}") from error
     except (

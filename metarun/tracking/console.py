@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
+from metarun.escape import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -81,7 +83,7 @@ class Display:
     def note(self, message: str) -> None:
         """A line of its own."""
         if self._live is not None:
-            self._live.console.print(message, markup=False, highlight=False, soft_wrap=True)
+            self._live.console.print(printable(message), markup=False, highlight=False, soft_wrap=True)
         else:
             self._print(message)
 
@@ -106,7 +108,7 @@ class Display:
         return f"{done / seconds:.3g} it/s", f"left {clock((self._total - self._iteration) * seconds / done)}"
 
     def _print(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        print(printable(line), file=self._stream, flush=True)
 
 
 def clock(seconds: float) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from metarun.config.environment import resolved
 from metarun.errors import UserError
 from metarun.tracking.rundir import RunDirectory, atomic_write
+from metarun.untrusted import read_json
+
+log = logging.getLogger("metarun")
 
 HOW = (
     "runner.directory", "runner.device", "runner.devices", "runner.threads", "runner.tune_above", "runner.chunk",
@@ -29,13 +34,17 @@ def substance(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def runs_of(config: Mapping[str, Any]) -> list[RunDirectory]:
     """The runs of ``config``, with its seed, that lie in its directory, the oldest first."""
-    found, wanted = [], substance(config)
-    for path in sorted(Path(config["runner"]["directory"], config["name"]).glob(f"*_s{config['seed']}")):
+    found, wanted, values = [], substance(config), resolved(config)
+    for path in sorted(Path(values["runner"]["directory"], values["name"]).glob(f"*_s{values['seed']}")):
         try:
             run = RunDirectory.open(path)
             same = substance(run.config()) == wanted
-        except (UserError, KeyError):
-            continue  # damaged, or of another version: no run of this
+            run.summary()
+        except (UserError, OSError) as error:
+            log.warning("left out: %s", error)
+            continue
+        except (KeyError, AttributeError, TypeError):
+            continue  # of another version: no run of this
         if same:
             found.append(run)
     return found
@@ -63,8 +72,13 @@ class Job:
 
     @classmethod
     def read(cls, sweep: Path, number: int) -> Job | None:
+        """What became of it; ``None`` where nothing is known."""
         file = sweep / "jobs" / f"{number}.json"
-        return cls(**json.loads(file.read_text())) if file.is_file() else None
+        try:
+            return cls(**read_json(file)) if file.exists() else None
+        except (UserError, TypeError):
+            log.warning("%s is damaged: it says nothing of its run", file)
+            return None
 
 
 def runs_of_sweep(folder: Path) -> Iterator[Path]:
@@ -74,8 +88,9 @@ def runs_of_sweep(folder: Path) -> Iterator[Path]:
         return
     for path in sorted(folder.parent.parent.glob("*/*/meta.json")):
         try:
-            group = json.loads(path.read_text()).get("group")
-        except (OSError, ValueError, AttributeError):
+            group = read_json(path).get("group")
+        except UserError as error:
+            log.warning("left out: %s", error)
             continue
         if group == folder.name:
             yield path.parent

@@ -5,22 +5,35 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import yaml
 
-from metarun.errors import RunFailed, UserError
+from metarun.errors import RunFailed, UserError, conceal
+from metarun.escape import printable
+from metarun.untrusted import (
+    open_regular,
+    open_to_append,
+    parse_json,
+    read_arrays,
+    read_json,
+    read_yaml,
+    refuse_links,
+)
+
+LONGEST_ROW = 1 << 22
+"""Bytes of a row of metrics.jsonl."""
 
 State = Literal["running", "finished", "interrupted", "pruned", "failed"]
 
@@ -32,7 +45,6 @@ class RunDirectory:
         self.path = path
         self.metrics = path / "metrics.jsonl"
         self.plots = path / "plots"
-        self._lock: IO[str] | None = None
 
     @classmethod
     def create(cls, root: str | Path, name: str, seed: int) -> RunDirectory:
@@ -59,14 +71,23 @@ class RunDirectory:
             raise UserError(f"no run directory at {path}")
         if not (directory.path / "config.yaml").is_file():
             raise UserError(f"{path} is not a run directory: it has no config.yaml")
+        directory.refuse_links()
         return directory
+
+    def refuse_links(self) -> None:
+        """Raise :class:`UserError` for what would have the run read or write elsewhere; ``path`` may be a link."""
+        refuse_links(self.path)
+        for folder in ("wandb", ".wandb"):  # of a user's own making, and read where it is the current directory
+            if (self.path / folder / "settings").exists():
+                raise UserError(f"{self.path / folder / 'settings'} would tell W&B where to send results; remove it")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the directory's lock; the system releases it when the process ends, however it ends."""
         import fcntl
 
-        handle = open(self.path / ".lock", "w")  # noqa: SIM115
+        self.refuse_links()
+        handle = open_to_append(self.path / ".lock")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -80,10 +101,7 @@ class RunDirectory:
     def config(self) -> dict[str, Any]:
         """The resolved configuration."""
         path = self.path / "config.yaml"
-        try:
-            loaded = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+        loaded = read_yaml(path)
         if not isinstance(loaded, dict):
             raise UserError(f"{path} is empty or not a configuration")
         return loaded
@@ -92,11 +110,7 @@ class RunDirectory:
         self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
     def meta(self) -> dict[str, Any]:
-        path = self.path / "meta.json"
-        try:
-            return json.loads(path.read_text()) if path.is_file() else {}
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is damaged: {error}") from None
+        return read_json(self.path / "meta.json") if (self.path / "meta.json").exists() else {}
 
     def write_meta(self, **values: Any) -> None:
         """Merge ``values`` into meta.json."""
@@ -104,26 +118,22 @@ class RunDirectory:
 
     def inputs(self) -> dict[str, Any] | None:
         """How the run's learner reads its inputs; ``None`` for a run from before that was kept."""
-        path = self.path / "inputs.json"
-        try:
-            return json.loads(path.read_text()) if path.is_file() else None
-        except ValueError as error:
-            raise UserError(f"{path} is damaged: {error}") from None
+        return read_json(self.path / "inputs.json") if (self.path / "inputs.json").exists() else None
 
     def write_inputs(self, values: Mapping[str, Any]) -> None:
         self._write("inputs.json", json.dumps(values, indent=1))
 
     def status(self) -> dict[str, Any]:
-        path = self.path / "status.json"
+        """How the run ended; nothing where that is not known."""
         try:
-            return json.loads(path.read_text()) if path.is_file() else {}
-        except json.JSONDecodeError:
+            return read_json(self.path / "status.json")
+        except UserError:
             return {}
 
     def write_status(self, state: State, why: str = "", **values: Any) -> None:
         self._write(
             "status.json",
-            json.dumps({"state": state, "why": why, "time": now(), "pid": os.getpid(), **values}),
+            json.dumps({"state": state, "why": conceal(why), "time": now(), "pid": os.getpid(), **values}),
         )
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -138,31 +148,26 @@ class RunDirectory:
         self._write("test.npz", buffer.getvalue())
 
     def episodes(self) -> dict[str, Any]:
-        """What :meth:`write_episodes` wrote; nothing of a run from before it did. Raises ``ValueError`` if damaged."""
-        import numpy as np
-
+        """What :meth:`write_episodes` wrote; nothing of a run from before it did."""
         path = self.path / "test.npz"
-        if not path.is_file():
-            return {}
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"test.npz cannot be read: {error}") from None
+        return read_arrays(path) if path.exists() else {}
 
     def summary(self) -> dict[str, Any] | None:
         """The summary, or ``None`` for a run that has not finished."""
-        path = self.path / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json(self.path / "summary.json") if (self.path / "summary.json").exists() else None
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows of metrics.jsonl; a last line cut by a kill is left out."""
-        if not self.metrics.is_file():
+    def rows(self, having: bytes = b"") -> Iterator[dict[str, Any]]:
+        """The rows of metrics.jsonl, only those with ``having`` in them; a last line cut by a kill is left out."""
+        if not self.metrics.exists():
             return
-        with open(self.metrics, encoding="utf-8") as lines:
-            for line in lines:
-                if line.endswith("\n"):
-                    yield json.loads(line)
+        with os.fdopen(open_regular(self.metrics, os.O_RDONLY), "rb") as file:
+            number = 0
+            while (line := file.readline(LONGEST_ROW)).endswith(b"\n"):
+                number += 1
+                if having in line:
+                    yield parse_json(line, f"{self.metrics}, line {number}")
+            if len(line) == LONGEST_ROW:
+                raise UserError(f"{self.metrics}, line {number + 1} is damaged: it has more than {LONGEST_ROW:,} bytes")
 
     def _write(self, name: str, content: str | bytes) -> None:
         try:
@@ -179,7 +184,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, size: int = 0) -> None:
         """Open for writing after the first ``size`` bytes; what a killed run wrote after them is cut off."""
-        self._file = open(path, "ab")  # noqa: SIM115
+        self._file = open_to_append(path)
         if self._file.tell() < size:
             raise RunFailed(f"{path} is shorter than its checkpoint says: rows were lost; it was changed by hand")
         self._file.truncate(size)
@@ -205,10 +210,27 @@ class MetricsFile:
         self._file.close()
 
 
+class LogFile(logging.FileHandler):
+    """A log of UTF-8 lines that goes on at its end, in a file that is no link; it shows nothing that is concealed."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(conceal(super().format(record)))
+
+    def _open(self) -> TextIOWrapper:
+        return TextIOWrapper(open_to_append(Path(self.baseFilename)), encoding="utf-8", errors="backslashreplace")
+
+
+def add_to_log(path: Path, text: str) -> None:
+    """Write to the end of a log what no logger knows of, such as a traceback."""
+    with open_to_append(path) as file:
+        file.write(printable(conceal(text)).encode(errors="backslashreplace"))
+
+
 def atomic_write(path: Path, content: bytes) -> None:
     """Write to a temporary name, sync, rename: the file is the old one or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
+    temporary.unlink(missing_ok=True)
+    with open(temporary, "xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -227,7 +249,7 @@ def provenance() -> dict[str, Any]:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     return {
-        "argv": sys.argv,
+        "argv": [conceal(word) for word in sys.argv],
         "directory": os.getcwd(),
         "git": _git_state(),
         "python": platform.python_version(),

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun.tracking.rundir import RunDirectory, atomic_write
+from metarun.untrusted import read_bytes, read_text
 
 log = logging.getLogger("metarun")
 
@@ -312,7 +313,7 @@ class Identity:
     @classmethod
     def of(cls, directory: Path) -> Identity:
         file = directory / "wandb_id"
-        words = file.read_text().split() if file.exists() else []
+        words = read_text(file).split() if file.exists() else []
         return cls(directory, words[0], "online" in words[1:]) if words else cls(directory)
 
     def save(self) -> None:
@@ -346,7 +347,7 @@ def kill_helper() -> None:
 
 def refused(helper_log: Path) -> bool:
     """Whether uploads ended early (run deleted, key withdrawn); W&B says so only in its own log."""
-    return helper_log.exists() and "filestream: fatal error" in helper_log.read_text(errors="replace")
+    return helper_log.exists() and b"filestream: fatal error" in read_bytes(helper_log)
 
 
 def reason(error: Exception) -> str:

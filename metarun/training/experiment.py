@@ -20,7 +20,7 @@ from metarun.tasks.base import Task
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.rng import derived_seed
 from metarun.tracking.console import Display
-from metarun.tracking.rundir import MetricsFile, RunDirectory, now, provenance
+from metarun.tracking.rundir import LogFile, MetricsFile, RunDirectory, add_to_log, now, provenance
 from metarun.tracking.settings import Tracker
 from metarun.tracking.wandb import WandbSink
 from metarun.training import checkpoint, memory, precision
@@ -136,8 +136,7 @@ class Experiment:
                 raise
             except BaseException as error:
                 with contextlib.suppress(Exception):
-                    with open(directory.path / "metarun.log", "a") as file:
-                        traceback.print_exc(file=file)
+                    add_to_log(directory.path / "metarun.log", traceback.format_exc())
                     directory.write_status("failed", f"{type(error).__name__}: {error}")
                     directory.write_meta(end=now())
                 raise
@@ -369,7 +368,10 @@ class Experiment:
     def _restore_from(self, last: Path, progress: Progress) -> None:
         state = checkpoint.load(last, self.device)
         self._restore(last, state)
-        progress.restore(state["progress"])
+        try:
+            progress.restore(state["progress"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"checkpoint {last} is damaged: its progress cannot be read ({error})") from None
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
         if reason := misfit(self.algorithm, state["algorithm"]["parameters"]):
@@ -377,7 +379,7 @@ class Experiment:
         try:
             with self._encoding_anew():
                 self.algorithm.restore(state["algorithm"])
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"checkpoint {path} does not fit this model and algorithm ({reason})") from None
 
@@ -392,7 +394,7 @@ class Experiment:
 
     @contextlib.contextmanager
     def _logging(self, directory: Path) -> Iterator[None]:
-        handler = logging.FileHandler(directory / "metarun.log")
+        handler = LogFile(directory / "metarun.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         try:

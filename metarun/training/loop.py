@@ -44,6 +44,10 @@ class Progress:
         return dict(vars(self))
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Take over what a checkpoint holds; raises ``ValueError`` for what is no progress."""
+        whole = all(name in vars(self) for name in state) and type(state["iteration"]) is int
+        if not whole or state["iteration"] < 0 or type(state["metrics_size"]) is not int:
+            raise ValueError("unknown names, or no counts")
         vars(self).update(state)
 
 

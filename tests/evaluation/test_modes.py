@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from metarun.adapted.inputs import Inputs
 from torch import Tensor, nn
 
 from metarun.adapted import AdaptedLearner
-from metarun.adapted.inputs import Inputs
 from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
 from metarun.config.build import construct
 from metarun.config.compose import compose

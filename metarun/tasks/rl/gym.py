@@ -19,7 +19,7 @@ from metarun.errors import UserError, nearest, require
 from metarun.tasks.base import EpisodeShape, Spec, Task
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rng import derived_seed, uniforms
-from metarun.types import Positive, Split
+from metarun.types import ImportPath, Positive, Split
 
 if TYPE_CHECKING:
     from metarun.algorithms.base import Algorithm
@@ -125,7 +125,7 @@ class Gym(GymFamily):
     ``reset(seed=...)``.
     """
 
-    def __init__(self, seed: int, *, sampler: str | None, horizon: Positive, episodes: Positive) -> None:
+    def __init__(self, seed: int, *, sampler: ImportPath | None, horizon: Positive, episodes: Positive) -> None:
         if sampler is None:
             raise UserError(
                 "task.sampler=null: give the import path of a module with sample(rng, split) and make(parameters)"

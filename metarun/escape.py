@@ -1,0 +1,54 @@
+"""Text from elsewhere (names, labels, messages, stored values) made harmless: one function for each format."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from typing import Any
+
+_KEPT = "\n\t\u200c\u200d"  # the last two join and part letters and emoji
+_FORMULA = "=+-@\t\r＝＋－＠"
+
+
+def printable(text: object) -> str:
+    """For a terminal or a log: control characters, also those that turn text round, are shown by their codes."""
+    shown = str(text)
+    if shown.isascii() and shown.isprintable():
+        return shown
+    return "".join(c if c in _KEPT or unicodedata.category(c) not in _HIDDEN else ascii(c)[1:-1] for c in shown)
+
+
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def for_csv(value: Any) -> Any:
+    """For a cell of a CSV file: text that a spreadsheet would compute begins with an apostrophe; numbers stay."""
+    if not isinstance(value, str):
+        return value
+    shown = printable(value.replace("\r\n", "\n"))
+    return f"'{shown}" if value.lstrip(" \n").startswith(tuple(_FORMULA)) and not _are_numbers(value) else shown
+
+
+def _are_numbers(text: str) -> bool:
+    try:
+        return all(isinstance(float(word), float) for word in text.split(" "))
+    except ValueError:
+        return False
+
+
+def for_markdown(text: object) -> str:
+    """For a line or a cell of Markdown: it shows as written, whatever markup or HTML it looks like."""
+    shown = html.escape(printable(" ".join(str(text).split("\n"))), quote=False)
+    shown = re.sub(r"([\\`*\[\]|])", r"\\\1", shown)
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", shown)  # within a word it is no markup
+
+
+def for_html(text: object) -> str:
+    """For HTML, also in quotes."""
+    return html.escape(printable(text))
+
+
+def for_plot(text: object) -> str:
+    """For a matplotlib figure, where dollar signs begin a formula."""
+    return printable(text).replace("$", r"\$")
