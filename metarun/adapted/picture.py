@@ -50,15 +50,15 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def _headline(classes: int, asked: Source | None, predictions: Predictions | None, shown: int, rows: int) -> str:
-    """What is shown, of how much, and how much of all is right."""
+    """How much is shown of how much, and how much of all is right."""
     words = [f"{rows} of {classes} classes"] if rows < classes else []
     if asked and predictions:
         how = "true" if asked.targets else "predicted"
         words.append(f"{shown} of {len(asked.items)} queries shown, in the row of their {how} class")
         if asked.targets:
             right = sum(a == b for a, b in zip(asked.targets, predictions.labels, strict=True))
-            words.append(f"{right} of {len(asked.items)} right")
-    return "; ".join(["support", *words])
+            words.append(f"{right} of {len(asked.items)} are predicted rightly")
+    return "; ".join(words)
 
 
 def _images(given: Source, asked: Source | None, learner: AdaptedLearner, predictions: Predictions | None) -> Figure:
@@ -92,7 +92,9 @@ def _images(given: Source, asked: Source | None, learner: AdaptedLearner, predic
             at = {"transform": axes[row, SUPPORT].transAxes, "fontsize": 6, "va": "top", "color": "0.4"}
             axes[row, SUPPORT].text(0, -0.03, f"{len(chosen)} of {homes[name]}", **at)
     shown = sum(map(len, by_class.values()))
-    figure.suptitle(_headline(len(learner.classes), asked, predictions, shown, len(classes)), fontsize=9)
+    headline = _headline(len(learner.classes), asked, predictions, shown, len(classes))
+    sides = "left: support; right: queries" if shown else "support"
+    figure.suptitle("; ".join(filter(None, [sides, headline])), fontsize=9)
     return figure
 
 

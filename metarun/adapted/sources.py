@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from metarun.errors import UserError, nearest, require
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.tables import Table, parse_number, read_table
+from metarun.tasks.vision.collection import listing
 from metarun.tasks.vision.folder import list_classes
 from metarun.tasks.vision.images import ENDINGS, is_clutter, is_image
 
@@ -89,12 +89,7 @@ def _image_queries(path: Path, classes: Sequence[str], labels: Labels) -> Source
         files, skipped = [path], []
         folders: list[str | None] = [path.resolve().parent.name] if labels == "labelled" else [None]
     else:
-        found = sorted(
-            file
-            for folder, _, names in os.walk(path, followlinks=True)
-            for name in names
-            if not is_clutter((file := Path(folder, name)).relative_to(path).as_posix())
-        )
+        found = [path / name for name in listing(path) if not name.endswith("/") and not is_clutter(name)]
         files = [file for file in found if is_image(file.name)]
         skipped = [file.name for file in found if not is_image(file.name)]
         require(bool(files), f"--query {path}: no images ({', '.join(e[1:] for e in ENDINGS)})")

@@ -152,3 +152,13 @@ def test_named_labels_are_the_numbers_of_the_splits_classes():
     plain = task.batch("train", range(20), EpisodeShape(3, 2, 1))
     assert torch.equal(plain.support.x, batch.support.x)
     assert task.spec.train_classes == 12
+
+
+def test_identical_examples_of_a_class_and_of_several_splits_are_counted():
+    task = numbers()
+    assert task.remarks() == []
+    rows = task.data.offsets[[0, 0, 20]] + [0, 3, 1]  # two of class 0, one of the test class 20
+    task.data.x[rows] = -1
+    within, across = task.remarks()
+    assert within.startswith("Numbers: 2 of 216 examples have an identical one in their class")
+    assert across == "Numbers: 1 examples of the test classes are also in classes of other splits"
