@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from metarun.adapted.inputs import Inputs
 from torch import Tensor, nn
 
 from metarun.adapted import AdaptedLearner
@@ -16,6 +15,7 @@ from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
 from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.inputs import Inputs
 from metarun.tasks.rl.bandit import Bandit
 from metarun.tasks.rl.navigation import Navigation
 

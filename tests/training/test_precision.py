@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.adapted.inputs import Inputs
 from metarun.adapted.learner import AdaptedLearner, load
 from metarun.algorithms.step import Plan, Stepper
 from metarun.cli import main
@@ -22,6 +21,7 @@ from metarun.config.compose import compose
 from metarun.errors import RunFailed, UserError
 from metarun.kernels.mode import TaskBatched
 from metarun.kernels.reduced import LAYERS, BFloat16Layers, layers_as_they_are
+from metarun.tasks.inputs import Inputs
 from metarun.tasks.rng import derived_seed
 from metarun.training import precision
 from metarun.training.experiment import Experiment
@@ -287,7 +287,7 @@ def test_an_adapted_learner_predicts_in_the_precision_of_its_run(tmp_path: Path)
     learner = AdaptedLearner.adapt(run.algorithm, Inputs.of(run.task), items, targets)
     reduced = learner.predict(items).values
     assert torch.equal(reduced, reduced.bfloat16().float())
-    learner.save(tmp_path, run.config, None)
+    learner.save(tmp_path, run.config)
     assert torch.equal(load(tmp_path).predict(items).values, reduced)
     run.algorithm.precision = "float32"
     exact = AdaptedLearner.adapt(run.algorithm, Inputs.of(run.task), items, targets).predict(items).values
