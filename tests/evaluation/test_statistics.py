@@ -85,3 +85,9 @@ def test_a_bootstrap_draws_seeds_within_their_task() -> None:
 def test_a_profile_counts_runs_above_a_threshold() -> None:
     found = profile(np.array([0.0, 0.5, 1.0, 0.7]), np.array([0.0, 0.5, 0.9, 1.0]))
     assert found.tolist() == [0.75, 0.5, 0.25, 0.0]
+
+
+def test_an_interval_between_percentiles_holds_95_percent() -> None:
+    low, high = percentiles(np.stack([np.arange(1001.0), -np.arange(1001.0)], 1))
+    assert low.tolist() == pytest.approx([25, -975])
+    assert high.tolist() == pytest.approx([975, -25])

@@ -141,7 +141,7 @@ def test_killed_workers_lose_and_double_nothing(space: Path) -> None:
     command = [sys.executable, "-m", "metarun", "search", "mine", *words, "--trials=3", "--workers=2"]
     trials = Path("outputs/search/sinusoid-maml-mine/trials")
     process = subprocess.Popen(command, env=dict(os.environ), start_new_session=True, stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while time.monotonic() < end and sum(f.stat().st_size > 0 for f in trials.glob("*/metrics.jsonl")) < 2:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
