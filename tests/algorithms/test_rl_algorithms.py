@@ -141,22 +141,92 @@ def random_experience(spec: Spec, generator: torch.Generator) -> Experience:
 # Estimators
 
 
-def test_gae_is_the_sum_of_discounted_surprises() -> None:
-    g = torch.Generator().manual_seed(0)
-    rollout = random_rollout(CONTINUOUS, g)
-    reward, running = rollout.reward, rollout.running
-    value = torch.randn(reward.shape, generator=g, dtype=torch.float64)
-    found = gae(reward, value, running, 0.9, 0.7)
-    for t in range(3):
-        for e in range(4):
-            length = int(running[t, e].sum())
-            v = [*value[t, e, :length].tolist(), 0.0]
-            for s in range(reward.shape[2]):
-                surprises = [float(reward[t, e, i]) + 0.9 * v[i + 1] - v[i] for i in range(s, length)]
-                expected = sum((0.9 * 0.7) ** i * surprise for i, surprise in enumerate(surprises))
-                assert float(found[t, e, s]) == pytest.approx(expected, abs=1e-12)
-    returns = sum(0.9**i * reward[..., i] for i in range(reward.shape[2]))
-    torch.testing.assert_close(discounted(reward, 0.9)[..., 0], returns)
+def textbook_gae(reward: list[float], value: list[float], discount: float, smoothing: float) -> list[float]:
+    """Equation 16 of Schulman et al. (2016), sum by sum, for one sequence with an end."""
+    errors = [r + discount * v_next - v for r, v, v_next in zip(reward, value, [*value[1:], 0.0], strict=True)]
+    return [sum((discount * smoothing) ** i * error for i, error in enumerate(errors[s:])) for s in range(len(errors))]
+
+
+@pytest.mark.parametrize("case", range(8))
+def test_advantages_of_trials_are_those_of_their_running_steps_alone(case: int) -> None:
+    """Credit crosses the steps in which an early end is waited out, and the values there are of no account."""
+    g = torch.Generator().manual_seed(case)
+    discount, smoothing = (float(x) for x in torch.rand(2, generator=g, dtype=torch.float64))
+    episodes, horizon, shape = case % 4 + 1, case % 3 + 2, (3, 4)
+    length = torch.randint(1, horizon + 1, (*shape, episodes), generator=g)
+    running = (torch.arange(horizon) < length[..., None]).flatten(2)
+    reward, value = torch.randn(2, *running.shape, generator=g, dtype=torch.float64)
+    reward = reward * running
+    found = gae(reward, value, running, discount, smoothing)
+    for t, e in product(range(shape[0]), range(shape[1])):
+        lived = running[t, e]
+        expected = textbook_gae(reward[t, e, lived].tolist(), value[t, e, lived].tolist(), discount, smoothing)
+        assert found[t, e, lived].tolist() == pytest.approx(expected, abs=1e-12)
+    assert (found[~running] == 0).all()
+    unread = torch.where(running, value, float("nan"))
+    assert torch.equal(gae(reward, unread, running, discount, smoothing), found)
+    returns = sum(discount**i * reward[..., i] for i in range(horizon))
+    torch.testing.assert_close(discounted(reward[..., :horizon], discount)[..., 0], returns)
+
+
+def test_expected_advantages_are_exact_where_values_are_true() -> None:
+    """In trials whose episodes end by a choice, all outcomes enumerated: E[advantage] = Q - V, for any lambda.
+
+    One action goes on, the other ends the episode; what they pay depends on all that went before.
+    """
+    g = torch.Generator().manual_seed(5)
+    episodes, horizon, discount = 2, 3, 0.8
+    table: dict[tuple[int, ...], tuple[float, Tensor]] = {}
+
+    def rules(history: tuple[int, ...]) -> tuple[float, Tensor]:
+        """The chance to end the episode now, and the rewards of both actions."""
+        if history not in table:
+            table[history] = (float(torch.rand((), generator=g)), torch.randn(2, generator=g, dtype=torch.float64))
+        return table[history]
+
+    def following(history: tuple[int, ...], step: int, action: int) -> tuple[tuple[int, ...], int]:
+        """What comes after ``step`` of the trial: after an end, the next episode's first step."""
+        return (*history, action), (step // horizon + 1) * horizon if action else step + 1
+
+    def value(history: tuple[int, ...], step: int) -> float:
+        if step == episodes * horizon:
+            return 0.0
+        end, _ = rules(history)
+        return (1 - end) * worth(history, step, 0) + end * worth(history, step, 1)
+
+    def worth(history: tuple[int, ...], step: int, action: int) -> float:
+        return float(rules(history)[1][action]) + discount * value(*following(history, step, action))
+
+    paths: list[tuple[float, list[tuple[tuple[int, ...], int, int]]]] = []
+
+    def walk(history: tuple[int, ...], step: int, chance: float, path: list[Any]) -> None:
+        if step == episodes * horizon:
+            paths.append((chance, path))
+            return
+        end, _ = rules(history)
+        for action, share in ((0, 1 - end), (1, end)):
+            walk(*following(history, step, action), chance * share, [*path, (history, step, action)])
+
+    walk((), 0, 1.0, [])
+    size = (len(paths), episodes * horizon)
+    reward, values = torch.zeros(2, *size, dtype=torch.float64)
+    running = torch.zeros(size, dtype=torch.bool)
+    for row, (_, path) in enumerate(paths):
+        for history, step, action in path:
+            running[row, step] = True
+            reward[row, step], values[row, step] = rules(history)[1][action], value(history, step)
+    assert not running.all()
+    for smoothing in (0.0, 0.3, 1.0):
+        advantage = gae(reward, values, running, discount, smoothing)
+        sums: dict[tuple[Any, ...], list[float]] = {}
+        for row, (chance, path) in enumerate(paths):
+            for history, step, action in path:
+                total = sums.setdefault((history, step, action), [0.0, 0.0])
+                total[0] += chance * float(advantage[row, step])
+                total[1] += chance
+        for (history, step, action), (total_advantage, chance) in sums.items():
+            exact = worth(history, step, action) - value(history, step)
+            assert total_advantage / chance == pytest.approx(exact, abs=1e-10)
 
 
 def test_linear_baseline_is_least_squares_a_task() -> None:

@@ -9,25 +9,39 @@ from metarun import ranks
 
 
 def gae(reward: Tensor, value: Tensor, running: Tensor, discount: float, smoothing: float) -> Tensor:
-    """Generalised advantages [..., S] (Schulman et al. 2016, arXiv:1506.02438, equation 16).
+    """Generalised advantages [..., S] of trials (Schulman et al. 2016, arXiv:1506.02438, equation 16).
 
-    The end of the S steps counts as the end of the task: a horizon that belongs to the task is not
-    bootstrapped over. Steps that are not ``running`` have advantage 0.
+    A trial is one sequence of decisions. The steps in which a copy waits for the next episode are no part of it:
+    they are neither discounted nor bootstrapped from, and have advantage 0. So the last step of an episode is followed
+    by the first one of the next, whose value it bootstraps from, discounted once as between any two steps. The end of
+    the S steps is the end of the task: a horizon that belongs to the task is not bootstrapped over.
+
+    With these advantages, ``advantage + value`` is the value's target at running steps, and means nothing at others.
+
+    Args:
+        reward: [..., S], 0 at waiting steps.
+        value: [..., S]; what it is at waiting steps does not matter.
+        running: [..., S] bool, the steps that were part of an episode.
+        discount: of rewards, a step.
+        smoothing: the lambda of the estimator.
     """
-    value = value * running
-    after = torch.cat([value[..., 1:], torch.zeros_like(value[..., :1])], -1)
-    surprise = reward + discount * after - value
-    advantage = torch.zeros_like(value[..., 0])
+    following = torch.zeros_like(value[..., 0])
+    after = []
+    for now, acts in zip(reversed(value.unbind(-1)), reversed(running.unbind(-1)), strict=True):
+        after.append(following)
+        following = torch.where(acts, now, following)
+    td_error = reward + discount * torch.stack(after[::-1], -1) - value
+    advantage = torch.zeros_like(following)
     backwards = []
-    for step in reversed(surprise.unbind(-1)):
-        advantage = step + discount * smoothing * advantage
+    for error, acts in zip(reversed(td_error.unbind(-1)), reversed(running.unbind(-1)), strict=True):
+        advantage = torch.where(acts, error + discount * smoothing * advantage, advantage)
         backwards.append(advantage)
     return torch.stack(backwards[::-1], -1) * running
 
 
 def discounted(reward: Tensor, discount: float) -> Tensor:
-    """Discounted sums of the rewards from each step on, [..., S]."""
-    return gae(reward, torch.zeros_like(reward), torch.ones_like(reward), discount, 1.0)
+    """Discounted sums of the rewards of one episode from each step on, [..., S]."""
+    return gae(reward, torch.zeros_like(reward), torch.ones_like(reward, dtype=torch.bool), discount, 1.0)
 
 
 def linear_baseline(observation: Tensor, reward: Tensor, running: Tensor, discount: float) -> Tensor:
@@ -53,8 +67,8 @@ def linear_baseline(observation: Tensor, reward: Tensor, running: Tensor, discou
 
 
 def over_running(values: Tensor, running: Tensor) -> Tensor:
-    """The mean of ``values`` [...] over the steps that are ``running``, of all trials together."""
-    return (values * running).sum() / running.sum()
+    """The mean of ``values`` [...] over the steps that are ``running``, of all trials together; 0 if none is."""
+    return (values * running).sum() / running.sum().clamp_min(1)
 
 
 def normalised(advantage: Tensor, running: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,10 @@ class Clipped:
 
 
 def advantages(rollout: Rollout, values: Sequence[Tensor], discount: float, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Normalised advantages, and what the values should have been, [T, E, S]; ``values`` [T E] of each step."""
+    """Advantages, normalised over the steps of all tasks, and the values' targets, [T, E, S].
+
+    ``values`` [T E] are those of each step. At steps that are not running, targets mean nothing.
+    """
     value = torch.stack(list(values), -1).view_as(rollout.reward)
     advantage = gae(rollout.reward, value, rollout.running, discount, smoothing)
     return normalised(advantage, rollout.running, (0, 1, 2))[0], advantage + value
