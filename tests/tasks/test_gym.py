@@ -17,13 +17,14 @@ gymnasium = pytest.importorskip("gymnasium", reason="needs gymnasium: pip instal
 
 from metarun.algorithms.functional import call_with  # noqa: E402
 from metarun.algorithms.rl.collect import Act, Rollout, collect  # noqa: E402
-from metarun.errors import UserError  # noqa: E402
+from metarun.errors import RunFailed, UserError  # noqa: E402
 from metarun.models.belief import BeliefPolicy  # noqa: E402
 from metarun.models.policies import GRUPolicy, MLPPolicy  # noqa: E402
 from metarun.models.transformer_policy import TransformerPolicy  # noqa: E402
 from metarun.reports.plots import write_film  # noqa: E402
 from metarun.tasks.base import Spec  # noqa: E402
-from metarun.tasks.rl.gym import Gym, GymFamily, Interface, Simulators  # noqa: E402
+from metarun.tasks.rl.gym import Gym, GymFamily, Simulators  # noqa: E402
+from metarun.tasks.rl.spaces import Interface, WrongValue  # noqa: E402
 from metarun.tasks.rng import uniforms  # noqa: E402
 from metarun.types import Split  # noqa: E402
 
@@ -139,29 +140,190 @@ def test_what_was_played_before_changes_nothing(kept: bool) -> None:
     assert len(first.observation[..., 0].reshape(-1, 16)[:, ::8].unique()) == 8
 
 
-def test_spaces() -> None:
-    spaces = gymnasium.spaces
+spaces = gymnasium.spaces
+TWO = spaces.Discrete(2, start=5)
+FLOATS = np.finfo(np.float32)
 
-    def interface(seen: Any, acts: Any) -> Interface:
-        return Interface(SimpleNamespace(observation_space=seen, action_space=acts))
 
-    two = spaces.Discrete(2, start=5)
-    image = interface(spaces.Box(0, 255, (4, 6, 3), np.uint8), two)
+def interface(seen: Any, acts: Any, channels: Any = None) -> Interface:
+    return Interface(SimpleNamespace(observation_space=seen, action_space=acts), channels)
+
+
+def test_observation_spaces() -> None:
+    image = interface(spaces.Box(0, 255, (4, 6, 3), np.uint8), TWO)
     pixels = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
     assert image.shape == (3, 4, 6)
     np.testing.assert_allclose(image.read(pixels).reshape(3, 4, 6)[1], pixels[..., 1] / 255, rtol=1e-6)
-    assert interface(spaces.Box(0, 255, (4, 6), np.uint8), two).shape == (1, 4, 6)
-    assert interface(spaces.Box(0, 1, (9, 8, 8)), two).shape == (9, 8, 8)
-    assert interface(spaces.Discrete(4), two).read(2).tolist() == [0, 0, 1, 0]
-    both = interface(spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(2)), two)
+    assert interface(spaces.Box(0, 255, (4, 6), np.uint8), TWO).shape == (1, 4, 6)
+    assert interface(spaces.Box(0, 1, (4, 6)), TWO).shape == (24,)
+    assert interface(spaces.Discrete(4), TWO).read(2).tolist() == [0, 0, 1, 0]
+    assert interface(spaces.MultiDiscrete([2, 3]), TWO).read(np.array([1, 0])).tolist() == [0, 1, 1, 0, 0]
+    both = interface(spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(2)), TWO)
     assert both.read({"a": np.array([0.5, 1], np.float32), "b": 1}).tolist() == [0.5, 1, 0, 1]
-    assert [image.write(a) for a in (0, 1)] == [5, 6]
+    bytes_inside = interface(spaces.Tuple((spaces.Box(0, 255, (2,), np.uint8), spaces.Box(-np.inf, np.inf, (1,)))), TWO)
+    assert bytes_inside.read((np.array([0, 255], np.uint8), np.array([-3e5]))).tolist() == [0, 1, -3e5]
+    with pytest.raises(UserError, match="no fixed size"):
+        interface(spaces.Sequence(spaces.Discrete(2)), TWO)
+    with pytest.raises(UserError, match="observation_space=None; it must be a space"):
+        interface(None, TWO)
+
+
+def test_the_layout_of_an_image_is_told_where_its_shape_does_not_tell_it() -> None:
+    assert interface(spaces.Box(0, 1, (4, 84, 84)), TWO).shape == (4, 84, 84)
+    assert interface(spaces.Box(0, 1, (84, 84, 4)), TWO).shape == (4, 84, 84)
+    assert interface(spaces.Box(0, 1, (84, 84, 4)), TWO, "first").shape == (84, 84, 4)
+    for shape in ((12, 12, 6), (9, 8, 8)):
+        space, pixels = spaces.Box(0, 1, shape), np.random.default_rng(0).random(shape)
+        with pytest.raises(UserError, match=r"task\.channels=first or task\.channels=last"):
+            interface(space, TWO)
+        first, last = interface(space, TWO, "first"), interface(space, TWO, "last")
+        assert first.shape == shape
+        assert last.shape == (shape[2], *shape[:2])
+        np.testing.assert_allclose(first.read(pixels).reshape(first.shape), pixels, rtol=1e-6)
+        np.testing.assert_allclose(last.read(pixels).reshape(last.shape), pixels.transpose(2, 0, 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("space", "pairs"),
+    [
+        (spaces.Box(0, 10, (1,)), {-1: 0, 0: 5, 1: 10, 3: 10, -9: 0}),
+        (spaces.Box(0, np.inf, (1,)), {-0.67: 0.33, -1: 0, -5: 0, 7: 8}),
+        (spaces.Box(-np.inf, 2, (1,)), {1: 2, 5: 2, -3: -2}),
+        (spaces.Box(-np.inf, np.inf, (1,)), {3: 3, -30: -30}),
+        (spaces.Box(FLOATS.min, FLOATS.max, (1,)), {0.5: 0.5, -2: -2}),
+        (spaces.Box(FLOATS.min, 1, (1,)), {1: 1, 5: 1, -3: -3}),
+        (spaces.Box(-1e12, 1e12, (1,), np.float64), {0.5: 0.5}),
+        (spaces.Box(0, 4, (1,), np.int64), {-1: 0, -0.3: 1, 0.1: 2, 0.8: 4, 9: 4}),
+        (spaces.Box(-(2**31), 2**31 - 1, (1,), np.int32), {2.7: 3, -0.6: -1}),
+        (spaces.Box(0, 2**31 - 1, (1,), np.int32), {-1: 0, -7: 0, 3.6: 5}),
+        (spaces.Box(0, 255, (1,), np.uint8), {-1: 0, 1: 255, 9: 255}),
+        (spaces.Box(0.1, 0.3, (1,)), {-1: np.float32(0.1), 1: np.float32(0.3)}),
+    ],
+    ids=str,
+)
+def test_actions_are_inside_of_their_box(space: Any, pairs: dict[float, float]) -> None:
+    arm = interface(spaces.Discrete(1), space)
+    for said, done in pairs.items():
+        action = arm.write(np.array([said], np.float32))
+        assert action.tolist() == pytest.approx([done], rel=1e-6)
+        assert space.contains(action)
+    for said in 100 * np.random.default_rng(0).normal(size=200):
+        assert space.contains(arm.write(np.array([said], np.float32)))
+
+
+def test_actions_of_several_dimensions_and_parts() -> None:
     box = spaces.Box(np.array([[0.0, -np.inf]], np.float32), np.array([[10.0, np.inf]], np.float32))
     arm = interface(spaces.Discrete(1), box)
     assert arm.write(np.array([-1.0, 3.0])).tolist() == [[0, 3]]
     assert arm.write(np.array([7.0, -30.0])).tolist() == [[10, -30]]
-    with pytest.raises(UserError, match="neither Discrete nor a Box"):
-        interface(spaces.Discrete(2), spaces.MultiDiscrete([2, 2]))
+    assert [interface(spaces.Discrete(4), TWO).write(a) for a in (0, 1)] == [5, 6]
+    for space in (
+        spaces.MultiDiscrete([2, 3], start=[1, -1]),
+        spaces.MultiDiscrete([[2, 2], [2, 1]]),
+        spaces.MultiBinary(3),
+        spaces.MultiBinary((1, 2)),
+    ):
+        numbered = interface(spaces.Discrete(1), space)
+        assert numbered.discrete
+        done = [numbered.write(action) for action in range(numbered.actions)]
+        assert all(space.contains(action) for action in done)
+        assert len({str(action) for action in done}) == numbered.actions
+    for space in (spaces.MultiBinary(20), spaces.Dict(a=TWO), spaces.Tuple((TWO, TWO))):
+        with pytest.raises(UserError, match="wrap the environment"):
+            interface(spaces.Discrete(2), space)
+
+
+def test_all_tasks_have_the_same_spaces() -> None:
+    class Odd(Walks):
+        def make(self, parameters: float) -> Walk:
+            walk = super().make(parameters)
+            self.made = getattr(self, "made", 0) + 1
+            if self.made > 1:
+                setattr(walk, *self.change)
+            return walk
+
+        change: Any
+
+    for attribute, space, what in (
+        ("action_space", spaces.Discrete(3), r"Walk of a task has actions Discrete\(3\), not Box\(0\.0, 4\.0"),
+        ("action_space", spaces.Box(0, 5, (1,)), r"actions Box\(0\.0, 5\.0"),
+        ("observation_space", spaces.Box(-np.inf, np.inf, (3,)), r"observations Box\(-inf, inf, \(3,\)"),
+    ):
+        Odd.change = (attribute, space)
+        with pytest.raises(UserError, match=what):
+            played(Odd(kept=False), "train", [1, 2], 1)
+    one, other = (spaces.Dict(a=TWO, b=spaces.Discrete(n)) for n in (2, 3))
+    found = interface(one, TWO).difference(SimpleNamespace(observation_space=other, action_space=TWO))
+    assert found == "observations['b'] Discrete(3), not Discrete(2)"
+    assert interface(one, TWO).difference(SimpleNamespace(observation_space=one, action_space=TWO)) is None
+
+
+SEEN = np.zeros(2, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("method", "returned", "said"),
+    [
+        ("step", (SEEN, np.zeros(2), False, False, {}), "returned an array of shape (2,) and type float64 as reward"),
+        ("step", (SEEN, np.zeros(1), False, False, {}), "it must be one finite number"),
+        ("step", (SEEN, None, False, False, {}), "returned None as reward"),
+        ("step", (SEEN, float("nan"), False, False, {}), "returned the float nan as reward"),
+        ("step", (SEEN, 1e300, False, False, {}), "it must be one finite number"),
+        ("step", (SEEN, "1", False, False, {}), "returned the str 1 as reward"),
+        ("step", (SEEN, 0.0, False, {}), "returned a tuple of 4, as Gym had it before 0.26; it must return (observ"),
+        ("step", None, "returned None; it must return (observation, reward, terminated, truncated, info)"),
+        ("step", (SEEN, 0.0, None, False, {}), "returned None as terminated; it must be true or false"),
+        ("step", (SEEN, 0.0, False, SEEN, {}), "as truncated; it must be true or false"),
+        ("step", (SEEN, 0.0, False, False, None), "returned None as info; it must be a dict"),
+        ("step", (SEEN[:1], 0.0, False, False, {}), "an observation of shape (1,) and type float32; it must be of sh"),
+        ("step", (None, 0.0, False, False, {}), "an observation of None; it must be of shape (2,)"),
+        ("step", (["a", "b"], 0.0, False, False, {}), "it must be of shape (2,) and type float32"),
+        ("step", (SEEN + np.nan, 0.0, False, False, {}), "an observation with NaN or infinite values"),
+        ("reset", SEEN, "returned an array of shape (2,) and type float32; it must return (observation, info)"),
+        ("reset", (SEEN, None), "returned a tuple of 2; it must return (observation, info)"),
+        ("reset", ([[0.0], [0.0, 1.0]], {}), "an observation of a list of 2; it must be an array of (2,)"),
+    ],
+)
+def test_what_an_environment_returns_wrongly_is_named(method: str, returned: Any, said: str) -> None:
+    class Wrong(Walk):
+        pass
+
+    class Wrongs(Walks):
+        def make(self, parameters: float) -> Walk:
+            return Wrong(parameters)
+
+    setattr(Wrong, method, lambda self, *args, **kwargs: returned)
+    place = r"test_gym\..*Wrong\." + method + r", task 7 of split 'val', episode 1"
+    with pytest.raises(RunFailed, match=place + (", step 1: " if method == "step" else ": ")) as error:
+        played(Wrongs(), "val", [7], 1)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_an_environment_raises_is_named_with_its_line() -> None:
+    class Fragile(Walk):
+        def step(self, action: Any) -> Any:
+            return {}["fuel"] if self.time == 2 else super().step(action)
+
+    class Fragiles(Walks):
+        def make(self, parameters: float) -> Walk:
+            return Fragile(parameters)
+
+    with pytest.raises(RunFailed, match=r"Fragile\.step, task .*, step 3: raised KeyError: 'fuel' \(.*test_gym\.py, line "):
+        played(Fragiles(), "val", [1, 2, 3, 4], 3)
+    env = Walks().batch("val", [0])
+    with pytest.raises(RunFailed, match="the policy's actions became NaN or infinite at step 1"):
+        env.step(env.reset(1, None), torch.full((1, 1, 1), torch.nan), None)
+
+
+def test_bytes_are_bytes() -> None:
+    image = interface(spaces.Box(0, 255, (3, 5, 6), np.uint8), TWO)
+    for wrong, what in (
+        (np.random.rand(3, 5, 6), "type float64; it must be of type uint8"),
+        (np.full((3, 5, 6), 300), "values outside of 0..255"),
+    ):
+        with pytest.raises(WrongValue, match=what):
+            image.read(wrong)
 
 
 def test_a_film_shows_the_first_and_the_last_episode(tmp_path: Path) -> None:
@@ -230,6 +392,15 @@ def test_policies_with_a_memory_read_images_and_nothing_of_them_twice() -> None:
 def test_a_wrong_sampler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "no_maker.py").write_text("def sample(rng, split): return 1\ndef makes(parameters): return 1\n")
-    for sampler, what in (("not_there", "no module named 'not_there'"), ("no_maker", "did you mean 'makes'")):
+    (tmp_path / "no_module.py").write_text("x = 1 / 0\n")
+    (tmp_path / "no_sample.py").write_text("def sample(rng, split):\n    return [][1]\ndef make(n): pass\n")
+    (tmp_path / "no_env.py").write_text("def sample(rng, split): return 1\ndef make(n): pass\n")
+    for sampler, what in (
+        ("not_there", "no module named 'not_there'"),
+        ("no_maker", "did you mean 'makes'"),
+        ("no_module", r"importing it raised ZeroDivisionError: division by zero \(.*no_module\.py, line 1\)"),
+        ("no_sample", r"sample\(rng, split\) raised IndexError: .*no_sample\.py, line 2\)"),
+        ("no_env", "None has observation_space=None; it must be a space"),
+    ):
         with pytest.raises(UserError, match=what):
             Gym(0, sampler=sampler, horizon=3, episodes=1)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import traceback
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarun.errors import UserError, nearest, require
+from metarun.errors import RunFailed, UserError, nearest, require
 from metarun.tasks.base import EpisodeShape, Spec, Task
 from metarun.tasks.rl.base import Environment
+from metarun.tasks.rl.spaces import Channels, Interface, WrongValue, described, named, number
 from metarun.tasks.rng import derived_seed, uniforms
 from metarun.types import ImportPath, Positive, Split
 
@@ -28,17 +31,20 @@ log = logging.getLogger("metarun")
 
 Frame = NDArray[np.uint8]
 """A picture [height, width, 3] of an environment."""
+Result = TypeVar("Result")
 
 
 class GymFamily(Task):
     """Tasks that are environments of Gymnasium: the base class of the games, and of families of your own.
 
     A family says how a task is drawn (:meth:`sample`) and how its simulator is made (:meth:`make`); its constructor
-    ends with :meth:`look`. Observations are vectors, or images (``Box`` of bytes, or of three dimensions; uint8 in
-    0..255 becomes 0..1, channels first), both handed on as vectors [T, E, size] whose shape is ``spec.input_shape``;
-    other spaces are flattened as Gymnasium does. Actions are ``Discrete`` or ``Box``, whose bounds are at -1 and 1
-    for the policy. An episode ends when the simulator terminates it, and is truncated by the simulator or after
-    ``horizon`` steps; a trial has ``episodes`` of them.
+    ends with :meth:`look`. All tasks have the same spaces, which :class:`~metarun.tasks.rl.spaces.Interface`
+    translates: observations are vectors or images, handed on as vectors [T, E, size] whose shape is
+    ``spec.input_shape``; actions are numbered or vectors. An episode ends when the simulator terminates it, and is
+    truncated by the simulator or after ``horizon`` steps; a trial has ``episodes`` of them.
+
+    What an environment returns is checked at every step: an array as reward, another shape, NaN or a call that raises
+    ends the run with a line that says where.
 
     A simulator hides its state, so that a batch is played from its beginning and in order. It is still a pure function
     of (seed, split, indices): every reset has a seed that is drawn from these and the resets before it.
@@ -50,6 +56,8 @@ class GymFamily(Task):
 
     horizon: int
     episodes: int
+    channels: Channels | None = None
+    """Where images have theirs: ``first`` or ``last``; ``None``: the dimension that is small enough (at most 4)."""
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, split: Split) -> Any:
@@ -71,7 +79,7 @@ class GymFamily(Task):
         self.pool: dict[Hashable, list[Any]] = {}
         parameters = self.parameters("train", 0)
         simulator = self.make(parameters)
-        self.interface = Interface(simulator)
+        self.interface = Interface(simulator, self.channels)
         self.keep(self.like(parameters), [simulator])
         shape, actions = self.interface.shape, self.interface.actions
         self.spec = Spec("control", self.modality, shape, actions, discrete_actions=self.interface.discrete)
@@ -88,10 +96,16 @@ class GymFamily(Task):
     def simulator(self, parameters: Any) -> Any:
         """One of the task: turned from another if there is one, else made."""
         free = self.pool.get(self.like(parameters), [])
-        if not free:
-            return self.make(parameters)
-        simulator = free.pop()
-        self.turn(simulator, parameters)
+        if free:
+            simulator = free.pop()
+            self.turn(simulator, parameters)
+        else:
+            simulator = self.make(parameters)
+        if (difference := self.interface.difference(simulator)) is not None:
+            raise UserError(
+                f"{named(simulator)} of a task has {difference} as the first meta-training task has; one policy plays "
+                "all tasks, so their spaces must be equal: give all the largest, and mask or pad the others"
+            )
         return simulator
 
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Simulators:
@@ -122,15 +136,24 @@ class Gym(GymFamily):
     ``sample(rng, split)`` draws what tells a task of the split from others, with a NumPy generator;
     ``make(parameters)`` returns the task's Gymnasium environment. It is drawn from split, seed and the task's number
     alone, so ``sample`` must use no other source of chance; an environment must take all of its own from
-    ``reset(seed=...)``.
+    ``reset(seed=...)``. ``channels`` says where images have theirs if their shape does not tell.
     """
 
-    def __init__(self, seed: int, *, sampler: ImportPath | None, horizon: Positive, episodes: Positive) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        sampler: ImportPath | None,
+        horizon: Positive,
+        episodes: Positive,
+        channels: Channels | None = None,
+    ) -> None:
         if sampler is None:
             raise UserError(
                 "task.sampler=null: give the import path of a module with sample(rng, split) and make(parameters)"
             )
         self.seed, self.sampler, self.horizon, self.episodes = seed, sampler, horizon, episodes
+        self.channels = channels
         imported("gymnasium", "task=rl/gym", "rl")
         try:
             module = importlib.import_module(sampler)
@@ -138,6 +161,8 @@ class Gym(GymFamily):
             raise UserError(
                 f"task.sampler={sampler}: no module named '{error.name}'; it is the import path of a Python module"
             ) from None
+        except Exception as error:
+            raise UserError(f"task.sampler={sampler}: importing it raised {raised(error)}") from error
         for name, arguments in (("sample", 2), ("make", 1)):
             function = getattr(module, name, None)
             require(
@@ -150,68 +175,21 @@ class Gym(GymFamily):
         self.look()
 
     def sample(self, rng: np.random.Generator, split: Split) -> Any:
-        return self._sample(rng, split)
+        return self._asked("sample(rng, split)", lambda: self._sample(rng, split))
 
     def make(self, parameters: Any) -> Any:
-        return self._make(parameters)
+        return self._asked(f"make({parameters!r:.60})", lambda: self._make(parameters))
+
+    def _asked(self, call: str, function: Callable[[], Result]) -> Result:
+        try:
+            return function()
+        except (UserError, RunFailed, MemoryError):
+            raise
+        except Exception as error:
+            raise UserError(f"task.sampler={self.sampler}: {call} raised {raised(error)}") from error
 
     def protocol(self) -> dict[str, Any]:
         return {"data": self.sampler, "horizon": self.horizon, "episodes": self.episodes}
-
-
-class Interface:
-    """What of a simulator's spaces a policy sees, and how observations and actions are translated."""
-
-    def __init__(self, simulator: Any) -> None:
-        from gymnasium import spaces
-        from gymnasium.spaces.utils import flatdim, flatten
-
-        seen, acts = simulator.observation_space, simulator.action_space
-        self.channels_last = False
-        try:
-            size = flatdim(seen)
-        except (NotImplementedError, ValueError):
-            raise UserError(f"observations {seen} have no fixed size; wrap the environment so that they do") from None
-        self.shape: tuple[int, ...] = (size,)
-        self.scale = 1.0
-        self.flatten: Callable[[Any], Any] = lambda observation: flatten(seen, observation)
-        if isinstance(seen, spaces.Box):
-            self.flatten = np.asarray
-            if len(seen.shape) == 3 or (len(seen.shape) == 2 and seen.dtype == np.uint8):
-                shape = seen.shape if len(seen.shape) == 3 else (*seen.shape, 1)
-                self.channels_last = shape[2] <= 4
-                self.shape = (shape[2], *shape[:2]) if self.channels_last else shape
-            if seen.dtype == np.uint8:
-                self.scale = 1 / 255
-        self.discrete = isinstance(acts, spaces.Discrete)
-        require(
-            self.discrete or isinstance(acts, spaces.Box),
-            f"actions {acts} are neither Discrete nor a Box; wrap the environment so that they are",
-        )
-        if self.discrete:
-            self.actions, self.first = int(acts.n), int(acts.start)
-            return
-        self.actions, self.form = int(np.prod(acts.shape)), acts.shape
-        bounded = np.isfinite(acts.low) & np.isfinite(acts.high)
-        low, high = np.where(bounded, acts.low, -1).ravel(), np.where(bounded, acts.high, 1).ravel()
-        self.middle, self.reach = (high + low) / 2, (high - low) / 2
-        self.least = np.where(bounded, -1, -np.inf).ravel()
-        self.dtype = acts.dtype
-
-    def read(self, observation: Any) -> NDArray[np.float32]:
-        """An observation as a vector [size]."""
-        vector = self.flatten(observation)
-        if self.channels_last:
-            vector = vector.reshape(*self.shape[1:], self.shape[0]).transpose(2, 0, 1)
-        return vector.reshape(-1).astype(np.float32) * np.float32(self.scale)
-
-    def write(self, action: Any) -> Any:
-        """An action of the policy, a number or a vector [size], as the simulator's."""
-        if self.discrete:
-            return int(action) + self.first
-        return (
-            (self.middle + self.reach * np.clip(action, self.least, -self.least)).astype(self.dtype).reshape(self.form)
-        )
 
 
 class Simulators(Environment):
@@ -238,17 +216,56 @@ class Simulators(Environment):
         self.success: NDArray[np.bool_] | None = None
         seeds = uniforms(self.family.seed, self.split, self.indices, self.drawn + copies, stream=11)[:, self.drawn :]
         self.drawn += copies
+        self.time = 0
         self.seen = np.zeros((*shape, *self.interface_size()), np.float32)
         for t, row in enumerate(self.rows):
             while len(row) < copies:
                 row.append(self.family.simulator(self.parameters[t]))
             for e in range(copies):
-                observation, _ = row[e].reset(seed=int(seeds[t, e] * 2**31))
-                self.seen[t, e] = self.family.interface.read(observation)
+                seed = int(seeds[t, e] * 2**31)
+                self.seen[t, e] = self.asked(t, e, "reset", lambda: self.begun(row[e].reset(seed=seed)))  # noqa: B023
         if self.films is not None:
             self.films.append([])
             self.expose()
         return self.tensor(self.seen)
+
+    def begun(self, returned: Any) -> NDArray[np.float32]:
+        """The observation that a reset returned."""
+        if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], Mapping):
+            raise WrongValue(f"{described(returned)}; it must return (observation, info), info being a dict")
+        return self.family.interface.read(returned[0])
+
+    def stepped(self, returned: Any) -> tuple[NDArray[np.float32], float, bool, bool, Mapping[str, Any]]:
+        """What a step returned, checked."""
+        if not isinstance(returned, tuple) or len(returned) != 5:
+            old = ", as Gym had it before 0.26" if isinstance(returned, tuple) and len(returned) == 4 else ""
+            raise WrongValue(
+                f"{described(returned)}{old}; it must return (observation, reward, terminated, truncated, info)"
+            )
+        seen, reward, terminated, truncated, info = returned
+        paid = number(reward)
+        if paid is None:
+            raise WrongValue(f"{described(reward)} as reward; it must be one finite number")
+        for name, flag in (("terminated", terminated), ("truncated", truncated)):
+            if not isinstance(flag, bool | np.bool_) and number(flag) not in (0.0, 1.0):
+                raise WrongValue(f"{described(flag)} as {name}; it must be true or false")
+        if not isinstance(info, Mapping):
+            raise WrongValue(f"{described(info)} as info; it must be a dict")
+        return self.family.interface.read(seen), paid, bool(terminated), bool(truncated), info
+
+    def asked(self, task: int, copy: int, method: str, call: Callable[[], Result]) -> Result:
+        """The result of a call of a simulator; what goes wrong is said with its place."""
+        try:
+            return call()
+        except (UserError, RunFailed, MemoryError):
+            raise
+        except Exception as error:
+            what = f"returned {error}" if isinstance(error, WrongValue) else f"raised {raised(error)}"
+            steps = f", step {self.time + 1}" if method == "step" else ""
+            raise RunFailed(
+                f"{named(self.rows[task][copy])}.{method}, task {self.indices[task]} of split '{self.split}', "
+                f"episode {self.drawn // self.seen.shape[1]}{steps}: {what}"
+            ) from error
 
     def interface_size(self) -> tuple[int]:
         return (int(np.prod(self.family.interface.shape)),)
@@ -258,17 +275,25 @@ class Simulators(Environment):
 
     def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         actions = action.cpu().numpy()
+        if not np.isfinite(actions).all():
+            raise RunFailed(
+                f"the policy's actions became NaN or infinite at step {self.time + 1} of an episode of "
+                f"'{self.split}' tasks; a smaller algorithm.outer_lr or algorithm.inner_lr is the usual cure"
+            )
         reward, terminated = np.zeros(self.over.shape, np.float32), np.zeros_like(self.over)
         self.cut = np.zeros_like(self.over)
         for t, e in np.argwhere(~self.over):
-            observation, paid, ended, truncated, info = self.rows[t][e].step(self.family.interface.write(actions[t, e]))
-            self.seen[t, e] = self.family.interface.read(observation)
+            simulator, done = self.rows[t][e], self.family.interface.write(actions[t, e])
+            self.seen[t, e], paid, ended, truncated, info = self.asked(
+                t, e, "step", lambda: self.stepped(simulator.step(done))  # noqa: B023
+            )
             reward[t, e], terminated[t, e], self.cut[t, e] = paid, ended, truncated and not ended
             solved = info.get("success", info.get("is_success"))
             if solved is not None:
                 if self.success is None:
                     self.success = np.zeros_like(self.over)
-                self.success[t, e] |= bool(solved)
+                self.success[t, e] |= bool(np.any(solved))
+        self.time += 1
         if self.films and not self.over[0, 0]:
             self.expose()
         self.over = self.over | terminated | self.cut
@@ -303,6 +328,19 @@ def give_back(family: GymFamily, parameters: Sequence[Any], rows: Sequence[Seque
     """Hand the simulators of a batch to the family's pool."""
     for each, row in zip(parameters, rows, strict=True):
         family.keep(family.like(each), row)
+
+
+def raised(error: Exception) -> str:
+    """An exception and where it came from, on one line: the innermost line outside of metarun's and other libraries'.
+
+    If all are libraries', the innermost one.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    own = Path(__file__).parents[2]
+    written = [f for f in frames if "site-packages" not in f.filename and own not in Path(f.filename).parents]
+    where = f" ({(written or frames)[-1].filename}, line {(written or frames)[-1].lineno})" if frames else ""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}{f': {text[:200]}' if text else ''}{where}"
 
 
 def imported(module: str, what: str, extra: str) -> Any:

@@ -1,0 +1,141 @@
+"""Doors of which one holds a prize: opening one ends the episode, and it is worth it only for the episodes after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metarun.errors import require
+from metarun.tasks.base import EpisodeShape, Spec, Task
+from metarun.tasks.rl.base import Environment
+from metarun.tasks.rng import uniforms
+from metarun.types import NonNegative, Positive, Split
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from metarun.algorithms.rl.base import ControlAlgorithm
+
+
+class Doors(Task):
+    """A prize behind one of ``doors`` doors, the same one in all ``episodes`` of a trial.
+
+    An action opens a door or waits. The right door pays 1 and any other costs ``cost``; either ends the episode.
+    Waiting pays nothing, and ``horizon`` steps of it end the episode too. Nothing is seen: the observation is constant.
+    Actions are ``discrete`` (the doors, then waiting) or ``continuous``: one number from -1 to 1, whose range is
+    divided into as many equal parts in that order.
+
+    As long as ``cost`` is more than 1 / (``doors`` - 1), opening a door at random costs more than it pays within an
+    episode, so that only a learner that credits it with the later episodes explores at all. The splits draw from the
+    same few tasks.
+    """
+
+    kind: ClassVar[str] = "control"
+    modality: ClassVar[str] = "vector"
+    metric: ClassVar[str] = "return"
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        doors: Positive,
+        cost: NonNegative,
+        actions: Literal["discrete", "continuous"],
+        horizon: Positive,
+        episodes: Positive,
+    ) -> None:
+        require(doors >= 2, f"task.doors={doors}: the prize must be hidden; use 2 or more")
+        self.seed, self.doors, self.cost, self.horizon, self.episodes = seed, doors, cost, horizon, episodes
+        self.discrete = actions == "discrete"
+        self.spec = Spec("control", self.modality, (1,), doors + 1 if self.discrete else 1, self.discrete)
+
+    def prizes(self, split: Split, indices: Sequence[int]) -> NDArray[np.int64]:
+        """The right door of each task, [T]."""
+        return (self.doors * uniforms(self.seed, split, indices, 1)[:, 0]).astype(int)
+
+    def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Corridor:
+        return Corridor(self, split, indices)
+
+    def protocol(self) -> dict[str, Any]:
+        sizes = {"doors": self.doors, "cost": self.cost, "horizon": self.horizon, "episodes": self.episodes}
+        return {"data": "doors", **sizes, "actions": "discrete" if self.discrete else "continuous"}
+
+    def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
+        """Exact expected trial returns, over all tasks.
+
+        The ``optimum``; an ``oracle`` that knows the door; uniformly ``random`` actions; and ``myopic``, which opens a
+        door only if that is expected to pay within the episode.
+        """
+        opens = 1 - (self.doors + 1) ** -float(self.horizon)
+        guess = (1 - (self.doors - 1) * self.cost) / self.doors
+        return {
+            "optimum": best_return(self.doors, self.episodes, self.cost, foresight=True),
+            "oracle": float(self.episodes),
+            "random": self.episodes * opens * guess,
+            "myopic": best_return(self.doors, self.episodes, self.cost, foresight=False),
+        }
+
+    def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
+        """What becomes of the episodes of test trials, by their number: the right door, a wrong one, or none."""
+        from matplotlib.figure import Figure
+
+        env = self.batch("test", range(500))
+        *_, rollout = algorithm.rollouts(env)
+        paid = rollout.reward.unflatten(-1, (-1, env.horizon)).sum(-1).flatten(0, 1).cpu()
+        number = range(1, paid.shape[1] + 1)
+        figure = Figure(figsize=(6, 3.6), layout="constrained")
+        ax = figure.subplots()
+        bottom = torch.zeros(paid.shape[1])
+        for name, chosen, colour in (
+            ("the right door", paid > 0, "tab:green"),
+            ("none", paid == 0, "0.8"),
+            ("a wrong door", paid < 0, "tab:red"),
+        ):
+            share = chosen.float().mean(0)
+            ax.bar(number, share, bottom=bottom, color=colour, label=name)
+            bottom = bottom + share
+        ax.set(xlabel="episode", ylabel="share of trials", ylim=(0, 1), xticks=list(number))
+        ax.legend(loc="lower right")
+        figure.suptitle(f"{self.doors} doors of the meta-test split, opened")
+        return figure
+
+
+class Corridor(Environment):
+    """T tasks. Their state never changes: it is empty."""
+
+    def __init__(self, family: Doors, split: Split, indices: Sequence[int]) -> None:
+        super().__init__(family.seed, split, indices, family.horizon, family.episodes)
+        self.device, self.doors, self.cost, self.discrete = family.device, family.doors, family.cost, family.discrete
+        self.prizes = torch.from_numpy(family.prizes(split, indices)).to(self.device)[:, None]
+
+    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
+        return torch.empty(self.tasks, copies, 0, device=self.device)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return state.new_ones(*state.shape[:2], 1)
+
+    def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.discrete:
+            action = ((action[..., 0] + 1) / 2 * (self.doors + 1)).floor().clamp(0, self.doors).long()
+        opened = action < self.doors
+        pays = torch.where(action == self.prizes, 1.0, -self.cost).to(state.dtype)
+        return state, pays * opened, opened
+
+
+def best_return(doors: int, episodes: int, cost: float, foresight: bool) -> float:
+    """The greatest expected return of ``episodes``, the prize being behind one of ``doors`` that are still unopened.
+
+    Without ``foresight``, of a player who weighs each episode for itself.
+    """
+    if episodes == 0:
+        return 0.0
+    now = (1 - (doors - 1) * cost) / doors
+    later = (episodes - 1) / doors
+    if doors > 1:
+        later += (1 - 1 / doors) * best_return(doors - 1, episodes - 1, cost, foresight)
+    return now + later if (now + later if foresight else now) > 0 else 0.0

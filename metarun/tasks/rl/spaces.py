@@ -1,0 +1,250 @@
+"""Gymnasium's spaces as policies know them: observations as vectors or images, actions as numbers or vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metarun.errors import UserError, require
+
+Channels = Literal["first", "last"]
+MOST_CHANNELS = 4
+"""Of an image whose layout is not told: an outer dimension of at most so many is taken for its channels."""
+MOST_COMBINATIONS = 4096
+"""Of the parts of an action that are numbered."""
+UNBOUNDED = 1e9
+"""Bounds of at least this size, and those of a float type itself, are taken for none."""
+
+
+class WrongValue(Exception):
+    """What an environment returned is not what its interface says: "a reward of shape (2,); it must be ..."."""
+
+
+class Interface:
+    """What of a simulator's spaces a policy sees, and how observations and actions are translated.
+
+    Observations: a ``Box`` of three dimensions, or of two of bytes, is an image. Its channels are the last dimension if
+    there are at most 4, else the first one if there are; where there are more, ``channels`` must say which it is. Other
+    spaces become one vector, their parts one after the other, as Gymnasium flattens them. Bytes in 0..255 become 0..1.
+
+    Actions: ``Discrete``, and the combinations of a ``MultiDiscrete`` or ``MultiBinary``, are numbered. A ``Box`` has
+    its bounds at -1 and 1 for the policy; where a dimension has one bound, it is at -1 or 1 and a unit is a unit; one
+    without bounds is left as it is. Whatever the policy says, actions are within the bounds, integers rounded.
+
+    Raises:
+        UserError: if the simulator has no spaces or they cannot be translated.
+    """
+
+    def __init__(self, simulator: Any, channels: Channels | None = None) -> None:
+        self.spaces = spaces_of(simulator)
+        self._look_at_observations(self.spaces["observations"], channels)
+        self._look_at_actions(self.spaces["actions"])
+
+    def _look_at_observations(self, seen: Any, channels: Channels | None) -> None:
+        from gymnasium import spaces
+        from gymnasium.spaces.utils import flatdim
+
+        self.channels_last = False
+        if isinstance(seen, spaces.Box) and (len(seen.shape) == 3 or (len(seen.shape) == 2 and seen.dtype == np.uint8)):
+            self.shape = seen.shape if len(seen.shape) == 3 else (1, *seen.shape)
+            if len(seen.shape) == 3:
+                self.channels_last = (channels or layout(seen.shape)) == "last"
+            if self.channels_last:
+                self.shape = (seen.shape[2], *seen.shape[:2])
+            return
+        try:
+            self.shape = (int(flatdim(seen)),)
+        except (NotImplementedError, ValueError):
+            raise UserError(
+                f"observations {short(seen)} have no fixed size; wrap the environment so that they do"
+            ) from None
+
+    def _look_at_actions(self, acts: Any) -> None:
+        from gymnasium import spaces
+
+        self.discrete = not isinstance(acts, spaces.Box)
+        if isinstance(acts, spaces.Discrete):
+            self.actions = int(acts.n)
+        elif isinstance(acts, spaces.MultiDiscrete | spaces.MultiBinary):
+            binary = isinstance(acts, spaces.MultiBinary)
+            self.sizes = [2] * prod(acts.shape) if binary else [int(n) for n in acts.nvec.ravel()]
+            self.first = 0 if binary else np.asarray(getattr(acts, "start", 0)).ravel()
+            self.actions = prod(self.sizes)
+            require(
+                self.actions <= MOST_COMBINATIONS,
+                f"actions {short(acts)} have {self.actions} combinations, and at most {MOST_COMBINATIONS} can be "
+                "numbered; wrap the environment so that its actions are Discrete or a Box",
+            )
+        else:
+            require(
+                isinstance(acts, spaces.Box) and acts.dtype.kind in "iuf",
+                f"actions {short(acts)} are none of Discrete, MultiDiscrete, MultiBinary and Box of numbers; "
+                "wrap the environment so that they are",
+            )
+            self._look_at_bounds(acts)
+
+    def _look_at_bounds(self, acts: Any) -> None:
+        self.actions = prod(acts.shape)
+        limit = min(UNBOUNDED, float(np.finfo(acts.dtype).max)) if acts.dtype.kind == "f" else UNBOUNDED
+        low, high = acts.low.ravel(), acts.high.ravel()
+        below, above = low > -limit, high < limit
+        # A dimension with one bound reaches as far from it as one from -1 to 1 does: two units.
+        low = np.where(below, low, np.where(above, high - 2.0, -1.0).astype(low.dtype))
+        high = np.where(above, high, np.where(below, low + 2.0, 1.0).astype(high.dtype))
+        self.middle, self.reach = (high + low) / 2, (high - low) / 2
+        self.least, self.most = np.where(below, -1, -np.inf), np.where(above, 1, np.inf)
+
+    def read(self, observation: Any) -> NDArray[np.float32]:
+        """An observation as a vector [size], an image with its channels first.
+
+        Raises:
+            WrongValue: if it is not of its space, or not finite.
+        """
+        seen = self.spaces["observations"]
+        if self.channels_last:
+            observation = as_array(seen, observation).transpose(2, 0, 1)
+            values = scaled(seen, observation)
+        else:
+            values = vector(seen, observation)
+        if not np.isfinite(values).all():
+            raise WrongValue("an observation with NaN or infinite values; all must be finite")
+        return values
+
+    def write(self, action: Any) -> Any:
+        """An action of the policy, a number or a finite vector [size], as the simulator's, inside of its space."""
+        acts = self.spaces["actions"]
+        if not self.discrete:
+            values = self.middle + self.reach * np.clip(action, self.least, self.most)
+            if acts.dtype.kind != "f":
+                values = np.rint(values)
+            return np.clip(values, acts.low.ravel(), acts.high.ravel()).astype(acts.dtype).reshape(acts.shape)
+        if acts.shape == () and hasattr(acts, "n"):
+            return int(action) + int(acts.start)
+        parts = np.array(np.unravel_index(int(action), self.sizes)) + self.first
+        return parts.astype(acts.dtype).reshape(acts.shape)
+
+    def difference(self, simulator: Any) -> str | None:
+        """What of the spaces of another simulator is not as here; ``None`` if they are equal."""
+        for name, theirs in spaces_of(simulator).items():
+            if theirs is not self.spaces[name] and theirs != self.spaces[name]:
+                return differing(name, self.spaces[name], theirs)
+        return None
+
+
+def spaces_of(simulator: Any) -> dict[str, Any]:
+    """The spaces of a simulator."""
+    from gymnasium.spaces import Space
+
+    found = {}
+    for name in ("observation", "action"):
+        space = getattr(simulator, f"{name}_space", None)
+        require(
+            isinstance(space, Space),
+            f"{named(simulator)} has {name}_space={short(space)}; it must be a space of gymnasium.spaces",
+        )
+        found[f"{name}s"] = space
+    return found
+
+
+def layout(shape: tuple[int, ...]) -> Channels:
+    """Whether the channels of an image come first or last, as far as its shape tells."""
+    if shape[2] <= MOST_CHANNELS:
+        return "last"
+    require(
+        shape[0] <= MOST_CHANNELS,
+        f"observations of shape {shape} are images, and their shape does not tell whether channels come first or "
+        "last; say so: task.channels=first or task.channels=last (in a family of your own, its attribute 'channels')",
+    )
+    return "first"
+
+
+def vector(space: Any, value: Any) -> NDArray[np.float32]:
+    """A value of ``space`` as one vector: parts one after the other, numbers of things one-hot, bytes in 0..1."""
+    from gymnasium import spaces
+    from gymnasium.spaces.utils import flatten
+
+    if isinstance(space, spaces.Box):
+        return scaled(space, as_array(space, value))
+    if isinstance(space, spaces.Dict):
+        if not isinstance(value, Mapping) or value.keys() != space.spaces.keys():
+            keys = f"keys {sorted(map(str, value))}" if isinstance(value, Mapping) else described(value)
+            raise WrongValue(f"an observation of {keys}; it must have the keys {sorted(map(str, space.spaces))}")
+        return np.concatenate([vector(part, value[key]) for key, part in space.spaces.items()])
+    if isinstance(space, spaces.Tuple):
+        if not isinstance(value, tuple | list) or len(value) != len(space.spaces):
+            raise WrongValue(f"an observation of {described(value)}; it must be a tuple of {len(space.spaces)}")
+        return np.concatenate([vector(part, each) for part, each in zip(space.spaces, value, strict=True)])
+    if not space.contains(value):
+        raise WrongValue(f"an observation of {described(value)}; it must be of {short(space)}")
+    return np.asarray(flatten(space, value), np.float32).ravel()
+
+
+def as_array(space: Any, value: Any) -> NDArray[Any]:
+    """A value of a Box, of its shape and of numbers that its type can stand for."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of unequal lengths
+        raise WrongValue(f"an observation of {described(value)}; it must be an array of {space.shape}") from None
+    if array.shape != space.shape or array.dtype.kind not in "biuf":
+        found = "None" if value is None else f"shape {array.shape} and type {array.dtype}"
+        raise WrongValue(f"an observation of {found}; it must be of shape {space.shape} and type {space.dtype}")
+    if space.dtype.kind != "f" and array.dtype.kind == "f":
+        raise WrongValue(f"an observation of type {array.dtype}; it must be of type {space.dtype}, as its space says")
+    if space.dtype == np.uint8 and array.dtype != np.uint8 and (array.min(initial=0) < 0 or array.max(initial=0) > 255):
+        raise WrongValue("an observation of bytes with values outside of 0..255")
+    return array
+
+
+def scaled(space: Any, array: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        values = array.reshape(-1).astype(np.float32)
+    return values * np.float32(1 / 255) if space.dtype == np.uint8 else values
+
+
+def differing(name: str, ours: Any, theirs: Any) -> str:
+    """What differs between two spaces, by the name of the part where it does."""
+    from gymnasium.spaces import Dict
+
+    if isinstance(ours, Dict) and isinstance(theirs, Dict) and ours.spaces.keys() == theirs.spaces.keys():
+        key = next(key for key in ours.spaces if ours.spaces[key] != theirs.spaces[key])
+        return differing(f"{name}[{key!r}]", ours.spaces[key], theirs.spaces[key])
+    return f"{name} {short(theirs)}, not {short(ours)}"
+
+
+def number(value: Any) -> float | None:
+    """``value`` if it is one finite number that float32 can hold, else ``None``."""
+    if not isinstance(value, int | float):
+        array = np.asarray(value)
+        if array.ndim or array.dtype.kind not in "biuf":
+            return None
+        value = array.item()
+    return float(value) if abs(value) <= float(np.finfo(np.float32).max) else None
+
+
+def described(value: Any) -> str:
+    """What a value is, in a few words."""
+    if value is None:
+        return "None"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of shape {tuple(value.shape)} and type {value.dtype}"
+    return f"the {type(value).__name__} {short(value, 40)}"
+
+
+def short(value: Any, length: int = 120) -> str:
+    """On one line, and no longer than that."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def named(simulator: Any) -> str:
+    """The class of a simulator, without wrappers, and its module."""
+    if simulator is None:
+        return "None"
+    kind = type(getattr(simulator, "unwrapped", simulator))
+    return f"{kind.__module__}.{kind.__qualname__}"
