@@ -43,6 +43,11 @@ class Algorithm(nn.Module, ABC):
     model: nn.Module
     spec: Spec
 
+    @property
+    def learns(self) -> bool:
+        """Whether it has meta-parameters; a baseline that has none is not meta-trained, only evaluated."""
+        return any(p.requires_grad for p in self.parameters())
+
     @abstractmethod
     def meta_step(self, batch: Any, iteration: int) -> Metrics:
         """One outer update on one meta-batch; ``iteration`` counts from 0. Returns scalars, still on the device."""

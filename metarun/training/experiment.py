@@ -6,7 +6,7 @@ import contextlib
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Experiment:
         config: Mapping[str, Any] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
+        self.asked_iterations = runner.iterations
+        runner = runner if algorithm.learns else replace(runner, iterations=0)
         self.task, self.algorithm, self.runner, self.tracker = task, algorithm, runner, tracker
         self.seed, self.name = seed, name
         self.config = dict(config or {"seed": seed, "name": name, "runner": asdict(runner), "tracker": asdict(tracker)})
@@ -122,6 +124,12 @@ class Experiment:
             ranks.take_from_lead(self.algorithm)
             directory.write_status("running")
             log.info("run directory %s", directory.path)
+            if self.asked_iterations and not self.runner.iterations:
+                log.info(
+                    "%s has no meta-parameters, so there is nothing to meta-train: evaluated at once, as by "
+                    "runner.iterations=0",
+                    self.facts.get("choices", {}).get("algorithm", type(self.algorithm).__name__),
+                )
             try:
                 self._measure_precision(directory, progress)
                 summary = self._run(directory, progress, stop)

@@ -74,6 +74,8 @@ def meta_train(run: Experiment, progress: Progress, stop: StopRequest) -> None:
             run.checkpoints / "last.pt", {"algorithm": algorithm.checkpoint(), "progress": progress.state()}
         )
 
+    if leads and not algorithm.learns and run.on_validation is not None and progress.validated is None:
+        validate(run, progress, stop)  # a search judges what is not trained, too
     while True:
         if leads and validation_due(progress, runner.validate_every, runner.iterations):
             validate(run, progress, stop)

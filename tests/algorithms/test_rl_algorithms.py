@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -11,21 +12,26 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from metarun.algorithms.rl.advantage import discounted, gae, linear_baseline, normalised
+from metarun.algorithms.base import Algorithm
+from metarun.algorithms.rl.advantage import discounted, gae, linear_baseline, normalised, over_running
 from metarun.algorithms.rl.base import by_step
 from metarun.algorithms.rl.collect import Rollout
 from metarun.algorithms.rl.distributions import Categorical, Gaussian, distribution, sampling_noise
 from metarun.algorithms.rl.policy_gradient import Experience, PolicyGradientLearner, over_steps
+from metarun.algorithms.rl.ppo import Clipped, advantages
 from metarun.algorithms.rl.proximal import Proximal
 from metarun.algorithms.rl.rl2 import RL2
 from metarun.algorithms.rl.rl2_trpo import RL2TRPO
 from metarun.algorithms.rl.trust_region import TrustRegion, hessian
+from metarun.algorithms.rl.varibad import VariBAD
 from metarun.algorithms.solve import conjugate_gradient
 from metarun.errors import UserError
+from metarun.models.belief import BeliefPolicy
 from metarun.models.policies import GRUPolicy, MLPPolicy
 from metarun.models.transformer_policy import TransformerPolicy
 from metarun.tasks.base import Spec
 from metarun.tasks.rl.bandit import Bandit
+from metarun.tasks.rl.doors import Doors
 from metarun.tasks.rl.navigation import Navigation
 
 CONTINUOUS = Spec("control", "vector", (2,), 2)
@@ -794,6 +800,87 @@ def test_more_episodes_are_drawn_until_the_environment_steps_of_an_update_are_ma
     learner.outer.step = lambda of, path, post: seen.extend([*path, post]) or step(of, path, post)  # type: ignore
     learner.meta_step(task.batch("train", range(2)), 0)
     assert [each.advantage.shape for each in seen] == [(2, 3, 4)] * 2
+
+
+@SPECS
+def test_the_loss_of_ppo_is_the_formula(spec: Spec) -> None:
+    """Step by step, on ratios on both sides of both bounds; and its gradient is towards more entropy."""
+    g = torch.Generator().manual_seed(11)
+    size, steps = spec.output_size * (1 if spec.discrete_actions else 2), 400
+    outputs = torch.randn(steps, size, generator=g, dtype=torch.float64).requires_grad_()
+    policy = distribution(spec, outputs)
+    action = policy.sample(sampling_noise(spec, (steps,), torch.device("cpu"), g)).detach()
+    change, advantage, value, target = torch.randn(4, steps, generator=g, dtype=torch.float64)
+    old_logp = (policy.log_prob(action) - 0.4 * change).detach()
+    running = torch.rand(steps, generator=g) < 0.7
+    ppo = Clipped(0.2, 0.7, 0.3)
+    terms, cases = [], set()
+    for i in running.nonzero()[:, 0].tolist():
+        ratio, a = math.exp(0.4 * float(change[i])), float(advantage[i])
+        surrogate = min(ratio * a, min(max(ratio, 0.8), 1.2) * a)
+        cases.add((ratio < 0.8, ratio > 1.2, a > 0))
+        own = distribution(spec, outputs[i].detach())
+        terms.append(0.7 * 0.5 * float(value[i] - target[i]) ** 2 - surrogate - 0.3 * float(own.entropy()))
+    assert len(cases) == 6
+    loss = ppo.loss(policy, value, action, old_logp, advantage, target, running)
+    assert float(loss.detach()) == pytest.approx(sum(terms) / len(terms), rel=1e-12)
+
+    still = torch.zeros_like(advantage)
+    alone = ppo.loss(policy, target, action, old_logp, still, target, running)
+    (slope,) = torch.autograd.grad(alone, outputs)
+    more = distribution(spec, outputs.detach() - 10 * slope)
+    assert float(over_running(more.entropy(), running)) > float(over_running(policy.entropy(), running))
+
+
+def test_whose_steps_advantages_are_normalised_over() -> None:
+    """RL2 and VariBAD over those of all tasks together, so that rich tasks weigh more; MAML over each task's own."""
+    task = navigation(horizon=6, episodes=2)
+    env = task.batch("train", range(5))
+    learner = rl2(task.spec)
+    rollout, recorder = learner.trial(env, 3)
+    advantage, target = advantages(rollout, recorder.values, 0.9, 0.8)
+    value = torch.stack(recorder.values, -1).view_as(advantage)
+    raw = gae(rollout.reward, value, rollout.running, 0.9, 0.8)
+    lived = rollout.running
+    mean, deviation = raw[lived].mean(), raw[lived].std(correction=0)
+    torch.testing.assert_close(advantage[lived], (raw[lived] - mean) / deviation, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(target[lived], (raw + value)[lived])
+    assert float(advantage.mean((1, 2)).abs().max()) > 0.05
+
+    experience = maml(task.spec).experience(env, maml(task.spec).flat().expand(5, -1), 4, env.generator())
+    for each, alive in zip(experience.advantage, experience.rollout.running, strict=True):
+        assert float(each[alive].mean()) == pytest.approx(0, abs=1e-5)
+        assert float(each[alive].std(correction=0)) == pytest.approx(1, abs=1e-4)
+
+
+def doors_learner(name: str, task: Doors) -> Algorithm:
+    """Small networks; what else there is as in ``conf/algorithm``."""
+    if name == "rl2":
+        return rl2(task.spec)
+    if name == "rl2_trpo":
+        return rl2_trpo(task.spec, hidden=32, discount=0.99, gae_lambda=0.3, max_kl=0.03)
+    torch.manual_seed(0)
+    model = BeliefPolicy(task.spec, latent=2, embedding=16, hidden=16, decoder=[16], policy=[32], init_std=1.0)
+    return VariBAD(
+        model, task.spec, rollouts=1, test_rollouts=1, discount=0.95, gae_lambda=0.95, epochs=4, minibatches=4,
+        clip=0.2, value_weight=0.5, entropy_weight=0.01, entropy_decay_over=None, max_grad_norm=0.5, outer_lr=3e-3,
+        bounds=4, kl_weight=0.05, vae_epochs=3, vae_lr=3e-3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["rl2", "rl2_trpo", "varibad"])
+def test_who_is_paid_for_exploring_only_in_later_episodes_explores(name: str) -> None:
+    """A first door costs more than it pays, ends its episode early, and tells where the prize is."""
+    task = Doors(0, doors=2, cost=1.5, actions="discrete", horizon=4, episodes=3)
+    learner = doors_learner(name, task)
+    for i in range(30):
+        torch.manual_seed(i)
+        learner.meta_step(task.batch("train", range(100 * i, 100 * i + 100)), i)
+    found = learner.evaluate(task.batch("test", range(1000)))
+    first, *_, last = found["episode_return"].mean(0).tolist()
+    assert first < -0.15  # it opens a door though that costs .25 on average
+    assert last > 0.9
+    assert float(found["return"].mean()) > 1.75 - 0.25  # the optimum; who does not explore has 0
 
 
 def test_the_weight_of_the_entropy_falls_to_nothing() -> None:

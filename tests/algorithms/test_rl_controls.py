@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.rl.collect import Percept, collect
 from metarun.algorithms.rl.controls import Planner, Planning, RandomActions, pick, plan
+from metarun.evaluation.evaluator import evaluate
 from metarun.tasks.base import Spec
 from metarun.tasks.rl.bandit import Bandit
 from metarun.tasks.rl.mdp import TabularMDP
@@ -111,3 +112,15 @@ def test_returns_are_ordered_as_they_must_be() -> None:
     returns = {name: float(learner.evaluate(env)["return"].mean()) for name, learner in found.items()}
     assert returns["random"] == pytest.approx(references["random"], abs=0.4)
     assert returns["random"] + 1 < returns["sample"] < references["optimum"] - 1
+
+
+def test_an_evaluation_has_noise_of_its_own() -> None:
+    """The same at every call, whatever was drawn before it, and apart from that of the other split."""
+    learner = planning(MDP.spec, "sample", epsilon=0.3)
+    first = evaluate(learner, MDP, "val", 6, batch=4).curves["return"]
+    torch.manual_seed(123)
+    torch.rand(1000)
+    assert torch.equal(evaluate(learner, MDP, "val", 6, batch=4).curves["return"], first)
+    assert not torch.equal(evaluate(learner, MDP, "test", 6, batch=4).curves["return"], first)
+    by_hand = learner.evaluate(MDP.batch("val", range(4)))["return"]
+    assert not torch.equal(by_hand, first[:4])  # without the seed of an evaluation

@@ -309,7 +309,8 @@ def test_what_an_environment_raises_is_named_with_its_line() -> None:
         def make(self, parameters: float) -> Walk:
             return Fragile(parameters)
 
-    with pytest.raises(RunFailed, match=r"Fragile\.step, task .*, step 3: raised KeyError: 'fuel' \(.*test_gym\.py, line "):
+    said = r"Fragile\.step, task .*, step 3: raised KeyError: 'fuel' \(.*test_gym\.py, line "
+    with pytest.raises(RunFailed, match=said):
         played(Fragiles(), "val", [1, 2, 3, 4], 3)
     env = Walks().batch("val", [0])
     with pytest.raises(RunFailed, match="the policy's actions became NaN or infinite at step 1"):
@@ -403,4 +404,4 @@ def test_a_wrong_sampler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("no_env", "None has observation_space=None; it must be a space"),
     ):
         with pytest.raises(UserError, match=what):
-            Gym(0, sampler=sampler, horizon=3, episodes=1)
+            Gym(0, sampler=sampler, horizon=3, episodes=1, channels=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -21,6 +22,7 @@ from metarun.tasks.rl.gridnavi import GridNavi
 from metarun.tasks.rl.mdp import TabularMDP
 from metarun.tasks.rl.navigation import Navigation, Plane
 from metarun.tasks.rng import Share, drawn
+from metarun.types import Split
 
 OPTIONS = list(product(["scaled", "clipped"], ["distance", "squared_distance"]))
 
@@ -283,3 +285,49 @@ def test_the_noise_of_a_task_does_not_depend_on_which_process_computes_it(spec: 
         noise = sampling_noise(spec, (4, len(share), 2), device, own)
         assert torch.equal(noise, alone[0][:, rank::3])
         assert torch.equal(drawn(torch.empty(2, 5), "uniform_", generator=own), alone[1][rank::3])
+
+
+def assert_distributed(values: Any, cdf: Callable[[float], float]) -> None:
+    """By the test of Kolmogorov and Smirnov, at the .1 % level."""
+    ordered = np.sort(np.asarray(values, dtype=float).ravel())
+    expected, n = np.array([cdf(x) for x in ordered]), len(ordered)
+    above, below = np.arange(1, n + 1) / n - expected, expected - np.arange(n) / n
+    assert max(above.max(), below.max()) < 1.95 / math.sqrt(n)
+
+
+def normal_cdf(mean: float) -> Callable[[float], float]:
+    return lambda x: 0.5 * (1 + math.erf((x - mean) / math.sqrt(2)))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_tasks_are_drawn_as_published(split: Split) -> None:
+    """Navigation: goals U[-.5, .5]^2. Bandits: U[0, 1] or N(1, 1). Decision processes: Dirichlet(1) and N(1, 1)."""
+    goals = navigation().goals(split, range(3000))
+    for axis in goals.T:
+        assert_distributed(axis, lambda x: min(max(x + 0.5, 0), 1))
+    assert abs(np.corrcoef(goals.T)[0, 1]) < 0.06
+    assert_distributed(bandit(3, 1).means(split, range(1000)), lambda x: min(max(x, 0), 1))
+    gaussian = Bandit(0, arms=3, pulls=1, rewards="gaussian")
+    assert_distributed(gaussian.means(split, range(1000)), normal_cdf(1))
+    process = TabularMDP(0, states=4, actions=2, horizon=2, episodes=1)
+    moves, means = process.tables(split, range(400))
+    assert_distributed(means, normal_cdf(1))
+    np.testing.assert_allclose(moves.sum(-1), 1)
+    assert_distributed(moves[..., 0], lambda x: 1 - (1 - x) ** 3)  # the marginal of Dirichlet(1, 1, 1, 1)
+    assert_distributed(moves[..., :2].sum(-1), lambda x: 3 * x**2 - 2 * x**3)
+    cells = GridNavi(0, size=3, horizon=2, episodes=1, observation="number").goals(split, range(4000))
+    counts = np.unique(cells, axis=0, return_counts=True)[1]
+    assert len(counts) == 5
+    np.testing.assert_allclose(counts / 4000, 0.2, atol=0.03)
+
+
+def test_rewards_of_a_decision_process_are_normal_around_their_means() -> None:
+    process = TabularMDP(0, states=3, actions=2, horizon=2, episodes=1)
+    env = process.batch("train", range(500))
+    _, means = process.tables("train", range(500))
+    action = torch.randint(2, (500, 4))
+    state = torch.randint(3, (500, 4))
+    moved, reward, _ = env.step(state, action, env.generator())
+    rows = np.arange(500)[:, None]
+    assert_distributed(reward.numpy() - means[rows, state, action], normal_cdf(0))
+    assert not torch.equal(moved, state)

@@ -48,6 +48,33 @@ def test_a_run_from_python(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
+        ["task=rl/bandit", "algorithm=ucb"],
+        ["task=rl/mdp", "algorithm=random"],
+        ["task=regression/functions", "algorithm=ridge"],
+        ["task=nlp/formal_languages", "algorithm=ngram", "task.shot=2", "task.query=1"],
+    ],
+    ids=lambda words: words[1],
+)
+def test_what_has_nothing_to_learn_is_evaluated_at_once(
+    words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = [
+        "runner.iterations=2", "runner.test_episodes=4", "runner.plots=false", f"runner.directory={tmp_path}",
+        "runner.threads=1", "tracker.wandb=disabled", "name=baseline",
+    ]  # fmt: skip
+    run = build(compose([*words, *runner]).config)
+    with caplog.at_level("INFO", "metarun"):
+        summary = run.run()
+    assert (summary["iterations"], summary["test"][run.task.metric]["n"]) == (0, 4)
+    (said,) = [r.getMessage() for r in caplog.records if "no meta-parameters" in r.getMessage()]
+    assert "nothing to meta-train: evaluated at once, as by runner.iterations=0" in said
+    rows = next(tmp_path.glob("baseline/*/metrics.jsonl")).read_text().splitlines()
+    assert len(rows) == 1  # of the test
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
         ["task=regression/sinusoid"],
         ["task=vision/glyphs", "algorithm=baseline"],
         ["task=nlp/formal_languages"],

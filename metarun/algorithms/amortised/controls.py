@@ -20,7 +20,7 @@ Fit = Callable[[Tensor], Tensor]
 class Control(SupervisedAlgorithm):
     """A rule that predicts y at embedded x from examples; judged after every number of them, 0 to all.
 
-    Nothing is meta-learned, not the model either: ``runner.iterations=0`` skips the steps.
+    Nothing is meta-learned, not the model either.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("regression",)

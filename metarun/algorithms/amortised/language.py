@@ -29,7 +29,7 @@ class LanguageLearner(SupervisedAlgorithm):
 
 
 class LanguageControl(LanguageLearner):
-    """A rule that predicts from strings. Nothing is meta-learned: ``runner.iterations=0`` skips the steps."""
+    """A rule that predicts from strings. Nothing is meta-learned, not the model either."""
 
     def __init__(self, model: nn.Module, spec: Spec) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ class Copies(Generative):
     entries differ from the identity by up to this, the shift is up to half of it, in halves of the image. Pixels are
     the nearest ones or, ``smooth``, come from four, which makes strokes of one bit grey. Then a pixel is exchanged for
     another of the same image, drawn at random, with the chance ``scatter``: 1 leaves noise with as much ink. Nothing is
-    learned, the model has no effect: ``runner.iterations=0`` skips the steps.
+    learned, and the model has no effect.
     """
 
     def __init__(self, model: nn.Module, spec: Spec, *, warp: NonNegative, smooth: bool, scatter: Fraction) -> None:

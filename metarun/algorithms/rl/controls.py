@@ -16,10 +16,7 @@ from metarun.types import Fraction, NonNegative, Positive
 
 
 class Control(TrialLearner):
-    """Acts through one trial; ``test_rollouts`` trials a task at test. Nothing is meta-learned, not the model either.
-
-    ``runner.iterations=0`` skips the steps.
-    """
+    """Acts through ``test_rollouts`` trials of each task at test. Nothing is meta-learned, not the model either."""
 
     roles: ClassVar[tuple[str, ...]] = ("policy", "recurrent_policy", "belief_policy", "context_policy")
 

@@ -9,6 +9,7 @@ import traceback
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -146,7 +147,7 @@ class Gym(GymFamily):
         sampler: ImportPath | None,
         horizon: Positive,
         episodes: Positive,
-        channels: Channels | None = None,
+        channels: Channels | None,
     ) -> None:
         if sampler is None:
             raise UserError(
@@ -222,8 +223,8 @@ class Simulators(Environment):
             while len(row) < copies:
                 row.append(self.family.simulator(self.parameters[t]))
             for e in range(copies):
-                seed = int(seeds[t, e] * 2**31)
-                self.seen[t, e] = self.asked(t, e, "reset", lambda: self.begun(row[e].reset(seed=seed)))  # noqa: B023
+                begin = partial(row[e].reset, seed=int(seeds[t, e] * 2**31))
+                self.seen[t, e] = self.asked(t, e, "reset", begin, self.begun)
         if self.films is not None:
             self.films.append([])
             self.expose()
@@ -253,10 +254,12 @@ class Simulators(Environment):
             raise WrongValue(f"{described(info)} as info; it must be a dict")
         return self.family.interface.read(seen), paid, bool(terminated), bool(truncated), info
 
-    def asked(self, task: int, copy: int, method: str, call: Callable[[], Result]) -> Result:
-        """The result of a call of a simulator; what goes wrong is said with its place."""
+    def asked(
+        self, task: int, copy: int, method: str, call: Callable[[], Any], check: Callable[[Any], Result]
+    ) -> Result:
+        """What a simulator's method returned, as ``check`` reads it; what goes wrong is said with its place."""
         try:
-            return call()
+            return check(call())
         except (UserError, RunFailed, MemoryError):
             raise
         except Exception as error:
@@ -284,9 +287,8 @@ class Simulators(Environment):
         self.cut = np.zeros_like(self.over)
         for t, e in np.argwhere(~self.over):
             simulator, done = self.rows[t][e], self.family.interface.write(actions[t, e])
-            self.seen[t, e], paid, ended, truncated, info = self.asked(
-                t, e, "step", lambda: self.stepped(simulator.step(done))  # noqa: B023
-            )
+            step = partial(simulator.step, done)
+            self.seen[t, e], paid, ended, truncated, info = self.asked(t, e, "step", step, self.stepped)
             reward[t, e], terminated[t, e], self.cut[t, e] = paid, ended, truncated and not ended
             solved = info.get("success", info.get("is_success"))
             if solved is not None:
