@@ -15,7 +15,7 @@ from metarun.algorithms.rl.sac import soft_target, squashed, temperature_loss
 from metarun.errors import UserError
 from metarun.models.context_policy import ContextPolicy
 from metarun.tasks.base import Spec
-from metarun.tasks.rl.base import Environment
+from metarun.tasks.rl.base import Environment, Wrapper
 from metarun.tasks.rl.gridnavi import GridNavi
 from metarun.tasks.rl.navigation import Navigation
 from metarun.tasks.rl.sparse_navigation import SparseNavigation
@@ -84,6 +84,27 @@ def test_the_posterior_is_the_product_of_factors(monkeypatch: pytest.MonkeyPatch
         posterior = Normal(*(torch.stack(x) for x in zip(*marginals, strict=True)))
         divergences.append(kl_divergence(posterior, Normal(torch.zeros(3), torch.ones(3))).sum())
     torch.testing.assert_close(kl, torch.stack(divergences).mean(), rtol=1e-6, atol=1e-6)
+
+
+def test_steps_after_a_truncation_are_no_experience() -> None:
+    """Where the simulator cuts an episode off before the horizon: nothing of what comes then is learned from."""
+
+    class Cut(Wrapper):
+        def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
+            self.time = 0
+            return super().reset(copies, generator)
+
+        def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> Any:
+            self.time += 1
+            return super().step(state, action, generator)
+
+        def truncated(self) -> Tensor:
+            return torch.full((self.tasks, 2), self.time >= 3)
+
+    learner = pearl()
+    rollout, _ = learner.trial(Cut(SPARSE.batch("train", range(2))), 2, explore=True)
+    assert rollout.running.unflatten(-1, (4, 6)).sum(-1).eq(3).all()
+    assert not rollout.terminated.any()
 
 
 @pytest.mark.usefixtures("near")

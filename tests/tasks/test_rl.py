@@ -18,6 +18,7 @@ from metarun.errors import UserError
 from metarun.tasks import rng
 from metarun.tasks.base import Spec
 from metarun.tasks.rl.bandit import Bandit, bayes_optimum
+from metarun.tasks.rl.base import Wrapper
 from metarun.tasks.rl.gridnavi import GridNavi
 from metarun.tasks.rl.mdp import TabularMDP
 from metarun.tasks.rl.navigation import Navigation, Plane
@@ -331,3 +332,28 @@ def test_rewards_of_a_decision_process_are_normal_around_their_means() -> None:
     rows = np.arange(500)[:, None]
     assert_distributed(reward.numpy() - means[rows, state, action], normal_cdf(0))
     assert not torch.equal(moved, state)
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ((0, 1.0, False), "step returned float as reward; it must be [tasks, copies], here (3, 2)"),
+        ((0, torch.zeros(3), torch.zeros(3, 2) > 0), "step returned a tensor of shape (3,) as reward"),
+        (
+            (0, torch.zeros(3, 2), torch.zeros(3, 2)),
+            "as terminated; it must be [tasks, copies], here (3, 2) of type bool",
+        ),
+        (None, "step returned NoneType; it must be (state, reward, terminated)"),
+        ((0, 1, 2, 3), "step returned tuple of 4; it must be (state, reward, terminated)"),
+    ],
+)
+def test_what_a_tensor_environment_returns_wrongly_is_named(returned: Any, said: str) -> None:
+    class Wrong(Wrapper):
+        def step(self, *_: Any) -> Any:
+            return returned
+
+    task = navigation()
+    env = Wrong(task.batch("val", range(3)))
+    with pytest.raises(UserError, match=r"test_rl\..*Wrong\.") as error:
+        collect(env, task.spec, lambda percept: torch.zeros(3, 2, 4), 2, 1, env.generator())
+    assert said in str(error.value)

@@ -72,6 +72,16 @@ def test_what_has_nothing_to_learn_is_evaluated_at_once(
     assert len(rows) == 1  # of the test
 
 
+def test_a_search_judges_what_has_nothing_to_learn_by_one_validation(tmp_path: Path) -> None:
+    runner = ["runner.test_episodes=0", "runner.val_episodes=4", f"runner.directory={tmp_path}", "runner.threads=1"]
+    run = build(compose(["task=rl/bandit", "algorithm=ucb", *runner, "tracker.wandb=disabled", "name=trial"]).config)
+    rows: list[Any] = []
+    run.on_validation = rows.append
+    run.run()
+    assert [row["iteration"] for row in rows] == [0]
+    assert "val/return" in rows[0]
+
+
 @pytest.mark.parametrize(
     "words",
     [

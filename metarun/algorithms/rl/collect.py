@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metarun.algorithms.rl.distributions import distribution, sampling_noise
+from metarun.errors import require
 from metarun.tasks.base import Spec
 from metarun.tasks.rl.base import Environment
 
@@ -93,7 +94,10 @@ def collect(
             before = steps[-1][0] if steps else torch.zeros_like(observation)
             output = act(Percept(observation, before, action, reward, done))
             action = distribution(spec, output).sample(noise[len(steps)])
-            moved, reward, ended = env.step(state, action, generator)
+            stepped = env.step(state, action, generator)
+            if not steps:
+                check(env, observation, stepped, shape)
+            moved, reward, ended = stepped
             reward, ended = reward * running, ended & running
             steps.append((observation, action, reward, running, ended))
             state = torch.where(running.view(*shape, *[1] * (state.ndim - 2)), moved, state)
@@ -102,3 +106,29 @@ def collect(
                 running = running & ~cut
             done = ~running if time < env.horizon - 1 else torch.ones_like(running)
     return Rollout(*(torch.stack(each, 2) for each in zip(*steps, strict=True)))
+
+
+def check(env: Environment, observation: Any, stepped: Any, shape: tuple[int, int]) -> None:
+    """Refuse what an environment of a user's own returns if it is not of the shapes that it must have.
+
+    Raises:
+        UserError: naming the environment, the method, what was found and what is right.
+    """
+    name = f"{type(env).__module__}.{type(env).__qualname__}"
+
+    def told(value: Any) -> str:
+        return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
+
+    require(
+        isinstance(observation, Tensor) and observation.shape[:-1] == shape,
+        f"{name}.observe returned {told(observation)}; it must be [tasks, copies, size], here {shape} and the size",
+    )
+    require(
+        isinstance(stepped, tuple) and len(stepped) == 3,
+        f"{name}.step returned {told(stepped)}{f' of {len(stepped)}' if isinstance(stepped, tuple) else ''}; "
+        "it must be (state, reward, terminated)",
+    )
+    for part, value in zip(("reward", "terminated"), stepped[1:], strict=True):
+        fits = isinstance(value, Tensor) and value.shape == shape and (part == "reward" or value.dtype == torch.bool)
+        kind = " of type bool" if part == "terminated" else ""
+        require(fits, f"{name}.step returned {told(value)} as {part}; it must be [tasks, copies], here {shape}{kind}")

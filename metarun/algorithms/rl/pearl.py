@@ -17,30 +17,20 @@ from metarun.algorithms.rl.replay import Steps, TaskReplay
 from metarun.algorithms.rl.sac import actor_loss, critic_loss, follow, soft_target, squashed, temperature_loss
 from metarun.errors import require
 from metarun.tasks.base import Spec
-from metarun.tasks.rl.base import Environment
+from metarun.tasks.rl.base import Environment, Wrapper
 from metarun.types import Fraction, NonNegative, Positive, Rate
 
 
-class Watched(Environment):
+class Watched(Wrapper):
     """``env`` for actions that are still to be squashed; it keeps what rollouts lack.
 
     That is what was seen after each step and the shaped reward, each a list of [T, E, ...].
     """
 
     def __init__(self, env: Environment) -> None:
-        self.env = env
-        self.horizon, self.episodes, self.tasks, self.device = env.horizon, env.episodes, env.tasks, env.device
+        super().__init__(env)
         self.after: list[Tensor] = []
         self.rewards: list[Tensor] = []
-
-    def generator(self) -> torch.Generator | None:
-        return self.env.generator()
-
-    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        return self.env.reset(copies, generator)
-
-    def observe(self, state: Tensor) -> Tensor:
-        return self.env.observe(state)
 
     def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         state, reward, ended = self.env.step(state, action.tanh(), generator)

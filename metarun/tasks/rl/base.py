@@ -63,3 +63,32 @@ class Environment(ABC):
     def outcome(self) -> dict[str, Tensor]:
         """What else became of the last episode of each copy, [T, E], by name: ``success``, where that is told."""
         return {}
+
+
+class Wrapper(Environment):
+    """The same environment as ``env``, for a subclass that changes or records a part of it."""
+
+    def __init__(self, env: Environment) -> None:
+        self.env = env
+        self.horizon, self.episodes, self.tasks, self.device = env.horizon, env.episodes, env.tasks, env.device
+
+    def generator(self) -> torch.Generator | None:
+        return self.env.generator()
+
+    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
+        return self.env.reset(copies, generator)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return self.env.observe(state)
+
+    def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        return self.env.step(state, action, generator)
+
+    def shaped(self, state: Tensor, reward: Tensor) -> Tensor:
+        return self.env.shaped(state, reward)
+
+    def truncated(self) -> Tensor | None:
+        return self.env.truncated()
+
+    def outcome(self) -> dict[str, Tensor]:
+        return self.env.outcome()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Spec, Task
-from metarun.tasks.rl.base import Environment
+from metarun.tasks.rl.base import Environment, Wrapper
 from metarun.tasks.rng import uniforms
 from metarun.types import Count, Fraction, Positive, Split
 
@@ -171,23 +171,16 @@ class Mazes(Environment):
         return state, torch.where(there, 1.0, -1 / self.horizon).to(self.views.dtype), there
 
 
-class Watched(Environment):
+class Watched(Wrapper):
     """The same mazes, and the ``states`` in which anyone acted: observations need not tell the place."""
 
     def __init__(self, env: Mazes) -> None:
-        self.__dict__.update(vars(env))
-        self.env = env
+        super().__init__(env)
         self.states: list[Tensor] = []
-
-    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        return self.env.reset(copies, generator)
-
-    def observe(self, state: Tensor) -> Tensor:
-        return self.env.observe(state)
 
     def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         self.states.append(state)
-        return self.env.step(state, action, generator)
+        return super().step(state, action, generator)
 
 
 def lightest_tree(walls: Cells, weight: NDArray[np.float64], cells: int) -> NDArray[np.bool_]:
