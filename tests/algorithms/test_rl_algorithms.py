@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from itertools import product
@@ -31,7 +32,10 @@ from metarun.models.policies import GRUPolicy, MLPPolicy
 from metarun.models.transformer_policy import TransformerPolicy
 from metarun.tasks.base import Spec
 from metarun.tasks.rl.bandit import Bandit
+from metarun.tasks.rl.cartpole import CartPole
 from metarun.tasks.rl.doors import Doors
+from metarun.tasks.rl.maze import Maze
+from metarun.tasks.rl.minigrid import MiniGrid
 from metarun.tasks.rl.navigation import Navigation
 
 CONTINUOUS = Spec("control", "vector", (2,), 2)
@@ -851,6 +855,43 @@ def test_whose_steps_advantages_are_normalised_over() -> None:
     for each, alive in zip(experience.advantage, experience.rollout.running, strict=True):
         assert float(each[alive].mean()) == pytest.approx(0, abs=1e-5)
         assert float(each[alive].std(correction=0)) == pytest.approx(1, abs=1e-4)
+
+
+def early_ends() -> dict[str, Any]:
+    """Families whose episodes can end before their horizon, by name."""
+    near = [0.05, 0.05]
+    families: dict[str, Any] = {
+        "doors": Doors(0, doors=2, cost=1.5, actions="discrete", horizon=4, episodes=3),
+        "maze": Maze(0, size=2, loops=0.5, layouts=None, view=1, position=True, horizon=6, episodes=3),
+        "cartpole": CartPole(
+            0, gravity=[9.8, 9.8], cart_mass=[1, 1], pole_mass=[0.1, 0.1], half_length=near, force=[10, 10],
+            extrapolate=0.0, swapped=0.0, horizon=20, episodes=3,
+        ),
+    }  # fmt: skip
+    with contextlib.suppress(UserError):  # without MiniGrid or Atari they are left out
+        actions: list[Any] = ["left", "right", "forward", "pickup"]
+        families["minigrid"] = MiniGrid(
+            0, env="MiniGrid-Fetch-5x5-N2-v0", words=0, actions=actions, held_out="layouts", horizon=12, episodes=2
+        )
+    return families
+
+
+@pytest.mark.parametrize("name", ["doors", "maze", "cartpole", "minigrid"])
+def test_advantages_in_families_whose_episodes_end_early(name: str) -> None:
+    """Those of a learner's own trials are the textbook's on the steps that were played, one after the other."""
+    families = early_ends()
+    if name not in families:
+        pytest.skip(f"{name} is not installed")
+    task = families[name]
+    learner = rl2(task.spec)
+    rollout, recorder = learner.trial(task.batch("train", range(6)), 2)
+    assert not rollout.running.all()
+    value = torch.stack(recorder.values, -1).view_as(rollout.reward)
+    found = gae(rollout.reward, value, rollout.running, 0.9, 0.7)
+    for t, e in product(range(6), range(2)):
+        lived = rollout.running[t, e]
+        expected = textbook_gae(rollout.reward[t, e, lived].tolist(), value[t, e, lived].tolist(), 0.9, 0.7)
+        assert found[t, e, lived].tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def doors_learner(name: str, task: Doors) -> Algorithm:
