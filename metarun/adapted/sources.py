@@ -94,6 +94,8 @@ def _image_queries(path: Path, classes: Sequence[str], labels: Labels) -> Source
         skipped = [file.name for file in found if not is_image(file.name)]
         require(bool(files), f"--query {path}: no images ({', '.join(e[1:] for e in ENDINGS)})")
         parts = [file.relative_to(path).parts for file in files]
+        while len({each[0] for each in parts}) == 1 and all(len(each) > 2 for each in parts):
+            parts = [each[1:] for each in parts]  # a single folder around those of the classes
         folders = [each[0] if len(each) > 1 else None for each in parts]
         if labels == "labelled" and not any(folders):  # the folder of one class
             folders = [path.resolve().name] * len(files)

@@ -17,6 +17,10 @@ from metarun.tasks.rng import choose, permutation, uniforms
 from metarun.types import SPLITS, Split
 
 
+MANY = 0.01
+"""Share of identical examples from which on a user is told that scores are too good."""
+
+
 @dataclass
 class ClassData:
     """Examples sorted by class.
@@ -150,13 +154,15 @@ class FewShot(Task):
                     splits.setdefault(content, set()).add(split)
         found = []
         if repeated:
+            share = repeated / len(contents)
+            flattering = "; scores are too good" if share >= MANY else ""
             found.append(
-                f"{self.name}: {repeated} of {len(contents)} examples have an identical one in their class: an episode "
-                "can ask for an example that is in its support set, and scores are too good"
+                f"{self.name}: {repeated} of {len(contents)} examples have an identical one in their class "
+                f"({100 * share:.2g} %): an episode can ask for an example that is in its support set{flattering}"
             )
         shared = sum("test" in homes and len(homes) > 1 for homes in splits.values())
         if shared and self.held_out_val:
-            found.append(f"{self.name}: {shared} examples of the test classes are also in classes of other splits")
+            found.append(f"{self.name}: examples of the test classes that are also in other splits: {shared}")
         return found
 
     def variants(self) -> dict[str, EpisodeShape | None]:

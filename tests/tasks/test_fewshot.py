@@ -161,4 +161,7 @@ def test_identical_examples_of_a_class_and_of_several_splits_are_counted():
     task.data.x[rows] = -1
     within, across = task.remarks()
     assert within.startswith("Numbers: 2 of 216 examples have an identical one in their class")
-    assert across == "Numbers: 1 examples of the test classes are also in classes of other splits"
+    assert "too good" not in within
+    assert across == "Numbers: examples of the test classes that are also in other splits: 1"
+    task.data.x[:100] = -1
+    assert "too good" in task.remarks()[0]
