@@ -57,7 +57,7 @@ def support(inputs: Inputs, path: Path) -> Source:
     count, outputs = spec.input_shape[0], spec.output_size
     require(
         len(table.columns) == count + outputs,
-        f"{option} {path}: {len(table.columns)} columns ({', '.join(table.columns)}); the learner needs "
+        f"{option} {path}: has the columns {', '.join(table.columns)}; the learner needs "
         f"exactly {count} of inputs, then {outputs} of targets",
     )
     refuse_numbers_as_names(table)

@@ -16,7 +16,6 @@ from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
 from metarun.tasks.rng import choose, permutation, uniforms
 from metarun.types import SPLITS, Split
 
-
 MANY = 0.01
 """Share of identical examples from which on a user is told that scores are too good."""
 

@@ -227,7 +227,7 @@ def test_numbers(numbers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert adapt(numbers, "--support=bare.csv", "--query=bare.csv")["support"]["examples"] == 3
     for support, query, message in (
         ("x,y\n1.0,nan\n2,3\n", "x\n1\n", "line 2: 'y' is 'nan', not a finite number"),
-        ("id,x,y\n1,2,3\n", "x\n1\n", "3 columns (id, x, y); the learner needs exactly 1 of inputs"),
+        ("id,x,y\n1,2,3\n", "x\n1\n", "has the columns id, x, y; the learner needs exactly 1 of inputs"),
         ("1.0,O.5\n2,3\n", "x\n1\n", "are neither names of columns nor numbers"),
         ("x,y\n1,2\n", "z,y\n1,2\n", "no column 'x', which is an input of the support set"),
         ("x,y\n1,2\n", "1.5\n2\n", "has no header; columns are matched by name"),

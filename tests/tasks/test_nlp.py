@@ -126,7 +126,12 @@ def test_a_root_without_the_data_and_a_fold_that_is_not_there(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("content", "what"),
-    [("", "0 classes in place of 150"), ("{", "line 1"), ('{"sentence": "a"}\n', "line 1: KeyError")],
+    [
+        ("", "0 classes in place of 150"),
+        ("{", "line 1"),
+        ('{"sentence": "a"}\n', "line 1: no column 'label'"),
+        ('{"sentence": "a", "label": null}\n', "line 1: 'label' is null"),
+    ],
 )
 def test_a_damaged_data_file(tmp_path: Path, content: str, what: str) -> None:
     (tmp_path / "full.jsonl").write_text(content)

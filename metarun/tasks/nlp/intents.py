@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from metarun.tasks.fewshot import split_classes
 from metarun.tasks.files import download, find
 from metarun.tasks.nlp.base import TextFewShot, by_class
 from metarun.tasks.nlp.folds import FOLDS
+from metarun.tasks.tables import decoded, json_lines, text
 from metarun.types import SPLITS, Fraction, Positive
 
 _CLINC = "https://raw.githubusercontent.com/clinc/oos-eval/master/data/"
@@ -151,13 +153,10 @@ def _damaged(path: Path, why: object) -> UserError:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, str]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-                yield row["sentence"], row["label"]
-            except (ValueError, TypeError, KeyError) as error:
-                raise _damaged(path, f"line {number}: {type(error).__name__} {error}") from None
+    for where, row in json_lines(path, decoded(path)[0]):
+        for column in ("sentence", "label"):
+            text(where, row, column)  # or refused
+        yield row["sentence"], str(row["label"])
 
 
 def _json(path: Path) -> Any:
@@ -172,7 +171,9 @@ def _clinc150(root: str | None) -> list[tuple[str, str, str]]:
     path = _open(root, "clinc150/data_full.json")
     parts = _json(path)
     try:
-        return [(part, text, label) for part in SPLITS for text, label in parts[part]]
+        rows = [(part, sentence, label) for part in SPLITS for sentence, label in parts[part]]
+        require(all(isinstance(value, str) for row in rows for value in row), f"{path}: a sentence is no text")
+        return rows
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"{type(error).__name__} {error}") from None
 
@@ -192,9 +193,12 @@ def _banking77(root: str | None) -> list[tuple[str, str]]:
     labelled = []
     for part in ("train", "test"):
         path = _open(root, f"banking77/{part}.csv")
-        with path.open(encoding="utf-8", newline="") as file:
-            try:
-                labelled += [(row["text"], row["category"]) for row in csv.DictReader(file)]
-            except (KeyError, csv.Error) as error:
-                raise _damaged(path, f"{type(error).__name__} {error}") from None
+        try:
+            rows = list(csv.DictReader(io.StringIO(decoded(path)[0], newline="")))
+        except csv.Error as error:
+            raise _damaged(path, error) from None
+        for number, row in enumerate(rows, start=1):
+            for column in ("text", "category"):
+                text(f"{path}, row {number}", row, column)  # or refused
+            labelled.append((row["text"], row["category"]))
     return labelled
