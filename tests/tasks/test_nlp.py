@@ -26,7 +26,7 @@ INTENTS: dict[str, Any] = {
 }  # fmt: skip
 TEXT: dict[str, Any] = {
     "text": "text", "label": "label", "split": None, "way": 2, "shot": 1, "query": 2, "test_ways": [],
-    "min_texts": 1, "duplicates": "keep", "val": 0.3, "test": 0.3, "split_seed": 0,
+    "min_texts": 1, "duplicates": "keep", "order": "content", "val": 0.3, "test": 0.3, "split_seed": 0,
 }  # fmt: skip
 SIZES = {  # classes of a data set, and of meta-train, -validation and -test in folds 1 to 5
     "BANKING77": (77, [(25, 25, 27)] * 5),
@@ -178,6 +178,10 @@ def test_own_file(tmp_path: Path, ending: str) -> None:
     assert task.texts == [text for texts in by_class(ROWS).values() for text in sorted(texts)]
     assert task.data.names == sorted({label for _, label in ROWS})
     assert len(task.train_texts) == 12
+    # A run from before the key ``order`` keeps its episodes.
+    keys = {key: value for key, value in TEXT.items() if key != "order"}
+    as_they_stand = Text(0, file=str(tmp_path / f"my.{ending}"), **keys)
+    assert as_they_stand.texts == [text for texts in by_class(ROWS).values() for text in texts]
     assert (task.spec.modality, task.spec.input_shape) == ("text", ())
 
 

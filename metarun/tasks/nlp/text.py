@@ -20,7 +20,9 @@ class Text(TextFewShot):
     same for all texts of a class; without it (null), fractions ``val`` and ``test`` of the classes are drawn
     with ``split_seed``. Classes of fewer than ``min_texts`` texts are left out. ``duplicates``: ``drop``
     keeps one of the identical texts of a class, ``keep`` all of them, although an episode can then ask for a text that
-    is in its support set. How many rows were read and left out is in the log. Raises
+    is in its support set. Episodes depend on the ``order`` of the texts of a class: by ``content``, so that the rows of
+    a file may stand in any order, or as in the ``file``, which is what a run from before this key had. How many rows
+    were read and left out is in the log. Raises
     :class:`~metarun.errors.UserError` for a missing file or column, a bad line (with its number), too few
     classes and too few texts of one.
     """
@@ -42,6 +44,7 @@ class Text(TextFewShot):
         val: Fraction,
         test: Fraction,
         split_seed: int,
+        order: Literal["content", "file"] = "file",
     ) -> None:
         require(file is not None, "task.file is not set: name a .csv, .tsv or .jsonl file with texts")
         path = Path(str(file)).expanduser()
@@ -60,8 +63,7 @@ class Text(TextFewShot):
         if duplicates == "drop":
             labelled = list(dict.fromkeys(labelled))
             self.reading.append(f"{path.name}: {len(texts) - len(labelled)} duplicates dropped")
-        # Sorted, so that the order of the file's rows decides nothing.
-        found = {name: sorted(each) for name, each in by_class(labelled).items()}
+        found = {name: sorted(each) if order == "content" else each for name, each in by_class(labelled).items()}
         examples = {name: each for name, each in found.items() if len(each) >= min_texts}
         if len(examples) < len(found):
             self.reading.append(
