@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -147,7 +147,7 @@ class Gym(GymFamily):
         sampler: ImportPath | None,
         horizon: Positive,
         episodes: Positive,
-        channels: Channels | None,
+        channels: Literal["first", "last"] | None,
     ) -> None:
         if sampler is None:
             raise UserError(
