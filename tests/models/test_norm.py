@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from metarun.errors import UserError
 from metarun.kernels.mode import TaskBatched
 from metarun.kernels.patches import fold
-from metarun.models.norm import BatchNorm
+from metarun.models.norm import BatchNorm, set_policy, statistics_from
+from metarun.types import NormPolicy
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -107,3 +109,33 @@ def test_at_test_running_statistics_are_used() -> None:
     assert not whole.norm.folds(whole.conv)
     whole.norm.policy = "transductive"
     assert whole.norm.folds(whole.conv)
+
+
+def normalised(x: Tensor, by: Tensor) -> Tensor:
+    return (x - by.mean(0)) / (by.var(0, correction=0) + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["metarun's", "torch's"])
+@pytest.mark.parametrize("policy", ["running", "transductive", "support"])
+def test_what_each_policy_normalises_by(policy: NormPolicy, own: bool) -> None:
+    seen, asked = 2 + 3 * torch.randn(8, 3), torch.randn(5, 3)
+    layer = nn.Sequential(BatchNorm(3) if own else nn.BatchNorm1d(3))
+    if policy == "support" and not own:
+        with pytest.raises(UserError, match="cannot steer torch's own batch norm"):
+            set_policy(layer, policy)
+        return
+    set_policy(layer, policy)
+    buffers = {name: value.clone() for name, value in layer.named_buffers()}
+    torch.testing.assert_close(layer(seen), normalised(seen, seen))  # in training by the batch, whatever the policy
+    layer.eval()
+    if policy == "running":
+        mean, variance = 0.1 * seen.mean(0), 0.9 + 0.1 * seen.var(0)
+        torch.testing.assert_close(layer(asked), (asked - mean) / (variance + 1e-5).sqrt())
+    else:
+        torch.testing.assert_close(layer(asked), normalised(asked, asked))
+        assert all(torch.equal(value, buffers[name]) for name, value in layer.named_buffers())
+    if own:
+        with statistics_from(layer, 2):
+            torch.testing.assert_close(layer(asked), normalised(asked, asked[:2]))
+        if policy != "running":
+            torch.testing.assert_close(layer(asked), normalised(asked, asked))  # and not after the block

@@ -66,6 +66,10 @@ def test_strings_and_truth_by_a_walk() -> None:
                     state = automata.target[t, state, leaving.index(int(y[i]))]
     assert min(lengths) >= 3
     assert len(lengths) > 3
+    many = task.batch("train", range(100))
+    counted = torch.cat([(part.y >= 0).sum(-1).flatten() for part in (many.support, many.query)]).bincount()
+    assert counted[:3].sum() == 0
+    assert counted[3:].tolist() == pytest.approx([700 / 6] * 6, abs=40)  # all lengths from 3 to 8 are as likely
 
 
 def test_next_symbol_chances_against_simulation() -> None:

@@ -43,6 +43,41 @@ def names(task, split):
     return {task.data.names[c] for c in task.classes[split]}
 
 
+def drawn_by_number(monkeypatch) -> None:
+    """In place of the drawings: images whose pixels are the number of the character, in two bytes, and of the turn."""
+
+    def load(root, size, resize, turns):
+        named = [f"A{i // 40}/character{i % 40 + 1:02d}" for i in range(1623)]
+        images = np.zeros((turns, 1623, 20, 1, 2, 2), dtype=np.uint8)
+        character = np.arange(1623)[:, None]
+        images[..., 0, 0, 0], images[..., 0, 0, 1] = character // 256, character % 256
+        images[..., 0, 1, 0] = np.arange(turns)[:, None, None]
+        return images.reshape(-1, 1, 2, 2), named
+
+    monkeypatch.setattr(omniglot, "load", load)
+
+
+def test_a_turn_is_the_tasks_own_and_makes_no_new_class(monkeypatch):
+    drawn_by_number(monkeypatch)
+    where = ["train", "val"]
+    task = build(split="random", rotations="task", rotation_splits=where, invert=False, size=2, test_ways=[])
+    turns = Counter()
+    for split in ("train", "test"):
+        batch = task.batch(split, range(100), EpisodeShape(5, 1, 2, named=True))
+        x = torch.cat([batch.support.x.view(100, 5, 1, 4), batch.query.x.view(100, 5, 2, 4)], 2)
+        assert (x == x[:, :, :1]).all()  # one character and one turn for all examples of a class in a task
+        character, turn = 256 * x[:, :, 0, 0].long() + x[:, :, 0, 1], x[:, :, 0, 2]
+        assert torch.equal(batch.support.y, torch.from_numpy(task.numbers(split, character.numpy())))
+        assert batch.support.way == len(task.classes[split])
+        if split == "test":
+            assert (turn == 0).all()
+        else:
+            turns.update(turn.flatten().tolist())
+            assert len(turn[0].unique()) > 1 or len(turn[1].unique()) > 1  # a turn for each class of the task
+    assert sorted(turns) == [0, 1, 2, 3]
+    assert all(80 < count < 170 for count in turns.values())  # of 500
+
+
 SPLITS = [
     ("vinyals", "none", None, (1028, 172, 423)),
     ("vinyals", "classes", None, (4112, 688, 1692)),
