@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,20 @@ Positive = Annotated[int, Ge(1)]  # 1, 2, ...
 Rate = Annotated[float, Gt(0)]  # a positive real, such as a learning rate
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class IsPath:
+    """Marks the type of keys that hold a path: they are stored absolute, and may be changed when data have moved.
+
+    ``always`` is false where a value may also be something else, such as a name; it is a path then if it exists.
+    """
+
+    always: bool = True
+
+
+DataPath = Annotated[str, IsPath()]
+PathOrName = Annotated[str, IsPath(always=False)]
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

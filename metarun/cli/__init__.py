@@ -21,6 +21,7 @@ COMMANDS = {
     "reproduce": "reproduce ID [--seeds N]: run a paper's recipe and say how far the result is from the paper's",
     "report": "report DIR... [out=FOLDER]: compare runs: means over seeds, paired differences, curves, cost; one page",
     "bench": "bench [key=value ...]: the outer step side by side with other libraries', whichever are installed",
+    "cache": "cache [clear [--older-than DAYS]]: what the cache holds and when it was used; clear empties it",
     "doctor": "what this machine offers, and what is missing",
 }
 

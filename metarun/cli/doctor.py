@@ -67,10 +67,11 @@ def _findings() -> Iterator[tuple[str, str, bool | None]]:
             "METARUN_DATA is not set; data sets are downloaded to the cache, or named by task.root",
             None,
         )
-    from metarun.tasks.files import cache_dir
+    from metarun.tasks.cache import cache_root, entries, shown_size
 
-    for name, place in (("cache", cache_dir()), ("outputs", Path("outputs"))):
-        yield name, str(place), _writable(place)
+    held = sum(entry.size for entry in entries())
+    yield "cache", f"{cache_root()}, {shown_size(held)} (metarun cache lists it)", _writable(cache_root())
+    yield "outputs", "outputs", _writable(Path("outputs"))
     yield "wandb mode", _wandb_mode(), None
     for extra, module in _EXTRAS.items():
         there = importlib.util.find_spec(module) is not None

@@ -7,11 +7,13 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metarun.cli.output import set_up_logging
+from metarun.cli.stored import recorded
 from metarun.config.environment import resolved
 from metarun.errors import Interrupted, RunFailed, UserError
 from metarun.training.signals import StopRequest
@@ -19,6 +21,7 @@ from metarun.training.signals import StopRequest
 if TYPE_CHECKING:
     from torch.multiprocessing.spawn import ProcessContext
 
+    from metarun.tasks.base import Task
     from metarun.tracking.rundir import RunDirectory
 
 GRACE = 5.0
@@ -59,7 +62,7 @@ def _here(config: Mapping[str, Any], facts: Mapping[str, Any], directory: RunDir
 
     with ranks.joined():
         with ranks.lead_first():
-            experiment = build(config, facts, directory.path if directory else None)
+            experiment = build(config, facts, directory.path if directory else None, _same_data(directory))
         if not ranks.leads():
             return experiment.run()
         if directory is None:
@@ -69,6 +72,15 @@ def _here(config: Mapping[str, Any], facts: Mapping[str, Any], directory: RunDir
         except Exception as error:
             error.run_log = directory.path / "metarun.log"  # type: ignore[attr-defined]
             raise
+
+
+def _same_data(directory: RunDirectory | None) -> Callable[[Task], None] | None:
+    """What makes sure that a run that goes on does so with the data it began with."""
+    if directory is None or not directory.meta():
+        return None
+    from metarun.tasks.record import settle_for_resume
+
+    return partial(settle_for_resume, kept=recorded(directory))
 
 
 def _spread(

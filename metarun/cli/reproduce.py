@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metarun.cli.processes import count_gpus, run_all
+from metarun.cli.stored import same_data
 from metarun.cli.words import sort
 from metarun.errors import RunFailed, UserError, nearest
 from metarun.escape import printable
@@ -33,7 +34,7 @@ def run(words: list[str]) -> int:
         check(config)
     new = [f"experiment={name}", *overrides]
     run_all({f"seed {seed}": lambda seed=seed: _words(configs[seed], seed, new, elsewhere) for seed in configs}, jobs)  # type: ignore[misc]
-    runs = {seed: earlier(config)[0] for seed, config in configs.items()}
+    runs = {seed: earlier(config, same_data(config))[0] for seed, config in configs.items()}
     if missing := [seed for seed, found in runs.items() if found is None]:
         raise RunFailed(f"seed {', '.join(map(str, missing))} did not finish")
     result = record(name, configs[0], {seed: found for seed, found in runs.items() if found is not None})
@@ -68,7 +69,7 @@ def _words(config: Mapping[str, Any], seed: int, new: Sequence[str], elsewhere: 
 
     ``elsewhere`` are the words that say where the user's own options lie.
     """
-    finished, stopped = earlier(config)
+    finished, stopped = earlier(config, same_data(config))
     if finished is not None:
         print(f"metarun: seed {seed}: {finished.path}", file=sys.stderr)
         return None

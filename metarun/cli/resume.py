@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from metarun.cli.launch import carry_out
 from metarun.cli.output import print_summary, set_up_logging
-from metarun.cli.stored import reread, take_code
+from metarun.cli.stored import refuse_lost_data, reread, take_code
 from metarun.config.check import check
 from metarun.config.environment import resolved
 from metarun.errors import UserError
@@ -14,7 +14,8 @@ def run(words: list[str]) -> int:
     """The command."""
     set_up_logging()
     words, trust = take_code(words)
-    directory, config, facts, _ = reread("resume", words, allowed=("runner.", "tracker."), trust=trust)
+    directory, config, facts, changes = reread("resume", words, allowed=("runner.", "tracker."), trust=trust)
+    refuse_lost_data("resume", str(directory.path), config, changes)
     check(config)
     iterations = resolved(config)["runner"]["iterations"]
     done = directory.summary()

@@ -87,12 +87,14 @@ def _study(folder: Folder, search: Search, config: Mapping[str, Any], worker: in
 def _experiment(
     overrides: Sequence[str], values: Mapping[str, Any], config: Mapping[str, Any], name: str
 ) -> Experiment:
+    from metarun.cli.train import named
     from metarun.config.build import build
     from metarun.config.compose import compose
 
     print(printable(f"metarun: {name}: {' '.join(_words(values))}"), flush=True)
     composed = compose([*overrides, *_EACH, *_words(values)])
-    return build({**composed.config, "name": config["name"]}, {"choices": composed.choices, "group": config["name"]})
+    facts = {"choices": composed.choices, "asked": list(composed.asked), "group": config["name"]}
+    return build({**named(composed), "name": config["name"]}, facts)
 
 
 def _finish(study: Study, folder: Folder, config: Mapping[str, Any]) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from metarun.config.catalogue import catalogue
+from metarun.config.environment import resolved
+from metarun.config.locations import absolute, absolute_path, path_keys
 from metarun.config.trust import Trust, admit, take_trust
 from metarun.errors import UserError, nearest
 from metarun.tracking.rundir import RunDirectory
@@ -17,6 +20,8 @@ from metarun.tracking.rundir import RunDirectory
 log = logging.getLogger("metarun")
 
 if TYPE_CHECKING:
+    from metarun.tasks.base import Task
+    from metarun.tasks.record import DataRecord
     from metarun.training.experiment import Experiment
 
 
@@ -28,14 +33,77 @@ def take_code(words: Sequence[str]) -> tuple[list[str], Trust]:
 
 
 def rebuild(
-    command: str, words: Sequence[str], allowed: Sequence[str], trust: Trust
+    command: str,
+    words: Sequence[str],
+    allowed: Sequence[str],
+    trust: Trust,
+    settle: Callable[[Task, RunDirectory, Mapping[str, Any]], None] | None = None,
 ) -> tuple[RunDirectory, Experiment, dict[str, Any]]:
-    """The run directory that ``words`` begin with, its experiment, and the changes that the other words ask for."""
+    """The run directory that ``words`` begin with, its experiment, and the changes that the other words ask for.
+
+    ``settle`` is given the task, the directory and the changes before a model is built.
+    """
     directory, config, facts, changes = reread(command, words, allowed, trust)
+    refuse_lost_data(command, words[0], config, changes)
     from metarun.config.build import build
 
     config["runner"]["devices"] = 1  # one process is enough for what is not training
-    return directory, build(config, facts, directory.path), changes
+
+    def given(task: Task) -> None:
+        if settle is not None:
+            settle(task, directory, changes)
+
+    return directory, build(config, facts, directory.path, given), changes
+
+
+def recorded(directory: RunDirectory) -> DataRecord | None:
+    """The record of the data that a run was made of; ``None`` for a run from before it was kept."""
+    from metarun.tasks.record import DataRecord
+
+    stored = directory.data()
+    try:
+        return None if stored is None else DataRecord.of(stored)
+    except ValueError as error:
+        raise UserError(f"{directory.path / 'data.json'} is damaged: {error}") from None
+
+
+def same_data(config: Mapping[str, Any]) -> Callable[[RunDirectory], bool]:
+    """Whether a run of ``config`` was made of the data that ``config`` reads now; unknown data count as the same.
+
+    The data are read when the first run is asked about that has any.
+    """
+
+    @cache
+    def found() -> DataRecord:
+        from metarun.config.build import construct
+
+        values = resolved(config)
+        return construct(values["task"], seed=values["seed"]).record()
+
+    def same(run: RunDirectory) -> bool:
+        kept = recorded(run)
+        if kept is None or not kept.places:
+            return True
+        return kept.classes == found().classes and not kept.changed(found())
+
+    return same
+
+
+def refuse_lost_data(command: str, run: str, config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    """Raise :class:`UserError` where the stored place of a run's data is empty, with how to name the new one."""
+    for key in data_keys(config):
+        place = _get(config, key)
+        known = isinstance(place, str) and "${" not in place
+        if known and key not in changes and not Path(place).exists():
+            raise UserError(
+                f"the run's data are gone: {key}={place} does not exist   where they lie now: "
+                f"metarun {command} {run} {key}=NEW"
+            )
+
+
+def data_keys(config: Mapping[str, Any], shipped: bool = False) -> list[str]:
+    """The keys of a run's task that say where its data lie; ``shipped`` as in :func:`path_keys`."""
+    return [key for key, always in path_keys(config, shipped).items() if always and key.startswith("task.")]
 
 
 def reread(
@@ -43,8 +111,8 @@ def reread(
 ) -> tuple[RunDirectory, dict[str, Any], dict[str, Any], dict[str, Any]]:
     """The run directory that ``words`` begin with, its configuration, its facts, and the changes that words ask for.
 
-    Only keys that start with one of ``allowed`` may be changed. Code that the run's configuration names is refused
-    unless it is metarun's own, named by a change, or admitted by ``trust``.
+    Only keys that start with one of ``allowed`` may be changed, and those that say where the data lie. Code that the
+    run's configuration names is refused unless it is metarun's own, named by a change, or admitted by ``trust``.
     """
     if not words or "=" in words[0]:
         raise UserError(f"{command} needs a run directory: metarun {command} RUN [key=value ...]{_recent()}")
@@ -52,7 +120,7 @@ def reread(
     config = directory.config()
     meta = directory.meta()
     _add_new_keys(config, meta.get("choices", {}))
-    changes = {}
+    allowed, changes = (*allowed, *data_keys(config, shipped=True)), {}
     for word in words[1:]:
         key, separator, text = word.partition("=")
         if not separator:
@@ -65,6 +133,10 @@ def reread(
             raise UserError(f"{key}={text}: not a value") from None
         _set(config, key, changes[key])
     admit(config, str(directory.path / "config.yaml"), trust, own=changes)
+    for key in changes.keys() & path_keys(config).keys():
+        changes[key] = absolute_path(changes[key])
+        _set(config, key, changes[key])
+    config = absolute(config, Path(str(meta.get("directory") or Path.cwd())))
     facts: dict[str, Any] = {key: meta[key] for key in ("choices", "group") if key in meta}
     return directory, config, facts, changes
 
@@ -103,6 +175,10 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
         siblings = [str(k) for k in node] if isinstance(node, Mapping) else list(config)
         raise UserError(f"unknown key '{key}'{nearest(leaf, siblings)}   allowed: {', '.join(siblings)}")
     node[leaf] = value
+
+
+def _get(config: Mapping[str, Any], key: str) -> Any:
+    return reduce(lambda node, part: node[part], key.split("."), config)
 
 
 def _recent() -> str:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from metarun.cli.output import print_summary, set_up_logging
+from metarun.cli.stored import same_data
 from metarun.cli.train import named, train
 from metarun.config.check import check
-from metarun.config.compose import Composed, chosen, compose, multirun, resolve, sweep_directory
+from metarun.config.compose import Composed, asked_keys, chosen, compose, multirun, resolve, sweep_directory
 from metarun.errors import Interrupted, RunFailed, UserError, conceal
 from metarun.escape import printable
 from metarun.tracking.history import Job, earlier
@@ -61,8 +62,9 @@ def job(config: Any) -> None:
     note = Job(asked, "started", log=_output())
     note.write(directory, hydra.job.num)
     try:
-        composed = Composed(resolve(config), chosen(hydra.runtime.choices))
-        finished, started = earlier(named(composed))
+        composed = Composed(resolve(config), chosen(hydra.runtime.choices), asked_keys(words))
+        wanted = named(composed)
+        finished, started = earlier(wanted, same_data(wanted))
         if finished is not None:
             print(printable(f"metarun: done before: {finished.path}"), file=sys.stderr)
             note = Job(asked, "done before", run=str(finished.path))

@@ -13,6 +13,7 @@ from metarun.cli.launch import carry_out
 from metarun.cli.output import print_summary, set_up_logging
 from metarun.config.check import check
 from metarun.config.compose import Composed, compose, default_name
+from metarun.config.locations import absolute
 from metarun.config.paths import conf_directory, options, use_config_dir
 from metarun.errors import UserError, nearest
 
@@ -66,12 +67,12 @@ def train(
     """
     config = named(composed)
     check(config)
-    return carry_out(config, {"choices": composed.choices, **(facts or {})}, directory)
+    return carry_out(config, {"choices": composed.choices, "asked": list(composed.asked), **(facts or {})}, directory)
 
 
 def named(composed: Composed) -> dict[str, Any]:
-    """The configuration with its run's name filled in."""
-    config = dict(composed.config)
+    """The configuration with its run's name filled in and its paths absolute."""
+    config = absolute(composed.config)
     config["name"] = config.get("name") or default_name(composed.choices)
     return config
 
@@ -89,6 +90,8 @@ def _complete(words: Sequence[str]) -> bool:
         offers = [f"{group}={name}" for name, _ in options(group) if name.startswith(start)]
     elif before[1:] in (["resume"], ["eval"]):
         offers = [str(p.parent) for p in Path().glob("*/*/*/config.yaml") if str(p).startswith(word)]
+    elif before[1:2] == ["cache"]:
+        offers = [w for w in ("clear", "--older-than") if w.startswith(word) and w not in before]
     else:
         offers = [name for name in COMMANDS if len(before) == 1 and word and name.startswith(word)]
     if offers:

@@ -5,34 +5,42 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metarun.config.check import check
 from metarun.config.declare import is_section
 from metarun.config.environment import resolved
+from metarun.config.fit import adjustable, get, lowered
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
+    from metarun.algorithms.base import Algorithm
+    from metarun.tasks.base import Task
     from metarun.training.experiment import Experiment
 
 log = logging.getLogger("metarun")
 
 
 def build(
-    config: Mapping[str, Any], facts: Mapping[str, Any] | None = None, directory: Path | None = None
+    config: Mapping[str, Any],
+    facts: Mapping[str, Any] | None = None,
+    directory: Path | None = None,
+    settle: Callable[[Task], None] | None = None,
 ) -> Experiment:
     """The experiment that a configuration describes; raises :class:`UserError` for what does not fit.
 
     It is built with the values of the environment's variables, and stores their names.
     ``directory``: that of an earlier run, whose checkpoint will be loaded. Its text model's vocabulary is taken over
-    here, since it decides how texts are encoded.
+    here, since it decides how texts are encoded. ``settle(task)`` is called before a model sees the task: it may give
+    it the splits of an earlier run, or refuse it.
     """
     check(config)
     written, config = config, resolved(config)
     import torch
 
+    from metarun.tasks.fewshot import DoesNotFit
     from metarun.tracking.settings import Tracker
     from metarun.training.experiment import Experiment
     from metarun.training.precision import parameters_dtype
@@ -41,18 +49,38 @@ def build(
 
     runner, tracker = Runner(**config["runner"]), Tracker(**config["tracker"])
     torch.set_default_dtype(parameters_dtype(runner.precision))
-    seed = config["seed"]
-    task = construct(config["task"], seed=seed)
+    seed, free = config["seed"], adjustable(facts or {})
+
+    def made(config: Mapping[str, Any]) -> tuple[Task, Algorithm]:
+        task = construct(config["task"], seed=seed)
+        if settle is not None:
+            settle(task)
+        torch.manual_seed(seed)
+        model = construct(config["model"], spec=task.spec, texts=lambda: task.train_texts)
+        if vocabularies(model) and (source := _source(directory, runner.init_from)):
+            from metarun.training import checkpoint
+
+            take_vocabulary(model, checkpoint.load(source, torch.device("cpu"))["algorithm"]["parameters"])
+        task.prepare(model)
+        return task, construct(config["algorithm"], model=model, spec=task.spec)
+
+    kept, fits = config, False
+    while not fits:
+        shape = None
+        try:
+            task, algorithm = made(config)
+            if (shape := algorithm.train_shape(task.shape)) is not None:
+                task.check("train", shape)
+            fits = True
+        except DoesNotFit as error:
+            config = lowered(config, error, free, shape)
     for remark in task.remarks():
         log.info("%s", remark)
-    torch.manual_seed(seed)
-    model = construct(config["model"], spec=task.spec, texts=lambda: task.train_texts)
-    if vocabularies(model) and (source := _source(directory, runner.init_from)):
-        from metarun.training import checkpoint
-
-        take_vocabulary(model, checkpoint.load(source, torch.device("cpu"))["algorithm"]["parameters"])
-    task.prepare(model)
-    algorithm = construct(config["algorithm"], model=model, spec=task.spec)
+    if changed := {key: [was, now] for key in free if (was := get(kept, key)) != (now := get(config, key))}:
+        facts = {**(facts or {}), "lowered": changed}
+        for key, (_, now) in changed.items():
+            section, name = key.split(".")
+            written = {**written, section: {**written[section], name: now}}
     return Experiment(task, algorithm, runner, tracker, seed=seed, name=config["name"], config=written, facts=facts)
 
 

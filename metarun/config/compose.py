@@ -33,6 +33,8 @@ class Composed:
 
     config: dict[str, Any]
     choices: dict[str, str]
+    asked: tuple[str, ...] = ()
+    """The keys that the user set, rather than an option's file."""
 
 
 class _UserConf(SearchPathPlugin):
@@ -47,7 +49,7 @@ def compose(overrides: Sequence[str]) -> Composed:
     """The configuration that ``overrides`` ask for, resolved; raises :class:`UserError` for what cannot be."""
     try:
         composed = _compose(overrides)
-        return Composed(resolve(composed), chosen(composed.hydra.runtime.choices))
+        return Composed(resolve(composed), chosen(composed.hydra.runtime.choices), asked_keys(overrides))
     except MissingConfigException as error:
         raise UserError(_unknown_option(error)) from None
     except ConfigCompositionException as error:
@@ -61,6 +63,12 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(conf_directory()), version_base="1.3"):
         return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+
+
+def asked_keys(overrides: Sequence[str]) -> tuple[str, ...]:
+    """The keys that ``overrides`` set; choices of options are none."""
+    keys = (word.partition("=")[0].lstrip("+") for word in overrides)
+    return tuple(key for key in keys if "." in key)
 
 
 def sweep_directory(overrides: Sequence[str]) -> Path:

@@ -16,7 +16,7 @@ from metarun.errors import UserError, require
 from metarun.models.lowrank import add, fix
 from metarun.models.tokens import pad
 from metarun.tasks.files import Arrays, Progress, cached
-from metarun.types import Fraction, Positive, Rate
+from metarun.types import Fraction, PathOrName, Positive, Rate
 
 Pooling = Literal["mean", "cls", "max"]
 EMBEDDED_AT_ONCE = 64
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
     def __init__(
         self,
         *,
-        name: str,
+        name: PathOrName,
         pooling: Pooling,
         normalize: bool,
         tune: Literal["frozen", "all", "lora"],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metarun.errors import RunFailed, UserError, nearest, require
 from metarun.models.conv4 import as_float
 from metarun.tasks.base import Spec
-from metarun.types import Positive
+from metarun.types import DataPath, Positive
 
 
 class Timm(nn.Module):
@@ -34,7 +34,7 @@ class Timm(nn.Module):
     std: Tensor
 
     def __init__(
-        self, spec: Spec, *, name: str, pretrained: bool, weights: str | None, resize: Positive | None
+        self, spec: Spec, *, name: str, pretrained: bool, weights: DataPath | None, resize: Positive | None
     ) -> None:
         super().__init__()
         timm = imported()

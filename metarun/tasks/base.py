@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarun.errors import require
+from metarun.tasks.record import DataRecord
 from metarun.types import Split
 
 if TYPE_CHECKING:
@@ -158,6 +160,21 @@ class Task(ABC):
     def protocol(self) -> dict[str, Any]:
         """What a reader must know to compare a number of this family: split, way, shot, preprocessing."""
         return {}
+
+    def record(self) -> DataRecord:
+        """Which classes its splits have and what they hold: kept with a run, compared when it is resumed or evaluated.
+
+        Families whose splits depend on files, or on keys such as ``split_seed``, say so here.
+        """
+        return DataRecord()
+
+    def class_names(self) -> Sequence[str]:
+        """All classes of the data, those of no split included."""
+        return sorted(self.record().names)
+
+    def keep_classes(self, classes: Mapping[Split, Sequence[str]]) -> None:
+        """Take these classes for each split, by their names, in this order. All of them are in the data."""
+        require(self.record().classes == classes, f"{type(self).__name__} cannot take the splits of an earlier run")
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
         """Known reference values of the metric on these tasks (oracle, random, optimum), where there are any."""

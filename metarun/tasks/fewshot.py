@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.errors import require
+from metarun.errors import UserError, require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
+from metarun.tasks.record import DataRecord
 from metarun.tasks.rng import choose, permutation, uniforms
 from metarun.types import SPLITS, Split
 
@@ -20,21 +22,71 @@ MANY = 0.01
 """Share of identical examples from which on a user is told that scores are too good."""
 
 
-@dataclass
 class ClassData:
     """Examples sorted by class.
 
-    ``x`` [N, ...]: class c owns rows ``offsets[c]:offsets[c + 1]``; ``offsets`` [C + 1]; ``names`` [C].
+    ``x`` [N, ...]: class c owns rows ``offsets[c]:offsets[c + 1]``; ``offsets`` [C + 1]; ``names`` [C]. ``x`` may be
+    given as a function that loads it; it is called at first use, once episodes are known to fit the data.
+
+    ``digests`` [C], or a function that returns them, are hashes of the content of each class, by which a run later
+    recognises its data; by default, of its rows of ``x``. Empty: the content is not compared. ``places`` are the
+    absolute paths that the data were read from.
     """
 
-    x: Tensor
-    offsets: np.ndarray
-    names: list[str]
+    def __init__(
+        self,
+        x: Tensor | Callable[[], Tensor],
+        offsets: np.ndarray,
+        names: list[str],
+        digests: Sequence[str] | Callable[[], Sequence[str]] | None = None,
+        places: Sequence[str] = (),
+    ) -> None:
+        self._x, self.offsets, self.names, self._digests, self.places = x, offsets, names, digests, tuple(places)
+
+    @property
+    def x(self) -> Tensor:
+        if not isinstance(self._x, Tensor):
+            self._x = self._x()
+        return self._x
+
+    @x.setter
+    def x(self, x: Tensor) -> None:
+        self._x = x
 
     @property
     def sizes(self) -> np.ndarray:
         """[C] examples a class."""
         return np.diff(self.offsets)
+
+    @property
+    def digests(self) -> Sequence[str]:
+        """[C] or empty."""
+        if self._digests is None:
+            rows = zip(self.offsets, self.offsets[1:], strict=False)
+            self._digests = [hash_of(self.x[a:b].cpu().contiguous().numpy().tobytes()) for a, b in rows]
+        elif callable(self._digests):
+            self._digests = self._digests()
+        return self._digests
+
+    def to(self, device: torch.device) -> ClassData:
+        """A copy with ``x`` on ``device``."""
+        return ClassData(self.x.to(device), self.offsets, self.names, self._digests, self.places)
+
+
+def hash_of(content: bytes) -> str:
+    """A hash for :attr:`ClassData.digests`."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+class DoesNotFit(UserError):
+    """An episode is larger than the data allow: the sum of ``parts`` of its shape is more than ``limit``.
+
+    Of several parts, the first is the first to lower. ``why`` is a clause: ``'val' has 3 classes``.
+    """
+
+    def __init__(self, message: str, why: str, limit: int, *parts: str) -> None:
+        super().__init__(message)
+        self.why, self.limit, self.parts = why, limit, parts
 
 
 class FewShot(Task):
@@ -47,6 +99,9 @@ class FewShot(Task):
 
     kind: ClassVar[str] = "classification"
     metric: ClassVar[str] = "accuracy"
+    remedy_for_few_classes: str = ""
+    remedy_for_small_classes: str = ""
+    """What an error adds: which keys of the family change how many classes and examples there are."""
 
     def __init__(
         self,
@@ -70,30 +125,47 @@ class FewShot(Task):
         self.name = name or type(self).__name__
         shape = tuple(data.x.shape[1:]) if input_shape is None else input_shape
         self.spec = Spec("classification", self.modality, shape, way, train_classes=len(self.classes["train"]))
-        for split in self.classes:
-            self.check(split, self.shape)
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        """Refuse the family's own shapes, by its own keys."""
+        try:
+            for split in self.classes:
+                self.check(split, self.shape)
+        except DoesNotFit as error:
+            raise DoesNotFit(f"task.{error}", error.why, error.limit, *error.parts) from None
         for other in self.test_ways:
-            self.check("test", self.shape.changed(way=other))
+            try:
+                self.check("test", self.shape.changed(way=other))
+            except DoesNotFit as error:
+                told = f"task.test_ways={list(self.test_ways)}: {error}"
+                raise DoesNotFit(told, error.why, error.limit, "test_ways") from None
 
     def check(self, split: Split, shape: EpisodeShape) -> None:
         ids = self.classes[split]
         require(shape.way >= 2, f"task.way={shape.way}: an episode needs at least 2 classes")
-        require(
-            shape.way <= len(ids),
-            f"way={shape.way} is more than the {len(ids)} classes of the '{split}' split of {self.name}; "
-            f"the largest possible is {len(ids)}",
-        )
+        if shape.way > len(ids):
+            raise DoesNotFit(
+                f"way={shape.way} is more than the {len(ids)} classes of the '{split}' split of {self.name}; "
+                f"the largest possible is {len(ids)}{self.remedy_for_few_classes}",
+                f"'{split}' has {len(ids)} classes",
+                len(ids),
+                "way",
+            )
         sizes = self.data.sizes[ids]
-        smallest = int(sizes.min())
-        require(
-            shape.shot + shape.query <= smallest,
-            f"shot={shape.shot} + query={shape.query} is more than the {smallest} examples of class "
-            f"'{self.data.names[ids[sizes.argmin()]]}', the smallest of the '{split}' split of {self.name}",
-        )
+        smallest, name = int(sizes.min()), self.data.names[ids[sizes.argmin()]]
+        if shape.shot + shape.query > smallest:
+            raise DoesNotFit(
+                f"shot={shape.shot} + query={shape.query} is more than the {smallest} examples of class '{name}', "
+                f"the smallest of the '{split}' split of {self.name}{self.remedy_for_small_classes}",
+                f"class '{name}' has {smallest} examples",
+                smallest,
+                *(("query", "shot") if shape.query else ("shot",)),
+            )
 
     def to(self, device: torch.device) -> FewShot:
         self.device = device
-        self.data = replace(self.data, x=self.data.x.to(device))
+        self.data = self.data.to(device)
         return self
 
     def rows(self, split: Split, indices: Sequence[int], shape: EpisodeShape) -> tuple[np.ndarray, np.ndarray]:
@@ -171,6 +243,20 @@ class FewShot(Task):
                 shapes[f"_{way}way"] = self.shape.changed(way=way)
         return shapes
 
+    def record(self) -> DataRecord:
+        names, digests = self.data.names, self.data.digests
+        classes = {split: [names[c] for c in ids] for split, ids in self.classes.items()}
+        return DataRecord(classes, dict(zip(names, digests, strict=True)) if digests else {}, list(self.data.places))
+
+    def class_names(self) -> Sequence[str]:
+        return self.data.names
+
+    def keep_classes(self, classes: Mapping[Split, Sequence[str]]) -> None:
+        number = {name: i for i, name in enumerate(self.data.names)}
+        self.classes = {split: np.array([number[name] for name in names]) for split, names in classes.items()}
+        self.spec = replace(self.spec, train_classes=len(self.classes["train"]))
+        self._check_shapes()
+
     def protocol(self) -> dict[str, Any]:
         return {
             "data": self.name,
@@ -181,17 +267,22 @@ class FewShot(Task):
         }
 
 
-def split_classes(groups: Sequence[int] | np.ndarray, *, val: float, test: float, seed: int) -> dict[Split, np.ndarray]:
+def split_classes(
+    groups: Sequence[int] | np.ndarray, *, val: float, test: float, seed: int, least: int = 0
+) -> dict[Split, np.ndarray]:
     """Class ids of three splits: about ``val`` and ``test`` of all classes, the rest to train.
 
     ``groups`` [C] names each class's group, and a group stays whole (``range(C)``: every class for itself).
-    Groups come in a seeded order and go to test, then val, while they fit: neither gets more than its share.
+    Groups come in a seeded order and go to test, then val, while they fit: neither gets more than its share, but
+    ``least`` classes where its share is not 0 and as many are left to train.
     """
     require(val + test < 1, f"task.val={val} + task.test={test} leave no classes to meta-train on")
     _, group = np.unique(groups, return_inverse=True)
     sizes = np.bincount(group)
     home = np.zeros(len(sizes), dtype=np.int64)
     room = {2: round(test * len(group)), 1: round(val * len(group))}
+    if len(group) >= least * (1 + (val > 0) + (test > 0)):
+        room = {2: max(room[2], least * (test > 0)), 1: max(room[1], least * (val > 0))}
     for g in permutation(seed, len(sizes)):
         home[g] = next((split for split, left in room.items() if sizes[g] <= left), 0)
         if home[g]:

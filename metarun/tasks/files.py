@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -20,6 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarun.errors import RunFailed, UserError
+from metarun.tasks.cache import cache_dir, cache_root
+
+log = logging.getLogger("metarun")
 
 Arrays = dict[str, NDArray[Any]]
 Allocate = Callable[[tuple[int, ...]], NDArray[np.uint8]]
@@ -44,25 +48,14 @@ def find(root: str | os.PathLike[str] | None, *candidates: str) -> Path | None:
     data = os.environ.get("METARUN_DATA")
     if data and (found := _first(Path(data).expanduser(), candidates)):
         return found
-    return _first(_cache_root(), candidates)
+    found = _first(cache_root(), candidates)
+    if found is not None:
+        _used(_place("downloads", {"file": found.relative_to(cache_root()).as_posix()}, ".json"))
+    return found
 
 
 def _first(base: Path, candidates: tuple[str, ...]) -> Path | None:
     return next((base / name for name in candidates if (base / name).exists()), None)
-
-
-def _cache_root() -> Path:
-    return Path(os.environ.get("METARUN_CACHE") or "~/.cache/metarun").expanduser()
-
-
-def cache_dir() -> Path:
-    """The cache folder, made if missing: ``METARUN_CACHE``, default ``~/.cache/metarun``."""
-    path = _cache_root()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the cache {path} ({error.strerror}); set METARUN_CACHE") from error
-    return path
 
 
 @contextmanager
@@ -71,7 +64,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
     Concurrent writers are safe: each has its own temporary file, and readers see a whole file or none.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -79,66 +72,132 @@ def atomic(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror or error}); set METARUN_CACHE") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
 
 
 def cached(kind: str, key: Mapping[str, Any], build: Callable[[], Arrays]) -> Arrays:
     """The arrays that ``build()`` makes, kept in the cache under ``kind`` and a hash of ``key``.
 
-    ``key`` (JSON values) must hold everything that the result depends on. An unreadable file is built anew.
+    ``key`` (JSON values) must hold everything that the result depends on. An unreadable file is built anew; a cache
+    that cannot be written to costs the next run the same work, and nothing else.
     """
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    path = cache_dir() / kind / f"{digest}.npz"
+    path = _place(kind, key, ".npz")
     if path.exists():
         try:
             with np.load(path, allow_pickle=False) as stored:
-                return dict(stored)
+                arrays = dict(stored)
+            _used(path)
+            return arrays
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            logging.getLogger(__name__).warning("%s is damaged and is built anew", path)
+            log.warning("%s is damaged and is built anew", path)
     arrays = build()
-    with atomic(path) as temporary, temporary.open("wb") as file:
+    with _best_effort(path), atomic(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     return arrays
 
 
-def mapped(
-    kind: str, key: Mapping[str, Any], build: Callable[[Allocate], dict[str, Any]]
-) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-    """A large uint8 array from the cache, mapped from its file rather than read, and facts about it (JSON values).
+def recalled(kind: str, key: Mapping[str, Any]) -> Any:
+    """The JSON value that :func:`remember` kept under the same ``kind`` and ``key``; ``None`` if there is none."""
+    path = _place(kind, key, ".json")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    _used(path)
+    return value
 
-    ``build(allocate)`` makes them where they are missing or damaged: it fills the array that ``allocate(shape)``
-    gives it, and returns the facts. ``key`` as in :func:`cached`. Writing to the array changes no file.
+
+def remember(kind: str, key: Mapping[str, Any], value: Any) -> None:
+    """Keep a JSON value in the cache for :func:`recalled`."""
+    path = _place(kind, key, ".json")
+    with _best_effort(path), atomic(path) as temporary:
+        temporary.write_text(json.dumps(value), encoding="utf-8")
+
+
+def mapped(kind: str, key: Mapping[str, Any], build: Callable[[Allocate], None], what: str = "") -> NDArray[np.uint8]:
+    """A large uint8 array from the cache, mapped from its file rather than read.
+
+    ``build(allocate)`` makes it where it is missing or damaged: it fills the array that ``allocate(shape)`` gives it,
+    which lies in memory where the cache has no room. ``key`` as in :func:`cached`; ``what`` describes the array to
+    whoever lists the cache. Writing to the array changes no file.
     """
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    path = cache_dir() / kind / f"{digest}.npy"
+    path = _place(kind, key, ".npy")
     beside = path.with_suffix(".json")
     if beside.exists():
         try:
-            stored = json.loads(beside.read_text())
             array = np.load(path, mmap_mode="c", allow_pickle=False)
-            if stored["checksums"] == checksums(array):
-                return array, stored["facts"]
+            if json.loads(beside.read_text())["checksums"] == checksums(array):
+                _used(path)
+                return array
         except (OSError, ValueError, EOFError, KeyError, TypeError):
             pass
-        logging.getLogger(__name__).warning("%s is damaged and is built anew", path)
-    with atomic(path) as temporary:
+        log.warning("%s is damaged and is built anew", path)
+    temporary = _temporary(path)
+    array = np.empty(0, np.uint8)
 
-        def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-            # Space is taken at once: a mapped file that cannot grow ends the process without a word.
-            nonlocal array
+    def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        # Space is taken at once: a mapped file that cannot grow ends the process without a word.
+        nonlocal array
+        with _best_effort(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
             if hasattr(os, "posix_fallocate"):
                 with temporary.open("r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
             return array
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        array = np.empty(shape, np.uint8)
+        return array
 
-        facts = build(allocate)
+    try:
+        build(allocate)
+        if not isinstance(array, np.memmap):
+            return array
         array.flush()
         sums = checksums(array)
-        del array
-    with atomic(beside) as temporary:
-        temporary.write_text(json.dumps({"checksums": sums, "facts": facts}))
-    return np.load(path, mmap_mode="c", allow_pickle=False), facts
+        with _best_effort(path):
+            temporary.replace(path)
+            with atomic(beside) as note:
+                note.write_text(json.dumps({"checksums": sums, "what": what}))
+            return np.load(path, mmap_mode="c", allow_pickle=False)
+        return array
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _place(kind: str, key: Mapping[str, Any], ending: str) -> Path:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+    return cache_root() / kind / f"{digest}{ending}"
+
+
+@contextmanager
+def _best_effort(path: Path) -> Iterator[None]:
+    """A block that writes ``path`` in the cache: where that fails, it says so once and ends."""
+    try:
+        yield
+    except (OSError, UserError) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        if str(path.parent) not in _unwritable:
+            _unwritable.add(str(path.parent))
+            log.warning(
+                "the cache cannot keep %s (%s): the next run does this work again; set METARUN_CACHE", path, reason
+            )
+
+
+_unwritable: set[str] = set()
+
+
+def _used(path: Path) -> None:
+    """Note the time of last use, by which `metarun cache` lists and clears."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
 
 
 def checksums(array: NDArray[np.uint8], block: int = 1 << 26) -> list[int]:
@@ -175,6 +234,7 @@ def download(url: str, known_hash: str, name: str) -> Path:
         raise RunFailed(
             f"cannot download {url} ({reason}); put the file under METARUN_DATA or task.root instead"
         ) from error
+    remember("downloads", {"file": name}, {"file": name, "url": url})
     return path
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,13 +32,16 @@ def substance(config: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def runs_of(config: Mapping[str, Any]) -> list[RunDirectory]:
-    """The runs of ``config``, with its seed, that lie in its directory, the oldest first."""
+def runs_of(config: Mapping[str, Any], same_data: Callable[[RunDirectory], bool] | None = None) -> list[RunDirectory]:
+    """The runs of ``config``, with its seed, that lie in its directory, the oldest first.
+
+    ``same_data`` tells whether a run of this configuration was also made of the data that there are now.
+    """
     found, wanted, values = [], substance(config), resolved(config)
     for path in sorted(Path(values["runner"]["directory"], values["name"]).glob(f"*_s{values['seed']}")):
         try:
             run = RunDirectory.open(path)
-            same = substance(run.config()) == wanted
+            same = substance(as_asked(run)) == wanted and (same_data is None or same_data(run))
             run.summary()
         except (UserError, OSError) as error:
             log.warning("left out: %s", error)
@@ -48,6 +51,15 @@ def runs_of(config: Mapping[str, Any]) -> list[RunDirectory]:
         if same:
             found.append(run)
     return found
+
+
+def as_asked(run: RunDirectory) -> dict[str, Any]:
+    """The configuration of a run with the defaults that were lowered to fit its data as they were."""
+    config = run.config()
+    for key, (default, _) in run.meta().get("lowered", {}).items():
+        section, name = key.split(".")
+        config[section][name] = default
+    return config
 
 
 @dataclass(frozen=True)
@@ -100,9 +112,14 @@ def runs_of_sweep(folder: Path) -> Iterator[Path]:
             yield (folder / job.run).resolve()
 
 
-def earlier(config: Mapping[str, Any]) -> tuple[RunDirectory | None, RunDirectory | None]:
-    """The first finished run of ``config``, and the last one that was stopped after a checkpoint."""
-    runs = runs_of(config)
+def earlier(
+    config: Mapping[str, Any], same_data: Callable[[RunDirectory], bool] | None = None
+) -> tuple[RunDirectory | None, RunDirectory | None]:
+    """The first finished run of ``config``, and the last one that was stopped after a checkpoint.
+
+    ``same_data`` as in :func:`runs_of`.
+    """
+    runs = runs_of(config, same_data)
     finished = next((run for run in runs if run.summary() is not None), None)
     stopped = [run for run in runs if run.summary() is None and (run.path / "checkpoints" / "last.pt").is_file()]
     return finished, stopped[-1] if stopped else None

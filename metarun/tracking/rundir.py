@@ -123,6 +123,17 @@ class RunDirectory:
     def write_inputs(self, values: Mapping[str, Any]) -> None:
         self._write("inputs.json", json.dumps(values, indent=1))
 
+    def data(self) -> dict[str, Any] | None:
+        """The record of the run's data, data.json; ``None`` for a run from before there was one."""
+        path = self.path / "data.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+
+    def write_data(self, record: Mapping[str, Any]) -> None:
+        self._write("data.json", json.dumps(record, indent=1, ensure_ascii=False))
+
     def status(self) -> dict[str, Any]:
         """How the run ended; nothing where that is not known."""
         try:

@@ -73,10 +73,10 @@ class Experiment:
         self.device = choose_device(runner.device)
         algorithm.to(self.device)
         precision.settle(algorithm, runner.precision, self.device)
-        task.to(self.device)
         shape = algorithm.train_shape(task.shape)
         if shape is not None:
             task.check("train", shape)
+        task.to(self.device)  # loads the data, which takes time: last
 
     def run(self, directory: RunDirectory | None = None) -> dict[str, Any]:
         """The whole life of a run; returns the summary. With the directory of an earlier one, goes on from there.
@@ -110,6 +110,7 @@ class Experiment:
                 directory.write_config(self.config)
                 if isinstance(self.algorithm, SupervisedAlgorithm):
                     directory.write_inputs(Inputs.of(self.task).as_dict())
+                directory.write_data(self.task.record().as_dict())
                 directory.write_meta(
                     **provenance(),
                     **self.facts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from metarun.types import Count, NonNegative, Positive, Precision
+from metarun.types import Count, DataPath, NonNegative, Positive, Precision
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Runner:
     """Which meta-parameters are tested: best on validation, or the last."""
     plots: bool
     """Draw plots at the end."""
-    init_from: str | None
+    init_from: DataPath | None
     """Directory of a run whose model, as far as its own selection chose it, this run's model starts from."""
     directory: str
     """Where run directories are made."""

@@ -14,7 +14,7 @@ from PIL import Image
 from metarun.adapted import load
 from metarun.algorithms.metric.protonet import prototypes
 from metarun.cli import main
-from metarun.tasks.vision.folder import read_image
+from metarun.tasks.vision.images import read_image
 
 QUICK = ["runner.iterations=0", "runner.validate_every=0", "runner.test_episodes=4", "runner.plots=false",
          "runner.device=cpu", "runner.threads=1", "tracker.wandb=disabled"]  # fmt: skip

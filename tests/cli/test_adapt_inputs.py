@@ -153,13 +153,13 @@ def test_learner_does_not_fit(images: Path, photos: None, capsys: pytest.Capture
     adapt(images, "--support=support", status=2)
     assert "3 classes, and this run's learner has a head of 2; take up to 2 classes" in said(capsys)
     for c in range(9):
-        draw(Path("data") / f"class{c}", 2, c)
+        draw(Path("others") / f"new{c}", 2, 20 + c)
     for change, message in (
         ("task.way=3", "task.way is 3, and this run's learner has a head of 2; take 2 classes, train with task.way=3"),
         ("task.colour=grey", "this run's learner reads images of 3 channels, and these have 1"),
         ("task.size=32", "use images of the run's own task.size"),
     ):
-        assert main(["eval", str(images), "task.root=data", "runner.test_episodes=2", change]) == 2
+        assert main(["eval", str(images), "task.root=others", "runner.test_episodes=2", change]) == 2
         told = said(capsys)
         assert message in told
         assert "state_dict" not in told

@@ -57,8 +57,8 @@ def test_topic_sets_are_split_by_label(tmp_path: Path, dataset: str, sizes: tupl
     together = [label for part in SPLIT[dataset] for label in part]
     assert sorted(together) == list(range(sum(sizes)))
     for split, labels in zip(SPLITS, SPLIT[dataset], strict=True):
-        assert {task.data.names[c] for c in task.classes[split]} == {f"label {label}" for label in labels}
-    first = task.data.names.index("label 3")
+        assert {task.data.names[c] for c in task.classes[split]} == {f"{dataset} label {label}" for label in labels}
+    first = task.data.names.index(f"{dataset} label 3")
     start = task.data.offsets[first]
     assert task.texts[start : start + 5] == [f"Text {i} of3" for i in range(5)]
 

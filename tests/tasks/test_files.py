@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from metarun.errors import RunFailed, UserError
-from metarun.tasks.files import atomic, cache_dir, cached, download, find
+from metarun.tasks.files import atomic, cache_dir, cached, download, find, mapped, recalled, remember
 
 
 @pytest.fixture(autouse=True)
@@ -91,10 +91,20 @@ def test_cached_builds_once_per_key_and_again_when_damaged():
     assert len(calls) == 8
 
 
-def test_a_cache_that_cannot_be_made_is_named(places, monkeypatch):
+def test_a_cache_that_cannot_be_written_costs_only_time(places, monkeypatch, caplog):
     monkeypatch.setenv("METARUN_CACHE", str(touch(places / "file") / "cache"))
+
+    def fill(allocate):
+        allocate((3,))[:] = 7
+
+    with caplog.at_level("WARNING", "metarun"):
+        assert cached("kind", {}, lambda: {"x": np.ones(1)})["x"] == 1
+        assert mapped("kind", {}, fill).tolist() == [7, 7, 7]
+        remember("kind", {}, 1)
+    assert recalled("kind", {}) is None
+    assert "METARUN_CACHE" in caplog.text
     with pytest.raises(UserError, match="METARUN_CACHE"):
-        cached("kind", {}, lambda: {"x": np.zeros(1)})
+        cache_dir()
 
 
 CONTENT = bytes(range(256)) * 100

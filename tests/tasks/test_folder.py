@@ -1,6 +1,7 @@
 """Own images: layouts, modes, the invalidation of the cache, and all that can be wrong with them."""
 
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import torch
 from PIL import Image
 
 from metarun.errors import UserError
-from metarun.tasks.vision import folder
-from metarun.tasks.vision.folder import Folder, read_image
+from metarun.tasks.vision import collection
+from metarun.tasks.vision.folder import Folder
+from metarun.tasks.vision.images import read_image
 
 ARGUMENTS = {
     **{"way": 2, "shot": 1, "query": 1, "test_ways": [], "size": 8, "colour": "rgb"},
@@ -82,22 +84,138 @@ def test_decoded_once_and_again_when_files_change(root, monkeypatch):
         calls.append(file)
         return read_image(file, *arguments)
 
-    monkeypatch.setattr(folder, "read_image", counting)
-    build(root)
-    assert len(calls) == 24
-    build(root)
-    assert len(calls) == 24
+    monkeypatch.setattr(collection, "read_image", counting)
+
+    def decoded(root, **given) -> int:
+        """Images that building the task decodes."""
+        before = len(calls)
+        assert build(root, **given).data.x.shape[0] == sum(1 for _ in root.rglob("*.png"))
+        return len(calls) - before
+
+    assert decoded(root) == 24
+    assert decoded(root) == 0
+    os.utime(root / "a" / "0.png", ns=(1, 1))  # touched
+    assert decoded(root) == 0
+    root = root.rename(root.parent / "moved")
+    assert decoded(root) == 0
+    assert len(list((root.parent / "cache" / "folder").glob("*.npy"))) == 1
     Image.new("RGB", (8, 8), (255, 255, 255)).save(root / "a" / "0.png")
-    os.utime(root / "a" / "0.png", ns=(1, 1))
+    assert decoded(root) == 24
     assert build(root).data.x[0].min() == 255
-    assert len(calls) == 48
     Image.new("RGB", (8, 8)).save(root / "a" / "9.png")
-    assert build(root).data.sizes[0] == 4
+    assert decoded(root) == 25
     (root / "a" / "9.png").unlink()
-    assert build(root).data.sizes[0] == 3
-    build(root, size=9)
-    build(root, colour="grey")
-    assert len(calls) == 48 + 25 + 24 + 24
+    assert decoded(root) == 0  # as it was
+    assert decoded(root, size=9) == 24
+    assert decoded(root, colour="grey") == 24
+
+
+def test_a_zip_is_read_as_its_folder_and_shares_its_decoded_images(root, tmp_path):
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for file in sorted(root.rglob("*.png")):
+            archive.write(file, f"photos/{file.relative_to(root)}")
+            archive.writestr(f"__MACOSX/photos/{file.parent.name}/._{file.name}", "junk")
+        archive.writestr("photos/.DS_Store", "junk")
+    folder, packed = build(root), build(tmp_path / "images.zip")
+    assert packed.data.names == folder.data.names
+    assert packed.data.digests == folder.data.digests
+    assert torch.equal(packed.data.x, folder.data.x)
+    assert len(list((tmp_path / "cache" / "folder").glob("*.npy"))) == 1
+
+
+def test_what_is_not_read_is_counted_and_named(root, caplog):
+    (root / "a" / "inside").mkdir()
+    Image.new("L", (8, 8)).save(root / "a" / "inside" / "x.png")
+    for name in ("a/1.heic", "a/2.HEIC", "b/notes.txt", "readme"):
+        (root / name).write_text("mine")
+    Image.new("L", (8, 8)).save(root / "loose.png")
+    (root / "__MACOSX").mkdir()
+    (root / "__MACOSX" / "x.png").write_text("junk")
+    (root / "b" / "Thumbs.db").write_text("junk")
+    (root / "c" / "UPPER.PNG").write_bytes((root / "c" / "0.png").read_bytes())
+    with caplog.at_level("INFO", "metarun"):
+        assert build(root).data.sizes.tolist() == [3, 3, 4, 3, 3, 3, 3, 3]
+    told = caplog.text
+    assert "read 25 images of 8 classes; skipped 6 files: 2 .heic (no decoder), 1 .txt" in told
+    assert "1 in folders inside that of a class ('a/inside')" in told
+    assert "1 outside of the classes' folders" in told
+    assert "1 without an ending" in told
+
+
+def own_split(at, **parts):
+    for split, names in parts.items():
+        for name in names:
+            write(at / split / name, name)
+    return at
+
+
+def splits(task):
+    return {split: "".join(task.data.names[c] for c in ids) for split, ids in task.classes.items()}
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "Val"])
+def test_names_of_the_validation_folder(tmp_path, name):
+    task = build(own_split(tmp_path / "own", train="abc", test="fg", **{name: "de"}))
+    assert splits(task) == {"train": "abc", "val": "de", "test": "fg"}
+
+
+def test_without_a_validation_folder_some_of_trains_classes_are_taken(tmp_path):
+    task = build(own_split(tmp_path / "own", train="abcdef", test="gh"), val=0.34)
+    parts = splits(task)
+    assert parts["test"] == "gh"
+    assert len(parts["val"]) == 2
+    assert sorted(parts["train"] + parts["val"]) == list("abcdef")
+
+
+def test_a_split_of_images_is_ignored_with_a_line(tmp_path, caplog):
+    with caplog.at_level("INFO", "metarun"):
+        task = build(own_split(tmp_path / "own", train="abcdefgh", test="abcdefgh"))
+    assert task.data.sizes.tolist() == [6] * 8
+    assert {split: len(names) for split, names in splits(task).items()} == {"train": 4, "val": 2, "test": 2}
+    assert "train/ and test/ hold the same 8 classes: that split of images is ignored" in caplog.text
+
+
+def test_tiny_imagenets_layout(tmp_path, caplog):
+    for name in "abcdefgh":
+        write(tmp_path / "tiny" / "train" / name / "images", name)
+        (tmp_path / "tiny" / "train" / name / f"{name}_boxes.txt").write_text("0 0 8 8")
+    for part in ("val", "test"):
+        write(tmp_path / "tiny" / part / "images", "z")
+    with caplog.at_level("INFO", "metarun"):
+        task = build(tmp_path / "tiny")
+    assert task.data.names == list("abcdefgh")
+    assert task.data.sizes.tolist() == [3] * 8
+    assert "in val/images, which is no class" in caplog.text
+
+
+def test_linked_classes_are_read(root, tmp_path):
+    (tmp_path / "linked").mkdir()
+    for name in "abcdefgh":
+        (tmp_path / "linked" / name).symlink_to(root / name)
+    assert torch.equal(build(tmp_path / "linked").data.x, build(root).data.x)
+    (tmp_path / "linked" / "a" / "again").symlink_to(tmp_path / "linked")  # in a circle
+    assert build(tmp_path / "linked").data.sizes.tolist() == [3] * 8
+    (root / "a" / "gone.png").symlink_to(root / "none.png")
+    with pytest.raises(UserError, match=r"gone.png: a link to [^\n]*, which is not there$"):
+        build(root)
+
+
+def test_folders_of_folders_are_refused_by_name(tmp_path):
+    for name in "abcdef":
+        write(tmp_path / "kinds" / "animals" / name, name)
+        write(tmp_path / "kinds" / "plants" / name, name)
+    with pytest.raises(UserError, match=r"'animals' holds folders of images .*task.root"):
+        build(tmp_path / "kinds")
+
+
+def test_six_classes_are_enough(tmp_path):
+    for name in "abcdef":
+        write(tmp_path / "few" / name, name)
+    assert {split: len(names) for split, names in splits(build(tmp_path / "few")).items()} == {
+        "train": 2,
+        "val": 2,
+        "test": 2,
+    }
 
 
 def test_what_is_not_an_image_is_left_alone(root):
@@ -201,20 +319,19 @@ def no_val(root):
         (junk, {}, os.path.join("c", "1.png")),
         (empty_class, {}, "z: no images in this class's folder"),
         (few_images, {}, "the 1 examples of class 'c'"),
-        (no_val, {}, "holds no folders"),
+        (no_val, {}, "train: no images in this class's folder"),
     ],
 )
 def test_what_is_wrong_is_one_line(root, spoil, given, words):
     spoil(root)
     with pytest.raises(UserError, match=r"^[^\n]*$") as error:
-        Folder(0, **{"root": str(root), **ARGUMENTS, **given})
+        torch.sum(Folder(0, **{"root": str(root), **ARGUMENTS, **given}).data.x)
     assert words in str(error.value)
 
 
-def test_a_missing_val_folder_is_named(tmp_path):
-    write(tmp_path / "own" / "train" / "a", "a")
-    with pytest.raises(UserError, match=r"val: no such folder .beside train"):
-        build(tmp_path / "own")
+def test_a_missing_test_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"beside train/ there must be test/"):
+        build(own_split(tmp_path / "own", train="abc", val="de"))
 
 
 def test_a_single_class_and_none(tmp_path):

@@ -222,14 +222,19 @@ def test_found_where_data_lie_and_one_file_is_enough(tmp_path):
     assert len(mini(None).data.x) == 36
     assert len(mini(tmp_path / "data").data.x) == 36
     assert len(mini(tmp_path / "data" / "mini-imagenet" / "mini.tar").data.x) == 36
-    assert len(list((tmp_path / "cache" / "mini_imagenet").glob("*.npy"))) == 2  # known by where it lies
+    assert len(list((tmp_path / "cache" / "mini_imagenet").glob("*.npy"))) == 1  # known by its content
 
 
 def test_decoded_once_and_again_when_a_file_changes_or_the_cache_is_damaged(tmp_path, monkeypatch):
     write_folder(tmp_path / "own")
     calls = []
     decode = images.decode
-    monkeypatch.setattr("metarun.tasks.vision.collection.decode", lambda *a: (calls.append(1), decode(*a)))
+
+    def counted(sources, one, into, label):
+        calls.extend([1] * label.startswith("decoding"))
+        return decode(sources, one, into, label)
+
+    monkeypatch.setattr("metarun.tasks.vision.collection.decode", counted)
     made = mini(tmp_path / "own")
     first = made.data.x.clone()
     made.data.x[:] = 0
@@ -249,7 +254,7 @@ def test_decoded_once_and_again_when_a_file_changes_or_the_cache_is_damaged(tmp_
     file = tmp_path / "own" / "images" / named(WNIDS["train"][0], 0)
     file.write_bytes(encoded(np.full((84, 84, 3), 9, np.uint8)))
     assert (mini(tmp_path / "own").data.x == 9).all(3).all(2).all(1).sum() == 1
-    mini(tmp_path / "own", size=20)
+    assert mini(tmp_path / "own", size=20).data.x.shape[-1] == 20
     assert len(calls) == 5
 
 
@@ -270,7 +275,7 @@ def test_images_that_cannot_be_read_are_counted_and_named(tmp_path):
         file = tmp_path / "own" / "images" / named(wnid, 2)
         file.write_bytes([b"no image", file.read_bytes()[:60], b""][i % 3])
     with pytest.raises(UserError, match=r"^7 of 36 images cannot be read: [^\n]*; and 2 more$") as error:
-        mini(tmp_path / "own")
+        mini(tmp_path / "own").data.x.sum()
     assert named(WNIDS["train"][0], 2) in str(error.value)
     assert not list((tmp_path / "cache" / "mini_imagenet").iterdir())  # nothing half done
 
@@ -412,11 +417,11 @@ def test_tiered_imagenet_in_folders_and_its_errors(tmp_path):
     content = pickle.loads((tmp_path / "short" / "tiered-imagenet-val_images_png.pkl").read_bytes())
     (tmp_path / "short" / "tiered-imagenet-val_images_png.pkl").write_bytes(pickle.dumps(content[:-1]))
     with pytest.raises(UserError, match=r"holds 11 images, but tiered-imagenet-val_labels.pkl 12 labels"):
-        tiered(tmp_path / "short")
+        tiered(tmp_path / "short").data.x.sum()
     content[5] = content[5][:50]
     (tmp_path / "short" / "tiered-imagenet-val_images_png.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(UserError, match=r"val_images_png.pkl: image 5: not a readable image"):
-        tiered(tmp_path / "short")
+        tiered(tmp_path / "short").data.x.sum()
 
 
 SPECIES = {s: [c for c, (home, _) in class_list("cub").items() if home == s][:3] for s in SPLITS}
@@ -533,6 +538,43 @@ def test_every_layout_of_cifar_gives_the_same(tmp_path, name, layout):
         assert rows[:, 2].sum() == 4 * 255
     for split in SPLITS:
         assert {class_list(name)[task.data.names[c]][0] for c in task.classes[split]} == {split}
+
+
+@pytest.mark.parametrize("name", ["cifar_fs", "fc100"])
+def test_cifars_own_split_of_images_is_ignored_with_a_line(tmp_path, name, caplog):
+    """train/<class> and test/<class> are of the same classes; the published list says which are held out."""
+    write_cifar_folders(tmp_path / "plain")
+    files = sorted((tmp_path / "plain").rglob("*.png"))
+    for i, file in enumerate(files):
+        place = tmp_path / "parts" / ("test" if i % 2 else "train") / file.parent.name / file.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(file.read_bytes())
+    with caplog.at_level("INFO", "metarun"):
+        task = cifar(name, tmp_path / "parts")
+    assert sum(task.data.sizes) == len(files)
+    assert "lie in test/ and train/ alike: that split of images is ignored" in caplog.text
+    assert task.record().classes == cifar(name, tmp_path / "plain").record().classes
+
+
+def test_cifars_two_splits_share_one_copy_of_the_images(tmp_path):
+    write_cifar_folders(tmp_path / "plain")
+    assert torch.equal(cifar("cifar_fs", tmp_path / "plain").data.x, cifar("fc100", tmp_path / "plain").data.x)
+    assert len(list((tmp_path / "cache").glob("*/*.npy"))) == 1
+
+
+def test_ravis_names_in_the_splits_folders_and_linked_classes(tmp_path):
+    write_folder(tmp_path / "plain")
+    for split, wnid, i in every():
+        place = tmp_path / "parts" / split / named(wnid, i)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes((tmp_path / "plain" / "images" / named(wnid, i)).read_bytes())
+    write_classes(tmp_path / "classes")
+    (tmp_path / "linked").mkdir()
+    for folder in (tmp_path / "classes").iterdir():
+        (tmp_path / "linked" / folder.name).symlink_to(folder)
+    plain = mini(tmp_path / "plain")
+    for other in ("parts", "linked"):
+        assert torch.equal(mini(tmp_path / other).data.x, plain.data.x), other
 
 
 def test_cifar_must_be_whole_unless_told(tmp_path):

@@ -216,7 +216,7 @@ def test_own_split(tmp_path: Path) -> None:
         ("my.jsonl", "[1]\n", {}, "item 1: not a JSON object"),
         ("my.jsonl", '{"text": null, "label": "b"}\n', {}, "line 1: 'text' is null, not a text"),
         ("my.jsonl", '{"text": "a", "label": "b"}\n', {"split": "part"}, "no column 'part' .task.split."),
-        ("my.csv", "text,label\na,b\nc,d\n", {}, "2 classes, 0 of them for 'train', fewer than task.way=2"),
+        ("my.csv", "text,label\na,b\nc,d\n", {}, "2 classes, 0 of them for 'train', and an episode needs 2"),
         ("my.csv", "ok", {"way": 3}, "8 classes, 2 of them for 'val', fewer than task.way=3"),
         ("my.csv", "ok", {"shot": 2}, "shot=2 . query=2 is more than the 3 examples"),
         ("my.csv", "ok", {"min_texts": 4}, "task.min_texts=4, holds no texts"),

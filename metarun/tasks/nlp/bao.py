@@ -10,7 +10,7 @@ from metarun.errors import require
 from metarun.tasks.files import find
 from metarun.tasks.nlp.base import TextFewShot
 from metarun.tasks.tables import decoded, json_lines
-from metarun.types import SPLITS, Positive
+from metarun.types import SPLITS, DataPath, Positive
 
 SPLIT: dict[str, tuple[Sequence[int], Sequence[int], Sequence[int]]] = {
     "20news": ((1, 5, 10, 11, 13, 14, 16, 18), (4, 6, 7, 12, 17), (0, 2, 3, 8, 9, 15, 19)),
@@ -41,7 +41,7 @@ class Bao(TextFewShot):
         seed: int,
         *,
         dataset: Literal["20news", "amazon", "huffpost", "rcv1", "reuters"],
-        root: str | None,
+        root: DataPath | None,
         tokens: Positive,
         way: Positive,
         shot: Positive,
@@ -67,7 +67,7 @@ class Bao(TextFewShot):
         require(not missing, f"{path}: no texts of label {', '.join(missing)}; {dataset} has {len(found)} labels")
         place = {label: i for i, label in enumerate(found)}
         super().__init__(
-            {f"label {label}": texts for label, texts in found.items()},
+            {f"{dataset} label {label}": texts for label, texts in found.items()},
             {s: [place[label] for label in sorted(labels)] for s, labels in zip(SPLITS, split, strict=True)},
             seed=seed,
             way=way,
@@ -75,6 +75,7 @@ class Bao(TextFewShot):
             query=query,
             test_ways=test_ways,
             name=dataset,
+            places=[Path(str(path))],
         )
         self.tokens = tokens
 

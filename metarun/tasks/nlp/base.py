@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
-from metarun.tasks.fewshot import ClassData, FewShot
+from metarun.tasks.fewshot import ClassData, FewShot, hash_of
 from metarun.types import Split
 
 if TYPE_CHECKING:
@@ -38,13 +40,15 @@ class TextFewShot(FewShot):
         query: int,
         test_ways: Sequence[int],
         name: str,
+        places: Sequence[Path] = (),
     ) -> None:
-        """``examples``: class -> its texts; ``classes[split]`` are positions in it."""
+        """``examples``: class -> its texts; ``classes[split]`` are positions in it; ``places``: the files read."""
         self.texts = [text for each in examples.values() for text in each]
         offsets = np.cumsum([0, *(len(each) for each in examples.values())])
         ids = torch.zeros(len(self.texts), 0, dtype=torch.int32)
+        digests = [hash_of(json.dumps(list(each)).encode()) for each in examples.values()]
         super().__init__(
-            ClassData(ids, offsets, list(examples)),
+            ClassData(ids, offsets, list(examples), digests, [str(place.resolve()) for place in places]),
             classes,
             seed=seed,
             way=way,

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from metarun.errors import UserError, require
-from metarun.tasks.fewshot import split_classes
+from metarun.tasks.fewshot import DoesNotFit, split_classes
 from metarun.tasks.files import find
 from metarun.tasks.nlp.base import TextFewShot
-from metarun.types import Fraction, Positive
+from metarun.types import DataPath, Fraction, Positive
 
 
 class FewRel(TextFewShot):
@@ -32,7 +32,7 @@ class FewRel(TextFewShot):
         self,
         seed: int,
         *,
-        root: str | None,
+        root: DataPath | None,
         markers: bool,
         way: Positive,
         shot: Positive,
@@ -41,22 +41,35 @@ class FewRel(TextFewShot):
         val: Fraction,
         split_seed: int,
     ) -> None:
-        known, held_out = (_read(_open(root, name), markers) for name in ("train_wiki.json", "val_wiki.json"))
+        paths = [_open(root, name) for name in ("train_wiki.json", "val_wiki.json")]
+        known, held_out = (_read(path, markers) for path in paths)
         both = sorted(known.keys() & held_out.keys())
         require(
             not both, f"FewRel: {', '.join(both)} in both train_wiki.json and val_wiki.json; they share no relation"
         )
-        drawn = split_classes(range(len(known)), val=val, test=0, seed=split_seed)
+        drawn = split_classes(range(len(known)), val=val, test=0, seed=split_seed, least=2)
         classes = {split: ids.tolist() for split, ids in drawn.items()}
         classes["test"] = list(range(len(known), len(known) + len(held_out)))
         for split, ids in classes.items():
-            require(
-                len(ids) >= way,
-                f"FewRel: '{split}' has {len(ids)} relations, fewer than task.way={way}; change task.way or "
-                f"task.val={val}",
-            )
+            told = f"FewRel: '{split}' has {len(ids)} relations"
+            require(len(ids) >= 2, f"{told}, and an episode needs 2; change task.val={val}, or add relations")
+            if len(ids) < way:
+                raise DoesNotFit(
+                    f"{told}, fewer than task.way={way}; change task.way or task.val={val}",
+                    f"'{split}' has {len(ids)} classes",
+                    len(ids),
+                    "way",
+                )
         super().__init__(
-            known | held_out, classes, seed=seed, way=way, shot=shot, query=query, test_ways=test_ways, name="FewRel"
+            known | held_out,
+            classes,
+            seed=seed,
+            way=way,
+            shot=shot,
+            query=query,
+            test_ways=test_ways,
+            name="FewRel",
+            places=paths,
         )
         self.partition = {"split": "test: val_wiki", "split_seed": split_seed, "markers": markers}
 

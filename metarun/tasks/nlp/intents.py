@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metarun.errors import UserError, require
-from metarun.tasks.fewshot import split_classes
+from metarun.tasks.fewshot import DoesNotFit, split_classes
 from metarun.tasks.files import download, find
 from metarun.tasks.nlp.base import TextFewShot, by_class
 from metarun.tasks.nlp.folds import FOLDS
 from metarun.tasks.tables import decoded, json_lines, text
-from metarun.types import SPLITS, Fraction, Positive
+from metarun.types import SPLITS, DataPath, Fraction, Positive
 
 _CLINC = "https://raw.githubusercontent.com/clinc/oos-eval/master/data/"
 _BANKING = "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/master/banking_data/"
@@ -78,7 +78,7 @@ class Intents(TextFewShot):
         seed: int,
         *,
         dataset: Literal["clinc150", "banking77", "BANKING77", "HWU64", "Liu", "OOS"],
-        root: str | None,
+        root: DataPath | None,
         way: Positive,
         shot: Positive,
         query: Positive,
@@ -123,14 +123,27 @@ class Intents(TextFewShot):
             drawn = split_classes(groups, val=val, test=test, seed=split_seed)
             classes = {split: ids.tolist() for split, ids in drawn.items()}
             for split, ids in classes.items():
-                require(
-                    len(ids) >= way,
-                    f"{dataset}: '{split}' gets {len(ids)} of {len(examples)} classes, fewer than "
-                    f"task.way={way}; change task.way, task.val={val} or task.test={test}",
-                )
+                if len(ids) < way:
+                    raise DoesNotFit(
+                        f"{dataset}: '{split}' gets {len(ids)} of {len(examples)} classes, fewer than "
+                        f"task.way={way}; change task.way, task.val={val} or task.test={test}",
+                        f"'{split}' has {len(ids)} classes",
+                        len(ids),
+                        "way",
+                    )
             self.partition = {"split": "by domain" if by_domain else "random", "split_seed": split_seed}
+        read = [place for place in FILES if place.split("/")[-2] == dataset]
+        read = [place for place in read if by_domain or not place.endswith("domains.json")]
         super().__init__(
-            examples, classes, seed=seed, way=way, shot=shot, query=query, test_ways=test_ways, name=dataset
+            examples,
+            classes,
+            seed=seed,
+            way=way,
+            shot=shot,
+            query=query,
+            test_ways=test_ways,
+            name=dataset,
+            places=[_open(root, place.removeprefix("text/")) for place in read],
         )
 
     def protocol(self) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metarun.errors import UserError, require
-from metarun.tasks.fewshot import split_classes
+from metarun.tasks.fewshot import DoesNotFit, split_classes
 from metarun.tasks.nlp.base import TextFewShot, by_class
 from metarun.tasks.tables import read_table
-from metarun.types import SPLITS, Fraction, Positive, Split
+from metarun.types import SPLITS, DataPath, Fraction, Positive, Split
 
 
 class Text(TextFewShot):
@@ -27,11 +27,13 @@ class Text(TextFewShot):
     classes and too few texts of one.
     """
 
+    remedy_for_small_classes = "; task.min_texts=N leaves out classes of fewer texts"
+
     def __init__(
         self,
         seed: int,
         *,
-        file: str | None,
+        file: DataPath | None,
         text: str,
         label: str,
         split: str | None,
@@ -79,18 +81,27 @@ class Text(TextFewShot):
             self.partition: dict[str, Any] = {"split": "own"}
             remedy = f"change task.way or the column '{split}'"
         else:
-            drawn = split_classes(range(len(examples)), val=val, test=test, seed=split_seed)
+            drawn = split_classes(range(len(examples)), val=val, test=test, seed=split_seed, least=2)
             classes = {s: ids.tolist() for s, ids in drawn.items()}
             self.partition = {"split": "random", "split_seed": split_seed}
             remedy = f"change task.way, task.val={val} or task.test={test}, or add classes"
         for s, ids in classes.items():
-            require(
-                len(ids) >= max(way, 2),
-                f"{what} has {len(examples)} classes, {len(ids)} of them for '{s}', fewer than "
-                f"task.way={way}; {remedy}",
-            )
+            told = f"{what} has {len(examples)} classes, {len(ids)} of them for '{s}'"
+            require(len(ids) >= 2, f"{told}, and an episode needs 2; {remedy}")
+            if len(ids) < way:
+                raise DoesNotFit(
+                    f"{told}, fewer than task.way={way}; {remedy}", f"'{s}' has {len(ids)} classes", len(ids), "way"
+                )
         super().__init__(
-            examples, classes, seed=seed, way=way, shot=shot, query=query, test_ways=test_ways, name=path.name
+            examples,
+            classes,
+            seed=seed,
+            way=way,
+            shot=shot,
+            query=query,
+            test_ways=test_ways,
+            name=path.name,
+            places=[path],
         )
 
     def remarks(self) -> list[str]:

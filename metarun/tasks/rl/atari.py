@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarun.errors import nearest, require
+from metarun.tasks.record import DataRecord
 from metarun.tasks.rl.gym import Frame, GymFamily, imported
 from metarun.tasks.rng import permutation
 from metarun.types import Count, Fraction, Positive, Split
@@ -97,6 +98,11 @@ class Atari(GymFamily):
         if parameters not in self.starts:
             self.starts[parameters] = self.console(*parameters).cloneState()
         simulator.start = self.starts[parameters]
+
+    def record(self) -> DataRecord:
+        return DataRecord(
+            {split: [f"{self.game}, mode {mode}" for mode in modes] for split, modes in self.modes.items()}
+        )
 
     def protocol(self) -> dict[str, Any]:
         names = ("game", "observation", "rewards", "skip", "sticky", "noops", "horizon", "episodes", "modes")

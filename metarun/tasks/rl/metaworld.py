@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarun.errors import nearest, require
+from metarun.tasks.record import DataRecord
 from metarun.tasks.rl.gym import Frame, GymFamily, imported
 from metarun.types import Positive, Split
 
@@ -66,6 +67,12 @@ class MetaWorld(GymFamily):
 
     def turn(self, simulator: Arm, parameters: Any) -> None:
         simulator.task = parameters
+
+    def record(self) -> DataRecord:
+        if self.benchmark == "ML1":  # one environment, whose goals are split
+            return DataRecord(rule={"env": self.env, "goals_seed": self.goals_seed})
+        names = {split: sorted({task.env_name for task in self.tasks[split]}) for split in ("train", "test")}
+        return DataRecord(names)  # type: ignore[arg-type]
 
     def protocol(self) -> dict[str, Any]:
         env = {"env": self.env} if self.benchmark == "ML1" else {}

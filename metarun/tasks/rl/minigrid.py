@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarun.errors import UserError, nearest, require
+from metarun.tasks.record import DataRecord
 from metarun.tasks.rl.gym import GymFamily, imported
 from metarun.types import SPLITS, Count, Positive, Split
 
@@ -93,6 +94,9 @@ class MiniGrid(GymFamily):
 
     def turn(self, simulator: Layout, parameters: int) -> None:
         simulator.layout = parameters
+
+    def record(self) -> DataRecord:
+        return DataRecord(rule={"held_out": self.held_out})
 
     def protocol(self) -> dict[str, Any]:
         told = {name: getattr(self, name) for name in ("words", "held_out", "horizon", "episodes")}

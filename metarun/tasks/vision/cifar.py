@@ -18,11 +18,11 @@ from metarun.tasks.vision.collection import (
     from_archive,
     from_arrays,
     from_folder,
-    located,
+    load_published,
+    locate,
     members,
-    published,
 )
-from metarun.types import Count, NonNegative, Positive
+from metarun.types import Count, DataPath, NonNegative, Positive
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
@@ -50,7 +50,7 @@ class Cifar100(ImageFewShot):
         self,
         seed: int,
         *,
-        root: str | None,
+        root: DataPath | None,
         way: Positive,
         shot: Positive,
         query: Count,
@@ -62,21 +62,22 @@ class Cifar100(ImageFewShot):
         jitter: NonNegative,
     ) -> None:
         places = (self.published, self.published.replace("_", "-"), "cifar100", "cifar-100", "cifar-100-python")
-        base = located(root, (*places, "cifar-100-python.tar.gz"), LAYOUTS)
+        base = locate(root, (*places, "cifar-100-python.tar.gz"), LAYOUTS)
         if base is None:
             base = download(URL, f"md5:{MD5}", "cifar-100-python.tar.gz")
-        data, classes = published(
+        data, classes = load_published(
             self.published,
             base,
             lambda files, listed: collected(base, files, set(listed)),
             size=size,
             whole=whole,
             each=IMAGES,
+            store="cifar100",
         )
         self.preprocessing = {"size": size, "whole": whole}
         self.crop, self.flip, self.jitter = crop, flip, jitter
         shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
-        super().__init__(data, classes, seed=seed, name=self.published, **shape)  # type: ignore[arg-type]
+        super().__init__(data, classes, seed=seed, name=self.published, input_shape=(3, size, size), **shape)  # type: ignore[arg-type]
 
     def protocol(self) -> dict[str, Any]:
         return {**super().protocol(), **self.preprocessing, **self.augmentation()}

@@ -14,12 +14,12 @@ from metarun.tasks.vision.collection import (
     archives,
     from_archive,
     from_folder,
-    located,
+    load_published,
+    locate,
     members,
-    published,
     refuse_missing,
 )
-from metarun.types import Count, NonNegative, Positive, Resize
+from metarun.types import Count, DataPath, NonNegative, Positive, Resize
 
 URL = "https://zenodo.org/records/8000562/files/CUB_200_2011.tgz"
 MD5 = "97eceeb196236b17998738112f37df78"
@@ -42,7 +42,7 @@ class CUB(ImageFewShot):
         self,
         seed: int,
         *,
-        root: str | None,
+        root: DataPath | None,
         way: Positive,
         shot: Positive,
         query: Count,
@@ -54,8 +54,8 @@ class CUB(ImageFewShot):
         flip: bool,
         jitter: NonNegative,
     ) -> None:
-        base = located(root, FOLDERS, LAYOUTS) or download(URL, f"md5:{MD5}", "CUB_200_2011.tgz")
-        data, classes = published(
+        base = locate(root, FOLDERS, LAYOUTS) or download(URL, f"md5:{MD5}", "CUB_200_2011.tgz")
+        data, classes = load_published(
             "cub",
             base,
             lambda files, listed: collected(base, files, set(listed), whole),
@@ -67,7 +67,7 @@ class CUB(ImageFewShot):
         self.preprocessing = {"size": size, "resize": resize, "whole": whole}
         self.resize, self.crop, self.flip, self.jitter = resize, crop, flip, jitter
         shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
-        super().__init__(data, classes, seed=seed, name="cub", **shape)  # type: ignore[arg-type]
+        super().__init__(data, classes, seed=seed, name="cub", input_shape=(3, size, size), **shape)  # type: ignore[arg-type]
 
     def protocol(self) -> dict[str, Any]:
         return {**super().protocol(), "split": "chen", **self.preprocessing, **self.augmentation()}

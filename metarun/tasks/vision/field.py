@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,6 +15,7 @@ from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
 from metarun.tasks.counts import shared_count
 from metarun.tasks.fewshot import FewShot
+from metarun.tasks.record import DataRecord
 from metarun.tasks.rng import choose, uniforms
 from metarun.types import Positive, Split
 
@@ -65,14 +66,28 @@ class Field(Task):
             self.check("test", other)
         self.check("train", self.shape)
         self.spec = Spec("regression", self.modality, (2,), channels, peak=1.0)
-        offsets = images.data.offsets
-        self.rows: dict[Split, NDArray[np.int64]] = {
-            split: np.concatenate([np.arange(offsets[c], offsets[c + 1]) for c in classes])
-            for split, classes in images.classes.items()
-        }
+        self.rows = self._rows()
         rows, columns = (torch.linspace(-1, 1, n) for n in (self.height, self.width))
         self.grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).flatten(0, 1)
         """[pixels, 2], row by row."""
+
+    def _rows(self) -> dict[Split, NDArray[np.int64]]:
+        """The images of each split."""
+        offsets = self.images.data.offsets
+        return {
+            split: np.concatenate([np.arange(offsets[c], offsets[c + 1]) for c in classes])
+            for split, classes in self.images.classes.items()
+        }
+
+    def record(self) -> DataRecord:
+        return self.images.record()
+
+    def class_names(self) -> Sequence[str]:
+        return self.images.class_names()
+
+    def keep_classes(self, classes: Mapping[Split, Sequence[str]]) -> None:
+        self.images.keep_classes(classes)
+        self.rows = self._rows()
 
     def to(self, device: torch.device) -> Field:
         self.device, self.grid = device, self.grid.to(device)

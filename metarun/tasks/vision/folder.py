@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from itertools import combinations
-from pathlib import Path
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from metarun.errors import UserError, require
-from metarun.tasks.fewshot import ClassData, split_classes
-from metarun.tasks.files import Allocate, mapped
+from metarun.tasks.fewshot import split_classes
 from metarun.tasks.vision.base import ImageFewShot
-from metarun.tasks.vision.images import ENDINGS, decode, read_image
-from metarun.types import SPLITS, Count, Fraction, NonNegative, Positive, Split
+from metarun.tasks.vision.collection import (
+    ARCHIVES,
+    SPLIT_NAMES,
+    Collection,
+    ImageSet,
+    from_archive,
+    listing,
+    members,
+)
+from metarun.tasks.vision.images import ENDINGS, NAMED, is_clutter, is_image
+from metarun.types import SPLITS, Count, DataPath, Fraction, NonNegative, Positive, Split
+
+log = logging.getLogger("metarun")
 
 
 class Folder(ImageFewShot):
     """Images in ``root/<class>/`` or, with the user's own split, in ``root/{train,val,test}/<class>/``.
 
-    Without an own split, ``val`` and ``test`` are fractions of the classes, drawn with ``split_seed``. Any
-    size and mode is read: an image is turned upright (EXIF), laid on white where transparent, cropped to its
+    ``root`` is a folder or an archive (.zip, .tar, .tar.gz). A single folder around the classes, or around the images
+    of a class, is looked through. ``valid``, ``validation`` and ``dev`` stand for ``val``; without any of them, the
+    classes of ``train`` are divided. Where ``train`` and ``test`` hold the same classes, that split of images is
+    ignored. What is not read is counted and named in the log.
+
+    Without an own split, ``val`` and ``test`` are fractions of the classes (at least 2 of 6), drawn with
+    ``split_seed``. Any size and mode is read (:func:`~metarun.tasks.vision.images.open_image`), cropped to its
     middle square, and resized to ``size`` pixels, rgb or grey as ``colour`` says. ``augment`` is the strength
     of the random affine maps of meta-training images, 0 for none; ``crop``, ``flip`` and ``jitter`` change them too
     (:class:`ImageFewShot`).
 
-    Decoded once into the cache, and again when a file is added, removed or changed. Raises
+    Decoded once into the cache, and again when the content of a file changes. Raises
     :class:`~metarun.errors.UserError` for a missing or empty folder, an unreadable image, too few classes, or
     a class with too few images.
     """
+
+    remedy_for_few_classes = "; lower it, change task.val or task.test, or add classes"
 
     def __init__(
         self,
         seed: int,
         *,
-        root: str | None,
+        root: DataPath | None,
         way: Positive,
         shot: Positive,
         query: Count,
@@ -55,37 +71,48 @@ class Folder(ImageFewShot):
     ) -> None:
         require(root is not None, "task.root is not set: name the folder that holds one folder of images a class")
         base = Path(str(root)).expanduser()
-        require(base.is_dir(), f"task.root={root}: {'not a folder' if base.exists() else 'no such folder'}")
-        own = (base / "train").is_dir()
-        homes: tuple[Split, ...] = SPLITS if own else ("train",)
-        found = {split: list_classes(base / split if own else base) for split in homes}
-        refuse_shared_classes(found)
-        folders = [(split, name, files) for split in homes for name, files in found[split].items()]
-        files = [file for _, _, each in folders for file in each]
-
+        require(base.exists(), f"task.root={root}: no such folder")
+        require(
+            base.is_dir() or base.name.lower().endswith(ARCHIVES),
+            f"task.root={root}: not a folder, nor an archive ({', '.join(ARCHIVES)})",
+        )
+        images = ImageSet("folder", base, lambda files: collect(base, files), size=size, resize="crop", colour=colour)
+        for note in images.notes:
+            log.info("%s: %s", base, note)
         self.size, self.colour, self.augment = size, colour, augment
         self.crop, self.flip, self.jitter = crop, flip, jitter
-        data = ClassData(
-            torch.from_numpy(load(base, files, size, colour)),
-            np.cumsum([0, *(len(each) for _, _, each in folders)]),
-            [name for _, name, _ in folders],
-        )
-        home = np.array([split for split, _, _ in folders])
-        classes: dict[Split, NDArray[np.int64]]
-        if own:
-            self.partition: dict[str, Any] = {"split": "own"}
-            classes = {split: np.flatnonzero(home == split) for split in SPLITS}
+        self.partition: dict[str, Any]
+        homes = np.array([images.homes.get(name, "") for name in images.names])
+        classes: dict[Split, NDArray[np.int64]] = {split: np.flatnonzero(homes == split) for split in SPLITS}
+        if all(len(ids) for ids in classes.values()):
+            self.partition = {"split": "own"}
+        elif len(classes["train"]):
+            require(len(classes["test"]) > 0, f"{base}: beside train/ there must be test/, with the classes to test on")
+            drawn = split_classes(range(len(classes["train"])), val=val, test=0, seed=split_seed, least=2)
+            self.partition = {"split": "own, val drawn from train", "split_seed": split_seed}
+            train = classes["train"]
+            classes |= {"train": train[drawn["train"]], "val": train[drawn["val"]]}
+            log.info("%s: no val/ beside train/: %d of its %d classes are for validation (task.val=%g)",
+                     base, len(classes["val"]), len(train), val)  # fmt: skip
         else:
             self.partition = {"split": "random", "split_seed": split_seed}
-            classes = split_classes(range(len(folders)), val=val, test=test, seed=split_seed)
-            for split in SPLITS:
-                require(
-                    len(classes[split]) >= way,
-                    f"task.root={root}: {len(folders)} classes leave {len(classes[split])} for '{split}', "
-                    f"too few for task.way={way}; lower it, change task.val or task.test, or add classes",
-                )
+            classes = split_classes(range(len(images.names)), val=val, test=test, seed=split_seed, least=2)
+        for split in SPLITS:
+            require(
+                len(classes[split]) >= 2,
+                f"task.root={root}: {len(images.names)} classes leave {len(classes[split])} for '{split}', and an "
+                "episode needs 2; add classes (6 are enough), or change task.val or task.test",
+            )
         shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
-        super().__init__(data, classes, seed=seed, name=base.name, **shape)  # type: ignore[arg-type]
+        input_shape = (1 if colour == "grey" else 3, size, size)
+        super().__init__(
+            images.data(),
+            classes,  # type: ignore[arg-type]
+            seed=seed,
+            name=base.name,
+            input_shape=input_shape,
+            **shape,  # type: ignore[arg-type]
+        )
 
     def protocol(self) -> dict[str, Any]:
         return {
@@ -98,46 +125,146 @@ class Folder(ImageFewShot):
         }
 
 
+def collect(base: Path, files: Sequence[str]) -> Collection:
+    """The images of a folder, of which ``files`` are all paths, or of an archive."""
+    if base.is_file():
+        names = sorted(name for name, _ in members(base, content=False) if not is_clutter(name))
+        return from_archive(base, found=by_folder(names, str(base)))
+    found = by_folder(files, str(base))
+    found.read = lambda: ((name, base / name) for names in found.classes.values() for name in names)
+    return found
+
+
 def list_classes(folder: Path) -> dict[str, list[Path]]:
-    """Class -> its image files, both sorted; hidden ones are skipped."""
-    require(folder.is_dir(), f"{folder}: no such folder (beside train/, there must be val/ and test/)")
-    classes = {}
-    for entry in sorted(folder.iterdir()):
-        if not entry.is_dir() or entry.name.startswith("."):
-            continue
-        images = [
-            file for file in sorted(entry.iterdir()) if file.suffix.lower() in ENDINGS and not file.name.startswith(".")
-        ]
-        require(bool(images), f"{entry}: no images in this class's folder ({', '.join(e[1:] for e in ENDINGS)})")
-        classes[entry.name] = images
-    require(bool(classes), f"{folder}: holds no folders; it must hold one folder of images a class")
-    return classes
+    """Class -> its image files, both sorted, in ``folder/<class>/``; a split among the folders is of no meaning."""
+    require(folder.is_dir(), f"{folder}: no such folder")
+    found = by_folder(listing(folder), str(folder), splits=False)
+    return {name: [folder / file for file in files] for name, files in found.classes.items()}
 
 
-def refuse_shared_classes(found: Mapping[Split, Mapping[str, Sequence[Path]]]) -> None:
-    """A class in two splits would be judged on what was trained on."""
-    for split, other in combinations(found, 2):
-        for name in sorted(found[split].keys() & found[other].keys()):
-            raise UserError(f"class '{name}' is in both {split}/ and {other}/; remove one")
+def by_folder(paths: Iterable[str], of: str, splits: bool = True) -> Collection:
+    """Which class and split each image belongs to, by the folders of its path, and what is left out.
+
+    ``paths`` are relative, with slashes; one that ends in a slash is an empty folder. ``of`` is where they lie, for
+    errors. The images themselves are not read.
+    """
+    left_out: Counter[str] = Counter()
+    tree: dict[tuple[str, ...], str] = {}
+    for path in paths:
+        parts = PurePosixPath(path).parts
+        if path.endswith("/"):
+            empty = (*parts, "")
+            tree[empty] = path
+        elif is_image(path):
+            tree[parts] = path
+        else:
+            left_out[_kind(path)] += 1
+    tree = _unwrapped(tree)
+    homes_of = _split_folders(tree) if splits else {}
+    found: dict[str, dict[Split | None, list[str]]] = {}
+    for (home, name), files in _classes(tree, homes_of, left_out).items():
+        found.setdefault(name, {})[home] = _images_of(name, files, left_out, of)
+    require(
+        bool(found),
+        f"{of}: holds no folders of images; it must hold one folder a class, of {', '.join(e[1:] for e in ENDINGS)}"
+        + _told(left_out),
+    )
+    notes = []
+    shared = sorted(name for name, parts in found.items() if len(parts) > 1)
+    if shared:
+        both = [split for split in SPLITS if any(split in found[name] for name in shared)]
+        smaller = min(sum(home in each for each in found.values()) for home in both)
+        if len(shared) < smaller:
+            raise UserError(f"{of}: class '{shared[0]}' is in both {' and '.join(f'{p}/' for p in both)}; remove one")
+        notes.append(
+            f"{' and '.join(f'{part}/' for part in both)} hold the same {len(shared)} classes: that split of images "
+            "is ignored, all are used, and classes are drawn for each split (task.split_seed)"
+        )
+    classes = {name: sorted(file for files in parts.values() for file in files) for name, parts in found.items()}
+    homes = {} if shared else {name: home for name, parts in found.items() for home in parts if home is not None}
+    count = sum(map(len, classes.values()))
+    notes.insert(0, f"read {count} images of {len(classes)} classes{_told(left_out)}")
+    if set(homes.values()) == {"train"}:
+        homes = {}
+    return Collection(dict(sorted(classes.items())), lambda: (), homes, notes)
 
 
-def load(base: Path, files: Sequence[Path], size: int, colour: str) -> NDArray[np.uint8]:
-    """The images [N, 1 or 3, size, size], from the cache unless a file's name, size or time has changed."""
-    from PIL import __version__ as pillow
+Tree = dict[tuple[str, ...], str]
+"""The parts of each image's path, after what is looked through; its path. An empty folder ends in an empty part."""
 
-    stats = [(os.fspath(file.relative_to(base)), file.stat()) for file in files]
-    key = {
-        "format": 2,
-        "root": os.fspath(base.resolve()),
-        "size": size,
-        "colour": colour,
-        "pillow": pillow,
-        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-    }
 
-    def build(allocate: Allocate) -> dict[str, Any]:
-        x = allocate((len(files), 1 if colour == "grey" else 3, size, size))
-        decode(enumerate(files), lambda file: read_image(file, size, colour), x, f"decoding {base.name}")
-        return {}
+def _unwrapped(tree: Tree) -> Tree:
+    """Without the single folder that holds all folders of images, as archives often have one."""
+    tops = {parts[0] for parts in tree}
+    inside = {parts[1:]: path for parts, path in tree.items()}
+    if len(tops) == 1 and inside and all(len(parts) > 1 for parts in inside):
+        return _unwrapped(inside)
+    return tree
 
-    return mapped("folder", key, build)[0]
+
+def _split_folders(tree: Tree) -> dict[str, Split]:
+    """The folders at the top that are splits, if one of them is train: folders of folders of images."""
+    tops = {parts[0] for parts in tree if len(parts) > 2}
+    found = {top: split for split, names in SPLIT_NAMES.items() for top in tops if top.lower() in names}
+    return found if "train" in found.values() else {}
+
+
+def _classes(
+    tree: Tree, homes: dict[str, Split], left_out: Counter[str]
+) -> dict[tuple[Split | None, str], dict[tuple[str, ...], str]]:
+    """(split, class) -> the images below its folder, by the rest of their path."""
+    found: dict[tuple[Split | None, str], dict[tuple[str, ...], str]] = {}
+    for parts, path in tree.items():
+        home = homes.get(parts[0])
+        inner = parts[1:] if home else parts
+        if homes and not home:
+            left_out[f"beside train/ ({parts[0]}/)"] += parts[-1] != ""
+        elif len(inner) < 2:
+            left_out["outside of the classes' folders"] += inner != ("",)
+        else:
+            found.setdefault((home, inner[0]), {})[inner[1:]] = path
+    # Tiny-ImageNet's val/images and test/images are images without a class.
+    for home in set(homes.values()) - {"train"}:
+        if {name for split, name in found if split == home} == {"images"}:
+            left_out[f"in {home}/images, which is no class"] += len(found.pop((home, "images")))
+    return found
+
+
+def _images_of(name: str, files: dict[tuple[str, ...], str], left_out: Counter[str], of: str) -> list[str]:
+    """The images of a class: those in its folder, or in the single folder inside it."""
+    direct = [path for rest, path in files.items() if len(rest) == 1 and rest != ("",)]
+    inner = {rest[0] for rest, path in files.items() if len(rest) > 1 and rest[-1] != ""}
+    if direct:
+        left_out[f"in folders inside that of a class ('{name}/{min(inner, default='')}')"] += sum(
+            len(rest) > 1 and rest[-1] != "" for rest in files
+        )
+        return direct
+    if len(inner) > 1:
+        raise UserError(
+            f"{of}: '{name}' holds folders of images ({', '.join(sorted(inner)[:NAMED])}) where a class's images are "
+            "expected; name the folder that holds the classes' folders with task.root"
+        )
+    if inner:
+        return _images_of(name, {rest[1:]: path for rest, path in files.items() if rest[0] in inner}, left_out, of)
+    raise UserError(f"{of}/{name}: no images in this class's folder ({', '.join(e[1:] for e in ENDINGS)})")
+
+
+def _kind(path: str) -> str:
+    """What a file that is no image counts as."""
+    ending = PurePosixPath(path).suffix.lower()
+    return f"{ending or 'without an ending'}{' (no decoder)' if ending in UNREAD else ''}"
+
+
+UNREAD = (
+    *(".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".svg", ".psd"),
+    *(".raw", ".dng", ".cr2", ".nef", ".arw", ".tga", ".exr", ".webp"),
+)
+"""Endings of images that are not read, unless they are among :data:`~metarun.tasks.vision.images.ENDINGS`."""
+
+
+def _told(left_out: Counter[str]) -> str:
+    """``"; skipped 3 files: 2 .avif (no decoder), 1 .txt"``."""
+    counts = {kind: count for kind, count in sorted(left_out.items()) if count}
+    total = sum(counts.values())
+    named = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    return f"; skipped {total} file{'s' if total > 1 else ''}: {named}" if total else ""

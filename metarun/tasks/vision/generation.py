@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +14,7 @@ from torch import Tensor
 from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
 from metarun.tasks.fewshot import FewShot
+from metarun.tasks.record import DataRecord
 from metarun.types import Positive, Split
 
 if TYPE_CHECKING:
@@ -60,12 +61,27 @@ class Generation(Task):
             self.check(split, self.shape)
         for other in self.test_shots:
             self.check("test", self.shape.changed(shot=other))
-        self.judge = judge.of(images)
-        self.spec = Spec(self.kind, self.modality, images.spec.input_shape, way, judge=self.judge)  # type: ignore[arg-type]
+        self._judge = judge
+        self._train_judge()
         self.ink = getattr(images, "ink", None)
+
+    def _train_judge(self) -> None:
+        """A judge that knows the meta-train classes."""
+        self.judge, shape = self._judge.of(self.images), self.images.spec.input_shape
+        self.spec = Spec(self.kind, self.modality, shape, self.shape.way, judge=self.judge)  # type: ignore[arg-type]
 
     def check(self, split: Split, shape: EpisodeShape) -> None:
         self.images.check(split, shape)
+
+    def record(self) -> DataRecord:
+        return self.images.record()
+
+    def class_names(self) -> Sequence[str]:
+        return self.images.class_names()
+
+    def keep_classes(self, classes: Mapping[Split, Sequence[str]]) -> None:
+        self.images.keep_classes(classes)
+        self._train_judge()
 
     def to(self, device: torch.device) -> Generation:
         self.device = device

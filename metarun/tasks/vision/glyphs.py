@@ -73,7 +73,7 @@ class Glyphs(ImageFewShot):
     ) -> None:
         require(size >= 8, f"task.size={size}: letters need at least 8 pixels")
         stored = cached("glyphs", fingerprint(size), lambda: build(size))
-        data = ClassData(torch.from_numpy(stored["x"]), stored["offsets"], stored["names"].tolist())
+        data = ClassData(torch.from_numpy(stored["x"]), stored["offsets"], stored["names"].tolist(), ())
         self.groups = stored["groups"]
         self.size, self.split_seed, self.augment = size, split_seed, augment
         classes = split_classes(self.groups, val=val, test=test, seed=split_seed)

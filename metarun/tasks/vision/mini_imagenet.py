@@ -20,15 +20,15 @@ from metarun.tasks.vision.collection import (
     from_archive,
     from_arrays,
     from_folder,
-    joined,
-    located,
+    load_published,
+    locate,
     members,
-    published,
+    merge,
     refuse_missing,
     split_of,
     wordnet_id,
 )
-from metarun.types import Count, NonNegative, Positive, Resize, Split
+from metarun.types import Count, DataPath, NonNegative, Positive, Resize, Split
 
 IMAGES = 600
 """A class."""
@@ -60,7 +60,7 @@ class MiniImageNet(ImageFewShot):
         self,
         seed: int,
         *,
-        root: str | None,
+        root: DataPath | None,
         way: Positive,
         shot: Positive,
         query: Count,
@@ -72,13 +72,13 @@ class MiniImageNet(ImageFewShot):
         flip: bool,
         jitter: NonNegative,
     ) -> None:
-        base = located(root, FOLDERS, LAYOUTS)
+        base = locate(root, FOLDERS, LAYOUTS)
         if base is None:
             raise UserError(
                 f"mini-ImageNet is not found: put {LAYOUTS} into METARUN_DATA/mini_imagenet, or name their folder "
                 "with task.root"
             )
-        data, classes = published(
+        data, classes = load_published(
             "mini_imagenet",
             base,
             lambda files, _: collected(base, files),
@@ -90,7 +90,7 @@ class MiniImageNet(ImageFewShot):
         self.preprocessing = {"size": size, "resize": resize, "whole": whole}
         self.resize, self.crop, self.flip, self.jitter = resize, crop, flip, jitter
         shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
-        super().__init__(data, classes, seed=seed, name="mini_imagenet", **shape)  # type: ignore[arg-type]
+        super().__init__(data, classes, seed=seed, name="mini_imagenet", input_shape=(3, size, size), **shape)  # type: ignore[arg-type]
 
     def protocol(self) -> dict[str, Any]:
         return {**super().protocol(), "split": "ravi", **self.preprocessing, **self.augmentation()}
@@ -100,7 +100,7 @@ def collected(base: Path, files: Sequence[str]) -> Collection:
     """The images in whichever layout ``base`` has; ``files`` are all paths below it."""
     pickles = [name for name in files if PICKLE.fullmatch(Path(name).name)]
     if pickles:
-        return joined(
+        return merge(
             [
                 from_pickle(load_pickle(path), str(path))
                 for path in (base if base.is_file() else base / n for n in pickles)
@@ -111,7 +111,7 @@ def collected(base: Path, files: Sequence[str]) -> Collection:
         return from_parquet(base, parquet)
     packed = archives(base, files)
     if packed:
-        return joined([_unpacked(path) for path in packed])
+        return merge([_unpacked(path) for path in packed])
     found = from_folder(base, files, wordnet_id)
     require(bool(found.classes), f"{base}: holds no mini-ImageNet; it must hold {LAYOUTS}")
     tables = [base / name for name in files if Path(name).name in ("train.csv", "val.csv", "test.csv")]
@@ -124,7 +124,7 @@ def _unpacked(path: Path) -> Collection:
         from_pickle(read_pickle(file, f"{path}/{name}"), f"{path}/{name}")
         for name, file in members(path, {n for n, _ in members(path, content=False) if PICKLE.fullmatch(Path(n).name)})
     ]
-    found = joined(parts) if parts else from_archive(path, wordnet_id)
+    found = merge(parts) if parts else from_archive(path, wordnet_id)
     require(bool(found.classes), f"{path}: holds no mini-ImageNet; it must hold {LAYOUTS}")
     return found
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import re
 import zipfile
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from metarun.errors import UserError, require
-from metarun.tasks.fewshot import ClassData
-from metarun.tasks.files import Arrays, cached, download, find
+from metarun.tasks.fewshot import ClassData, hash_of
+from metarun.tasks.files import Arrays, cached, download, find, recalled, remember
 from metarun.tasks.rng import permutation, uniforms
 from metarun.tasks.vision.base import ImageFewShot
 from metarun.tasks.vision.images import Preparation, decode, open_image
-from metarun.types import Count, NonNegative, Positive, Resizing, Split
+from metarun.types import Count, DataPath, NonNegative, Positive, Resizing, Split
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{part}.zip"
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
@@ -64,7 +66,7 @@ class Omniglot(ImageFewShot):
         self,
         seed: int,
         *,
-        root: str | None,
+        root: DataPath | None,
         way: Positive,
         shot: Positive,
         query: Count,
@@ -81,13 +83,20 @@ class Omniglot(ImageFewShot):
         augment: NonNegative,
     ) -> None:
         turns = 1 if rotations == "none" else 4
-        images, names = load(root, size, resize, turns)
+        parts = [Part(root, part) for part in CHARACTERS]
+        names = [name for part in parts for name in part.characters]
+        digests = [digest for part in parts for digest in part.digests]
         characters, classes = len(names), split_characters(names, split, split_seed, val_classes)
         # Character c turned r times is class c + r * characters.
         if turns > 1:
             names = [f"{name}/rot{90 * turn:03}" for turn in range(turns) for name in names]
-        x = torch.from_numpy(images)
-        data = ClassData(255 - x if invert else x, DRAWINGS * np.arange(len(names) + 1), names)
+
+        def read() -> Tensor:
+            x = torch.from_numpy(load(parts, size, resize, turns))
+            return 255 - x if invert else x
+
+        places = [str(part.path.resolve()) for part in parts]
+        data = ClassData(read, DRAWINGS * np.arange(len(names) + 1), names, digests * turns, places)
 
         self.characters, self.rotations = characters, rotations
         self.turned: tuple[Split, ...] = () if rotations == "none" else tuple(rotation_splits)
@@ -101,7 +110,7 @@ class Omniglot(ImageFewShot):
         self.preprocessing = {"size": size, "resize": resize, "invert": invert}
         self.partition = {"split": split} if split == "vinyals" else {"split": split, "split_seed": split_seed}
         shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
-        super().__init__(data, classes, seed=seed, name="omniglot", **shape)  # type: ignore[arg-type]
+        super().__init__(data, classes, seed=seed, name="omniglot", input_shape=(1, size, size), **shape)  # type: ignore[arg-type]
 
     def draw(self, split: Split, indices: Sequence[int], way: int) -> NDArray[np.int64]:
         drawn = super().draw(split, indices, way)
@@ -163,17 +172,10 @@ def belongs(name: str, listed: Sequence[str]) -> bool:
     return name in listed or name.split("/")[0] in listed
 
 
-def load(root: str | None, size: int, resize: Resizing, turns: int) -> tuple[NDArray[np.uint8], list[str]]:
-    """All images [turns * 32460, 1, size, size], paper 255, and the 1623 characters' names; decoded once."""
-    parts = [Part(root, part) for part in CHARACTERS]
-    names = [name for part in parts for name in part.characters]
-    key = {
-        "format": 1,
-        "size": size,
-        "resize": resize,
-        "turns": turns,
-        "files": [part.stamp for part in parts],
-    }
+def load(parts: Sequence[Part], size: int, resize: Resizing, turns: int) -> NDArray[np.uint8]:
+    """All images [turns * 32460, 1, size, size], paper 255; decoded once."""
+    content = [digest for part in parts for digest in part.digests]
+    key = {"format": 2, "size": size, "resize": resize, "turns": turns, "content": content}
 
     def build() -> Arrays:
         drawings = [(part, file) for part in parts for files in part.characters.values() for file in files]
@@ -181,13 +183,26 @@ def load(root: str | None, size: int, resize: Resizing, turns: int) -> tuple[NDA
         decode(enumerate(drawings), lambda d: d[0].image(d[1], size, resize, turns), images, "decoding omniglot")
         return {"x": np.ascontiguousarray(images.swapaxes(0, 1)).reshape(-1, 1, size, size)}
 
-    return cached("omniglot", key, build)["x"], names
+    return cached("omniglot", key, build)["x"]
+
+
+def contents(folder: Path) -> dict[str, int]:
+    """The CRC-32 of every PNG file below ``folder``, by its relative path; remembered until one changes."""
+    stats = {file.relative_to(folder).as_posix(): file.stat() for file in sorted(folder.rglob("*.png"))}
+    stamps = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()]
+    key = {"kind": "omniglot", "root": str(folder.resolve()), "files": stamps}
+    found = recalled("index", key)
+    if found is None:
+        found = {name: zlib.crc32((folder / name).read_bytes()) for name in stats}
+        remember("index", key, found)
+    return found
 
 
 class Part:
     """The background or the evaluation set, from its zip or its extracted folder.
 
-    ``characters`` maps ``Alphabet/characterNN`` to the files of its 20 drawings, both sorted. Raises
+    ``characters`` maps ``Alphabet/characterNN`` to the files of its 20 drawings, both sorted; ``digests`` are a hash
+    of each one's files, the same for a zip and what was extracted from it. Raises
     :class:`~metarun.errors.UserError` where it is not a whole part of Omniglot.
     """
 
@@ -196,14 +211,13 @@ class Part:
         self.path = find(root, *places) or download(URL.format(part=part), f"md5:{MD5[part]}", places[0])
         self.archive: zipfile.ZipFile | None = None
         if self.path.is_dir():
-            stats = ((file, file.stat()) for file in self.path.rglob("*.png"))
-            stamps = {f.relative_to(self.path).as_posix(): f"{s.st_size} {s.st_mtime_ns}" for f, s in stats}
+            stamps = contents(self.path)
         else:
             try:
                 self.archive = zipfile.ZipFile(self.path)
             except (zipfile.BadZipFile, OSError) as error:
                 raise UserError(f"{self.path}: not a readable zip file ({error})") from error
-            stamps = {info.filename: f"{info.CRC}" for info in self.archive.infolist()}
+            stamps = {info.filename: info.CRC for info in self.archive.infolist()}
 
         drawn: dict[str, list[str]] = {}
         for file in sorted(stamps):
@@ -217,8 +231,7 @@ class Part:
             f"{self.path}: has {whole} characters with {DRAWINGS} drawings (of {len(drawn)}), "
             f"not the {CHARACTERS[part]} of {part}; extract or fetch it again",
         )
-        listed = "\n".join(f"{file} {stamps[file]}" for files in self.characters.values() for file in files)
-        self.stamp = hashlib.sha256(listed.encode()).hexdigest()
+        self.digests = [hash_of(json.dumps([stamps[f] for f in files]).encode()) for files in self.characters.values()]
 
     def image(self, file: str, size: int, resize: Resizing, turns: int) -> NDArray[np.uint8]:
         """One drawing after 0..turns-1 quarter turns, made before resizing: [turns, size, size]."""

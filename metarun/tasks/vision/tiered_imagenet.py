@@ -18,13 +18,13 @@ from metarun.tasks.vision.collection import (
     archives,
     from_archive,
     from_folder,
-    joined,
-    located,
-    published,
+    load_published,
+    locate,
+    merge,
     split_of,
     wordnet_id,
 )
-from metarun.types import Count, NonNegative, Positive, Resize
+from metarun.types import Count, DataPath, NonNegative, Positive, Resize
 
 IMAGES = 779_165
 """Of all classes; there are 732 to 1300 of each."""
@@ -47,7 +47,7 @@ class TieredImageNet(ImageFewShot):
         self,
         seed: int,
         *,
-        root: str | None,
+        root: DataPath | None,
         way: Positive,
         shot: Positive,
         query: Count,
@@ -59,13 +59,13 @@ class TieredImageNet(ImageFewShot):
         flip: bool,
         jitter: NonNegative,
     ) -> None:
-        base = located(root, FOLDERS, LAYOUTS)
+        base = locate(root, FOLDERS, LAYOUTS)
         if base is None:
             raise UserError(
                 f"tieredImageNet is not found: put {LAYOUTS} into METARUN_DATA/tiered_imagenet, or name their folder "
                 "with task.root"
             )
-        data, classes = published(
+        data, classes = load_published(
             "tiered_imagenet",
             base,
             lambda files, _: collected(base, files),
@@ -77,7 +77,7 @@ class TieredImageNet(ImageFewShot):
         self.preprocessing = {"size": size, "resize": resize, "whole": whole}
         self.resize, self.crop, self.flip, self.jitter = resize, crop, flip, jitter
         shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
-        super().__init__(data, classes, seed=seed, name="tiered_imagenet", **shape)  # type: ignore[arg-type]
+        super().__init__(data, classes, seed=seed, name="tiered_imagenet", input_shape=(3, size, size), **shape)  # type: ignore[arg-type]
 
     def protocol(self) -> dict[str, Any]:
         return {**super().protocol(), **self.preprocessing, **self.augmentation()}
@@ -87,9 +87,9 @@ def collected(base: Path, files: Sequence[str]) -> Collection:
     """The images in whichever layout ``base`` has; ``files`` are all paths below it."""
     pickles = [(name, match[1]) for name in files if (match := PICKLE.fullmatch(name))]
     if pickles and not base.is_file():
-        return joined([from_pickles(base / name, base / f"{stem}_labels.pkl") for name, stem in pickles])
+        return merge([from_pickles(base / name, base / f"{stem}_labels.pkl") for name, stem in pickles])
     packed = [from_archive(path, wordnet_id) for path in archives(base, files)]
-    found = joined(packed) if packed else from_folder(base, [] if base.is_file() else files, wordnet_id)
+    found = merge(packed) if packed else from_folder(base, [] if base.is_file() else files, wordnet_id)
     require(bool(found.classes), f"{base}: holds no tieredImageNet; it must hold {LAYOUTS}")
     return found
 

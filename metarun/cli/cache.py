@@ -1,0 +1,62 @@
+"""``metarun cache [clear [--older-than DAYS]]``: what the cache holds, and emptying it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from metarun.errors import UserError, nearest
+from metarun.tasks.cache import Entry, cache_root, entries, remove, shown_size
+
+USAGE = "metarun cache [clear [--older-than DAYS]]"
+
+
+def run(words: list[str]) -> int:
+    """The command."""
+    clear, days = parse(words)
+    found = entries()
+    if not clear:
+        print_table(found)
+        return 0
+    old = [entry for entry in found if time.time() - entry.used >= 86400 * days]
+    freed = remove(old)
+    print(f"cleared {len(old)} of {len(found)} entries, {shown_size(freed)}, from {cache_root()}")
+    return 0
+
+
+def parse(words: Sequence[str]) -> tuple[bool, float]:
+    """Whether to clear, and what was not used for how many days."""
+    rest, clear, days = list(words), False, 0.0
+    while rest:
+        word, separator, value = rest.pop(0).partition("=")
+        if word == "clear" and not separator:
+            clear = True
+        elif word == "--older-than":
+            value = value if separator else (rest.pop(0) if rest else "")
+            try:
+                days = float(value)
+            except ValueError:
+                days = -1.0
+            if not 0 <= days < float("inf"):
+                raise UserError(f"--older-than needs a number of days, not '{value}'   {USAGE}")
+        else:
+            raise UserError(f"unknown word '{word}'{nearest(word, ['clear', '--older-than'])}   {USAGE}")
+    if days and not clear:
+        raise UserError(f"--older-than goes with clear   {USAGE}")
+    return clear, days
+
+
+def print_table(found: Sequence[Entry]) -> None:
+    """A line for everything of a megabyte or more, and one a kind for what is smaller."""
+    rows: dict[str, list[Entry]] = {}
+    for entry in found:
+        key = entry.what if entry.size >= 1_000_000 else entry.what.partition(":")[0] + ": small ones"
+        rows.setdefault(key, []).append(entry)
+    total = sum(entry.size for entry in found)
+    print(f"{cache_root()}: {shown_size(total)} in {len(found)} entries")
+    for what, together in sorted(rows.items(), key=lambda row: -sum(entry.size for entry in row[1])):
+        size, used = sum(entry.size for entry in together), max(entry.used for entry in together)
+        several = f" ({len(together)})" if len(together) > 1 else ""
+        print(f"{shown_size(size):>8}  last used {time.strftime('%Y-%m-%d', time.localtime(used))}  {what}{several}")
+    if found:
+        print("metarun cache clear [--older-than DAYS] deletes it; all of it is made or downloaded again when needed")

@@ -1,0 +1,75 @@
+"""Defaults that fit small data: the keys of an episode's size that the user did not set are lowered, with a line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from metarun.errors import UserError
+
+if TYPE_CHECKING:
+    from metarun.tasks.base import EpisodeShape
+    from metarun.tasks.fewshot import DoesNotFit
+
+log = logging.getLogger("metarun")
+
+SMALLEST = {"way": 2, "shot": 1, "query": 1}
+"""Each part of an episode's shape, and the least that it is lowered to."""
+
+
+def adjustable(facts: Mapping[str, Any]) -> set[str]:
+    """Keys of an episode's size that the user left at their defaults, by ``facts["asked"]``.
+
+    None where these are not known, as of runs that are evaluated or resumed, or where a recipe sets the values.
+    """
+    if "asked" not in facts or facts.get("choices", {}).get("experiment"):
+        return set()
+    keys = {f"task.{part}" for part in (*SMALLEST, "test_ways")} | {f"algorithm.train_{part}" for part in SMALLEST}
+    return keys - set(facts["asked"])
+
+
+def lowered(
+    config: Mapping[str, Any], error: DoesNotFit, free: set[str], train: EpisodeShape | None = None
+) -> dict[str, Any]:
+    """``config`` with adjustable keys lowered so that the episode fits; raises :class:`UserError` where none can be.
+
+    ``train``: the shape of meta-training's episodes, where these are the ones that do not fit.
+    """
+    if error.parts == ("test_ways",) and "task.test_ways" in free:
+        ways = [way for way in get(config, "task.test_ways") if way <= error.limit]
+        log.info("task.test_ways is %s, not its default: %s", ways, error.why)
+        return {**config, "task": {**config["task"], "test_ways": ways}}
+    values: dict[str, int] = {}
+    for part in error.parts:
+        trained = f"algorithm.train_{part}"
+        if train is not None and get(config, trained) is not None:
+            values[trained] = getattr(train, part)
+        elif train is not None:
+            values[f"task.{part}"] = getattr(train, part)
+        elif isinstance(now := get(config, f"task.{part}"), int):
+            values[f"task.{part}"] = now
+    excess, new = sum(values.values()) - error.limit, dict(values)
+    for key, value in values.items():
+        if key in free and excess > 0:
+            least = SMALLEST[key.rpartition(".")[2].removeprefix("train_")]
+            new[key] = max(min(value, least), value - excess)
+            excess -= value - new[key]
+    if excess > 0 or new == values:
+        fixed = " + ".join(f"{key}={value}" for key, value in values.items())
+        raise UserError(f"{fixed} does not fit the data: {error}" if train is not None else str(error)) from None
+    changed = dict(config)
+    for key, value in new.items():
+        if value != values[key]:
+            section, name = key.split(".")
+            changed[section] = {**changed[section], name: value}
+            log.info("%s is lowered from its default %d to %d: %s", key, values[key], value, error.why)
+    return changed
+
+
+def get(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a key such as ``task.way``; ``None`` where there is none."""
+    node: Any = config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node

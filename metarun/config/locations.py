@@ -1,0 +1,86 @@
+"""Keys that hold a path: found by their declared type, stored absolute."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from metarun.config.declare import declaration, is_section
+from metarun.errors import UserError
+from metarun.types import IsPath
+
+
+def path_keys(config: Mapping[str, Any], shipped: bool = False) -> dict[str, bool]:
+    """The keys of a configuration whose type is a path -> whether it always is, as :class:`IsPath` says.
+
+    ``shipped``: of metarun's own classes alone. Reading what another class declares may import its module, which a
+    stored configuration must not lead to before its code is admitted.
+    """
+    from metarun.config.check import CLOSED, OPEN
+
+    found = dict(_of_class("runner", CLOSED["runner"]))
+    for section in OPEN:
+        found |= dict(_of_section(section, config.get(section), shipped))
+    return found
+
+
+def absolute(config: Mapping[str, Any], origin: Path | None = None) -> dict[str, Any]:
+    """A copy in which every path is absolute; relative ones are below ``origin``, by default the working directory.
+
+    ``~`` is the home directory. Where a value may also be a name, it is left alone unless such a path exists.
+    """
+    changed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+    for key, always in path_keys(config).items():
+        node = changed
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            node[parent] = dict(node[parent])
+            node = node[parent]
+        value = absolute_path(node.get(leaf), origin)
+        if leaf in node and (always or (isinstance(value, str) and Path(value).exists())):
+            node[leaf] = value
+    return changed
+
+
+def absolute_path(value: Any, origin: Path | None = None) -> Any:
+    """A path below ``origin`` (the working directory) as an absolute one; anything else as it is.
+
+    A path that an environment's variable is part of stays as it is written.
+    """
+    if not isinstance(value, str) or not value or "${" in value:
+        return value
+    try:
+        return os.path.normpath(Path(origin or Path.cwd(), Path(value).expanduser()))
+    except RuntimeError:  # no such user
+        return value
+
+
+def _of_section(section: str, values: Any, shipped: bool) -> Iterator[tuple[str, bool]]:
+    if not is_section(values):
+        return
+    target = str(values["_target_"])
+    if target.startswith("metarun.") or not shipped:
+        yield from _of_class(section, target)
+    for key, value in values.items():
+        yield from _of_section(f"{section}.{key}", value, shipped)
+
+
+def _of_class(section: str, target: str) -> Iterator[tuple[str, bool]]:
+    try:
+        parameters = declaration(target).parameters
+    except UserError:  # checked, and said, elsewhere
+        return
+    for name, parameter in parameters.items():
+        if (mark := _mark(parameter.annotation)) is not None:
+            yield f"{section}.{name}", mark.always
+
+
+def _mark(annotation: Any) -> IsPath | None:
+    """The mark of a type, or of one in a union."""
+    for part in (*getattr(annotation, "__metadata__", ()), *get_args(annotation)):
+        mark = part if isinstance(part, IsPath) else _mark(part)
+        if mark is not None:
+            return mark
+    return None
