@@ -18,6 +18,8 @@ from metarun.tasks.record import DataRecord
 from metarun.tasks.rng import choose, permutation, uniforms
 from metarun.types import SPLITS, Split
 
+COMPARED = 4 << 30
+"""Bytes of data, at most, in which identical examples are looked for; they take seconds."""
 MANY = 0.01
 """Share of identical examples from which on a user is told that scores are too good."""
 
@@ -214,6 +216,9 @@ class FewShot(Task):
     def remarks(self) -> list[str]:
         """How many examples have an identical one in their class, which can be support and query of one episode, or in
         another split, which is then not held out."""
+        size = self.data.x.numel() * self.data.x.element_size()
+        if size > COMPARED:
+            return [f"{self.name}: identical examples are not looked for in {size / 1e9:.1f} GB"]
         contents, offsets = self.contents(), self.data.offsets
         splits: dict[Hashable, set[Split]] = {}
         repeated = 0
