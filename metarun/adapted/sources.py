@@ -12,7 +12,7 @@ from metarun.errors import UserError, nearest, require
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.tables import Table, parse_number, read_table
 from metarun.tasks.vision.collection import listing
-from metarun.tasks.vision.folder import list_classes
+from metarun.tasks.vision.folder import by_folder
 from metarun.tasks.vision.images import ENDINGS, is_clutter, is_image
 
 Labels = Literal["auto", "labelled", "unlabelled"]
@@ -45,10 +45,10 @@ def support(inputs: Inputs, path: Path) -> Source:
     refuse_missing(option, path)
     if spec.modality == "image":
         require(path.is_dir(), f"{option} {path}: give a folder that holds one folder of images a class")
-        found = list_classes(path)
-        files = [file for each in found.values() for file in each]
-        targets = [name for name, each in found.items() for _ in each]
-        return Source(files, targets, [f"{len(files)} images in {len(found)} folders, the classes"])
+        found = by_folder(listing(path), str(path), splits=False)
+        files = [path / file for each in found.classes.values() for file in each]
+        targets = [name for name, each in found.classes.items() for _ in each]
+        return Source(files, targets, found.notes)
     table = read(option, path)
     if spec.modality == "text":
         text, label = (column_of(table, option, inputs.columns[name], name) for name in ("text", "label"))

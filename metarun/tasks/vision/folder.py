@@ -20,7 +20,6 @@ from metarun.tasks.vision.collection import (
     Collection,
     ImageSet,
     from_archive,
-    listing,
     members,
 )
 from metarun.tasks.vision.images import ENDINGS, NAMED, is_clutter, is_image
@@ -133,13 +132,6 @@ def collect(base: Path, files: Sequence[str]) -> Collection:
     found = by_folder(files, str(base))
     found.read = lambda: ((name, base / name) for names in found.classes.values() for name in names)
     return found
-
-
-def list_classes(folder: Path) -> dict[str, list[Path]]:
-    """Class -> its image files, both sorted, in ``folder/<class>/``; a split among the folders is of no meaning."""
-    require(folder.is_dir(), f"{folder}: no such folder")
-    found = by_folder(listing(folder), str(folder), splits=False)
-    return {name: [folder / file for file in files] for name, files in found.classes.items()}
 
 
 def by_folder(paths: Iterable[str], of: str, splits: bool = True) -> Collection:
