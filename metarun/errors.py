@@ -55,3 +55,15 @@ def require(condition: bool, message: str) -> None:
     """Raise :class:`UserError` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise UserError(message)
+
+
+def reason(error: OSError) -> str:
+    """A failed file operation in one line: which file, and why."""
+    why = (error.strerror or str(error) or type(error).__name__).lower()
+    return f"{shortened(error.filename)}: {why}" if error.filename is not None else why
+
+
+def shortened(text: object, most: int = 120) -> str:
+    """``text`` for a message: on one line, a long one cut in the middle, what cannot be printed escaped."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+    return shown if len(shown) <= most else f"{shown[: most // 2]}...{shown[-most // 4 :]}"

@@ -79,7 +79,7 @@ def console() -> None:
 
 
 def _dispatch(words: list[str]) -> int:
-    if words and words[0] in ("-h", "--help", "help"):
+    if (words and words[0] == "help") or (is_train(words) and ("-h" in words or "--help" in words)):
         print(HELP.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())))
         return 0
     if words and words[0] == "--version":
@@ -88,14 +88,19 @@ def _dispatch(words: list[str]) -> int:
         print(f"metarun {version('metarun')}")
         return 0
     name = "train"
-    if words and not words[0].startswith(("-", "+", "~")) and "=" not in words[0]:
+    if not is_train(words):
         name = words.pop(0)
         if name not in COMMANDS:
             raise UserError(f"unknown command '{name}'{nearest(name, COMMANDS)}   commands: {', '.join(COMMANDS)}")
-        if words and words[0] in ("-h", "--help"):
+        if "-h" in words or "--help" in words:
             print(f"metarun {COMMANDS[name]}")
             return 0
     return importlib.import_module(_MODULES[name]).run(words) or 0
+
+
+def is_train(words: Sequence[str]) -> bool:
+    """Whether the words name no command, so that they are those of a training run."""
+    return not words or words[0].startswith(("-", "+", "~")) or "=" in words[0]
 
 
 def _complain(error: BaseException, status: int) -> int:

@@ -8,13 +8,13 @@ from functools import cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from metarun.config.catalogue import catalogue
+from metarun.config.compose import changed
 from metarun.config.environment import resolved
 from metarun.config.locations import absolute, absolute_path, path_keys
+from metarun.config.overrides import apply, read, read_single, value_at, word
 from metarun.config.trust import Trust, admit, take_trust
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError, shortened
 from metarun.tracking.rundir import RunDirectory
 
 log = logging.getLogger("metarun")
@@ -120,22 +120,11 @@ def reread(
     config = directory.config()
     meta = directory.meta()
     _add_new_keys(config, meta.get("choices", {}))
-    allowed, changes = (*allowed, *data_keys(config, shipped=True)), {}
-    for word in words[1:]:
-        key, separator, text = word.partition("=")
-        if not separator:
-            raise UserError(f"'{word}' is no override; the form is key=value")
-        if not key.startswith(tuple(allowed)):
-            raise UserError(f"{command} cannot change '{key}'; it can change {', '.join(a + '*' for a in allowed)}")
-        try:
-            changes[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"{key}={text}: not a value") from None
-        _set(config, key, changes[key])
+    config, changes = change(command, config, words[1:], (*allowed, *data_keys(config, shipped=True)))
     admit(config, str(directory.path / "config.yaml"), trust, own=changes)
     for key in changes.keys() & path_keys(config).keys():
         changes[key] = absolute_path(changes[key])
-        _set(config, key, changes[key])
+        apply(config, read([word(f"++{key}", changes[key])]))
     config = absolute(config, Path(str(meta.get("directory") or Path.cwd())))
     facts: dict[str, Any] = {key: meta[key] for key in ("choices", "group") if key in meta}
     return directory, config, facts, changes
@@ -166,15 +155,20 @@ def tested_checkpoint(directory: RunDirectory, select: str) -> Path:
     return best if select == "best" and best.is_file() else last
 
 
-def _set(config: dict[str, Any], key: str, value: Any) -> None:
-    *parents, leaf = key.split(".")
-    node: Any = config
-    for parent in parents:
-        node = node.get(parent) if isinstance(node, Mapping) else None
-    if not isinstance(node, dict) or leaf not in node:
-        siblings = [str(k) for k in node] if isinstance(node, Mapping) else list(config)
-        raise UserError(f"unknown key '{key}'{nearest(leaf, siblings)}   allowed: {', '.join(siblings)}")
-    node[leaf] = value
+def change(
+    command: str, config: dict[str, Any], words: Sequence[str], allowed: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A stored configuration as words change it, and the changed keys with their values; ``None`` where deleted.
+
+    Only keys that start with one of ``allowed`` may be changed.
+    """
+    overrides = read_single(words)
+    for override in overrides:
+        if not override.key.startswith(tuple(allowed)):
+            can = f"it can change {', '.join(f'{each}*' for each in allowed)}" if allowed else "it changes no key"
+            raise UserError(f"{command} cannot change '{shortened(override.key)}'; {can}")
+    config = changed(config, overrides)
+    return config, {override.key: value_at(config, override.key) for override in overrides}
 
 
 def _get(config: Mapping[str, Any], key: str) -> Any:

@@ -6,6 +6,8 @@ What became of a job it writes to a file in the sweep's directory, since it may 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import os
 import re
 import sys
@@ -17,27 +19,41 @@ from metarun.cli.output import print_summary, set_up_logging
 from metarun.cli.stored import same_data
 from metarun.cli.train import named, train
 from metarun.config.check import check
-from metarun.config.compose import Composed, asked_keys, chosen, compose, multirun, resolve, sweep_directory
-from metarun.errors import Interrupted, RunFailed, UserError, conceal
+from metarun.config.compose import (
+    Composed,
+    asked_keys,
+    chosen,
+    compose,
+    for_hydra,
+    launch,
+    of_sweeps,
+    resolve,
+    sweep_directory,
+)
+from metarun.config.overrides import Override, read, word
+from metarun.errors import Interrupted, RunFailed, UserError, conceal, shortened
 from metarun.escape import printable
 from metarun.tracking.history import Job, earlier
 
+MOST_RUNS = 10_000
+"""Runs of a sweep."""
 _PRECHECKED = 32  # jobs of a sweep that are checked before the first starts
 
 
-def sweep(overrides: list[str]) -> int:
+def sweep(words: list[str]) -> int:
     """Every combination is checked first, then run; failures are collected to the end.
 
     Combinations that an earlier sweep finished are skipped, those that were stopped go on.
     """
-    jobs = _jobs(overrides)
+    settings, jobs = _jobs(words)
     for each in jobs[:_PRECHECKED]:
         check(named(compose(each)))
-    directory = sweep_directory(jobs[0])
+    directory = sweep_directory(settings, jobs[0])
     print(f"metarun: {len(jobs)} runs; what becomes of each is kept in {directory}", file=sys.stderr)
+    settings = [*settings, *read([word("hydra.sweep.dir", str(directory))])]
     broken: Exception | None = None
     try:
-        multirun([*map(_late, overrides), f'hydra.sweep.dir="{directory}"'], job)
+        launch(settings, jobs, job)
     except Exception as error:  # of a job that died without a word; the launcher waits for no other then
         if os.environ.get("METARUN_DEBUG") == "1":
             raise
@@ -49,11 +65,13 @@ def sweep(overrides: list[str]) -> int:
 def job(config: Any) -> None:
     """One of a sweep's runs, as Hydra calls it."""
     from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
 
     from metarun.training.signals import hand_on
 
     hydra = HydraConfig.get()
-    words = list(hydra.overrides.task)
+    words = OmegaConf.to_container(hydra.overrides.task)  # without resolving: a value may be a password's name
+    assert isinstance(words, list)
     asked = " ".join(words)
     directory = Path(hydra.sweep.dir)
     sys.argv = ["metarun", *words]  # what the run keeps as its command
@@ -127,25 +145,22 @@ def _wait(directory: Path) -> None:
             submitit.SlurmJob(folder, folder.name).wait()
 
 
-def _late(override: str) -> str:
-    """A key of a task, model or algorithm as a choice of one value.
-
-    Hydra sets fixed values before it knows a job's options, and refuses what the default algorithm has no such key for.
-    """
-    key, _, value = override.partition("=")
-    if not key.startswith(("task.", "model.", "algorithm.")) or len(_jobs([override])) > 1:
-        return override
-    return f"{key}=choice({value})"
-
-
-def _jobs(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job of a sweep."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
-
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-        return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
-    except OverrideParseException as error:
-        raise UserError(" ".join(str(error).split())) from None
+def _jobs(words: Sequence[str]) -> tuple[list[Override], list[list[str]]]:
+    """The words about the sweep itself, and the words of each of its runs."""
+    overrides = read(words)
+    settings = [override for override in overrides if of_sweeps(override)]
+    for override in settings:
+        if override.sweeps:
+            raise UserError(f"{shortened(override.word)}: a sweep has one value of this key")
+    own = {
+        (override.sign, override.key): override for override in overrides if not of_sweeps(override)
+    }  # the last word counts
+    counts = {override.word: override.count() for override in own.values()}
+    for asked, count in counts.items():
+        if not count:
+            raise UserError(f"{shortened(asked)}: no value is in this range, so there is nothing to run")
+    if math.prod(counts.values()) > MOST_RUNS:
+        told = " x ".join(f"{count:,}" for count in counts.values() if count > 1)
+        raise UserError(f"this would be {told} runs; a sweep has at most {MOST_RUNS:,}")
+    each = [[for_hydra(one).text for one in override.expanded()] for override in own.values()]
+    return settings, [list(job) for job in itertools.product(*each)]

@@ -12,7 +12,7 @@ import yaml
 
 from metarun.config.declare import Declaration, attributes, declaration, is_section
 from metarun.config.paths import options
-from metarun.errors import UserError
+from metarun.errors import UserError, reason, shortened
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,45 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return {**below, **above, **both}
 
 
+def examine(group: str, name: str, on_the_way: tuple[str, ...] = ()) -> None:
+    """Raise :class:`UserError` if an option's file, or one that it builds on, cannot be read or builds on itself."""
+    here = f"{group}/{name}"
+    if here in on_the_way:
+        raise UserError(f"{' -> '.join([*on_the_way, here])}: an option cannot build on itself")
+    path = dict(options(group)).get(name)
+    if path is None:
+        return  # Hydra says in which file it is named
+    defaults = _load(path).get("defaults") or []
+    if not isinstance(defaults, list):
+        raise UserError(f"{path}: defaults is a list of options, not {defaults!r}")
+    for item in defaults:
+        for where, option in (item if isinstance(item, dict) else {group: item}).items():
+            if isinstance(option, str) and option != "_self_" and not where.startswith("override "):
+                inner = where.removeprefix("optional ")
+                top = inner.removeprefix("/") if inner.startswith("/") or inner == group else f"{group}/{inner}"
+                examine(top.partition("@")[0], option.removeprefix(f"/{group}/"), (*on_the_way, here))
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8") from None
+    except OSError as error:
+        raise UserError(reason(error)) from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
-    return content if isinstance(content, dict) else {}
+        raise UserError(explain_yaml(error, path)) from None
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {shortened(error)}") from None
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"{path}: an option's file has the form key: value")
+    return content or {}
+
+
+def explain_yaml(error: yaml.YAMLError, file: object = "a configuration file") -> str:
+    """One line for what is no YAML: the file, the line, what is wrong there."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
+    if mark and not mark.name.startswith("<"):
+        file = mark.name
+    return f"{file}, line {mark.line + 1}: not YAML: {what}" if mark else f"{file}: not YAML: {what}"

@@ -25,6 +25,10 @@ def check(config: Mapping[str, Any]) -> None:
     for key in config:
         if key not in TOP:
             raise UserError(f"unknown key '{key}'{nearest(key, TOP)}   allowed at the top: {', '.join(TOP)}")
+    if config.get("experiment") is not None:
+        raise UserError(
+            "the file of this experiment lacks its first line, # @package _global_; without it no key counts"
+        )
     check_value("seed", config.get("seed"), _NON_NEGATIVE)
     check_value("name", config.get("name"), _NAME)
     if isinstance(config.get("name"), str) and "/" in config["name"]:

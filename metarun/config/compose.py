@@ -1,10 +1,10 @@
-"""Command-line words to one resolved configuration, through Hydra; its errors turned into one clear line."""
+"""Command-line words to one resolved configuration, through Hydra."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,34 @@ from hydra import initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from metarun.config.catalogue import examine
 from metarun.config.environment import as_written
-from metarun.config.paths import conf_directory, options, user_directories
+from metarun.config.explain import COMPOSING, explain
+from metarun.config.grammar import split, written
+from metarun.config.overrides import Override, apply, read_single, value_at
+from metarun.config.paths import conf_directory, is_group, options, user_directories
 from metarun.config.trust import look_in_current_directory, names_other_code
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError, nearest, shortened
+
+_OPTIONAL = ("images", "experiment")
+"""Groups of which no option need be chosen."""
+_DERIVED = {"tuned": "the task and the algorithm"}
+"""Groups whose option follows from others."""
+_OF_SWEEPS = ("hydra/launcher", "hydra.launcher.", "hydra.sweep.dir")
+"""Keys of Hydra's own that a sweep honours. The others would change nothing and are refused."""
+_INSTEAD = {
+    "hydra.run": "a run's directory is named by runner.directory=, name= and its start",
+    "hydra.output_subdir": "a run's directory is named by runner.directory=, name= and its start",
+    "hydra.sweep.subdir": "a run's directory is named by runner.directory=, name= and its start",
+    "hydra.searchpath": "your own configuration files are added by --config-dir DIR",
+    "hydra.mode": "a sweep is asked for by -m",
+    "hydra.sweeper": "sweeps run every combination; `metarun search` looks for the best",
+    "hydra/sweeper": "sweeps run every combination; `metarun search` looks for the best",
+}
 
 
 @dataclass(frozen=True)
@@ -45,44 +64,111 @@ class _UserConf(SearchPathPlugin):
             search_path.prepend("metarun-user", f"file://{directory}", anchor="main")
 
 
-def compose(overrides: Sequence[str]) -> Composed:
-    """The configuration that ``overrides`` ask for, resolved; raises :class:`UserError` for what cannot be."""
-    try:
-        composed = _compose(overrides)
-        return Composed(resolve(composed), chosen(composed.hydra.runtime.choices), asked_keys(overrides))
-    except MissingConfigException as error:
-        raise UserError(_unknown_option(error)) from None
-    except ConfigCompositionException as error:
-        raise UserError(_bad_override(error, overrides)) from None
-    except Exception as error:  # whatever it is, it comes of what the user wrote: on the line or in a file
-        raise UserError(_first_lines(error)) from None
+def compose(words: Sequence[str]) -> Composed:
+    """The configuration that the words ask for, resolved; raises :class:`UserError` for what cannot be."""
+    config = unresolved(words)
+    return Composed(resolve(config), chosen(config.hydra.runtime.choices), asked_keys(words))
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
-    Plugins.instance().register(_UserConf)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(conf_directory()), version_base="1.3"):
-        return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
-
-
-def asked_keys(overrides: Sequence[str]) -> tuple[str, ...]:
-    """The keys that ``overrides`` set; choices of options are none."""
-    keys = (word.partition("=")[0].lstrip("+") for word in overrides)
+def asked_keys(words: Sequence[str]) -> tuple[str, ...]:
+    """The keys that ``words`` set; choices of options are none."""
+    keys = (split(word)[1] for word in words)
     return tuple(key for key in keys if "." in key)
 
 
-def sweep_directory(overrides: Sequence[str]) -> Path:
-    """Where a sweep that starts now keeps what is its own."""
-    return Path(_compose(overrides).hydra.sweep.dir)
+def unresolved(words: Sequence[str]) -> DictConfig:
+    """The configuration that the words ask for, with its interpolations and Hydra's own section."""
+    overrides = read_single(words)
+    for override in overrides:
+        if of_sweeps(override):
+            raise UserError(f"{shortened(override.word)}: only a sweep has this key; a sweep is asked for by -m")
+    choices = [for_hydra(override) for override in overrides if is_group(override.key)]
+    try:
+        config = _compose([choice.text for choice in choices])
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        plain: dict[str, Any] = OmegaConf.to_container(own)  # type: ignore[assignment]
+        apply(plain, (override for override in overrides if not is_group(override.key)))
+        return OmegaConf.create({"hydra": config.hydra, **plain})
+    except COMPOSING as error:
+        raise UserError(explain(error)) from None
 
 
-def multirun(overrides: Sequence[str], job: Callable[[DictConfig], None]) -> None:
-    """Have Hydra's launcher call ``job`` with every combination of the overrides' values, maybe in another process."""
-    GlobalHydra.instance().clear()
+def launch(settings: Sequence[Override], jobs: Sequence[Sequence[str]], job: Callable[[DictConfig], None]) -> None:
+    """Have a sweep's launcher call ``job`` with the configuration of each of ``jobs``, maybe in another process.
+
+    Raises what a job raised.
+
+    Args:
+        settings: Words about the sweep itself, for which :func:`of_sweeps` holds.
+        jobs: The words of each run.
+        job: Called with the run's configuration.
+    """
+    from hydra._internal.callbacks import Callbacks
+    from hydra.types import RunMode
+
+    _prepare()
     with initialize_config_dir(config_dir=str(conf_directory()), version_base="1.3", job_name="metarun"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        hydra.multirun("config", task_function=job, overrides=list(overrides))
+        words = [*(setting.text for setting in settings), *jobs[0]]
+        config = hydra.compose_config("config", words, run_mode=RunMode.MULTIRUN, with_log_configuration=True)
+        context = HydraContext(hydra.config_loader, Callbacks(config))
+        launcher = Plugins.instance().instantiate_launcher(context, job, config)
+        for result in launcher.launch(jobs, 0):
+            _ = result.return_value  # raises what the job raised
+
+
+def sweep_directory(settings: Sequence[Override], words: Sequence[str]) -> Path:
+    """The directory in which a sweep that starts now keeps what is its own; ``words`` are those of one of its runs."""
+    try:
+        return Path(_compose([*(setting.text for setting in settings), *words]).hydra.sweep.dir).expanduser()
+    except COMPOSING as error:
+        raise UserError(explain(error)) from None
+
+
+def of_sweeps(override: Override) -> bool:
+    """Whether an override is about a sweep, not about its runs; raises :class:`UserError` for other keys of Hydra."""
+    if not override.key.startswith(("hydra.", "hydra/")) and override.key != "hydra":
+        return False
+    if not override.key.startswith(_OF_SWEEPS):
+        why = next((why for key, why in _INSTEAD.items() if override.key.startswith(key)), "it would change nothing")
+        raise UserError(f"{shortened(override.word)}: metarun does not use this key: {why}")
+    return True
+
+
+def for_hydra(override: Override) -> Override:
+    """An override as Hydra takes it: a choice of an option is checked, and one of no option deletes.
+
+    Raises :class:`UserError` for an option that is not there or whose file cannot be read.
+    """
+    group, name = override.key, override.value
+    if not is_group(group):
+        return override
+    if group in _DERIVED:
+        raise UserError(f"{shortened(override.word)}: the option follows from {_DERIVED[group]}")
+    names = [name for name, _ in options(group)]
+    if override.sign == "~" or name is None:
+        if group not in _OPTIONAL:
+            raise UserError(f"{shortened(override.word)}: a run needs an option of {group}: {', '.join(names)}")
+        return replace(override, sign="~", parsed=None)
+    if isinstance(name, (int, float)):
+        name = str(override.parsed)
+    if not isinstance(name, str) or name not in names:
+        told = name if isinstance(name, str) else written(name)
+        raise UserError(f"unknown {group} '{shortened(told)}'{nearest(told, names)}   available: {', '.join(names)}")
+    examine(group, name)
+    return replace(override, sign="", parsed=name)
+
+
+def _compose(words: Sequence[str]) -> DictConfig:
+    _prepare()
+    with initialize_config_dir(config_dir=str(conf_directory()), version_base="1.3"):
+        return hydra_compose("config", overrides=list(words), return_hydra_config=True)
+
+
+def _prepare() -> None:
+    Plugins.instance().register(_UserConf)
+    GlobalHydra.instance().clear()
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
@@ -95,17 +181,35 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     try:
         OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
         plain = as_written(own)
-    except OmegaConfBaseException as error:
-        raise UserError(_first_lines(error)) from None
+    except COMPOSING as error:
+        raise UserError(explain(error)) from None
     assert isinstance(plain, dict)
     if names_other_code(plain):
         look_in_current_directory()
     return {str(key): value for key, value in plain.items()}
 
 
+def changed(config: Mapping[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
+    """A stored configuration changed as the overrides say, whose own interpolations are resolved as in :func:`resolve`.
+
+    What is in ``config`` already is kept as it stands.
+    """
+    changed: dict[str, Any] = deepcopy(dict(config))
+    apply(changed, overrides)
+    with_expressions = [override for override in overrides if "${" in str(override.value)]
+    if with_expressions:
+        try:
+            resolved = as_written(OmegaConf.create(changed))
+        except COMPOSING as error:
+            raise UserError(explain(error)) from None
+        for override in with_expressions:
+            apply(changed, [replace(override, sign="++", parsed=value_at(resolved, override.key))])
+    return changed
+
+
 def chosen(choices: Mapping[str, str]) -> dict[str, str]:
     """metarun's own of all groups' choices: without Hydra's, and without what follows from the others."""
-    return {group: name for group, name in choices.items() if "hydra" not in group and group != "tuned" and name}
+    return {group: name for group, name in choices.items() if "hydra" not in group and group not in _DERIVED and name}
 
 
 def default_name(choices: Mapping[str, str]) -> str:
@@ -113,48 +217,3 @@ def default_name(choices: Mapping[str, str]) -> str:
     if choices.get("experiment"):
         return choices["experiment"].replace("/", "-")
     return f"{choices['task'].rsplit('/')[-1]}-{choices['algorithm'].rsplit('/')[-1]}"
-
-
-def _unknown_option(error: MissingConfigException) -> str:
-    missing = (error.missing_cfg_file or "").removesuffix(".yaml")
-    group, _, name = missing.partition("/")
-    for launcher, extra in (("submitit", "slurm"), ("ray", "ray")):
-        if name.startswith(f"launcher/{launcher}"):
-            return f"hydra/{name} needs the launcher of {launcher}: pip install 'metarun[{extra}]'"
-    names = [name for name, _ in options(group)]
-    if not names:
-        return f"there is no configuration '{missing}'"
-    return f"unknown {group} '{name}'{nearest(name, names)}   available: {', '.join(names)}"
-
-
-def _bad_override(error: ConfigCompositionException, overrides: Sequence[str]) -> str:
-    text = str(error)
-    cause = str(error.__cause__ or "")
-    if found := re.search(r"Could not override '([^']+)'", text):
-        key = found.group(1)
-        parent, _, leaf = key.rpartition(".")
-        groups = [o for o in overrides if "." not in o.split("=")[0] and "=" in o and not o.startswith(("~", "+"))]
-        try:
-            base = _compose([o for o in groups if o.split("=")[0] != key])
-            node = OmegaConf.select(base, parent) if parent else base
-            siblings = [str(k) for k in node if k != "hydra"] if isinstance(node, DictConfig) else []
-        except (HydraException, OmegaConfBaseException):
-            siblings = []
-        if siblings and leaf not in siblings:
-            where = f"{parent}." if parent else ""
-            best = nearest(leaf, siblings).replace("'", f"'{where}", 1)
-            return f"unknown key '{key}'{best}   allowed: {', '.join(siblings)}"
-        if siblings == [] and parent:
-            top = [str(k) for k in _compose([]) if k != "hydra"]
-            return f"unknown key '{key}': there is no '{parent}'{nearest(parent.split('.')[0], top)}"
-        return f"{key}: {_first_lines(cause)}"
-    if "Could not append" in text or "Could not delete" in text:
-        return f"{text.splitlines()[0]} {_first_lines(cause)}".strip()
-    return _first_lines(text)
-
-
-def _first_lines(error: object) -> str:
-    """A library's message without its location block, on one line."""
-    kept = [line.strip() for line in str(error).splitlines() if line.strip()]
-    kept = [line for line in kept if not line.startswith(("full_key:", "object_type=", "reference_type=", "See https"))]
-    return " ".join(kept) or "the configuration cannot be composed"

@@ -65,6 +65,11 @@ def options(group: str) -> Iterator[tuple[str, Path]]:
         top = directory / group
         for path in sorted(top.rglob("*.yaml")):
             name = path.relative_to(top).with_suffix("").as_posix()
-            if name not in seen:
+            if name not in seen and path.is_file():
                 seen.add(name)
                 yield name, path
+
+
+def is_group(key: str) -> bool:
+    """Whether a key of the command line chooses an option of a group of files: ``task``, not ``task.shot``."""
+    return "." not in key and any((directory / key).is_dir() for directory in [*user_directories(), conf_directory()])

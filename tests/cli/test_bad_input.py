@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from metarun.cli import main
+from tests.words import has_no_library_word
 
 SINE = "task=regression/sinusoid"
 PIECES = "metarun.algorithms.gradient"
@@ -131,6 +132,44 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("show", ["show takes one name"]),
     ("show mamml", ["nothing is called 'mamml'", "did you mean 'maml'"]),
     ("list task", ["unknown list 'task'", "did you mean 'tasks'"]),
+    # what other programs built on Hydra have
+    ("+seed=3", ["there is seed already"]),
+    ("hydra.run.dir=x", ["hydra.run.dir=x", "runner.directory"]),
+    ("hydra.searchpath=[x]", ["--config-dir"]),
+    ("hydra/sweeper=x", ["metarun search"]),
+    ("hydra/launcher=basic", ["only a sweep has this key", "-m"]),
+    ("hydra.job.chdir=true", ["it would change nothing"]),
+    ("tuned=x", ["follows from the task and the algorithm"]),
+    ("algorithm=null", ["a run needs an option of algorithm", "maml"]),
+    ("~task", ["a run needs an option of task"]),
+    ("algorithm=[maml]", ["unknown algorithm '[maml]'"]),
+    ("-sc", ["install=SHELL"]),
+    ("-sc install=foo", ["bash, zsh, fish"]),
+    ("-sc query=bash", ["-sc install=SHELL"]),
+    ("--cfg job task=typo", ["unknown task 'typo'"]),
+    ("--cfg jobs", ["--cfg jobs - did you mean 'job'?", "allowed: job, all"]),
+    ("--cfg", ["--cfg needs one of job, all"]),
+    ("--cfg job --package x", ["--package x: no such key"]),
+    ("--resolve", ["--cfg job --resolve"]),
+    ("--info task=typo", ["unknown task 'typo'"]),
+    ("--info=x", ["--info x", "defaults-tree"]),
+    ("-m --cfg job", ["exclude one another"]),
+    ("--config-path x", ["no option --config-path", "--config-dir"]),
+    ("-cn x", ["no option -cn", "--config-dir"]),
+    ("--experimental-rerun x", ["metarun resume RUN"]),
+    # sweeps of what is no list of values, or of too many
+    ("-m seed=range(0,0)", ["seed=range(0,0): no value"]),
+    ("-m seed=range(0,3,0)", ["a step other than 0"]),
+    ("-m seed=range(0,100000000)", ["100,000,000 runs", "at most 10,000"]),
+    ("-m seed=range(0,200) algorithm.inner_lr=range(0,1,0.01)", ["200 x 100 runs", "at most 10,000"]),
+    ("-m seed=interval(0,1)", ["infinitely many values", "range(START,STOP,STEP)", "metarun search"]),
+    ("-m algorithm=glob(mamlx*)", ["no algorithm matches", "maml"]),
+    ("-m seed=glob(m*)", ["algorithm=glob(maml*)"]),
+    ("-m seed=extend_list(1,2)", ["'extend_list', which is no function"]),
+    ("-m algorithm=maml,mamml", ["unknown algorithm 'mamml'"]),
+    ("-m hydra/launcher=foo seed=0,1", ["unknown hydra/launcher 'foo'", "submitit_slurm"]),
+    ("-m hydra.launcher.foo=3 seed=0,1", ["unknown key 'hydra.launcher.foo'"]),
+    ("-m hydra.sweep.dir=a,b seed=0,1", ["one value of this key"]),
     # sweeps are checked before the first job starts
     (f"-m {SINE} seed=0,x", ["seed=x", "valid integer"]),
     (f"-m {SINE} algorithm=maml,protonet", ["does not fit"]),
@@ -145,6 +184,7 @@ def complaint(words: list[str], capsys: pytest.CaptureFixture[str], status: int 
     told, _, said = said.rpartition("metarun: ")
     assert all(line.startswith(("run directory", "going on after")) for line in told.splitlines()), told
     assert 1 <= len(said.splitlines()) <= 3, said
+    assert has_no_library_word(said)
     return said
 
 
@@ -158,6 +198,56 @@ def test_mistake(words: str, says: list[str], capsys: pytest.CaptureFixture[str]
     for part in says:
         assert part in said, said
     assert not list(tmp_path.rglob("config.yaml")), "a refused run must leave nothing behind"
+
+
+# a file of the user's own -> what the message must say
+FILES = {
+    "broken": ("_target_: x\n  y: [1\n", ["broken.yaml, line 2: not YAML"]),
+    "twice": ("a: 1\na: 2\n", ["twice.yaml, line 2", "duplicate key a"]),
+    "list": ("- 1\n", ["list.yaml: an option's file has the form key: value"]),
+    "empty": ("", ["algorithm has no _target_"]),
+    "latin": (b"a: \xfc\n", ["latin.yaml: not UTF-8"]),
+    "binary": (b"\xff\xfe\x00", ["binary.yaml: not UTF-8"]),
+    "circle": ("defaults:\n- back\n", ["algorithm/circle -> algorithm/back -> algorithm/circle"]),
+    "back": ("defaults:\n- circle\n", ["algorithm/back -> algorithm/circle -> algorithm/back"]),
+    "itself": ("defaults:\n- itself\n", ["algorithm/itself -> algorithm/itself"]),
+    "number": ("defaults: 3\n", ["number.yaml: defaults is a list of options, not 3"]),
+    "missing": ("defaults:\n- mamml\n", ["algorithm/missing: unknown algorithm 'mamml' - did you mean 'maml'?"]),
+    "group": ("defaults:\n- /modl: conv4\n", ["algorithm/group: unknown modl 'conv4'"]),
+    "override": ("defaults:\n- override /modl: conv4\n", ["algorithm/override", "'modl'"]),
+    "unresolved": ("_target_: ${nope}\n", ["algorithm._target_: interpolates 'nope'"]),
+    "open": ("_target_: ${nope\n", ["_target_", "cannot be resolved"]),
+    "python": ("a: !!python/object/apply:os.system [ls]\n", ["python.yaml, line 1"]),
+    "alias": ("a: &x [*x]\n", ["circle"]),
+    "link": (None, ["unknown algorithm 'link'"]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_the_users_own(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "own" / "algorithm"
+    folder.mkdir(parents=True)
+    (folder / "link.yaml").symlink_to("/nowhere")
+    for each, (content, _) in FILES.items():
+        if content is not None:
+            (folder / f"{each}.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = complaint(["--config-dir", "own", f"algorithm={name}"], capsys)
+    assert all(part in said for part in FILES[name][1]), said
+
+
+def test_a_recipe_without_its_first_line_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text("seed: 3\n")
+    assert "# @package _global_" in complaint(["--config-dir", "own", "experiment=mine"], capsys)
+
+
+def test_values_mean_the_same_to_every_command(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["algorithm.inner_lr=1e-3"], ["task.test_shots=[3]", "algorithm.test_steps=${task.shot}"]):
+        assert main(["eval", str(finished), *words, "runner.test_episodes=2"]) == 0
+    assert main(["resume", str(finished), "runner.iterations=3", "tracker.tags=[é,'1']"]) == 0
+    changes = [json.loads(path.read_text())["changes"] for path in sorted(finished.glob("evaluations/*.json"))]
+    assert [each.get("algorithm.inner_lr") for each in changes] == [1e-3, None]
+    assert (changes[1]["task.test_shots"], changes[1]["algorithm.test_steps"]) == ([3], 5)
 
 
 @pytest.fixture
@@ -199,8 +289,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         ["eval"], "does not fit this model"),
     "a key that resume cannot change": (
         lambda run: None, ["resume", "task.shot=2"], "resume cannot change 'task.shot'"),
-    "a misspelt key of resume": (lambda run: None, ["resume", "runner.iteratons=9"], "did you mean 'iterations'"),
-    "a misspelt key of eval": (lambda run: None, ["eval", "task.shots=9"], "did you mean 'shot'"),
+    "a misspelt key of resume": (
+        lambda run: None, ["resume", "runner.iteratons=9"], "did you mean 'runner.iterations'"),
+    "several values": (lambda run: None, ["eval", "task.shot=1,2"], "task.shot=1,2 names several values"),
+    "a group": (lambda run: None, ["eval", "task=regression/gp"], "eval cannot change 'task'"),
+    "a value that is none": (
+        lambda run: None, ["resume", "runner.iterations=[9"], "the [ at position 19 is not closed"),
+    "a key deleted": (lambda run: None, ["eval", "~task.shot"], "task.shot is missing"),
+    "a key added": (lambda run: None, ["eval", "+task.shots=3"], "unknown key 'task.shots'"),
+    "a misspelt key of eval": (lambda run: None, ["eval", "task.shots=9"], "did you mean 'task.shot'"),
     "fewer iterations": (lambda run: None, ["resume", "runner.iterations=1"], "can only be raised"),
     "an unknown option of eval": (lambda run: None, ["eval", "--test"], "unknown option '--test'"),
 }  # fmt: skip
