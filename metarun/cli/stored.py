@@ -176,5 +176,5 @@ def _get(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _recent() -> str:
-    runs = sorted(Path("outputs").glob("*/*/config.yaml"), key=lambda p: p.stat().st_mtime)
+    runs = sorted(Path("outputs").glob("*/*/config.yaml"), key=lambda p: p.lstat().st_mtime)
     return f"\n  the latest here: {runs[-1].parent}" if runs else ""

@@ -8,6 +8,7 @@ from typing import Any
 from metarun.config.declare import Component, Declaration, Parameter, attributes, declaration, is_section
 from metarun.config.environment import resolved
 from metarun.errors import UserError, nearest
+from metarun.escape import printable
 from metarun.reports.paper import Paper
 from metarun.types import strictly
 
@@ -33,6 +34,10 @@ def check(config: Mapping[str, Any]) -> None:
     check_value("name", config.get("name"), _NAME)
     if isinstance(config.get("name"), str) and "/" in config["name"]:
         raise UserError(f"name={config['name']!r}: a run's name is a directory's name and cannot contain '/'")
+    if isinstance(config.get("name"), str) and (
+        config["name"] in (".", "..") or printable(config["name"]) != config["name"]
+    ):
+        raise UserError(f"name={config['name']!r}: a run's name is a directory's name, without control characters")
     if config.get("paper") is not None:
         Paper.of(config["paper"])
     for section, target in CLOSED.items():

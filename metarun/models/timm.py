@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +14,9 @@ from metarun.errors import RunFailed, UserError, nearest, require
 from metarun.models.conv4 import as_float
 from metarun.tasks.base import Spec
 from metarun.types import DataPath, Positive
+
+SAFE = (1, 0, 26)
+"""The first version of timm that reads every file of weights without running code."""
 
 
 class Timm(nn.Module):
@@ -85,6 +89,12 @@ def imported() -> Any:
             f"model=timm: timm does not import ({_short(error)}); it needs a torchvision that is built for torch "
             f"{torch.__version__}"
         ) from error
+    found = re.findall(r"\d+", getattr(timm, "__version__", "1.0.26"))[:3]
+    require(
+        tuple(map(int, found)) >= SAFE,
+        f"model=timm: timm {'.'.join(found)} reads files of weights as pickles, which can run code; "
+        f"pip install -U 'timm>={'.'.join(map(str, SAFE))}'",
+    )
     return timm
 
 

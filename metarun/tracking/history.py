@@ -107,7 +107,7 @@ def runs_of_sweep(folder: Path) -> Iterator[Path]:
         if group == folder.name:
             yield path.parent
     for file in sorted(folder.glob("jobs/*.json")):
-        job = Job.read(folder, int(file.stem))
+        job = Job.read(folder, int(file.stem)) if file.stem.isdecimal() else None
         if job and job.state == "done before" and job.run and (folder / job.run).is_dir():
             yield (folder / job.run).resolve()
 

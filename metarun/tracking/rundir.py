@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
@@ -34,6 +34,16 @@ from metarun.untrusted import (
 
 LONGEST_ROW = 1 << 22
 """Bytes of a row of metrics.jsonl."""
+CONFIGURES = {"matplotlibrc": "matplotlib", "wandb/settings": "W&B (also where results go)", ".wandb/settings": "W&B"}
+"""Files that libraries read from the current directory, be it a run's, and that no run writes."""
+META: dict[str, Callable[[Any], bool]] = {
+    "choices": lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value.values()),
+    "group": lambda value: isinstance(value, str),
+    "threads": lambda value: type(value) is int and 1 <= value <= 4096,
+    "step": lambda value: isinstance(value, dict) and isinstance(value.get("plan"), dict),
+    "git": lambda value: isinstance(value, dict),
+}
+"""What entries of meta.json are, where they are not null."""
 
 State = Literal["running", "finished", "interrupted", "pruned", "failed"]
 
@@ -77,9 +87,9 @@ class RunDirectory:
     def refuse_links(self) -> None:
         """Raise :class:`UserError` for what would have the run read or write elsewhere; ``path`` may be a link."""
         refuse_links(self.path)
-        for folder in ("wandb", ".wandb"):  # of a user's own making, and read where it is the current directory
-            if (self.path / folder / "settings").exists():
-                raise UserError(f"{self.path / folder / 'settings'} would tell W&B where to send results; remove it")
+        for name, what in CONFIGURES.items():
+            if found := next(self.path.rglob(name), None):
+                raise UserError(f"{found} would configure {what} where this is the current directory; remove it")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -110,7 +120,13 @@ class RunDirectory:
         self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
     def meta(self) -> dict[str, Any]:
-        return read_json(self.path / "meta.json") if (self.path / "meta.json").exists() else {}
+        """Facts on the run, those that are used again checked."""
+        path = self.path / "meta.json"
+        found = read_json(path) if path.exists() else {}
+        for key, fits in META.items():
+            if found.get(key) is not None and not fits(found[key]):
+                raise UserError(f"{path} is damaged: '{key}' is not what a run writes")
+        return found
 
     def write_meta(self, **values: Any) -> None:
         """Merge ``values`` into meta.json."""

@@ -214,7 +214,10 @@ class Experiment:
         """Settle how steps are computed: as the run did before it was stopped, or as is fastest here."""
         kept = directory.meta().get("step")
         if kept is not None:
-            step: Tuned | None = Tuned.of(kept)
+            try:
+                step: Tuned | None = Tuned.of(kept)
+            except (TypeError, KeyError):
+                raise UserError(f"{directory.path / 'meta.json'} is damaged: 'step' is not what a run writes") from None
         elif progress.iteration or not self.runner.iterations:
             return
         else:

@@ -62,7 +62,7 @@ class Tuned:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Tuned:
-        """The inverse of :meth:`as_dict`."""
+        """The inverse of :meth:`as_dict`; raises ``TypeError`` or ``KeyError`` for anything else."""
         return cls(**{**values, "plan": Plan(**values["plan"])})
 
     def __str__(self) -> str:

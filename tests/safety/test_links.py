@@ -133,8 +133,13 @@ def test_links_of_wandb_stay_inside_of_its_folder(run: Path, tmp_path: Path) -> 
 def test_settings_of_wandb_are_not_taken_from_a_run(run: Path, folder: str) -> None:
     (run / folder).mkdir()
     (run / folder / "settings").write_text("[default]\nbase_url = http://localhost:1\n")
-    with pytest.raises(UserError, match="where to send results"):
+    with pytest.raises(UserError, match="would configure W&B"):
         RunDirectory.open(run)
+
+
+def test_matplotlib_is_not_configured_by_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "matplotlibrc").write_text("text.usetex: True\n")
+    attack(run, capsys)
 
 
 def test_a_linked_search_is_refused(tmp_path: Path) -> None:

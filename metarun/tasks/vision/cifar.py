@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from metarun.errors import require
+from metarun.tasks.archives import members
 from metarun.tasks.files import download
 from metarun.tasks.pickles import load_pickle, read_pickle
 from metarun.tasks.vision.base import ImageFewShot
@@ -20,7 +21,6 @@ from metarun.tasks.vision.collection import (
     from_folder,
     load_published,
     locate,
-    members,
 )
 from metarun.types import Count, DataPath, NonNegative, Positive
 

@@ -6,16 +6,13 @@ import hashlib
 import logging
 import os
 import re
-import tarfile
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.errors import UserError, require
+from metarun.tasks.archives import members
 from metarun.tasks.fewshot import ClassData
 from metarun.tasks.files import Allocate, find, mapped, recalled, remember
 from metarun.tasks.vision.images import NAMED, Source, decode, is_clutter, is_image, read_image
@@ -190,27 +188,6 @@ def from_archive(path: Path, classify: Classify | None = None, found: Collection
         found = _by_class(sorted(name for name, _ in members(path, content=False)), classify)
     wanted = {name for names in found.classes.values() for name in names}
     return replace(found, read=lambda: ((n, file.read()) for n, file in members(path, wanted)))
-
-
-def members(path: Path, wanted: set[str] | None = None, content: bool = True) -> Iterator[tuple[str, IO[bytes]]]:
-    """(name, opened) of every file in an archive, of ``wanted`` where given; unopened without ``content``.
-
-    Nothing is extracted, so a name may be whatever it likes.
-    """
-    nothing: Any = None
-    try:
-        if path.name.lower().endswith(".zip"):
-            with zipfile.ZipFile(path) as archive:
-                for info in archive.infolist():
-                    if not info.is_dir() and (wanted is None or info.filename in wanted):
-                        yield info.filename, archive.open(info) if content else nothing
-        else:
-            with tarfile.open(path) as tar:
-                for member in tar:
-                    if member.isfile() and (wanted is None or member.name in wanted):
-                        yield member.name, tar.extractfile(member) if content else nothing  # type: ignore[misc]
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a readable archive ({error}); fetch it again") from error
 
 
 def from_arrays(name: str, classes: Mapping[str, NDArray[np.int64]], images: Any, home: Split | None) -> Collection:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun.errors import require
+from metarun.tasks.archives import members
 from metarun.tasks.files import download
 from metarun.tasks.vision.base import ImageFewShot
 from metarun.tasks.vision.collection import (
@@ -16,7 +17,6 @@ from metarun.tasks.vision.collection import (
     from_folder,
     load_published,
     locate,
-    members,
     refuse_missing,
 )
 from metarun.types import Count, DataPath, NonNegative, Positive, Resize

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarun.errors import UserError, require
+from metarun.tasks.archives import members
 from metarun.tasks.fewshot import split_classes
 from metarun.tasks.vision.base import ImageFewShot
 from metarun.tasks.vision.collection import (
@@ -20,7 +21,6 @@ from metarun.tasks.vision.collection import (
     Collection,
     ImageSet,
     from_archive,
-    members,
 )
 from metarun.tasks.vision.images import ENDINGS, NAMED, is_clutter, is_image
 from metarun.types import SPLITS, Count, DataPath, Fraction, NonNegative, Positive, Split

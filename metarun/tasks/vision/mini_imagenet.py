@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from metarun.errors import UserError, require
+from metarun.tasks.archives import members
 from metarun.tasks.pickles import load_pickle, read_pickle
 from metarun.tasks.vision.base import ImageFewShot
 from metarun.tasks.vision.collection import (
@@ -22,7 +23,6 @@ from metarun.tasks.vision.collection import (
     from_folder,
     load_published,
     locate,
-    members,
     merge,
     refuse_missing,
     split_of,

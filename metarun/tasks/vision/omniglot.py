@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.errors import UserError, require
+from metarun.tasks.archives import DAMAGE, refuse_bomb
 from metarun.tasks.fewshot import ClassData, hash_of
 from metarun.tasks.files import Arrays, cached, download, find, recalled, remember
 from metarun.tasks.rng import permutation, uniforms
@@ -239,8 +240,10 @@ class Part:
 
         turn = Image.Transpose
         try:
+            if self.archive:
+                refuse_bomb(self.archive.getinfo(file))
             raw = self.archive.read(file) if self.archive else (self.path / file).read_bytes()
-        except (OSError, zlib.error, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             raise UserError(f"{self.path}: {file} cannot be read ({error})") from error
         drawing = open_image(raw, f"{self.path}: {file}")
         turned = [
