@@ -20,12 +20,15 @@ def run(words: list[str]) -> int:
     iterations = resolved(config)["runner"]["iterations"]
     done = directory.summary()
     if done is not None and directory.status().get("state") == "finished":
-        if iterations < done["iterations"]:
-            raise UserError(f"the run has {done['iterations']} iterations; runner.iterations can only be raised")
-        if iterations == done["iterations"]:
-            print_summary({**done, "directory": str(directory.path)})
-            print("the run had finished; to train longer: metarun resume RUN runner.iterations=N")
-            return 0
+        try:
+            if iterations < done["iterations"]:
+                raise UserError(f"the run has {done['iterations']} iterations; runner.iterations can only be raised")
+            if iterations == done["iterations"]:
+                print_summary({**done, "directory": str(directory.path)})
+                print("the run had finished; to train longer: metarun resume RUN runner.iterations=N")
+                return 0
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            raise UserError(f"{directory.path / 'summary.json'} is damaged: not what a run writes") from None
     summary = carry_out(config, facts, directory)
     if summary:
         print_summary(summary)

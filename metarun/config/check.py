@@ -32,12 +32,11 @@ def check(config: Mapping[str, Any]) -> None:
         )
     check_value("seed", config.get("seed"), _NON_NEGATIVE)
     check_value("name", config.get("name"), _NAME)
-    if isinstance(config.get("name"), str) and "/" in config["name"]:
-        raise UserError(f"name={config['name']!r}: a run's name is a directory's name and cannot contain '/'")
-    if isinstance(config.get("name"), str) and (
-        config["name"] in (".", "..") or printable(config["name"]) != config["name"]
-    ):
-        raise UserError(f"name={config['name']!r}: a run's name is a directory's name, without control characters")
+    name = config.get("name") or ""
+    if "/" in name:
+        raise UserError(f"name={name!r}: a run's name is a directory's name and cannot contain '/'")
+    if name in (".", "..") or printable(name) != name or not set("\n\t").isdisjoint(name):
+        raise UserError(f"name={name!r}: a run's name is the name of a new directory, without control characters")
     if config.get("paper") is not None:
         Paper.of(config["paper"])
     for section, target in CLOSED.items():

@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -260,7 +260,15 @@ def _measured(value: Any) -> Any:
     return value
 
 
-def read_pickle(file: IO[bytes], name: str | Path) -> Any:
+class Readable(Protocol):
+    """What a pickle is read from."""
+
+    def read(self, size: int = ..., /) -> bytes: ...
+
+    def readline(self, size: int = ..., /) -> bytes: ...
+
+
+def read_pickle(file: Readable, name: str | Path) -> Any:
     """The data in ``file``, strings of Python 2 as ``str``; arrays may be read-only.
 
     Raises :class:`~metarun.errors.UserError` for a damaged pickle, and for one that asks for anything but data;
