@@ -141,11 +141,7 @@ class RunDirectory:
 
     def data(self) -> dict[str, Any] | None:
         """The record of the run's data, data.json; ``None`` for a run from before there was one."""
-        path = self.path / "data.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is damaged: {error}") from None
+        return read_json(self.path / "data.json") if (self.path / "data.json").exists() else None
 
     def write_data(self, record: Mapping[str, Any]) -> None:
         self._write("data.json", json.dumps(record, indent=1, ensure_ascii=False))
