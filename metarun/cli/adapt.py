@@ -84,6 +84,7 @@ def run(words: list[str]) -> int:
         path = Path(asked.query).expanduser()
         queries = sources.query(inputs, path, learner.classes, given, asked.labels)
         tell("query", queries)
+        x = inputs.tensor(queries.items, algorithm.model)
     score = "accuracy" if learner.classes else "mse"
     result: dict[str, Any] = {
         "run": str(directory.path),
@@ -99,7 +100,6 @@ def run(words: list[str]) -> int:
     support = contents(inputs.spec.modality, given, learner.support.x[0])
     result["leave_one_out"] = told_alone(score, alone, support)
     if queries is not None:
-        x = inputs.tensor(queries.items, algorithm.model)
         predictions = learner.predict_prepared(x)
         known = set(support)
         there = [content in known for content in contents(inputs.spec.modality, queries, x)]

@@ -184,7 +184,9 @@ def _clinc150(root: str | None) -> list[tuple[str, str, str]]:
     path = _open(root, "clinc150/data_full.json")
     parts = _json(path)
     try:
-        rows = [(part, sentence, label) for part in SPLITS for sentence, label in parts[part]]
+        rows: list[tuple[str, str, str]] = [
+            (part, sentence, label) for part in SPLITS for sentence, label in parts[part]
+        ]
         require(all(isinstance(value, str) for row in rows for value in row), f"{path}: a sentence is no text")
         return rows
     except (KeyError, TypeError, ValueError) as error:
