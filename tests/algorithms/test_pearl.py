@@ -287,6 +287,31 @@ def test_who_learns_from_whom() -> None:
         torch.testing.assert_close(target, 0.75 * before[f"targets.{name}"] + 0.25 * now)
 
 
+def test_the_divergence_moves_the_encoder_by_its_weight() -> None:
+    """One step of plain descent from the same point, by the same random numbers, with weights 0, 1 and 3."""
+
+    def step(kl_weight: float) -> dict[str, Tensor]:
+        learner = pearl(kl_weight=kl_weight, gradient_steps=0)
+        learner.replay.add(*replayed(learner))
+        learner.optimizer = torch.optim.SGD(learner.critics, lr=1.0)
+        torch.manual_seed(1)
+        before = {name: p.clone() for name, p in learner.model.named_parameters()}
+        learner.gradient_step()
+        return {name: (p - before[name]).detach() for name, p in learner.model.named_parameters()}
+
+    def replayed(learner: PEARL) -> tuple[Tensor, Tensor, Tensor]:
+        rollout, steps = learner.trial(SPARSE.batch("train", range(4)), 2, explore=True)
+        return steps, rollout.running, rollout.running
+
+    none, once, thrice = (step(weight) for weight in (0.0, 1.0, 3.0))
+    for name in none:
+        if name.startswith("encoder."):
+            torch.testing.assert_close(thrice[name] - none[name], 3 * (once[name] - none[name]))
+            assert (once[name] != none[name]).any()
+        elif name.startswith("critics."):
+            assert torch.equal(once[name], none[name])
+
+
 class Sides(Environment):
     """Nothing is seen, and an action pays itself, or itself negated: one step tells which."""
 
