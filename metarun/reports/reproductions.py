@@ -17,6 +17,7 @@ from metarun.escape import for_markdown
 from metarun.reports.paper import COUNTED, SEEDS, Claim, Finding, Paper, worst
 from metarun.tracking.history import substance
 from metarun.tracking.rundir import RunDirectory, atomic_write
+from metarun.untrusted import read_json
 
 RESULTS = Path("outputs/reproduced")
 """Where ``metarun reproduce`` writes its records."""
@@ -163,7 +164,7 @@ def stored(*folders: Path) -> dict[str, dict[str, Any]]:
     for folder in folders or (records_directory(), RESULTS):
         for path in sorted(folder.glob("*.json")):
             try:
-                result = json.loads(path.read_text())
+                result = read_json(path)
                 found[str(result["id"])] = result
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"{path} is damaged: no reproduction") from None

@@ -93,7 +93,7 @@ def _read(path: Path, markers: bool) -> dict[str, list[str]]:
         relations = json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     require(
         isinstance(relations, dict) and bool(relations) and all(isinstance(each, list) for each in relations.values()),

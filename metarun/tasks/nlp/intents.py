@@ -175,7 +175,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, str]]:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
 
 

@@ -156,7 +156,7 @@ def from_parquet(base: Path, files: Sequence[str]) -> Collection:
     Numbers are named by the schema's own list of names where it has one.
     """
     try:
-        from pyarrow import ArrowInvalid, parquet
+        from pyarrow import ArrowException, parquet
     except ImportError:
         raise UserError("parquet files need pyarrow: pip install 'metarun[vision]'") from None
     parts: dict[str, list[tuple[Path, int]]] = {}
@@ -166,10 +166,10 @@ def from_parquet(base: Path, files: Sequence[str]) -> Collection:
         try:
             opened = parquet.ParquetFile(path)
             labels = opened.read(columns=["label"])["label"].to_pylist()
-        except (ArrowInvalid, OSError, KeyError) as error:
+            facts = json.loads((opened.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+            words = facts.get("info", {}).get("features", {}).get("label", {}).get("names")
+        except (ArrowException, OSError, KeyError, ValueError, AttributeError, RecursionError, MemoryError) as error:
             raise UserError(f"{path}: not a readable parquet file of images and labels ({error})") from error
-        facts = json.loads((opened.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
-        words = facts.get("info", {}).get("features", {}).get("label", {}).get("names")
         home = split_of(name)
         require(home is not None, f"{path}: its name says neither train nor val nor test")
         for row, label in enumerate(labels):
