@@ -275,6 +275,13 @@ def _embeddings(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def experiment(
     cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest
 ) -> Experiment:
+    return build(compose(choices(cell, own_data, request)).config)
+
+
+def choices(
+    cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest
+) -> list[str]:
+    """The words of a command line for the cell; skips where it needs what is not there."""
     task, algorithm, model = cell
     if model == "timm":
         pytest.importorskip("timm", reason="timm does not import here", exc_type=Exception)
@@ -296,7 +303,7 @@ def experiment(
         and (key not in ("task=vision", "task=nlp") or task not in WITHOUT_WAYS)
         for o in overrides
     ]
-    return build(compose([*words, *small, *own_data.get(task, []), *COMMON]).config)
+    return [*words, *small, *own_data.get(task, []), *COMMON]
 
 
 def evaluated(run: Experiment) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from metarun.algorithms.base import SupervisedAlgorithm
 from metarun.errors import RunFailed, UserError, require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec
 from metarun.tasks.inputs import Inputs
+from metarun.tasks.rng import forked_rng
 from metarun.tasks.vision.images import Preparation
 from metarun.training.checkpoint import read
 from metarun.training.transfer import fixed_head, misfit, take_vocabulary
@@ -171,8 +172,7 @@ class AdaptedLearner:
 
     def _adapted(self, support: Labelled) -> Callable[[Tensor], Tensor]:
         """[T, Nq, ...] -> [T, Nq, outputs], for T support sets."""
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), self.algorithm.computing():
-            torch.manual_seed(self.seed)
+        with torch.no_grad(), forked_rng(support.x.device, self.seed), self.algorithm.computing():
             *_, adapted = self.algorithm.adaptations(support, self.steps)
 
         def answer(x: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class Algorithm(nn.Module, ABC):
         """The inverse of :meth:`checkpoint`."""
         self.load_state_dict(state["parameters"])
         for name, each in self.optimizers().items():
-            each.load_state_dict(state[name])
+            each.load_state_dict(counted_on_host(state[name]))
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Those that it holds, by the names of its attributes."""
@@ -198,6 +198,18 @@ class SupervisedAlgorithm(Algorithm):
         memo[id(self)] = new
         new.__dict__.update(copy.deepcopy({k: v for k, v in self.__dict__.items() if k != "_stepper"}, memo))
         return new
+
+
+def counted_on_host(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's ``state`` with its counts of steps on the CPU, where torch keeps them.
+
+    On a GPU, where a checkpoint is loaded to, each would be read back at every step.
+    """
+    held = {
+        number: {**each, "step": each["step"].cpu()} if isinstance(each.get("step"), Tensor) else each
+        for number, each in state["state"].items()
+    }
+    return {**state, "state": held}
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ from metarun.algorithms.functional import call_with
 from metarun.algorithms.graph import simplified, written_in_place
 from metarun.kernels.patches import fold
 from metarun.tasks.base import Labelled, TaskBatch
+from metarun.tasks.rng import forked_rng
 
 if TYPE_CHECKING:
     from metarun.algorithms.base import Metrics, SupervisedAlgorithm
@@ -71,20 +72,21 @@ class Captured:
         self.way = example.support.way, example.query.way
         self.names: list[str] = []
         inputs = self._inputs(example)
-        devices = [example.query.x.device] if example.query.x.is_cuda else []
-        with torch.random.fork_rng(devices=devices):  # recording draws random numbers that the step will draw
+        self.run: Callable[..., list[Tensor]]
+        device = example.query.x.device
+        with forked_rng(device):  # recording and warming up draw random numbers that the step will draw
             # On copies of the buffers: recording runs the step, which would move running statistics once too often.
             buffers = {id(b) for b in algorithm.buffers()}
             held = [id(t) for _, t in self._state()] + 4 * [0]
             example_inputs = [t.clone() if i in buffers else t for i, t in zip(held, inputs, strict=True)]
             graph = simplified(make_fx(self._gradient)(*example_inputs))
-        self.run: Callable[..., list[Tensor]]
-        if capture == "compiled":
-            self.run = compiled(graph, inputs)
-        else:
-            self.run = written_in_place(graph)
-            if devices:
-                self.run = cuda_graph(self.run, inputs)
+            if capture == "compiled":
+                self.run = compiled(graph, inputs)
+            elif device.type == "cuda":
+                written = [place for place, t in enumerate(held) if t in buffers]
+                self.run = cuda_graph(written_in_place(graph), inputs, written)
+            else:
+                self.run = written_in_place(graph)
 
     def __call__(self, batch: TaskBatch) -> tuple[Metrics, list[Tensor | None]]:
         """Metrics, and the gradient by each learned parameter (in order)."""
@@ -139,8 +141,13 @@ def compiled(graph: Any, inputs: list[Tensor]) -> Callable[..., list[Tensor]]:
     return code
 
 
-def cuda_graph(graph: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Callable[..., list[Tensor]]:
-    """``graph`` on one device as one launch: its inputs are copied to where it was captured."""
+def cuda_graph(
+    graph: Callable[..., list[Tensor]], inputs: list[Tensor], written: Sequence[int]
+) -> Callable[..., list[Tensor]]:
+    """``graph`` on one device as one launch: its inputs are copied to where it was captured.
+
+    The inputs at places ``written``, into which it may write, are copied back.
+    """
     held = [t.clone() for t in inputs]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -155,6 +162,8 @@ def cuda_graph(graph: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Call
     def replay(*values: Tensor) -> list[Tensor]:
         torch._foreach_copy_(held, list(values))
         capture.replay()
+        if written:
+            torch._foreach_copy_([values[place] for place in written], [held[place] for place in written])
         return [r.clone() for r in results]
 
     return replay

@@ -21,6 +21,7 @@ from metarun.models.conv4 import Conv4
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.fewshot import FewShot
 from metarun.tasks.files import cached
+from metarun.tasks.rng import forked_rng
 from metarun.types import Positive, Rate
 
 log = logging.getLogger("metarun")
@@ -91,7 +92,8 @@ class Judge:
         if self.embedding is None:
             require(self.images is not None, "the judge was given no images to learn from")
             assert self.images is not None
-            self.embedding = self.learned(self.images)
+            with forked_rng(images.device, 0):  # the run's random numbers must not depend on the cache
+                self.embedding = self.learned(self.images)
         self.embedding.to(images)
         with torch.no_grad(), layers_as_they_are():  # the judge's, whatever the learner's compute in
             return self.embedding(images.flatten(0, 1)).unflatten(0, images.shape[:2])
@@ -104,17 +106,15 @@ class Judge:
         checksum = zlib.crc32(data.offsets.tobytes(), zlib.crc32(data.x.cpu().numpy().tobytes()))
         key = {**self.keys, "protocol": images.protocol(), "data": checksum, "dtype": str(dtype), "version": 1}
         key["train"] = zlib.crc32(images.classes["train"].tobytes())
-        with torch.random.fork_rng(devices=[]):  # the run's random numbers must not depend on the cache
-            torch.manual_seed(0)
-            spec = Spec("classification", images.modality, images.spec.input_shape, self.shape.way)
-            model = Conv4(spec, width=self.width, depth=4, downsample="pool", halvings=None, reduce="flatten",
-                          norm_scale=True)  # fmt: skip
+        spec = Spec("classification", images.modality, images.spec.input_shape, self.shape.way)
+        model = Conv4(spec, width=self.width, depth=4, downsample="pool", halvings=None, reduce="flatten",
+                      norm_scale=True)  # fmt: skip
 
-            def train() -> dict[str, np.ndarray]:
-                self._train(model.to(images.device), spec, images)
-                return {name: value.cpu().numpy() for name, value in model.state_dict().items()}
+        def train() -> dict[str, np.ndarray]:
+            self._train(model.to(images.device), spec, images)
+            return {name: value.cpu().numpy() for name, value in model.state_dict().items()}
 
-            stored = cached("judge", key, train)
+        stored = cached("judge", key, train)
         model.load_state_dict({name: torch.from_numpy(value) for name, value in stored.items()})
         return model.eval().requires_grad_(False)
 

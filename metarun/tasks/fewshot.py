@@ -16,6 +16,7 @@ from metarun.errors import UserError, require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
 from metarun.tasks.record import DataRecord
 from metarun.tasks.rng import choose, permutation, uniforms
+from metarun.tasks.to_device import to_device
 from metarun.types import SPLITS, Split
 
 COMPARED = 4 << 30
@@ -194,11 +195,11 @@ class FewShot(Task):
         support, query = np.split(rows, [shape.shot], axis=2)
         labels, way = torch.arange(shape.way, device=self.device)[None, :, None], shape.way
         if shape.named:
-            labels = torch.from_numpy(self.numbers(split, drawn)).to(self.device)[..., None]
+            labels = to_device(self.numbers(split, drawn), self.device)[..., None]
             way = len(self.classes[split])
 
         def gather(part: np.ndarray) -> Labelled:
-            index = torch.from_numpy(part.reshape(tasks, -1)).to(self.device)
+            index = to_device(part.reshape(tasks, -1), self.device)
             y = labels.expand(tasks, -1, part.shape[2]).reshape(tasks, -1)
             return Labelled(self.examples(index), y, way)
 

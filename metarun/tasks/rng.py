@@ -6,7 +6,8 @@ processes and after any resume. (Salmon et al., "Parallel random numbers: as eas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import overload
 
 import numpy as np
@@ -82,6 +83,19 @@ def permutation(seed: int, count: int) -> NDArray[np.int64]:
 def derived_seed(seed: int, split: Split, index: int, stream: int) -> int:
     """A 63-bit seed for torch's own generators, again a pure function of (seed, split, index)."""
     return int(uniforms(seed, split, [index], 1, stream)[0, 0] * 2**53)
+
+
+@contextmanager
+def forked_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """Within the block torch draws on the CPU and on ``device`` from ``seed``, or from where it stands.
+
+    Afterwards both generators stand where they stood before. (Seeding torch seeds the GPU's generator too, so that
+    one alone would not do.)
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
 
 
 class Share(Sequence[int]):

@@ -20,6 +20,7 @@ from torch import Tensor
 from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
 from metarun.errors import RunFailed, require
 from metarun.tasks.base import TaskBatch
+from metarun.tasks.rng import forked_rng
 from metarun.types import Precision
 
 log = logging.getLogger("metarun")
@@ -89,9 +90,7 @@ def measured(algorithm: SupervisedAlgorithm, batch: TaskBatch, seed: int) -> dic
 def _gradient(algorithm: SupervisedAlgorithm, batch: TaskBatch, seed: int) -> Tensor:
     """The outer gradient in one vector, in float64; of a copy, since a step may move running statistics."""
     learner = copy.deepcopy(algorithm).train()
-    device = batch.query.x.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with forked_rng(batch.query.x.device, seed):
         learner.arrive(0)
         learner.outer_gradient(batch)
     return torch.cat([p.grad.flatten().double().cpu() for p in learner.parameters() if p.grad is not None])

@@ -16,6 +16,7 @@ from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.windows import Windows
 from metarun.errors import require
 from metarun.tasks.base import Labelled, TaskBatch
+from metarun.tasks.rng import forked_rng
 from metarun.types import Positive, Rate
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Evolution(Windows):
             plus, minus = ({n: p + sign * noise[n] for n, p in theta.items()} for sign in (1, -1))
             particles = {n: torch.cat([plus[n], minus[n]]) for n in theta}
             if self.kept is None:
-                with torch.random.fork_rng([some.device] if some.is_cuda else []):
+                with forked_rng(some.device):
                     start = self.begin(learner, plus, batch.support)
                 mirrored = self.begin(learner, minus, batch.support)
                 start = {n: torch.cat([p, mirrored[n]]) for n, p in start.items()}

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
 from metarun.tasks.rng import choose, uniforms
+from metarun.tasks.to_device import to_device
 from metarun.types import Positive, Split
 
 if TYPE_CHECKING:
@@ -135,10 +136,10 @@ class FormalLanguages(Task):
         length = self.lengths[0] + np.floor(spread * uniforms(self.seed, split, indices, count, stream=5))[..., None]
         place = np.arange(longest)
         read = np.concatenate([np.full_like(symbols[..., :1], self.symbols), symbols[..., :-1]], axis=2)
-        x = torch.from_numpy(np.where(place <= length, read, self.symbols + 1)).to(self.device)
-        y = torch.from_numpy(np.where(place < length, symbols, -1)).to(self.device)
+        x = to_device(np.where(place <= length, read, self.symbols + 1), self.device)
+        y = to_device(np.where(place < length, symbols, -1), self.device)
         chance = automata.following(self.symbols)[np.arange(len(u))[:, None, None], states]
-        truth = torch.from_numpy(chance).to(torch.get_default_dtype()).to(self.device)
+        truth = to_device(chance, self.device, torch.get_default_dtype())
         parts = zip(*(t.split([shape.shot, shape.query], dim=1) for t in (x, y, truth)), strict=True)
         return TaskBatch(*(Labelled(x, y, truth=truth) for x, y, truth in parts))
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
 from metarun.tasks.rng import choose, normals, uniforms
+from metarun.tasks.to_device import to_device
 from metarun.types import NonNegative, Positive, Split
 
 Array = NDArray[np.float64]
@@ -91,8 +92,9 @@ class Functions(Task):
         count = shape.shot + shape.query
         x = normals(self.seed, split, indices, count * self.size, stream=1).reshape(-1, count, self.size)
         y = self.values(split, indices, x) + self.noise * normals(self.seed, split, indices, count, stream=2)
-        points = torch.from_numpy(np.concatenate([x, y[..., None]], axis=-1))
-        support, query = points.to(torch.get_default_dtype()).to(self.device).split([shape.shot, shape.query], dim=1)
+        both = np.concatenate([x, y[..., None]], axis=-1)
+        points = to_device(both, self.device, torch.get_default_dtype())
+        support, query = points.split([shape.shot, shape.query], dim=1)
         return TaskBatch(*(Labelled(part[..., :-1], part[..., -1:]) for part in (support, query)))
 
     def protocol(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
 from metarun.tasks.counts import shared_count
 from metarun.tasks.rng import normals, uniforms
+from metarun.tasks.to_device import to_device
 from metarun.types import NonNegative, Positive, Rate, Split
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class GaussianProcesses(Task):
         shape = shape or self.shape
         shot, query = self.counts(split, indices, shape)
         values = np.stack(self.points(split, indices, shape), axis=-1)
-        both = torch.from_numpy(values).to(torch.get_default_dtype()).to(self.device)
+        both = to_device(values, self.device, torch.get_default_dtype())
         parts = both[:, :shot], both[:, shape.shot : shape.shot + query]
         return TaskBatch(*(Labelled(part[..., :1], part[..., 1:]) for part in parts))
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
 from metarun.tasks.rng import uniforms
+from metarun.tasks.to_device import to_device
 from metarun.types import Positive, Split
 
 
@@ -52,7 +53,7 @@ class Quadratics(Task):
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
         shot = (shape or self.shape).shot
         values = sqrt(shot) * self.entries(split, indices, shot)
-        rows = torch.from_numpy(values).to(torch.get_default_dtype()).to(self.device)
+        rows = to_device(values, self.device, torch.get_default_dtype())
         support = Labelled(rows[..., :-1], rows[..., -1:])
         return TaskBatch(support, support)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
 from metarun.tasks.rng import uniforms
+from metarun.tasks.to_device import to_device
 from metarun.types import Positive, Rate, Split
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Sinusoid(Task):
         amplitude, phase, frequency = self.curves(split, indices)
         x = 10 * uniforms(self.seed, split, indices, shape.shot + shape.query, stream=1) - 5
         values = np.stack([x, amplitude * np.sin(frequency * x - phase)], axis=-1)
-        points = torch.from_numpy(values).to(torch.get_default_dtype()).to(self.device)
+        points = to_device(values, self.device, torch.get_default_dtype())
         support, query = points.split([shape.shot, shape.query], dim=1)
         return TaskBatch(*(Labelled(part[..., :1], part[..., 1:]) for part in (support, query)))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from metarun.tasks.base import EpisodeShape, Spec, Task
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rng import drawn, normals, uniforms
+from metarun.tasks.to_device import to_device
 from metarun.types import Positive, Split
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Bandit(Task):
         return uniforms(self.seed, split, indices, self.arms)
 
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Arms:
-        pays = torch.from_numpy(self.means(split, indices)).to(torch.get_default_dtype()).to(self.device)
+        pays = to_device(self.means(split, indices), self.device, torch.get_default_dtype())
         return Arms(pays, self, split, indices)
 
     def protocol(self) -> dict[str, Any]:

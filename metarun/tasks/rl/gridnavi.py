@@ -14,6 +14,7 @@ from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Spec, Task
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rng import uniforms
+from metarun.tasks.to_device import to_device
 from metarun.types import Positive, Split
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class GridNavi(Task):
         return self.possible[(len(self.possible) * uniforms(self.seed, split, indices, 1)[:, 0]).astype(int)]
 
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Grid:
-        return Grid(torch.from_numpy(self.goals(split, indices)).to(self.device), self, split, indices)
+        return Grid(to_device(self.goals(split, indices), self.device), self, split, indices)
 
     def protocol(self) -> dict[str, Any]:
         sizes = {"size": self.size, "horizon": self.horizon, "episodes": self.episodes}
@@ -152,7 +153,7 @@ class Grid(Environment):
     def __init__(self, goals: Tensor, family: GridNavi, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
         self.device, self.goals, self.last = goals.device, goals[:, None], family.size - 1
-        self.moves = torch.tensor(STEPS, device=self.device)
+        self.moves = to_device(torch.tensor(STEPS), self.device)
         self.numbers = torch.arange(family.size**2, device=self.device) if family.numbered else None
 
     def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:

@@ -15,6 +15,7 @@ from metarun.tasks.base import EpisodeShape, Spec, Task
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rl.robots import ROBOTS, Physics
 from metarun.tasks.rng import drawn, uniforms
+from metarun.tasks.to_device import to_device
 from metarun.types import NonNegative, Positive, Split
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ class Robots(Environment):
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
         self.device = device or family.device
         self.family, self.physics, self.robot = family, family.physics, family.physics.robot
-        self.goal = torch.from_numpy(family.goals(split, indices))[:, None].to(self.device)
+        self.goal = to_device(family.goals(split, indices), self.device)[:, None]
         self.models = family.varies.models(self.physics, family.seed, split, indices)
         self.first = self.physics.first.to(self.device)
 

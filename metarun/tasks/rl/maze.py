@@ -14,6 +14,7 @@ from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Spec, Task
 from metarun.tasks.rl.base import Environment, Wrapper
 from metarun.tasks.rng import uniforms
+from metarun.tasks.to_device import to_device
 from metarun.types import Count, Fraction, Positive, Split
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Mazes(Environment):
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
         self.device = family.device
         arrays = (family.neighbours(split, indices), *family.ends(split, indices))
-        self.neighbours, starts, goals = (torch.from_numpy(x).to(self.device) for x in arrays)
+        self.neighbours, starts, goals = (to_device(x, self.device) for x in arrays)
         self.starts, self.goals = starts[:, None], goals[:, None]
         self.rows = torch.arange(len(starts), device=self.device)[:, None]
         self.views = views(self.neighbours, family.size, family.view, family.position)

@@ -13,6 +13,7 @@ from torch import Tensor
 from metarun.tasks.base import EpisodeShape, Spec, Task
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rng import drawn, normals, uniforms
+from metarun.tasks.to_device import to_device
 from metarun.types import Positive, Split
 
 Array = NDArray[np.float64]
@@ -48,7 +49,7 @@ class TabularMDP(Task):
 
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Tables:
         dtype = torch.get_default_dtype()
-        moves, pays = (torch.from_numpy(x).to(dtype).to(self.device) for x in self.tables(split, indices))
+        moves, pays = (to_device(x, self.device, dtype) for x in self.tables(split, indices))
         return Tables(moves, pays, self, split, indices)
 
     def protocol(self) -> dict[str, Any]:

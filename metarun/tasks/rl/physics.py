@@ -14,6 +14,7 @@ from metarun.errors import require
 from metarun.tasks.base import Task
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rng import uniforms
+from metarun.tasks.to_device import to_device
 from metarun.types import Split
 
 if TYPE_CHECKING:
@@ -52,15 +53,13 @@ class Constants:
     def tensors(self, seed: int, split: Split, indices: Sequence[int], device: torch.device) -> dict[str, Tensor]:
         """Those of each task, [T, 1]."""
         drawn = self.draw(seed, split, indices)
-        return {
-            name: torch.from_numpy(x).to(torch.get_default_dtype()).to(device)[:, None] for name, x in drawn.items()
-        }
+        return {name: to_device(x, device, torch.get_default_dtype())[:, None] for name, x in drawn.items()}
 
 
 def signs(share: float, seed: int, split: Split, indices: Sequence[int], like: Tensor) -> Tensor:
     """-1 in a ``share`` of the tasks and 1 in the others, [T, 1], of the type and on the device of ``like``."""
     turned = uniforms(seed, split, indices, 1, stream=1) < share
-    return torch.from_numpy(1.0 - 2.0 * turned).to(like)
+    return to_device(1.0 - 2.0 * turned, like.device, like.dtype)
 
 
 @torch.no_grad()

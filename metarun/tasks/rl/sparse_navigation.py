@@ -13,6 +13,7 @@ from torch import Tensor
 from metarun.tasks.base import EpisodeShape, Spec, Task
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rng import uniforms
+from metarun.tasks.to_device import to_device
 from metarun.types import Positive, Rate, Split
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class SparseNavigation(Task):
         return np.stack([np.cos(angle), np.sin(angle)], 1)
 
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Disc:
-        goals = torch.from_numpy(self.goals(split, indices)).to(torch.get_default_dtype()).to(self.device)
+        goals = to_device(self.goals(split, indices), self.device, torch.get_default_dtype())
         return Disc(goals, self, split, indices)
 
     def protocol(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from metarun.tasks.base import EpisodeShape, TaskBatch
 from metarun.tasks.fewshot import FewShot
 from metarun.tasks.rng import uniforms
+from metarun.tasks.to_device import to_device
 from metarun.tasks.vision.images import Preparation
 from metarun.types import Ink, Resizing, Split
 
@@ -71,13 +72,13 @@ class ImageFewShot(FewShot):
             return u.reshape(*x.shape[:2], count)
 
         def on_device(values: NDArray[np.float64]) -> torch.Tensor:
-            return torch.from_numpy(values).to(torch.get_default_dtype()).to(self.device)
+            return to_device(values, self.device, torch.get_default_dtype())
 
         if self.crop or self.flip:
             u = drawn(3, 4)
             shifts = np.floor(u[..., :2] * (2 * self.crop + 1)).astype(np.int64) - self.crop
-            mirrored = torch.from_numpy(u[..., 2] < 0.5).to(self.device) if self.flip else None
-            x = shifted(x, torch.from_numpy(shifts).to(self.device), mirrored, self.crop)
+            mirrored = to_device(u[..., 2] < 0.5, self.device) if self.flip else None
+            x = shifted(x, to_device(shifts, self.device), mirrored, self.crop)
         if self.augment:
             x = warped(x, on_device(self.augment * (2 * drawn(6, 3) - 1).reshape(*x.shape[:2], 2, 3) * [1, 1, 0.5]))
         if self.jitter:

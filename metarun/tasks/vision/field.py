@@ -17,6 +17,7 @@ from metarun.tasks.counts import shared_count
 from metarun.tasks.fewshot import FewShot
 from metarun.tasks.record import DataRecord
 from metarun.tasks.rng import choose, uniforms
+from metarun.tasks.to_device import to_device
 from metarun.types import Positive, Split
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Field(Task):
         shape = shape or self.shape
         rows, tasks, shot = self.rows[split], len(indices), shape.shot
         chosen = rows[choose(uniforms(self.seed, split, indices, 1), len(rows))]
-        images = self.images.examples(torch.from_numpy(chosen).to(self.device))[:, 0].flatten(2).transpose(1, 2)
+        images = self.images.examples(to_device(chosen, self.device))[:, 0].flatten(2).transpose(1, 2)
         dtype = torch.get_default_dtype()
         y = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
         whole = Labelled(self.grid.to(dtype).expand(tasks, -1, -1), y)
@@ -128,7 +129,7 @@ class Field(Task):
             shot = shared_count(self.seed, split, indices, self.least_shot, shot, together=self.together, stream=2)
         if shot == shape.query == self.pixels:
             return TaskBatch(whole, whole)
-        place = torch.from_numpy(self.places(split, indices, shot)).to(self.device)
+        place = to_device(self.places(split, indices, shot), self.device)
         task = torch.arange(tasks, device=self.device)[:, None]
 
         def at(place: Tensor) -> Labelled:

@@ -15,6 +15,7 @@ from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
 from metarun.tasks.fewshot import FewShot
 from metarun.tasks.record import DataRecord
+from metarun.tasks.rng import forked_rng
 from metarun.types import Positive, Split
 
 if TYPE_CHECKING:
@@ -111,8 +112,7 @@ class Generation(Task):
 
         batch, way, each = self.batch("test", [0]), min(10, self.shape.way), 10
         algorithm.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with torch.no_grad(), forked_rng(self.device, self.seed):
             classes = torch.arange(way, device=self.device).repeat_interleave(each)[None]
             samples = algorithm.adapt(batch.support)(classes)
         shot, real = min(5, self.shape.shot), min(5, self.shape.query)
