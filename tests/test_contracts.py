@@ -278,9 +278,7 @@ def experiment(
     return build(compose(choices(cell, own_data, request)).config)
 
 
-def choices(
-    cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest
-) -> list[str]:
+def choices(cell: tuple[str, str, str], own_data: dict[str, list[str]], request: pytest.FixtureRequest) -> list[str]:
     """The words of a command line for the cell; skips where it needs what is not there."""
     task, algorithm, model = cell
     if model == "timm":

@@ -185,7 +185,8 @@ const std::set<std::string> INDEXING = {
 // They take a CPU tensor without dimensions as a number, like all that torch tags as pointwise.
 const std::set<std::string> TAKE_NUMBERS = {
     "aten::fill_", "aten::fill", "aten::masked_fill", "aten::masked_fill_", "aten::index_fill", "aten::index_fill_",
-    "aten::where", "aten::lerp", "aten::lerp_", "aten::clamp", "aten::clamp_"};
+    "aten::where", "aten::lerp", "aten::lerp_", "aten::clamp", "aten::clamp_", "aten::floor_divide",
+    "aten::floor_divide_"};
 const std::set<std::string> BETWEEN_DEVICES = {"aten::copy_", "aten::set_"};
 
 bool is_boolean(const at::Tensor& t) { return t.scalar_type() == at::kBool || t.scalar_type() == at::kByte; }
@@ -230,7 +231,8 @@ class Call {
     }
     if (indexing) return check_indexing(arguments);
     const bool numbers = op_.hasTag(at::Tag::pointwise) || TAKE_NUMBERS.count(name_);
-    for (const at::Tensor& t : on_cpu_) refuse_unless(numbers && t.dim() == 0);
+    for (const at::Tensor& t : on_cpu_)
+      refuse_unless(t.dim() == 0 && (numbers || t.unsafeGetTensorImpl()->is_wrapped_number()));
     if (name_ == "aten::repeat_interleave" && arguments.back().isNone()) makes_host_wait("sync", name_);
     if (WAITING.count(name_)) makes_host_wait("sync", name_);
   }
@@ -339,7 +341,7 @@ class Call {
       if (is_boolean(*index)) ++masks;
       if (index->device() != self.device()) makes_host_wait("to device, waiting", name_);
     }
-    if (arguments.size() < 3) return;  // reading by a mask asks for its places by itself: aten::nonzero
+    if (name_.find("put") == std::string::npos) return;  // reading by a mask asks for its places by itself: aten::nonzero
     const at::Tensor& values = arguments[2].toTensor();
     refuse_unless(values.device() == self.device() || (values.device().is_cpu() && values.dim() == 0));
     const bool fills = masks == 1 && indices == 1 && values.numel() == 1;  // is done as masked_fill
