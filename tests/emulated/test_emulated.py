@@ -42,7 +42,7 @@ def cell_of(algorithm: str) -> tuple[str, str, str]:
     return min((c for c in WORKING if c[1] == algorithm), key=lambda c: places.get((c[0], c[2]), len(places)))
 
 
-LONG = ("imaml", "flow", "mamlpp")
+LONG = ("imaml", "flow", "mamlpp", "lslr", "protomaml")
 """Their recordings take long: captured in the slow tests alone."""
 CELLS = [cell_of(name) for name in ALGORITHMS]
 FURTHER = [cell for cell in WORKING if cell not in CELLS or cell[1] in LONG]
@@ -137,7 +137,7 @@ WHOLE = {
     "protonet": ["task=nlp/text", "task.file=texts.jsonl", "task.way=2", "task.query=2", "task.test_ways=[]",
                  "model=ngram_bag", "model.buckets=256", "model.dim=16", "model.rank=4", "algorithm=protonet",
                  "algorithm.train_way=null", "algorithm.train_query=2"],
-    "np": ["task=regression/gp", "algorithm=np", "model=mlp", "model.hidden=[8,8]"],
+    "cnp": ["task=regression/gp", "algorithm=cnp", "model=mlp", "model.hidden=[8,8]"],
     "rl2": ["task=rl/bandit", "algorithm=rl2", "model=gru_policy"],
     "pearl": ["task=rl/navigation", "task.horizon=10", "algorithm=pearl", "algorithm.gradient_steps=2",
               "algorithm.tasks=2", "algorithm.context=8", "algorithm.batch=6", "algorithm.replay_tasks=4",
@@ -190,7 +190,7 @@ def test_a_run_goes_on_on_the_other_device(name: str, emulated: Emulated) -> Non
 
 
 @pytest.mark.usefixtures("texts")
-@pytest.mark.parametrize("name", ["maml", "protonet", "np"])
+@pytest.mark.parametrize("name", ["maml", "protonet", "cnp"])
 def test_adapt_is_the_same(name: str, emulated: Emulated) -> None:
     noise = np.random.default_rng(0)
     if name == "maml":
@@ -242,7 +242,7 @@ def test_the_search_for_a_plan_captures_steps(
 ) -> None:
     emulated(runs.train, [*WHOLE["maml"], *SMALL, "runner.iterations=0"])  # renders the letters into the real cache
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
-    words = [*WHOLE["np"], *SMALL, "runner.iterations=2", "runner.tune_above=0", "runner.plots=false"]
+    words = [*WHOLE["cnp"], *SMALL, "runner.iterations=2", "runner.tune_above=0", "runner.plots=false"]
     run = emulated(runs.train, [*words, "runner.device=cuda"])
     assert json.loads((Path(run) / "meta.json").read_text())["step"]["plan"]
     assert "could not be captured" not in (Path(run) / "metarun.log").read_text()
