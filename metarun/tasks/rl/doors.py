@@ -14,6 +14,7 @@ from metarun.errors import require
 from metarun.tasks.base import EpisodeShape, Spec, Task
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rng import uniforms
+from metarun.tasks.to_device import to_device
 from metarun.types import NonNegative, Positive, Split
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Corridor(Environment):
     def __init__(self, family: Doors, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
         self.device, self.doors, self.cost, self.discrete = family.device, family.doors, family.cost, family.discrete
-        self.prizes = torch.from_numpy(family.prizes(split, indices)).to(self.device)[:, None]
+        self.prizes = to_device(family.prizes(split, indices), self.device)[:, None]
 
     def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
         return torch.empty(self.tasks, copies, 0, device=self.device)
