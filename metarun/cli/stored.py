@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from metarun.config.catalogue import catalogue
 from metarun.config.compose import changed
+from metarun.config.declare import declaration
 from metarun.config.environment import resolved
 from metarun.config.locations import absolute, absolute_path, path_keys
 from metarun.config.overrides import apply, read, read_single, value_at, word
@@ -131,12 +132,17 @@ def reread(
 
 
 def _add_new_keys(config: dict[str, Any], choices: Mapping[str, str]) -> None:
-    """Keys that did not exist when a run was made, as the options that it was made of have them now."""
+    """Keys that did not exist when a run was made, as the options that it was made of have them now.
+
+    A key that its class needs not be given keeps the class's own default, with which older runs were made.
+    """
     for group in ("task", "model", "algorithm", "runner", "tracker"):
         option, stored = choices.get(group, "default"), config.get(group)
         now = next((entry.section for entry in catalogue(group) if entry.name == option), {})
         if isinstance(stored, dict) and now.get("_target_") == stored.get("_target_"):
-            new = {key: value for key, value in now.items() if key not in stored}
+            parameters = declaration(str(now["_target_"])).parameters if "_target_" in now else {}
+            optional = {key for key, parameter in parameters.items() if not parameter.required}
+            new = {key: value for key, value in now.items() if key not in stored and key not in optional}
             stored |= new
             if new and group not in ("runner", "tracker"):
                 told = ", ".join(f"{group}.{key}={value}" for key, value in new.items())

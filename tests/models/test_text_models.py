@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import random
 import subprocess
 import sys
 from typing import Any
@@ -259,3 +260,41 @@ def test_second_order_meta_gradient_of_a_text_model(cls: Any, values: dict[str, 
     numeric = (values_at[0] - values_at[1]) / (2 * step)
     analytic = sum((g * d).sum().item() for g, d in zip(gradients, direction, strict=True))
     assert analytic == pytest.approx(numeric, rel=1e-6)
+
+
+def long_texts(seed: int) -> tuple[list[str], Tensor]:
+    """Eight classes of ten texts of 600 words: a class repeats three words of its own among words that all have."""
+    noise = random.Random(seed)
+    common = [f"w{i}" for i in range(400)]
+
+    def text(label: int) -> str:
+        return " ".join(f"topic{label}{noise.choice('xyz')}" if noise.random() < 0.05 else noise.choice(common)
+                        for _ in range(600))  # fmt: skip
+
+    return [text(label) for label in range(8) for _ in range(10)], torch.arange(8).repeat_interleave(10)
+
+
+def nearest_prototypes(model: nn.Module, texts: list[str], labels: Tensor) -> float:
+    """Accuracy of the prototypes of one text a class on the others."""
+    with torch.no_grad():
+        x = model.eval()(model.encode(texts))  # type: ignore[operator]
+    return float((torch.cdist(x, x[::10]).argmin(1) == labels)[torch.arange(len(x)) % 10 > 0].float().mean())
+
+
+def test_on_long_texts_the_bag_starts_where_tfidf_does() -> None:
+    texts, labels = long_texts(0)
+    exact = nearest_prototypes(TfIdf(texts, unit="char", shortest=2, longest=4, min_texts=1), texts, labels)
+    default = {**BAG, "words": 1, "max_ngrams": 1024, "buckets": 262144}
+    counted = nearest_prototypes(NgramBag(texts, **default, counts=True), texts, labels)
+    once = nearest_prototypes(NgramBag(texts, **default), texts, labels)
+    assert counted >= exact - 0.02
+    assert counted > once + 0.1
+
+
+def test_words_alone_and_how_often_they_occur() -> None:
+    model = NgramBag(TEXTS, **{**BAG, "words": 1, "chars": None}, counts=True)
+    row = model.encode(["a flight a day a flight"])[0].tolist()
+    assert [n // BAG["buckets"] + 1 for n in row] == [3, 2, 1]
+    assert len({n % BAG["buckets"] for n in row}) == 3
+    few = NgramBag(TEXTS, **{**BAG, "words": 1, "chars": None, "max_ngrams": 1}, counts=True)
+    assert few.encode(["day a flight a a"]).tolist() == [[row[0]]]  # the most frequent
