@@ -109,9 +109,7 @@ class NgramBag(nn.Module):
         return torch.ones(2, 1, dtype=torch.int32, device=self.weight.device)
 
     def forward(self, ids: Tensor) -> Tensor:
-        index, further = ids.long(), 0
-        if self.counts:
-            index, further = index % self.buckets, index // self.buckets
+        index, further = ids.long() % self.buckets, ids.long() // self.buckets  # 0 further ones without counts
         weights = (self.weight[index] + self.power * self.log_idf[index]).exp() * ((index > 0) * (1 + further))
         # A text without n-grams stays at zero; under the root, so that the gradient there is finite.
         weights = weights * torch.rsqrt(weights.square().sum(1, keepdim=True) + 1e-12)
