@@ -18,6 +18,7 @@ import argparse
 import json
 import sys
 import time
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def control(words: list[str], name: str) -> dict[str, Any]:
     for lr in GRID:
         ends = log_losses(experiment(words, "scratch", RULES[name], lr).test("val")[""])[:, -1]
         scores[lr] = float(ends.mean())
-    best = min(scores, key=lambda lr: scores[lr])
+    best = min(scores, key=lambda lr: scores[lr] if isfinite(scores[lr]) else inf)
     return {"lr": best, "val": scores[best], "grid": scores, **judged(experiment(words, "scratch", RULES[name], best))}
 
 
@@ -112,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     asked.learned = [word for word in asked.learned if "=" not in word]
     words = ["runner.plots=false", "tracker.wandb=disabled", *asked.words, *late]
     rows = {name: control(words, name) for name in RULES}
-    best = min(rows, key=lambda name: rows[name]["val"])
+    best = min(rows, key=lambda name: rows[name]["val"] if isfinite(rows[name]["val"]) else inf)
     rows |= {name: judged(experiment(words, name)) for name in asked.learned}
     against = asked.against or best
     print("\n".join(table(rows, against)))

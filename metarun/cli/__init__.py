@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from metarun import streams
+from metarun.cli import lifeline
 from metarun.errors import Interrupted, RunFailed, UserError, conceal, nearest
 from metarun.escape import printable
 
@@ -45,6 +47,9 @@ Results lie under outputs/<name>/<time>_s<seed>/. METARUN_DATA names your data's
 METARUN_DEBUG=1 shows tracebacks.
 """
 
+ONLY_PRINT = ("list", "show", "report", "doctor", "help", "-h", "--help", "--version")
+"""Commands whose result is what they print; the others keep theirs in files."""
+
 _MODULES = {name: f"metarun.cli.{name}" for name in COMMANDS} | {
     "list": "metarun.cli.listing",
     "eval": "metarun.cli.evaluate",
@@ -65,17 +70,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("metarun: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `metarun list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         return _complain(error, 1)
 
 
 def console() -> None:
-    """The ``metarun`` script."""
+    """The ``metarun`` script. What it prints decides no run's fate; a command that only prints fails without it."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # processes it starts do not import from the current directory either
-    sys.exit(main())
+    lifeline.watch()
+    streams.survive()
+    words = sys.argv[1:]
+    status = main(words)
+    if reason := streams.lost():
+        print(f"metarun: cannot write to standard output: {reason}", file=sys.stderr)
+        if status == 0 and words and words[0] in ONLY_PRINT:
+            status = 1
+    sys.exit(status)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -12,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from metarun import strict_json
 from metarun.cli.output import set_up_logging
 from metarun.cli.stored import reread, take_code, tested_checkpoint, trained
 from metarun.errors import RunFailed, UserError, nearest, require
@@ -110,7 +110,7 @@ def run(words: list[str]) -> int:
         write_table(out / "predictions.csv", inputs.spec.modality, queries, learner.classes, predictions)
     learner.save(out, config)
     sheet(inputs.spec, given, queries, learner, predictions).savefig(out / "sheet.png", dpi=110)
-    (out / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False))
+    (out / "result.json").write_text(strict_json.dumps(result, indent=1))
     print(printable(f"results    {out}"))
     if alone.diverged:
         raise RunFailed(

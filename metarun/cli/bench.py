@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from metarun import strict_json
 from metarun.cli.output import plain_console, set_up_logging
 from metarun.config.check import check_value
 from metarun.config.declare import declaration
@@ -82,7 +82,7 @@ def run(words: list[str]) -> int:
             console.print(speed_table(speeds))
             result[ROLLOUTS] = [speed.as_dict() for speed in speeds]
     result["workloads"] = as_json(workloads, measured)
-    atomic_write(path, json.dumps(result, indent=1).encode())
+    atomic_write(path, strict_json.dumps(result, indent=1).encode())
     if measured:
         console.print(legend(measured))
         picture(measured).savefig(path.with_suffix(".png"), dpi=110)

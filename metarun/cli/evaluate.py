@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from metarun import strict_json
 from metarun.cli.output import print_summary, set_up_logging
 from metarun.cli.stored import data_keys, rebuild, recorded, take_code, trained
 from metarun.errors import UserError, nearest, require
@@ -64,10 +64,10 @@ def run(words: list[str]) -> int:
     folder = directory.path / "evaluations"
     folder.mkdir(exist_ok=True)
     path = folder / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}.json"
-    atomic_write(path, json.dumps(summary, indent=1).encode())
-    print_summary({**summary, "directory": str(path)})
+    atomic_write(path, strict_json.dumps(summary, indent=1).encode())
+    status = print_summary({**summary, "directory": str(path)})
     if seen := data.get("seen_classes"):
         from metarun.tasks.record import named
 
         print(f"NOT HELD OUT   meta-trained on too: {named(seen)} (--allow-seen-classes)")
-    return 0
+    return status

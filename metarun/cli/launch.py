@@ -16,6 +16,7 @@ from metarun.cli.output import set_up_logging
 from metarun.cli.stored import recorded
 from metarun.config.environment import resolved
 from metarun.errors import Interrupted, RunFailed, UserError
+from metarun.streams import survive
 from metarun.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def _rank(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    survive()
     set_up_logging()
     if number > 0:
         logging.getLogger("metarun").setLevel(logging.ERROR)

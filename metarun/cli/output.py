@@ -12,6 +12,9 @@ from metarun.escape import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+from metarun.streams import Surviving
+from metarun.tracking.rundir import not_finite
+
 MOST_POINTS = 24
 """Of an adaptation curve that are printed; summary.json has all."""
 
@@ -31,7 +34,7 @@ class _Stderr(logging.Handler):
     """Writes to whatever ``sys.stderr`` is at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(printable(self.format(record)), file=sys.stderr)
+        Surviving(sys.stderr).write(printable(self.format(record)) + "\n")
 
 
 def number(value: float) -> str:
@@ -39,8 +42,11 @@ def number(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
-def print_summary(summary: Mapping[str, Any]) -> None:
-    """The test table, the adaptation curve, the protocol and where the run lies."""
+def print_summary(summary: Mapping[str, Any]) -> int:
+    """Print the test table, the adaptation curve, the protocol and where the run lies; the command's exit status.
+
+    A result that is not finite is said on stderr, as the last line, and makes the status 1.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -68,8 +74,14 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         )
         console.print(f"{words}   " + ", ".join(f"{p[at]}: {number(p['mean'])}" for p in points))
     console.print(printable("protocol   " + ", ".join(f"{k}={_short(v)}" for k, v in summary["protocol"].items())))
+    if summary.get("ended_by"):
+        console.print(printable(f"ended by   {summary['ended_by']}, after {summary['iterations']} iterations"))
     if "directory" in summary:
         console.print(printable(f"results    {summary['directory']}"))
+    if bad := not_finite(summary):
+        sys.stdout.flush()
+        print(printable(f"metarun: {bad}"), file=sys.stderr)
+    return 1 if bad else 0
 
 
 def plain_console() -> Console:

@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
+from metarun.cli.lifeline import child
 from metarun.errors import Interrupted, RunFailed
+from metarun.training.signals import stopping_signals
 
 Command = Callable[[], "Sequence[str] | None"]
 """Called when its turn has come: the words of a command, or ``None`` if nothing is left to do."""
@@ -38,12 +40,12 @@ def run_all(commands: Mapping[str, Command], jobs: int) -> None:
             if words is None:
                 return 0
             own = {"CUDA_VISIBLE_DEVICES": str(device % gpus)} if jobs > 1 and gpus > 1 else {}
-            process = subprocess.Popen([sys.executable, "-m", "metarun", *words], env={**os.environ, **own})
-            running.add(process)
-            try:
-                return process.wait()
-            finally:
-                running.discard(process)
+            with child([sys.executable, "-m", "metarun", *words], {**os.environ, **own}) as process:
+                running.add(process)
+                try:
+                    return process.wait()
+                finally:
+                    running.discard(process)
         finally:
             devices.put(device)
 
@@ -53,7 +55,7 @@ def run_all(commands: Mapping[str, Command], jobs: int) -> None:
             process.send_signal(signal.SIGTERM)
         raise Interrupted(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in stopping_signals()}
     try:
         with ThreadPoolExecutor(jobs) as pool:
             codes = dict(zip(commands, pool.map(one, commands.values()), strict=True))

@@ -33,7 +33,11 @@ def run(words: list[str]) -> int:
     for config in configs.values():
         check(config)
     new = [f"experiment={name}", *overrides]
-    run_all({f"seed {seed}": lambda seed=seed: _words(configs[seed], seed, new, elsewhere) for seed in configs}, jobs)  # type: ignore[misc]
+    try:
+        run_all({f"seed {s}": lambda s=s: _words(configs[s], s, new, elsewhere) for s in configs}, jobs)  # type: ignore[misc]
+    except RunFailed:  # of runs with a result that is not finite, which is a miss: they have ended
+        if not all(earlier(config, same_data(config))[0] for config in configs.values()):
+            raise
     runs = {seed: earlier(config, same_data(config))[0] for seed, config in configs.items()}
     if missing := [seed for seed, found in runs.items() if found is None]:
         raise RunFailed(f"seed {', '.join(map(str, missing))} did not finish")

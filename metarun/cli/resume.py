@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from metarun.cli.launch import carry_out
 from metarun.cli.output import print_summary, set_up_logging
 from metarun.cli.stored import refuse_lost_data, reread, take_code
 from metarun.config.check import check
 from metarun.config.environment import resolved
 from metarun.errors import UserError
+from metarun.tracking.history import HOW
 
 
 def run(words: list[str]) -> int:
@@ -17,19 +21,29 @@ def run(words: list[str]) -> int:
     directory, config, facts, changes = reread("resume", words, allowed=("runner.", "tracker."), trust=trust)
     refuse_lost_data("resume", str(directory.path), config, changes)
     check(config)
-    iterations = resolved(config)["runner"]["iterations"]
-    done = directory.summary()
-    if done is not None and directory.status().get("state") == "finished":
+    runner = resolved(config)["runner"]
+    iterations, minutes = runner["iterations"], runner["minutes"]
+    done = directory.summary() if directory.finished() else None
+    if done is not None:
         try:
             if iterations < done["iterations"]:
                 raise UserError(f"the run has {done['iterations']} iterations; runner.iterations can only be raised")
-            if iterations == done["iterations"]:
-                print_summary({**done, "directory": str(directory.path)})
-                print("the run had finished; to train longer: metarun resume RUN runner.iterations=N")
-                return 0
+            out_of_time = done.get("ended_by") == "runner.minutes" and minutes and 60 * minutes <= done["wall_s"]
+            if iterations == done["iterations"] or out_of_time:
+                _refuse_what_changes_nothing(changes)
+                longer = "runner.minutes=N" if out_of_time else "runner.iterations=N"
+                status = print_summary({**done, "directory": str(directory.path)})
+                print(f"the run had finished; to train longer: metarun resume RUN {longer}")
+                return status
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             raise UserError(f"{directory.path / 'summary.json'} is damaged: not what a run writes") from None
-    summary = carry_out(config, facts, directory)
-    if summary:
-        print_summary(summary)
-    return 0
+    summary = carry_out(config, {**facts, "changes": changes}, directory)
+    return print_summary(summary) if summary else 0
+
+
+def _refuse_what_changes_nothing(changes: Mapping[str, Any]) -> None:
+    """Say that a finished run is not trained or tested again for keys such as runner.test_episodes."""
+    vain = [key for key in changes if key not in ("runner.iterations", "runner.minutes") and not key.startswith(HOW)]
+    if vain:
+        keys = " ".join(f"{key}={changes[key]}" for key in vain)
+        raise UserError(f"the run has finished: {keys} changes nothing now   to evaluate: metarun eval RUN {keys}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metarun import strict_json
 from metarun.cli.processes import count_gpus, run_all
 from metarun.cli.words import sort
 from metarun.config.catalogue import catalogue
@@ -140,7 +141,7 @@ def _finish(study: Study, folder: Folder, config: Mapping[str, Any]) -> None:
         trained(directory, experiment)
         result |= experiment.findings("test", experiment.test())
         print_summary(result)
-    atomic_write(folder.path / "search.json", (json.dumps(result, indent=1) + "\n").encode())
+    atomic_write(folder.path / "search.json", (strict_json.dumps(result, indent=1) + "\n").encode())
     print(f"{folder.path / 'search.json'}, search.png")
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metarun.config.catalogue import catalogue
-from metarun.config.compose import changed
+from metarun.config.check import CLOSED, OPEN
+from metarun.config.compose import changed, compose
 from metarun.config.declare import declaration
 from metarun.config.environment import resolved
 from metarun.config.locations import absolute, absolute_path, path_keys
 from metarun.config.overrides import apply, read, read_single, value_at, word
+from metarun.config.paths import options
 from metarun.config.trust import Trust, admit, take_trust
 from metarun.errors import UserError, shortened
 from metarun.tracking.rundir import RunDirectory
@@ -132,21 +133,38 @@ def reread(
 
 
 def _add_new_keys(config: dict[str, Any], choices: Mapping[str, str]) -> None:
-    """Keys that did not exist when a run was made, as the options that it was made of have them now.
+    """Add the keys that did not exist when a run was made, with the values that its options give them now."""
+    now = _composed_anew(choices)
+    for group in (*OPEN, *CLOSED):
+        added = list(_new_keys(group, config.get(group), now.get(group)))
+        if added and group not in CLOSED:
+            told = ", ".join(f"{key}={value}" for key, value in added)
+            log.info("the run is from before there was %s, which is what it is now by default", told)
 
-    A key that its class needs not be given keeps the class's own default, with which older runs were made.
-    """
-    for group in ("task", "model", "algorithm", "runner", "tracker"):
-        option, stored = choices.get(group, "default"), config.get(group)
-        now = next((entry.section for entry in catalogue(group) if entry.name == option), {})
-        if isinstance(stored, dict) and now.get("_target_") == stored.get("_target_"):
-            parameters = declaration(str(now["_target_"])).parameters if "_target_" in now else {}
-            optional = {key for key, parameter in parameters.items() if not parameter.required}
-            new = {key: value for key, value in now.items() if key not in stored and key not in optional}
-            stored |= new
-            if new and group not in ("runner", "tracker"):
-                told = ", ".join(f"{group}.{key}={value}" for key, value in new.items())
-                log.info("the run is from before there was %s, which is what it is now by default", told)
+
+def _composed_anew(choices: Mapping[str, str]) -> dict[str, Any]:
+    """The configuration that these options make today. Options that are gone, or no longer fit, are left out."""
+    known = choices if isinstance(choices, Mapping) else {}
+    groups = (*OPEN, *CLOSED, "images", "experiment")
+    there = [f"{group}={known[group]}" for group in groups if known.get(group) in dict(options(group))]
+    try:
+        return compose(there).config
+    except UserError:
+        return compose([]).config
+
+
+def _new_keys(where: str, stored: Any, now: Any) -> Iterator[tuple[str, Any]]:
+    """Copy to ``stored`` the keys of ``now`` that its class needs and it lacks, sections inside too; yields them."""
+    if not isinstance(stored, dict) or not isinstance(now, dict) or stored.get("_target_") != now.get("_target_"):
+        return
+    target = CLOSED.get(where) or now.get("_target_")
+    parameters = declaration(target).parameters if target else {}
+    for key, value in now.items():
+        if key in stored:
+            yield from _new_keys(f"{where}.{key}", stored[key], value)
+        elif key in parameters and parameters[key].required:
+            stored[key] = value
+            yield f"{where}.{key}", value
 
 
 def trained(directory: RunDirectory, experiment: Experiment) -> tuple[Path, int]:

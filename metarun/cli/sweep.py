@@ -11,9 +11,9 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from metarun.cli.output import print_summary, set_up_logging
 from metarun.cli.stored import same_data
@@ -33,11 +33,12 @@ from metarun.config.compose import (
 from metarun.config.overrides import Override, read, word
 from metarun.errors import Interrupted, RunFailed, UserError, conceal, shortened
 from metarun.escape import printable
+from metarun.streams import survive
 from metarun.tracking.history import Job, earlier
+from metarun.tracking.rundir import not_finite
 
 MOST_RUNS = 10_000
 """Runs of a sweep."""
-_PRECHECKED = 32  # jobs of a sweep that are checked before the first starts
 
 
 def sweep(words: list[str]) -> int:
@@ -46,7 +47,9 @@ def sweep(words: list[str]) -> int:
     Combinations that an earlier sweep finished are skipped, those that were stopped go on.
     """
     settings, jobs = _jobs(words)
-    for each in jobs[:_PRECHECKED]:
+    if len(jobs) > 100:  # which takes as many quarters of a second
+        print(f"metarun: checking {len(jobs)} combinations", file=sys.stderr)
+    for each in jobs:
         check(named(compose(each)))
     directory = sweep_directory(settings, jobs[0])
     print(f"metarun: {len(jobs)} runs; what becomes of each is kept in {directory}", file=sys.stderr)
@@ -75,6 +78,8 @@ def job(config: Any) -> None:
     asked = " ".join(words)
     directory = Path(hydra.sweep.dir)
     sys.argv = ["metarun", *words]  # what the run keeps as its command
+    if _output():
+        survive()
     set_up_logging()
     print(printable(f"\nmetarun: run {hydra.job.num + 1}: {asked}"), file=sys.stderr)
     note = Job(asked, "started", log=_output())
@@ -85,7 +90,7 @@ def job(config: Any) -> None:
         finished, started = earlier(wanted, same_data(wanted))
         if finished is not None:
             print(printable(f"metarun: done before: {finished.path}"), file=sys.stderr)
-            note = Job(asked, "done before", run=str(finished.path))
+            note = _noted(asked, "done before", str(finished.path), finished.summary() or {})
         else:
             try:
                 summary = train(composed, {"group": directory.name}, started)
@@ -93,12 +98,19 @@ def job(config: Any) -> None:
                 hand_on(error.signal_number)
                 raise
             print_summary(summary)
-            note = Job(asked, "finished", run=summary["directory"])
+            note = _noted(asked, "finished", summary["directory"], summary)
     except Exception as error:
         why = conceal(("" if isinstance(error, (UserError, RunFailed)) else f"{type(error).__name__}: ") + str(error))
         print(printable(f"metarun: {why}"), file=sys.stderr)
         note = Job(asked, "failed", why=why, log=str(getattr(error, "run_log", note.log or "")) or None)
     note.write(directory, hydra.job.num)
+
+
+def _noted(asked: str, state: Literal["finished", "done before"], run: str, summary: Mapping[str, Any]) -> Job:
+    """A job that came to its end: failed, if what it found is not finite."""
+    if bad := not_finite(summary):
+        return Job(asked, "failed", run=run, why=bad, log=str(Path(run, "metarun.log")))
+    return Job(asked, state, run=run)
 
 
 def _tell(directory: Path, count: int, broken: Exception | None) -> int:

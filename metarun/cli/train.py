@@ -68,9 +68,7 @@ def run(words: list[str]) -> int:
 
         return sweep(asked.overrides)
     summary = train(compose(asked.overrides))
-    if summary:
-        print_summary(summary)
-    return 0
+    return print_summary(summary) if summary else 0
 
 
 def _parse(words: Sequence[str]) -> _Asked:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, reduce
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -51,16 +52,44 @@ def catalogue(group: str) -> Iterator[Entry]:
     """The options of ``group`` (task, model, algorithm, experiment, ...), the user's first."""
     found = {name: (path, _load(path)) for name, path in options(group)}
 
-    def section(name: str) -> dict[str, Any]:
-        content = found[name][1]
-        inner = content.get(group)
-        own = inner if isinstance(inner, dict) else content
-        built_on = [d.removeprefix(f"/{group}/") for d in content.get("defaults") or [] if isinstance(d, str)]
-        parents = [d for d in built_on if d in found and d != name]
-        return reduce(_merged, [*map(section, parents), own], {})
+    def section(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+        path, content = found[name]
+        if name in above:
+            raise UserError(f"{path}: builds on itself (defaults: {' -> '.join((*above, name))})")
+        listed = content.get("defaults")
+        listed = [*listed] if isinstance(listed, list) else []
+        merged: dict[str, Any] = {}
+        for item in listed if "_self_" in listed else [*listed, "_self_"]:
+            if item == "_self_":
+                merged = _merged(merged, _own(group, path, content))
+            elif (base := _base(group, item, beside=name if above else "")) in found:
+                merged = _merged(merged, section(base, (*above, name)))
+        return merged
 
     for name, (path, content) in found.items():
         yield Entry(group, name, path, content, section(name))
+
+
+def _own(group: str, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The component's keys in an option's file: below the group's name if its package is global, else at the top."""
+    inner = content.get(group)
+    if isinstance(inner, Mapping) and _PACKAGE_GLOBAL.search(path.read_text()):
+        return dict(inner)
+    return {key: value for key, value in content.items() if key != "defaults"}
+
+
+def _base(group: str, item: Any, beside: str) -> str:
+    """The option of ``group`` that an entry of ``defaults`` names: ``base`` or ``/group/base``, with a package or not.
+
+    As in Hydra, ``base`` is looked for at the group's top; in an option that is itself built on, ``beside`` that.
+    """
+    entry = str(item).split("@")[0].removeprefix("optional ").removesuffix(".yaml")
+    if entry.startswith("/"):
+        return entry.removeprefix(f"/{group}/")
+    return (PurePosixPath(beside).parent / entry).as_posix()
+
+
+_PACKAGE_GLOBAL = re.compile(r"^#\s*@package\s+_global_\s*$", re.MULTILINE)
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 from metarun.config.declare import Component, Declaration, Parameter, attributes, declaration, is_section
 from metarun.config.environment import resolved
 from metarun.errors import UserError, nearest
-from metarun.escape import printable
 from metarun.reports.paper import Paper
 from metarun.types import strictly
 
@@ -17,6 +16,8 @@ INJECTED = ("seed", "spec", "texts", "model")
 
 CLOSED = {"runner": "metarun.training.settings.Runner", "tracker": "metarun.tracking.settings.Tracker"}
 OPEN = ("task", "model", "algorithm")
+RESERVED = ("multirun", "search", "reproduced", "gallery", "bench")
+"""Directories beside the runs' own."""
 TOP = (*OPEN, *CLOSED, "seed", "name", "paper", "search", "experiment")
 
 
@@ -32,11 +33,8 @@ def check(config: Mapping[str, Any]) -> None:
         )
     check_value("seed", config.get("seed"), _NON_NEGATIVE)
     check_value("name", config.get("name"), _NAME)
-    name = config.get("name") or ""
-    if "/" in name:
-        raise UserError(f"name={name!r}: a run's name is a directory's name and cannot contain '/'")
-    if name in (".", "..") or printable(name) != name or not set("\n\t").isdisjoint(name):
-        raise UserError(f"name={name!r}: a run's name is the name of a new directory, without control characters")
+    if isinstance(config.get("name"), str):
+        check_name(config["name"])
     if config.get("paper") is not None:
         Paper.of(config["paper"])
     for section, target in CLOSED.items():
@@ -44,6 +42,23 @@ def check(config: Mapping[str, Any]) -> None:
     for section in OPEN:
         check_section(section, config.get(section))
     check_fit(config)
+
+
+def check_name(name: str) -> None:
+    """Raise :class:`UserError` unless ``name`` can be that of a directory of runs, inside runner.directory."""
+    reason = ""
+    if "/" in name or "\\" in name:
+        reason = "cannot contain '/' or '\\'"
+    elif not name.isprintable() or name != name.strip():
+        reason = "cannot contain control characters, or spaces at its ends"
+    elif name in RESERVED:
+        reason = f"cannot be one of {', '.join(RESERVED)}, which metarun uses itself"
+    elif not name or name.startswith((".", "-")):
+        reason = "cannot be empty or begin with '.' or '-'"
+    elif len(name.encode("utf-8", "replace")) > 200:
+        reason = "cannot be longer than 200 bytes"
+    if reason:
+        raise UserError(f"name={name!r}: a run's name is a directory's name and {reason}")
 
 
 def check_section(section: str, values: Any) -> Declaration:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from math import isclose, nan
+from math import inf, isclose, isfinite, nan
 from statistics import fmean
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -56,8 +56,9 @@ class Claim:
         return tuple(nan if estimate[key] is None else factor * float(estimate[key]) for key in ("mean", "ci95"))  # type: ignore[return-value]
 
     def reached(self, mean: float, level: float) -> bool:
-        """Whether ``mean`` is at least as good as ``level``, to rounding; NaN is not."""
-        return isclose(mean, level) or (mean < level if self.lower_is_better else mean > level)
+        """Whether ``mean`` is at least as good as ``level``, to rounding; what is not finite never is."""
+        better = mean < level if self.lower_is_better else mean > level
+        return isfinite(mean) and (better or isclose(mean, level))
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class Finding:
 
     @property
     def worst_seed(self) -> int:
-        pick = max if self.claim.lower_is_better else min
-        return pick(self.seeds, key=lambda seed: self.seeds[seed][0])
+        sign, means = -1 if self.claim.lower_is_better else 1, {seed: mean for seed, (mean, _) in self.seeds.items()}
+        return min(means, key=lambda seed: sign * means[seed] if isfinite(means[seed]) else -inf)
 
     @property
     def slack(self) -> float:

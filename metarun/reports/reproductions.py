@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from metarun import strict_json
 from metarun.config.catalogue import Entry, catalogue
 from metarun.config.paths import conf_directory, records_directory
 from metarun.errors import UserError
@@ -77,6 +79,7 @@ def record(name: str, config: Mapping[str, Any], runs: Mapping[int, RunDirectory
         "configuration": wanted,
         "configuration_sha256": sha256(wanted),
     }
+    result = strict_json.finite(result)  # as it is read again
     return {**result, "digest": sha256(result)}
 
 
@@ -129,7 +132,11 @@ def findings(paper: Paper, result: Mapping[str, Any]) -> list[Finding]:
     short = paper.is_short({result["iterations"]})
     found = result["claims"]
     return [
-        Finding(claim, {int(s): (each["mean"], each["ci95"]) for s, each in found[claim.id]["seeds"].items()}, short)
+        Finding(
+            claim,
+            {int(s): strict_json.numbers((each["mean"], each["ci95"])) for s, each in found[claim.id]["seeds"].items()},
+            short,
+        )
         for claim in paper.claims
         if claim.id in found
     ]
@@ -150,7 +157,7 @@ def path_of(folder: Path, name: str) -> Path:
 def store(folder: Path, result: Mapping[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = path_of(folder, result["id"])
-    atomic_write(path, (json.dumps(result, indent=1) + "\n").encode())
+    atomic_write(path, (strict_json.dumps(result, indent=1) + "\n").encode())
     return path
 
 
@@ -171,9 +178,9 @@ def stored(*folders: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def number(value: float) -> str:
-    """Four significant digits."""
-    return f"{value:.4g}"
+def number(value: float | None) -> str:
+    """Four significant digits; null is what was not finite."""
+    return "not finite" if value is None or not isfinite(value) else f"{value:.4g}"
 
 
 def published(paper: Paper, claim: Claim) -> str:

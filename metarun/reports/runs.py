@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from metarun.config.trust import is_component
 from metarun.errors import UserError, require
 from metarun.tracking.history import HOW, runs_of_sweep
 from metarun.tracking.rundir import RunDirectory
-from metarun.untrusted import open_regular
 
 MARKS = ("config.yaml", "meta.json", ".lock")
 """What a run writes first: a folder with one of these is a run, finished or not."""
@@ -171,9 +169,9 @@ def unfinished(directory: RunDirectory, status: Mapping[str, Any]) -> tuple[str,
     last = max((row.get("iteration", 0) for row in directory.rows()), default=0)
     where = f"iteration {last}"
     if state == "running":
-        if in_use(directory.path):
-            return state, f"at {where}"
-        return "killed", f"after {where}; it can be resumed"
+        return state, f"at {where}"
+    if state == "killed":
+        return state, f"after {where}; it can be resumed"
     if state == "pruned":
         return state, f"after {where}"
     if state == "finished":
@@ -181,18 +179,6 @@ def unfinished(directory: RunDirectory, status: Mapping[str, Any]) -> tuple[str,
     if state == "interrupted":
         return state, f"{why or 'stopped'} after {where}; it can be resumed"
     return state, brief(why) if why else f"no reason is stored; the last row is of {where}"
-
-
-def in_use(path: Path) -> bool:
-    """Whether a process holds the run's lock."""
-    try:
-        with os.fdopen(open_regular(path / ".lock", os.O_RDONLY)) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (OSError, UserError):
-        return False
-    return False
 
 
 def validations(directory: RunDirectory) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -169,8 +169,8 @@ class Study:
             }
             row = chosen_row(directory, self.metric, summary["best_iteration"])
             values = [_value(name, row, facts, self.metric) for name in self.objectives]
-            if any(map(math.isnan, values)):  # some validation tasks diverged, though no meta-training task did
-                trial.set_user_attr("why", "validation is not a number")
+            if not all(map(math.isfinite, values)):  # validation tasks diverged, though no meta-training task did
+                trial.set_user_attr("why", "validation is not finite")
                 tell(state=state.PRUNED)
             else:
                 tell(values=values)

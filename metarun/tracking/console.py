@@ -6,9 +6,10 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 from metarun.escape import printable
+from metarun.streams import Surviving
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -27,7 +28,7 @@ class Display:
     def __init__(
         self, total: int, start: int, metric: str, higher_is_better: bool, stream: TextIO | None = None
     ) -> None:
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = cast(TextIO, Surviving(sys.stderr if stream is None else stream))
         self._total = total
         self._metric = metric
         self._direction = "best" if higher_is_better else "lowest"
@@ -74,10 +75,11 @@ class Display:
         if now - self._drawn >= (DRAW_EVERY if self._live is not None else LINE_EVERY):
             self._draw(now)
 
-    def validation(self, iteration: int, value: float, best: float) -> None:
-        """The metric on the validation tasks after ``iteration``, and its best value so far."""
+    def validation(self, iteration: int, value: float, best: float | None) -> None:
+        """The metric on the validation tasks after ``iteration``, and its best value so far (None: none is finite)."""
         self._iteration = iteration
-        self._validated = f"val {self._metric} {value:.4g} ({self._direction} {best:.4g})"
+        told = f" ({self._direction} {best:.4g})" if best is not None else ""
+        self._validated = f"val {self._metric} {value:.4g}{told}"
         self._draw(time.monotonic())
 
     def note(self, message: str) -> None:

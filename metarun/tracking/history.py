@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from metarun import strict_json
 from metarun.config.environment import resolved
 from metarun.errors import UserError
 from metarun.tracking.rundir import RunDirectory, atomic_write
@@ -28,7 +28,8 @@ def substance(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without its seed, without what it is compared with, and without :data:`HOW`."""
     kept = {key: value for key, value in config.items() if key not in ("seed", "paper", "experiment", *HOW)}
     hidden = [key.split(".")[1] for key in HOW if key.startswith("runner.")]
-    kept["runner"] = {key: value for key, value in config["runner"].items() if key not in hidden}
+    # A key that a run is too old to have is null in the runs of now.
+    kept["runner"] = {k: value for k, value in config["runner"].items() if k not in hidden and value is not None}
     return kept
 
 
@@ -80,7 +81,7 @@ class Job:
         """Paths are kept relative to the sweep's directory: it may be moved, with its runs."""
         (sweep / "jobs").mkdir(parents=True, exist_ok=True)
         run = self.run and os.path.relpath(self.run, sweep)
-        atomic_write(sweep / "jobs" / f"{number}.json", json.dumps({**asdict(self), "run": run}).encode())
+        atomic_write(sweep / "jobs" / f"{number}.json", strict_json.dumps({**asdict(self), "run": run}).encode())
 
     @classmethod
     def read(cls, sweep: Path, number: int) -> Job | None:
@@ -120,6 +121,6 @@ def earlier(
     ``same_data`` as in :func:`runs_of`.
     """
     runs = runs_of(config, same_data)
-    finished = next((run for run in runs if run.summary() is not None), None)
-    stopped = [run for run in runs if run.summary() is None and (run.path / "checkpoints" / "last.pt").is_file()]
+    finished = next((run for run in runs if run.finished()), None)
+    stopped = [run for run in runs if not run.finished() and (run.path / "checkpoints" / "last.pt").is_file()]
     return finished, stopped[-1] if stopped else None

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,13 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from metarun import strict_json
 from metarun.errors import RunFailed, UserError, conceal
 from metarun.escape import printable
 from metarun.untrusted import (
@@ -46,6 +49,10 @@ META: dict[str, Callable[[Any], bool]] = {
 """What entries of meta.json are, where they are not null."""
 
 State = Literal["running", "finished", "interrupted", "pruned", "failed"]
+RESULTS = ("test", "references", "adaptation", "robust")
+"""Entries of a summary that hold numbers alone."""
+TEMPORARY = re.compile(r"\..+\.\d+")
+"""Names of the files that :func:`atomic_write` writes before it renames them."""
 
 
 class RunDirectory:
@@ -97,16 +104,41 @@ class RunDirectory:
         import fcntl
 
         self.refuse_links()
-        handle = open_to_append(self.path / ".lock")
+        try:
+            handle = open_to_append(self.path / ".lock")
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written to: {error.strerror}") from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             handle.close()
             raise UserError(f"{self.path} is in use by another running process") from None
         try:
+            self._remove_leftovers()
             yield
         finally:
             handle.close()
+
+    def _remove_leftovers(self) -> None:
+        """Delete the half-written files of a process that was killed; the lock is held, so none is in use."""
+        for folder in (self.path, self.path / "checkpoints"):
+            for file in folder.glob(".*"):
+                if TEMPORARY.fullmatch(file.name):
+                    with contextlib.suppress(OSError):
+                        file.unlink()
+
+    def in_use(self) -> bool:
+        """Whether a process holds the lock."""
+        import fcntl
+
+        try:
+            with os.fdopen(open_regular(self.path / ".lock", os.O_RDONLY)) as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except (OSError, UserError):
+            return False
+        return False
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration."""
@@ -130,14 +162,34 @@ class RunDirectory:
 
     def write_meta(self, **values: Any) -> None:
         """Merge ``values`` into meta.json."""
-        self._write("meta.json", json.dumps({**self.meta(), **values}, indent=1))
+        self._write("meta.json", strict_json.dumps({**self.meta(), **values}, indent=1))
+
+    def change(self, asked: Mapping[str, Any], after: int) -> bool:
+        """Store values that a resumed run was given, for what comes ``after`` an iteration; whether any is new.
+
+        config.yaml has them from now on, and meta.json the history of changes.
+        """
+        config, changed = self.config(), {}
+        for key, value in asked.items():
+            *parents, leaf = key.split(".")
+            node = config
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            if leaf not in node or node[leaf] != value:
+                changed[key] = {"from": node.get(leaf), "to": value}
+                node[leaf] = value
+        if changed:
+            changes = [*self.meta().get("changes", []), {"time": now(), "iteration": after, "keys": changed}]
+            self.write_meta(changes=changes)
+            self.write_config(config)
+        return bool(changed)
 
     def inputs(self) -> dict[str, Any] | None:
         """How the run's learner reads its inputs; ``None`` for a run from before that was kept."""
         return read_json(self.path / "inputs.json") if (self.path / "inputs.json").exists() else None
 
     def write_inputs(self, values: Mapping[str, Any]) -> None:
-        self._write("inputs.json", json.dumps(values, indent=1))
+        self._write("inputs.json", strict_json.dumps(values, indent=1))
 
     def data(self) -> dict[str, Any] | None:
         """The record of the run's data, data.json; ``None`` for a run from before there was one."""
@@ -147,20 +199,26 @@ class RunDirectory:
         self._write("data.json", json.dumps(record, indent=1, ensure_ascii=False))
 
     def status(self) -> dict[str, Any]:
-        """How the run ended; nothing where that is not known."""
+        """How the run ended; a run that is still ``running`` there, but that no process works on, was ``killed``.
+
+        Empty where that is not known.
+        """
         try:
-            return read_json(self.path / "status.json")
+            stored = read_json(self.path / "status.json")
         except UserError:
             return {}
+        if stored.get("state") == "running" and not self.in_use():
+            stored["state"] = "killed"
+        return stored
 
     def write_status(self, state: State, why: str = "", **values: Any) -> None:
         self._write(
             "status.json",
-            json.dumps({"state": state, "why": conceal(why), "time": now(), "pid": os.getpid(), **values}),
+            strict_json.dumps({"state": state, "why": conceal(why), "time": now(), "pid": os.getpid(), **values}),
         )
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        self._write("summary.json", json.dumps(summary, indent=1))
+        self._write("summary.json", strict_json.dumps(summary, indent=1))
 
     def write_episodes(self, curves: Mapping[str, Any]) -> None:
         """Each metric of each test task, [n, k + 1]: test tasks of one seed are the same for every learner."""
@@ -176,11 +234,21 @@ class RunDirectory:
         return read_arrays(path) if path.exists() else {}
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary, or ``None`` for a run that has not finished."""
-        return read_json(self.path / "summary.json") if (self.path / "summary.json").exists() else None
+        """The summary, or ``None`` for a run that has not finished. Results that are not finite are NaN."""
+        if not (self.path / "summary.json").exists():
+            return None
+        stored = read_json(self.path / "summary.json")
+        return stored | {key: strict_json.numbers(stored[key]) for key in RESULTS if key in stored}
+
+    def finished(self) -> bool:
+        """Whether it has its result: a finished run that is trained longer has none until it ends again."""
+        return self.status().get("state") == "finished" and (self.path / "summary.json").is_file()
 
     def rows(self, having: bytes = b"") -> Iterator[dict[str, Any]]:
-        """The rows of metrics.jsonl, only those with ``having`` in them; a last line cut by a kill is left out."""
+        """The rows of metrics.jsonl with ``having`` in them, NaN for what is not finite.
+
+        A last line cut by a kill is left out.
+        """
         if not self.metrics.exists():
             return
         with os.fdopen(open_regular(self.metrics, os.O_RDONLY), "rb") as file:
@@ -188,7 +256,7 @@ class RunDirectory:
             while (line := file.readline(LONGEST_ROW)).endswith(b"\n"):
                 number += 1
                 if having in line:
-                    yield parse_json(line, f"{self.metrics}, line {number}")
+                    yield strict_json.numbers(parse_json(line, f"{self.metrics}, line {number}"))
             if len(line) == LONGEST_ROW:
                 raise UserError(f"{self.metrics}, line {number + 1} is damaged: it has more than {LONGEST_ROW:,} bytes")
 
@@ -197,6 +265,12 @@ class RunDirectory:
             atomic_write(self.path / name, content.encode() if isinstance(content, str) else content)
         except OSError as error:
             raise RunFailed(f"cannot write {self.path / name}: {error.strerror}") from None
+
+
+def not_finite(summary: Mapping[str, Any]) -> str:
+    """A sentence that names the test results that are NaN or infinite; empty where all are numbers."""
+    bad = [name for name, estimate in summary.get("test", {}).items() if not isfinite(estimate["mean"])]
+    return f"the result is not finite: test {', '.join(bad)}" if bad else ""
 
 
 class MetricsFile:
@@ -220,17 +294,21 @@ class MetricsFile:
 
     def write(self, row: Mapping[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(row).encode() + b"\n")
+            self._file.write(strict_json.dumps(row).encode() + b"\n")
             self._file.flush()
         except OSError as error:
             raise RunFailed(f"cannot write {self._file.name}: {error.strerror}") from None
 
     def sync(self) -> None:
         """Onto the disk, before a checkpoint that counts on these rows."""
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise RunFailed(f"cannot write {self._file.name}: {error.strerror}") from None
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # a row that could not be written has been told of; its rest is lost
+            self._file.close()
 
 
 class LogFile(logging.FileHandler):
@@ -238,6 +316,9 @@ class LogFile(logging.FileHandler):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(conceal(super().format(record)))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Drop what a full disk does not take, without a traceback for every line."""
 
     def _open(self) -> TextIOWrapper:
         return TextIOWrapper(open_to_append(Path(self.baseFilename)), encoding="utf-8", errors="backslashreplace")
@@ -252,12 +333,17 @@ def add_to_log(path: Path, text: str) -> None:
 def atomic_write(path: Path, content: bytes) -> None:
     """Write to a temporary name, sync, rename: the file is the old one or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    with open(temporary, "xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def now() -> str:

@@ -23,4 +23,4 @@ class Tracker:
     init_timeout: NonNegative
     """Seconds to wait for W&B at the start before going on offline."""
     finish_timeout: NonNegative
-    """Seconds to wait for W&B at the end."""
+    """Seconds to wait for W&B at the end; where it fails, an offline copy has up to ten more."""

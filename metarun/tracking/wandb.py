@@ -16,17 +16,26 @@ its id:
   does not look: it appends, and would upload their rows a second time.
 * when W&B fails online, at the start, in the middle or at the end, the run goes on in such a complete offline
   copy. Where the server may hold a part of the run already, the copy gets a new id, for the same reason.
+
+**A server that does not answer** costs the end of a run a few seconds: before W&B starts it is asked for any answer
+at all, and a run that ends meanwhile waits :data:`GRACE` seconds more for one; W&B's own start is stopped when three
+tenths of ``finish_timeout`` have passed; and the offline copy has :data:`FALLBACK` seconds of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import logging
 import os
 import queue
 import secrets
 import shlex
+import ssl
 import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,6 +46,11 @@ from metarun.tracking.rundir import RunDirectory, atomic_write
 from metarun.untrusted import read_bytes, read_text
 
 log = logging.getLogger("metarun")
+
+GRACE = 3.0
+"""Seconds that W&B's server has for an answer once the run has ended."""
+FALLBACK = 10.0
+"""Seconds for the offline copy, beyond those for W&B at the end."""
 
 Action = Callable[[], None]
 Row = Mapping[str, Any]
@@ -89,7 +103,8 @@ def numbered(directory: Path) -> Iterator[tuple[int, Row]]:
 class WandbSink:
     """One W&B run: make it with :meth:`start`, end it with :meth:`finish`, in a ``finally``.
 
-    No method raises, and none waits for W&B but ``finish``, which returns within ``finish_timeout`` seconds.
+    No method raises, and none waits for W&B but ``finish``, which returns within ``finish_timeout`` seconds, or
+    :data:`FALLBACK` more where W&B failed and an offline copy must be written.
     """
 
     def __init__(self, directory: Path, arguments: dict[str, Any], settings: dict[str, Any], timeout: float) -> None:
@@ -100,9 +115,12 @@ class WandbSink:
         self._queue: queue.SimpleQueue[Action | None] = queue.SimpleQueue()
         self._step = max((step for step, _ in numbered(directory)), default=-1)  # of the last row given
         self._thread: threading.Thread | None = None
+        self._ending = threading.Event()  # the run is over
+        self._left = False  # what the worker thread says from then on would come after the result
         # The rest belongs to the worker thread.
         self._run: Any = None  # wandb's run; None before it began and after W&B was given up
         self._online = False
+        self._starting = False  # online: W&B waits for its server
         self._failed = False
         self._held = 0  # steps below are at W&B already
         self._reached = self._step  # of the last row that came out of the queue
@@ -181,12 +199,22 @@ class WandbSink:
         self._put(lambda: self._close(exit_code))
         thread, self._thread = self._thread, None
         self._queue.put(None)
-        thread.join(self._timeout)
+        self._ending.set()
+        began = time.monotonic()
+        thread.join(max(GRACE, 0.3 * self._timeout))
+        if thread.is_alive() and self._starting:
+            kill_helper()  # which ends the start: the worker goes on offline
+        thread.join(max(0.0, began + self._timeout - time.monotonic()))
         if thread.is_alive():
-            log.warning("W&B: left behind after %g s; metrics.jsonl has every row", self._timeout)
+            if not self._failed:
+                kill_helper()
+            thread.join(FALLBACK)
+        if thread.is_alive():
+            log.warning("W&B: left behind after %.3g s; metrics.jsonl has every row", time.monotonic() - began)
             self._say_where()
-            self._failed = True  # no second try
-            kill_helper()
+            self._left = self._failed = True
+            forget_helper()
+            thread.join(1.0)  # what it was waiting for has ended
 
     def _put(self, action: Action) -> None:
         if self._thread is not None:
@@ -203,7 +231,7 @@ class WandbSink:
     # From here on, the worker thread.
 
     def _work(self, mode: str | None) -> None:
-        self._guard(lambda: self._begin(choose_mode(mode)), self._reopen)
+        self._guard(lambda: self._start(choose_mode(mode)), self._reopen)
         while (action := self._queue.get()) is not None:
             if self._run is not None:
                 self._guard(action, partial(self._again, action))
@@ -216,11 +244,13 @@ class WandbSink:
             if not self._failed:
                 self._failed = True
                 log.warning("W&B: %s; going on offline", reason(error))
+                forget_helper()  # it may be stuck, or wait for a server; the copy gets another
                 self._guard(otherwise, otherwise)
             else:
                 self._run = None
-                log.warning("W&B: %s; off from here on, metrics.jsonl has every row", reason(error))
-                tear_down()  # the next run of this process tries anew
+                if not self._left:
+                    log.warning("W&B: %s; off from here on, metrics.jsonl has every row", reason(error))
+                forget_helper()  # the next run of this process tries anew
 
     def _again(self, action: Action) -> None:
         self._reopen()
@@ -228,11 +258,25 @@ class WandbSink:
 
     def _reopen(self) -> None:
         """Begin again, offline."""
-        try:
-            self._begin("offline")
-        except Exception:  # its helper process may be gone: start another
-            tear_down()
-            self._begin("offline")
+        self._begin("offline")
+
+    def _start(self, mode: str) -> None:
+        """Begin, offline too where online is asked for and the server gives no answer."""
+        if mode == "online" and (silent := self._unanswered()):
+            self._failed = True
+            log.warning("W&B: %s; going on offline", silent)
+            mode = "offline"
+        self._begin(mode)
+
+    def _unanswered(self) -> str | None:
+        """Why the server is not worth waiting for: it is not there, or silent until the time or the run is over."""
+        import wandb
+
+        probe = Probe(wandb.setup().settings)
+        patience = float(self._settings["init_timeout"])
+        if not probe.wait(patience, self._ending):
+            return f"{probe.url} gives no answer"
+        return probe.failure
 
     def _begin(self, mode: str) -> None:
         import wandb
@@ -243,13 +287,17 @@ class WandbSink:
             identity = Identity(self._directory)
         replaced = identity.offline_files()
         identity.save()
-        self._run = wandb.init(
-            **self._arguments,
-            id=identity.run_id,
-            mode="online" if online else "offline",
-            resume="allow" if online else None,
-            settings=wandb.Settings(**self._settings),
-        )
+        self._starting = online
+        try:
+            self._run = wandb.init(
+                **self._arguments,
+                id=identity.run_id,
+                mode="online" if online else "offline",
+                resume="allow" if online else None,
+                settings=wandb.Settings(**self._settings),
+            )
+        finally:
+            self._starting = False
         self._online = online
         if online:
             identity.online = True
@@ -328,21 +376,63 @@ class Identity:
         return self.online or any(any(files.glob("*.synced")) for files in self.offline_files())
 
 
-def tear_down() -> None:
-    """Let wandb forget its helper process."""
-    with contextlib.suppress(Exception):
-        import wandb
+class Probe:
+    """Asks W&B's server for an answer, whatever it is, on a thread of its own."""
 
-        wandb.teardown()
+    def __init__(self, settings: Any) -> None:
+        self.url = str(settings.base_url).rstrip("/")
+        self.failure: str | None = None
+        """Why there can be no answer, once that is known."""
+        self._done = threading.Event()
+        if settings.http_proxy or settings.https_proxy:  # W&B's own, which it alone knows how to use
+            self._done.set()
+        else:
+            threading.Thread(target=self._ask, name="wandb-probe", daemon=True).start()
+
+    def wait(self, seconds: float, ending: threading.Event) -> bool:
+        """Whether the outcome is known within so many seconds, or :data:`GRACE` seconds after the event ``ending``."""
+        end, over = time.monotonic() + seconds, None
+        while not self._done.wait(0.05):
+            now = time.monotonic()
+            if ending.is_set() and over is None:
+                over = now + GRACE
+            if now > end or (over is not None and now > over):
+                return False
+        return True
+
+    def _ask(self) -> None:
+        request = urllib.request.Request(
+            f"{self.url}/graphql", data=b'{"query":"{__typename}"}', headers={"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60):
+                pass
+        except urllib.error.URLError as error:
+            # A refusal is an answer, and so is a certificate that only W&B's settings may know how to check.
+            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+            if not refused and not isinstance(error.reason, ssl.SSLError):
+                self.failure = f"{self.url} cannot be reached ({error.reason})"
+        except (OSError, ValueError, http.client.HTTPException):
+            pass  # W&B will find a better word for it
+        self._done.set()
 
 
 def kill_helper() -> None:
-    """End wandb's helper process: wandb would wait for it, were it stuck for ever, when this process ends."""
+    """End wandb's helper process: what waits for it fails, and so it would when this process ends."""
     with contextlib.suppress(Exception):  # wandb keeps its process to itself
         import wandb
 
         setup: Any = wandb.setup()
         setup._connection._proc._process.kill()
+
+
+def forget_helper() -> None:
+    """End wandb's helper process and let wandb start another when it needs one."""
+    kill_helper()
+    with contextlib.suppress(Exception, SystemExit):  # the connection is lost, and wandb would exit as its helper did
+        import wandb
+
+        wandb.teardown()
 
 
 def refused(helper_log: Path) -> bool:

@@ -14,13 +14,13 @@ import torch
 
 from metarun import ranks
 from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
-from metarun.errors import Interrupted, Pruned, UserError, require
+from metarun.errors import Interrupted, Pruned, RunFailed, UserError, require
 from metarun.evaluation.evaluator import Result, evaluate, final, robust
 from metarun.tasks.base import Task
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.rng import derived_seed
 from metarun.tracking.console import Display
-from metarun.tracking.rundir import LogFile, MetricsFile, RunDirectory, add_to_log, now, provenance
+from metarun.tracking.rundir import LogFile, MetricsFile, RunDirectory, State, add_to_log, not_finite, now, provenance
 from metarun.tracking.settings import Tracker
 from metarun.tracking.wandb import WandbSink
 from metarun.training import checkpoint, memory, precision
@@ -33,6 +33,9 @@ from metarun.training.tuning import Tuned, tuned
 from metarun.types import Split
 
 log = logging.getLogger("metarun")
+
+PLANNED = {"runner.meta_batch", "runner.chunk", "runner.precision", "runner.device", "runner.tune_above"}
+"""Keys on which it depends how a step is computed: one that is changed has that looked for again."""
 
 
 class Experiment:
@@ -101,57 +104,80 @@ class Experiment:
             log.info("the model starts from %s", source)
         directory = directory or RunDirectory.create(self.runner.directory, self.name, self.seed)
         with directory.locked(), self._logging(directory.path), StopRequest() as stop:
-            meta = directory.meta()
-            threads = meta.get("threads") or self.runner.threads or self._threads()
-            torch.set_num_threads(threads)
-            keep_freed_memory()
-            memory.forget_peak(self.device)
-            if not meta:
-                directory.write_config(self.config)
-                if isinstance(self.algorithm, SupervisedAlgorithm):
-                    directory.write_inputs(Inputs.of(self.task).as_dict())
-                directory.write_data(self.task.record().as_dict())
-                directory.write_meta(
-                    **provenance(),
-                    **self.facts,
-                    device=str(self.device),
-                    threads=threads,
-                    start=now(),
-                    end=None,
-                )
-            progress = self._restored(directory)
-            self._plan(directory, progress)
-            ranks.told({"threads": threads, "step": directory.meta().get("step"), "directory": str(directory.path)})
-            ranks.take_from_lead(self.algorithm)
-            directory.write_status("running")
-            log.info("run directory %s", directory.path)
-            if self.asked_iterations and not self.runner.iterations:
-                log.info(
-                    "%s has no meta-parameters, so there is nothing to meta-train: evaluated at once, as by "
-                    "runner.iterations=0",
-                    self.facts.get("choices", {}).get("algorithm", type(self.algorithm).__name__),
-                )
+            new = not directory.meta()
             try:
-                self._measure_precision(directory, progress)
+                progress = self._begin(directory, new)
                 summary = self._run(directory, progress, stop)
-            except Interrupted as error:
-                directory.write_status("interrupted", f"signal {error.signal_number}")
                 directory.write_meta(end=now())
-                log.info("stopped after a checkpoint; go on with: metarun resume %s", directory.path)
+                directory.write_status("finished", not_finite(summary))
+                return summary
+            except (Interrupted, KeyboardInterrupt) as error:
+                self._end(directory, "interrupted", str(error) or "stopped at once")
+                if isinstance(error, Interrupted):
+                    log.info("stopped after a checkpoint; go on with: metarun resume %s", directory.path)
                 raise
             except Pruned:
-                directory.write_status("pruned")
-                directory.write_meta(end=now())
+                self._end(directory, "pruned")
                 raise
             except BaseException as error:
-                with contextlib.suppress(Exception):
-                    add_to_log(directory.path / "metarun.log", traceback.format_exc())
-                    directory.write_status("failed", f"{type(error).__name__}: {error}")
-                    directory.write_meta(end=now())
+                if new or not isinstance(error, UserError):  # an earlier run that is refused stays as it is
+                    with contextlib.suppress(OSError, UserError):
+                        add_to_log(directory.path / "metarun.log", traceback.format_exc())
+                    self._end(directory, "failed", f"{type(error).__name__}: {error}")
+                if memory.ran_out(error):
+                    raise RunFailed(
+                        f"out of memory ({' '.join(str(error).split())[:160]}); a smaller runner.meta_batch, "
+                        "runner.chunk, runner.eval_batch or model needs less"
+                    ) from error
                 raise
+
+    def _begin(self, directory: RunDirectory, new: bool) -> Progress:
+        """All that comes before the first step: what is stored of the run, its checkpoint, how steps are computed."""
+        asked = dict(self.facts.pop("changes", {}))
+        meta = directory.meta()
+        kept = None if "runner.threads" in asked else meta.get("threads")
+        threads = kept or self.runner.threads or self._threads()
+        torch.set_num_threads(threads)
+        keep_freed_memory()
+        memory.forget_peak(self.device)
+        if new:
+            directory.write_status("running")
+            directory.write_config(self.config)
+            if isinstance(self.algorithm, SupervisedAlgorithm):
+                directory.write_inputs(Inputs.of(self.task).as_dict())
+            directory.write_data(self.task.record().as_dict())
+            directory.write_meta(
+                **provenance(),
+                **self.facts,
+                device=str(self.device),
+                threads=threads,
+                start=now(),
+                end=None,
+            )
+        progress = self._restored(directory)
+        if not new and directory.change(asked, after=progress.iteration):
+            directory.write_meta(threads=threads)
+            if PLANNED & set(asked):
+                directory.write_meta(step=None)
+        directory.write_status("running")
+        self._plan(directory, progress)
+        ranks.told({"threads": threads, "step": directory.meta().get("step"), "directory": str(directory.path)})
+        ranks.take_from_lead(self.algorithm)
+        log.info("run directory %s", directory.path)
+        if self.asked_iterations and not self.runner.iterations:
+            log.info(
+                "%s has no meta-parameters, so there is nothing to meta-train: evaluated at once, as by "
+                "runner.iterations=0",
+                self.facts.get("choices", {}).get("algorithm", type(self.algorithm).__name__),
+            )
+        self._measure_precision(directory, progress)
+        return progress
+
+    def _end(self, directory: RunDirectory, state: State, why: str = "") -> None:
+        """Store how a run ended early, as far as the disk takes it: its lock tells that it runs no more."""
+        with contextlib.suppress(RunFailed):
+            directory.write_status(state, why)
             directory.write_meta(end=now())
-            directory.write_status("finished")
-            return summary
 
     def _follow(self) -> None:
         """The part of a process that does not lead: it begins where the lead does, and leaves nothing behind."""
@@ -218,7 +244,7 @@ class Experiment:
                 step: Tuned | None = Tuned.of(kept)
             except (TypeError, KeyError):
                 raise UserError(f"{directory.path / 'meta.json'} is damaged: 'step' is not what a run writes") from None
-        elif progress.iteration or not self.runner.iterations:
+        elif not self.runner.iterations or (progress.iteration and "step" not in directory.meta()):
             return
         else:
             shape = self.algorithm.train_shape(self.task.shape)
@@ -260,6 +286,10 @@ class Experiment:
         last = self.checkpoints / "last.pt"
         if last.is_file():
             self._restore_from(last, progress)
+        require(
+            progress.iteration <= self.runner.iterations,
+            f"the run has {progress.iteration} iterations; runner.iterations can only be raised",
+        )
         self.metrics = MetricsFile(directory.metrics, progress.metrics_size)
         return progress
 
@@ -321,6 +351,7 @@ class Experiment:
             "seed": self.seed,
             "wall_s": round(progress.seconds, 1),
             "best_iteration": progress.best_iteration if self._selects() else None,
+            "ended_by": progress.ended_by,
             **self.findings("test", results),
             "parameters": sum(p.numel() for p in self.algorithm.parameters()),
             "peak_mb": round(memory.peak(self.device) / 1e6, 1),
@@ -406,7 +437,11 @@ class Experiment:
 
     @contextlib.contextmanager
     def _logging(self, directory: Path) -> Iterator[None]:
-        handler = LogFile(directory / "metarun.log")
+        try:
+            handler: logging.Handler = LogFile(directory / "metarun.log")
+        except OSError as error:
+            log.warning("metarun.log cannot be written: %s", error.strerror)
+            handler = logging.NullHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         try:

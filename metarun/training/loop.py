@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,8 @@ class Progress:
         self.validated: int | None = None
         self.seconds = 0.0
         self.metrics_size = 0
+        self.ended_by: str | None = None
+        """The key of the budget that ended training before ``runner.iterations``, if one did."""
         self.clock: list[tuple[int, float]] = []
         """(iteration, seconds of the run until then) of each validation. Not in metrics.jsonl, which holds no times."""
         self.pending: list[Metrics] = []
@@ -57,6 +60,7 @@ def meta_train(run: Experiment, progress: Progress, stop: StopRequest) -> None:
     Of several processes each takes its part of every step, and the lead alone validates, saves and shows.
     """
     runner, task, algorithm = run.runner, run.task, run.algorithm
+    budget = None if runner.minutes is None else 60 * runner.minutes
     shape = algorithm.train_shape(task.shape)
     leads, rank, world = ranks.leads(), ranks.rank(), ranks.world()
     clock = last_save = time.monotonic()
@@ -74,17 +78,28 @@ def meta_train(run: Experiment, progress: Progress, stop: StopRequest) -> None:
             run.checkpoints / "last.pt", {"algorithm": algorithm.checkpoint(), "progress": progress.state()}
         )
 
+    def spent() -> float:
+        """Seconds that the run has trained, before it was resumed too."""
+        return progress.seconds + time.monotonic() - clock
+
     if leads and not algorithm.learns and run.on_validation is not None and progress.validated is None:
         validate(run, progress, stop)  # a search judges what is not trained, too
     while True:
-        if leads and validation_due(progress, runner.validate_every, runner.iterations):
+        over = leads and budget is not None and 0 < progress.iteration < runner.iterations and spent() >= budget
+        if over and progress.pending:
+            run.log(train_row(progress))
+        ended = over or progress.iteration >= runner.iterations
+        if leads and validation_due(progress, runner.validate_every, ended):
             validate(run, progress, stop)
             if progress.validated == progress.iteration:
-                progress.clock.append((progress.iteration, round(progress.seconds + time.monotonic() - clock, 2)))
-        if signal := ranks.agreed(stop.signal or 0):
+                progress.clock.append((progress.iteration, round(spent(), 2)))
+        # One number for all ranks, so that they stop together: by a signal before the lead's end of time.
+        signal, out_of_time = divmod(ranks.agreed(2 * (stop.signal or 0) + int(over)), 2)
+        progress.ended_by = "runner.minutes" if out_of_time else None
+        if signal:
             save()
             raise Interrupted(signal)
-        if progress.iteration >= runner.iterations:
+        if out_of_time or progress.iteration >= runner.iterations:
             save()
             return
         if stop.save or time.monotonic() - last_save > runner.checkpoint_seconds:
@@ -106,10 +121,10 @@ def meta_train(run: Experiment, progress: Progress, stop: StopRequest) -> None:
             run.display.step(progress.iteration, row)
 
 
-def validation_due(progress: Progress, every: int, total: int) -> bool:
-    """Whether to validate now: every so often (0: never) and at the end, once."""
+def validation_due(progress: Progress, every: int, ended: bool) -> bool:
+    """Whether to validate now: every so often (0: never) and when training has ended, once."""
     now = progress.iteration
-    return every > 0 and now > 0 and (now % every == 0 or now >= total) and progress.validated != now
+    return every > 0 and now > 0 and (now % every == 0 or ended) and progress.validated != now
 
 
 def train_row(progress: Progress) -> dict[str, Any]:
@@ -129,6 +144,13 @@ def train_row(progress: Progress) -> dict[str, Any]:
         )
     means = table.mean(0).tolist()
     return {"iteration": progress.iteration, **{f"train/{n}": v for n, v in zip(names, means, strict=True)}}
+
+
+def better(value: float, best: float | None, higher: bool) -> bool:
+    """Whether ``value`` is the best so far; what is not finite never is, and any number betters it."""
+    if not isfinite(value):
+        return False
+    return best is None or not isfinite(best) or (value > best if higher else value < best)
 
 
 def validate(run: Experiment, progress: Progress, stop: StopRequest) -> None:
@@ -152,7 +174,7 @@ def validate(run: Experiment, progress: Progress, stop: StopRequest) -> None:
     for name, estimate in result.final().items():
         row |= {f"val/{name}": estimate.mean, f"val/{name}_ci95": estimate.ci95}
     value = row[f"val/{metric}"]
-    if progress.best is None or (value > progress.best if run.task.higher_is_better else value < progress.best):
+    if better(value, progress.best, run.task.higher_is_better):
         progress.best, progress.best_iteration = value, progress.iteration
         checkpoint.save(
             run.checkpoints / "best.pt",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import resource
 import sys
 from pathlib import Path
@@ -31,3 +32,10 @@ def resident(field: str) -> float:
         (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(field))
         return 1024.0 * int(line.split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether ``error`` says that memory was not to be had, on the device or the host."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and bool(re.search(r"(can't allocate|not enough|out of) memory", str(error)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from metarun.types import Count, DataPath, NonNegative, Positive, Precision
+from metarun.types import Count, DataPath, NonNegative, Positive, Precision, Rate
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,9 @@ class Runner:
 
     iterations: Count
     """Outer steps."""
+    minutes: Rate | None
+    """Minutes of training after which the run is validated, tested and finished like one that has all its iterations;
+    validation counts, the test does not, and a resumed run goes on counting. null: no such budget."""
     meta_batch: Positive
     """Tasks an outer step."""
     device: str

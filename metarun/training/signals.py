@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a scheduler's preemption as a request to stop after the current iteration."""
+"""Ctrl-C, SIGTERM, a closed terminal and a scheduler's preemption as a request to stop after this iteration."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 class StopRequest:
     """Within the block, the first SIGINT or SIGTERM is only noted in :attr:`signal`; a second one stops at once.
 
+    So is SIGHUP, of a terminal that closes, however often it comes; not where it is ignored, as under ``nohup``.
     In a job of submitit, the signal of its preemption is noted too, however often it comes. SIGTERM only announces it
     there: it asks for a checkpoint (:attr:`save`), and the run goes on, since a job that ended now would not be queued
     again. :func:`hand_on` gives submitit the signal after the checkpoint.
@@ -24,7 +25,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            handlers = {signal.SIGINT: self._note, signal.SIGTERM: self._note}
+            handlers = {number: self._stop if number == signal.SIGHUP else self._note for number in stopping_signals()}
             if (preempts := preemption()) is not None:
                 handlers |= {signal.SIGINT: self._stop, signal.SIGTERM: self._save, preempts: self._stop}
             for number, handler in handlers.items():
@@ -38,7 +39,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal in (signal.SIGINT, signal.SIGTERM):
             raise KeyboardInterrupt
         self.signal = number
 
@@ -47,6 +48,12 @@ class StopRequest:
 
     def _save(self, number: int, frame: FrameType | None) -> None:
         self.save = True
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """The signals that ask this process to stop; a SIGHUP that is ignored is left ignored."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
 
 
 def preemption() -> signal.Signals | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -19,8 +20,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from metarun import strict_json
 from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
 from metarun.algorithms.step import Plan
+from metarun.errors import UserError
 from metarun.tasks.base import TaskBatch
 from metarun.tasks.files import atomic, cache_dir
 
@@ -84,16 +87,19 @@ def tuned(algorithm: Algorithm, batch: Any, iterations: int, chunk: int | None, 
     """
     if not isinstance(algorithm, SupervisedAlgorithm) or algorithm.optimizer is None:
         return None
-    path = cache_dir() / "plans" / f"{digest(algorithm, batch, chunk, above)}.json"
-    try:
+    path = None
+    with contextlib.suppress(UserError, OSError, RuntimeError, ValueError, TypeError, KeyError):
+        path = cache_dir() / "plans" / f"{digest(algorithm, batch, chunk, above)}.json"
         kept = Tuned.of(json.loads(path.read_text()))
         if kept.short is None or iterations <= kept.short:
             return kept
-    except (OSError, ValueError, TypeError, KeyError):
-        pass
     found = choose(algorithm, batch, iterations, chunk, above)
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(found.as_dict()))
+    if path is not None:
+        try:
+            with atomic(path) as temporary:
+                temporary.write_text(strict_json.dumps(found.as_dict()))
+        except UserError as error:
+            log.info("how to compute a step is not kept for later runs: %s", error)
     return found
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from metarun.cli import main
-from metarun.errors import RunFailed
+from metarun.cli import main, sweep
+from metarun.config.compose import Composed
+from metarun.errors import RunFailed, UserError
 
 WORDS = [
     "-m", "task=regression/sinusoid,regression/gp", "algorithm=maml,cnp,anil", "seed=0,1,2", "runner.iterations=3",
@@ -77,3 +79,21 @@ def test_one_of_eighteen_fails(
     cells = [row for table in page.tables for row in table]
     for learner in ("maml", "cnp", "anil"):
         assert sum(row[0] == learner for row in cells) >= 2, learner  # a row in the table of each task
+
+
+def test_every_combination_is_checked_before_the_first_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+
+    def composed(words: list[str]) -> Composed:
+        return Composed({"name": "x", "seed": int(words[0].removeprefix("seed="))}, {})
+
+    def check(config: dict[str, Any]) -> None:
+        checked.append(config["seed"])
+        if config["seed"] == 149:
+            raise UserError("the last one is wrong")
+
+    monkeypatch.setattr(sweep, "compose", composed)
+    monkeypatch.setattr(sweep, "check", check)
+    assert main(["-m", "seed=" + ",".join(map(str, range(150)))]) == 2
+    assert checked == [*range(150)]
+    assert not Path("outputs").exists()

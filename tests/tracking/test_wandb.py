@@ -130,6 +130,7 @@ def _no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setattr(sink_module, "_said", set())
+    monkeypatch.setattr(sink_module, "FALLBACK", 300.0)  # a busy machine takes its time to start W&B
     # Whatever an earlier test set up: messages go to caplog and nowhere else.
     monkeypatch.setattr(logging.getLogger("metarun"), "handlers", [])
     monkeypatch.setattr(logging.getLogger("metarun"), "propagate", True)
@@ -482,6 +483,7 @@ def test_process_ends_in_time(trouble: str, tmp_path: Path) -> None:
         "logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
         "server = WandbServer().__enter__()\n"
         "os.environ.update(WANDB_BASE_URL=server.url, WANDB_API_KEY=API_KEY)\n"
+        "sink_module.FALLBACK = 300.0\n"
         "recorder = Recorder(pathlib.Path(sys.argv[2]), mode='online', finish_timeout=3.0)\n"
         "recorder.rows(0, 20)\n"
         "wait_until(lambda: recorder.sink._reached == 190)\n"
@@ -550,3 +552,34 @@ def test_neither_start_nor_rows_wait_for_wandb(tmp_path: Path, monkeypatch: pyte
     logged.set()
     recorder.finish()
     assert iterations(offline_runs(tmp_path / "run")[0]) == expected(10)
+
+
+@pytest.mark.parametrize("port", ["closed", "silent"])
+def test_unreachable_server_costs_no_patience(port: str, tmp_path: Path) -> None:
+    """The run neither waits for its timeouts, of hours here, nor loses a row, and its result is the last thing said."""
+    script = (
+        "import sys, pathlib, socket; sys.path.insert(0, sys.argv[1])\n"
+        "from test_wandb import *\n"
+        "logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
+        "listening = socket.create_server(('127.0.0.1', 0))\n"
+        "os.environ['WANDB_BASE_URL'] = 'http://127.0.0.1:%d' % listening.getsockname()[1]\n"
+        "os.environ['WANDB_API_KEY'] = API_KEY\n"
+        "if sys.argv[3] == 'closed': listening.close()\n"
+        "sink_module.FALLBACK = 300.0\n"
+        "recorder = Recorder(pathlib.Path(sys.argv[2]), mode=None, finish_timeout=3600.0, init_timeout=3600.0)\n"
+        "recorder.rows(0, 43)\n"
+        "recorder.finish()\n"
+        "print('the result', file=sys.stderr, flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "run"), port],
+        capture_output=True, text=True, env=own_helper(), timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run,) = offline_runs(tmp_path / "run")
+    assert iterations(run) == expected(43)
+    assert run.exit_code == 0
+    assert "going on offline" in done.stderr
+    assert "wandb sync" in done.stderr
+    assert done.stderr.splitlines()[-1] == "the result"
+    assert done.stdout == ""

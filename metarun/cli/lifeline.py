@@ -1,0 +1,43 @@
+"""Child processes that do not outlive their parent, however that ends: they stop when a pipe that it holds closes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+
+VARIABLE = "METARUN_LIFELINE"
+
+
+@contextlib.contextmanager
+def child(words: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a metarun command that is stopped, after a checkpoint, when this process ends."""
+    theirs, ours = os.pipe()
+    try:
+        try:
+            process = subprocess.Popen(words, env={**environment, VARIABLE: str(theirs)}, pass_fds=(theirs,))
+        finally:
+            os.close(theirs)
+        yield process
+    finally:
+        os.close(ours)
+
+
+def watch() -> None:
+    """In such a child: stop as on SIGTERM when the parent has ended. Does nothing in other processes."""
+    number = os.environ.pop(VARIABLE, "")
+    if not number.isdigit():
+        return
+
+    def wait() -> None:
+        try:
+            os.set_inheritable(int(number), False)
+            os.read(int(number), 1)
+        except OSError:  # not the descriptor of a parent's pipe
+            return
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()
