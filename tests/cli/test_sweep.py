@@ -93,6 +93,7 @@ def test_every_combination_is_checked_before_the_first_starts(monkeypatch: pytes
             raise UserError("the last one is wrong")
 
     monkeypatch.setattr(sweep, "compose", composed)
+    monkeypatch.setattr(sweep, "named", lambda composed: composed.config)
     monkeypatch.setattr(sweep, "check", check)
     assert main(["-m", "seed=" + ",".join(map(str, range(150)))]) == 2
     assert checked == [*range(150)]
