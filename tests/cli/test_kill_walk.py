@@ -14,7 +14,7 @@ import torch
 
 from metarun.cli import main
 from tests.cli.test_kill import only
-from tests.test_contracts import command, own_data  # noqa: F401
+from tests.test_contracts import choices, own_data  # noqa: F401
 
 CELLS = [
     ("regression/sinusoid", "imaml", "mlp"),
@@ -86,7 +86,7 @@ def test_forty_kills(
     undisturbed: dict[int, Path] = {}
     while kills < KILLS:
         number = attempts % len(CELLS)
-        words = [*command(CELLS[number], own_data, request), *LENGTH]
+        words = [*choices(CELLS[number], own_data, request), *LENGTH]
         if number not in undisturbed:
             root = tmp_path / f"whole{number}"
             assert ended(start([*words, f"runner.directory={root}"])) == 0, CELLS[number]
