@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Interval
 
-Count = Annotated[int, Ge(0)]  # 0, 1, 2, ...
-Positive = Annotated[int, Ge(1)]  # 1, 2, ...
-Rate = Annotated[float, Gt(0)]  # a positive real, such as a learning rate
-NonNegative = Annotated[float, Ge(0)]
+Count = Annotated[int, Interval(ge=0, le=2**31 - 1)]  # 0, 1, 2, ...; sizes that every library can hold
+Positive = Annotated[int, Interval(ge=1, le=2**31 - 1)]  # 1, 2, ...
+Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
+Rate = Annotated[float, Interval(gt=0, lt=inf)]  # a positive real, such as a learning rate
+NonNegative = Annotated[float, Interval(ge=0, lt=inf)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 
 

@@ -12,7 +12,12 @@ LIBRARY_WORDS = re.compile(
 )
 
 
-def has_no_library_word(said: str) -> bool:
+def library_word(said: str) -> str | None:
+    """The first such word in a message."""
     found = LIBRARY_WORDS.search(said)
-    assert not found, f"{found[0]!r} in {said}"
+    return found[0] if found else None
+
+
+def has_no_library_word(said: str) -> bool:
+    assert library_word(said) is None, f"{library_word(said)!r} in {said}"
     return True

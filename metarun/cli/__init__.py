@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from metarun import streams
 from metarun.cli import lifeline
-from metarun.errors import Interrupted, RunFailed, UserError, conceal, nearest
+from metarun.errors import Interrupted, RunFailed, UserError, conceal, nearest, reason
 from metarun.escape import printable
 
 COMMANDS = {
@@ -116,7 +116,13 @@ def is_train(words: Sequence[str]) -> bool:
 def _complain(error: BaseException, status: int) -> int:
     if os.environ.get("METARUN_DEBUG") == "1":
         raise error
-    kind = "" if isinstance(error, (UserError, RunFailed)) else f"{type(error).__name__}: "
-    hint = "" if not kind else "   (METARUN_DEBUG=1 shows where)"
-    print(printable(f"metarun: {kind}{conceal(str(error))}{hint}"), file=sys.stderr)
+    if isinstance(error, (UserError, RunFailed)):
+        told = str(error)
+    elif isinstance(error, OSError):  # the machine's doing: a full disk, a file that may not be read
+        told = reason(error)
+    elif isinstance(error, MemoryError):
+        told = "not enough memory"
+    else:
+        told = f"this is a bug in metarun: {type(error).__name__}: {error}   (METARUN_DEBUG=1 shows where)"
+    print(printable(f"metarun: {conceal(told)}"), file=sys.stderr)
     return status

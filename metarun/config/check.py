@@ -9,7 +9,7 @@ from metarun.config.declare import Component, Declaration, Parameter, attributes
 from metarun.config.environment import resolved
 from metarun.errors import UserError, nearest
 from metarun.reports.paper import Paper
-from metarun.types import strictly
+from metarun.types import Seed, strictly
 
 INJECTED = ("seed", "spec", "texts", "model")
 """Constructor parameters that are filled in while building, not from the configuration."""
@@ -31,7 +31,7 @@ def check(config: Mapping[str, Any]) -> None:
         raise UserError(
             "the file of this experiment lacks its first line, # @package _global_; without it no key counts"
         )
-    check_value("seed", config.get("seed"), _NON_NEGATIVE)
+    check_value("seed", config.get("seed"), Parameter(Seed, required=True))
     check_value("name", config.get("name"), _NAME)
     if isinstance(config.get("name"), str):
         check_name(config["name"])
@@ -115,7 +115,9 @@ def check_value(key: str, value: Any, parameter: Parameter) -> None:
         reasons: list[str] = []
         for one in error.errors():
             where = "".join(f"[{i}]" for i in one["loc"] if isinstance(i, int))
-            reason = where + (" " if where else "") + one["msg"].removeprefix("Input ")
+            reason = (
+                where + (" " if where else "") + one["msg"].removeprefix("Input ").replace("less than inf", "finite")
+            )
             if reason not in reasons and not (len(error.errors()) > 1 and one["type"] == "none_required"):
                 reasons.append(reason)
         null = " (or null)" if type(None) in getattr(parameter.annotation, "__args__", ()) else ""
@@ -173,5 +175,4 @@ def _or(words: Iterable[str]) -> str:
     return " or ".join(words)
 
 
-_NON_NEGATIVE = declaration(CLOSED["runner"]).parameters["iterations"]
 _NAME = declaration(CLOSED["tracker"]).parameters["entity"]
