@@ -16,6 +16,7 @@ from metarun.algorithms.metric.metaoptnet import crammer_singer
 from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.errors import UserError
+from metarun.models.norm import BatchNorm
 from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
 
 WAY, SHOT, QUERY, TASKS, WIDTH = 3, 2, 4, 2, 6
@@ -192,6 +193,20 @@ def test_relation_cannot_normalise_by_the_support_set() -> None:
         construct(section("relation", "norm=support"), model=model, spec=spec)
 
 
+@pytest.mark.parametrize("norm", ["support", "transductive"])
+def test_whose_statistics_normalise_a_query(norm: str) -> None:
+    """Under ``support`` those of the support set alone, whatever is asked beside it; else those of all together."""
+    model = nn.Sequential(nn.Linear(WIDTH, 4), BatchNorm(4))
+    learner = construct(section("protonet", f"norm={norm}", "train_way=null"), model=model, spec=SPEC)
+    support, query = episodes()
+    answer = learner.adapt(support)
+    assert close(answer(query.x)[:, :1], answer(query.x[:, :1])) == (norm == "support")
+    seen = model[0](torch.cat([support.x[0], query.x[0]]))
+    by = seen[: WAY * SHOT] if norm == "support" else seen
+    expected = (seen - by.mean(0)) / (by.var(0, correction=0) + 1e-5).sqrt()
+    assert close(torch.cat([part[0] for part in learner.together(support.x, query.x)]), expected)
+
+
 # R2-D2
 
 
@@ -337,6 +352,15 @@ def test_the_svm_has_no_duality_gap(shot: int, scale: float, cost: float) -> Non
         assert slack.min() > -1e-12
         assert dual[t].sum(1).abs().max() < 1e-12
         assert shot == 1 or bool((slack < 1e-6).any())  # with more examples some bounds are active
+
+
+def test_labels_of_the_svms_query_loss_are_smoothed() -> None:
+    made = head("metaoptnet", "smoothing=0.3")
+    support, query = episodes()
+    prediction = torch.randn(TASKS, WAY * QUERY, WAY)
+    logp = prediction.log_softmax(-1)
+    right = logp.gather(-1, query.y[..., None])[..., 0]
+    assert close(made.loss(support, query, prediction), -(0.7 * right + 0.3 * logp.mean(-1)).mean())
 
 
 def test_more_steps_of_the_svms_solver_change_nothing() -> None:

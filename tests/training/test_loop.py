@@ -158,3 +158,20 @@ def test_sweeps_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert told[0]["group"] == "the sweep"
     assert "regression/sinusoid" in told[0]["tags"]
     assert told[0]["name"] == "x-s0"
+
+
+def test_meta_training_is_on_the_learners_own_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = experiment([*LOWER, "algorithm.train_shot=3", "algorithm.train_query=4"], iterations=2)
+    drawn: set[tuple[str, int, int]] = set()
+    batch = type(given.task).batch
+
+    def watched(self: Any, split: str, *rest: Any) -> Any:
+        found = batch(self, split, *rest)
+        drawn.add((split, found.support.x.shape[1], found.query.x.shape[1]))
+        return found
+
+    monkeypatch.setattr(type(given.task), "batch", watched)
+    given.run(directory(tmp_path))
+    shape = given.task.shape
+    assert shape is not None
+    assert drawn == {("train", 3, 4), ("val", shape.shot, shape.query), ("test", shape.shot, shape.query)}
