@@ -150,12 +150,20 @@ def read_yaml(path: Path, follow: bool = False) -> Any:
     bounds by its aliases."""
     text = read_text(path, LARGEST_YAML, follow)
     try:
-        _measure(text)
-        return yaml.load(text, Loader=_Loader)
+        return parse_yaml(text)
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {_reason(error)}") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds; raises ``yaml.YAMLError``, or ``ValueError`` where it is too deep or unfolds too far."""
+    _measure(text)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError):
+        raise
     except Exception:  # constructors of YAML's types raise whatever they meet
-        raise UserError(f"{path} cannot be read: not YAML of plain values") from None
+        raise ValueError("not YAML of plain values") from None
 
 
 def _measure(text: str) -> None:
@@ -167,7 +175,7 @@ def _measure(text: str) -> None:
         size = 1
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in anchors:
-                raise ValueError(f"'{event.anchor}' contains itself")
+                raise ValueError(f"the alias '{event.anchor}' leads in a circle")
             size = sizes.get(event.anchor or "", 1)
         elif isinstance(event, yaml.CollectionStartEvent):
             counts.append(1)

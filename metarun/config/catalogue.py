@@ -13,7 +13,8 @@ import yaml
 
 from metarun.config.declare import Declaration, attributes, declaration, is_section
 from metarun.config.paths import options
-from metarun.errors import UserError, reason, shortened
+from metarun.errors import UserError, shortened
+from metarun.untrusted import LARGEST_YAML, parse_yaml, read_bytes
 
 
 @dataclass(frozen=True)
@@ -119,14 +120,12 @@ def examine(group: str, name: str, on_the_way: tuple[str, ...] = ()) -> None:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = parse_yaml(read_bytes(path, LARGEST_YAML, follow=True).decode())
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8") from None
-    except OSError as error:
-        raise UserError(reason(error)) from None
     except yaml.YAMLError as error:
         raise UserError(explain_yaml(error, path)) from None
-    except (RecursionError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: cannot be read as YAML: {shortened(error)}") from None
     if content is not None and not isinstance(content, dict):
         raise UserError(f"{path}: an option's file has the form key: value")

@@ -53,7 +53,7 @@ def user_options() -> Iterator[dict[str, Any]]:
     """The content of every option file in the user's directories."""
     for directory in user_directories():
         for path in sorted(directory.rglob("*.yaml")):
-            content = read_yaml(path)
+            content = read_yaml(path, follow=True)
             if isinstance(content, dict):
                 yield content
 
