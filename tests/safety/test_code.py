@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -181,6 +182,7 @@ SHADOWS = ("matplotlib", "difflib", "yaml", "torch", "wandb", "multiprocessing",
 
 
 def test_a_run_directory_is_not_imported_from(run: Path) -> None:
+    signal.alarm(300)  # a process of its own, which imports everything anew
     for name in SHADOWS:
         file = run / f"{name}.py"
         file.parent.mkdir(exist_ok=True)
