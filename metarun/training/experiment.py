@@ -125,9 +125,10 @@ class Experiment:
                         add_to_log(directory.path / "metarun.log", traceback.format_exc())
                     self._end(directory, "failed", f"{type(error).__name__}: {error}")
                 if memory.ran_out(error):
+                    said = " ".join(str(error).split())[:160]
                     raise RunFailed(
-                        f"out of memory ({' '.join(str(error).split())[:160]}); a smaller runner.meta_batch, "
-                        "runner.chunk, runner.eval_batch or model needs less"
+                        f"out of memory{said and f' ({said})'}; a smaller runner.meta_batch, runner.chunk, "
+                        "runner.eval_batch or model needs less"
                     ) from error
                 raise
 

@@ -269,7 +269,7 @@ def test_a_resumed_run_does_not_measure_again(
             return step(batch, iteration)
 
         run.algorithm.meta_step = dies  # type: ignore[method-assign]
-        with pytest.raises(MemoryError):
+        with pytest.raises(RunFailed, match="out of memory"):
             run.run()
         kept = meta(tmp_path / str(died))["gradient_error"]
         with monkeypatch.context() as patch:
