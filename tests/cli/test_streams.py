@@ -49,14 +49,18 @@ def test_a_closed_terminal_stops_a_run_after_a_checkpoint(tmp_path: Path) -> Non
     master, slave = pty.openpty()
     words = [*COMMAND.split(), "runner.iterations=1000000"]
     process = subprocess.Popen(
-        words, stdin=slave, stdout=slave, stderr=slave, env=environment(), start_new_session=True
-    )
+        words, stdin=slave, stdout=slave, stderr=slave, env=environment(), start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
+    )  # fmt: skip
     os.close(slave)
-    wait_for(lambda: any(f.stat().st_size for f in tmp_path.glob("outputs/*/*/metrics.jsonl")), process)
-    os.close(master)
-    for _ in range(2):  # from the terminal, and from the shell that ran in it
-        process.send_signal(signal.SIGHUP)
-    assert process.wait(300) == 128 + signal.SIGHUP
+    try:
+        wait_for(lambda: any(f.stat().st_size for f in tmp_path.glob("outputs/*/*/metrics.jsonl")), process)
+        os.close(master)
+        for _ in range(2):  # from the terminal, and from the shell that ran in it
+            process.send_signal(signal.SIGHUP)
+        assert process.wait(300) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
     assert state(tmp_path) == "interrupted"
 
 
