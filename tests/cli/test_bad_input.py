@@ -296,7 +296,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         lambda run: (run / "meta.json").write_text("{"), ["resume"], "meta.json is damaged"),
     "another model": (
         lambda run: edit(run / "config.yaml", "- 40", "- 41"),
-        ["eval"], "does not fit this model"),
+        ["eval"], "this run's learner does not fit: its net.0"),
     "a key that resume cannot change": (
         lambda run: None, ["resume", "task.shot=2"], "resume cannot change 'task.shot'"),
     "a misspelt key of resume": (
