@@ -46,11 +46,15 @@ class _Loader(_SAFE_LOADER):
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
+_WANDB_LOG = "wandb/*/logs/debug-core.log"
+
+
 def refuse_links(folder: Path, besides: Sequence[str] = ()) -> None:
     """Raise :class:`UserError` for a link, pipe or device at any depth of ``folder``, which may itself be a link.
 
-    ``besides`` are beginnings of names in ``folder`` itself that may be links. W&B's own links, which stay inside of
-    its folder, are allowed.
+    ``besides`` are beginnings of names in ``folder`` itself that may be links. W&B's own links are allowed: those that
+    stay inside of its folder, and ``wandb/<run>/logs/debug-core.log``, which leads to its helper's log in the user's
+    cache. Neither metarun nor a later run of W&B, which has a folder of its own, opens that one.
     """
     for where, folders, files in os.walk(folder):
         inside_wandb = Path(where).relative_to(folder).parts[:1] == ("wandb",)
@@ -58,7 +62,7 @@ def refuse_links(folder: Path, besides: Sequence[str] = ()) -> None:
             path = Path(where, name)
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):
-                if inside_wandb and _stays_inside(path, folder / "wandb"):
+                if inside_wandb and (_stays_inside(path, folder / "wandb") or path.match(_WANDB_LOG)):
                     continue
                 if where == str(folder) and name.startswith(tuple(besides)):
                     continue

@@ -784,7 +784,7 @@ LEARN_CLUSTERS: dict[str, dict[str, Any]] = {
     "metasgd": {},
     "cavia": {},
     "protomaml": {"inner_lr": 0.05},
-    "imaml": {"inner_lr": 0.3, "inner_steps": 8, "test_steps": 8, "loss__strength": 1.0, "steps": 200},
+    "imaml": {"inner_lr": 0.3, "inner_steps": 8, "test_steps": 8, "loss__strength": 1.0, "outer_lr": 0.03},
     "lslr": {},
     "metacurvature": {},
     "lowrank": {},

@@ -123,6 +123,8 @@ def test_the_directory_itself_may_lie_behind_a_link(run: Path, tmp_path: Path) -
 def test_links_of_wandb_stay_inside_of_its_folder(run: Path, tmp_path: Path) -> None:
     (run / "wandb" / "run-1").mkdir(parents=True)
     (run / "wandb" / "latest-run").symlink_to("run-1")
+    (run / "wandb" / "run-1" / "logs").mkdir()
+    (run / "wandb" / "run-1" / "logs" / "debug-core.log").symlink_to(tmp_path / "cache" / "core-debug.log")
     RunDirectory.open(run)
     (run / "wandb" / "up").symlink_to("../../../..")
     with pytest.raises(UserError, match="is a link"):
