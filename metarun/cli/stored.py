@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, reduce
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,7 @@ def same_data(config: Mapping[str, Any]) -> Callable[[RunDirectory], bool]:
 def refuse_lost_data(command: str, run: str, config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     """Raise :class:`UserError` where the stored place of a run's data is empty, with how to name the new one."""
     for key in data_keys(config):
-        place = _get(config, key)
+        place = value_at(config, key)
         known = isinstance(place, str) and "${" not in place
         if known and key not in changes and not Path(place).exists():
             raise UserError(
@@ -193,10 +193,6 @@ def change(
             raise UserError(f"{command} cannot change '{shortened(override.key)}'; {can}")
     config = changed(config, overrides)
     return config, {override.key: value_at(config, override.key) for override in overrides}
-
-
-def _get(config: Mapping[str, Any], key: str) -> Any:
-    return reduce(lambda node, part: node[part], key.split("."), config)
 
 
 def _recent() -> str:

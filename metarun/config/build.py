@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from metarun.config.check import check
 from metarun.config.declare import is_section
 from metarun.config.environment import resolved
-from metarun.config.fit import adjustable, get, lowered
+from metarun.config.fit import adjustable, lowered
+from metarun.config.overrides import value_at
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def build(
             config = lowered(config, error, free, shape)
     for remark in task.remarks():
         log.info("%s", remark)
-    if changed := {key: [was, now] for key in free if (was := get(kept, key)) != (now := get(config, key))}:
+    if changed := {key: [was, now] for key in free if (was := value_at(kept, key)) != (now := value_at(config, key))}:
         facts = {**(facts or {}), "lowered": changed}
         for key, (_, now) in changed.items():
             section, name = key.split(".")

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from metarun.config.overrides import value_at
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,17 +38,17 @@ def lowered(
     ``train``: the shape of meta-training's episodes, where these are the ones that do not fit.
     """
     if error.parts == ("test_ways",) and "task.test_ways" in free:
-        ways = [way for way in get(config, "task.test_ways") if way <= error.limit]
+        ways = [way for way in value_at(config, "task.test_ways") if way <= error.limit]
         log.info("task.test_ways is %s, not its default: %s", ways, error.why)
         return {**config, "task": {**config["task"], "test_ways": ways}}
     values: dict[str, int] = {}
     for part in error.parts:
         trained = f"algorithm.train_{part}"
-        if train is not None and get(config, trained) is not None:
+        if train is not None and value_at(config, trained) is not None:
             values[trained] = getattr(train, part)
         elif train is not None:
             values[f"task.{part}"] = getattr(train, part)
-        elif isinstance(now := get(config, f"task.{part}"), int):
+        elif isinstance(now := value_at(config, f"task.{part}"), int):
             values[f"task.{part}"] = now
     excess, new = sum(values.values()) - error.limit, dict(values)
     for key, value in values.items():
@@ -65,11 +66,3 @@ def lowered(
             changed[section] = {**changed[section], name: value}
             log.info("%s is lowered from its default %d to %d: %s", key, values[key], value, error.why)
     return changed
-
-
-def get(config: Mapping[str, Any], key: str) -> Any:
-    """The value of a key such as ``task.way``; ``None`` where there is none."""
-    node: Any = config
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node

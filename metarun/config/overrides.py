@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -140,14 +140,14 @@ def apply(config: dict[str, Any], overrides: Iterable[Override]) -> None:
         _change(node, leaf, config, parents, override)
 
 
-def value_at(config: dict[str, Any], key: str) -> Any:
+def value_at(config: Mapping[str, Any], key: str) -> Any:
     """The value at a key such as ``model.hidden.0``; ``None`` if there is none."""
     node: Any = config
     for name in key.split("."):
         if isinstance(node, list):
             node = node[int(name)] if int(name) < len(node) else None
         else:
-            node = node.get(name) if isinstance(node, dict) else None
+            node = node.get(name) if isinstance(node, Mapping) else None
     return node
 
 
