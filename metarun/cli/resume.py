@@ -28,7 +28,9 @@ def run(words: list[str]) -> int:
         try:
             if iterations < done["iterations"]:
                 raise UserError(f"the run has {done['iterations']} iterations; runner.iterations can only be raised")
-            out_of_time = done.get("ended_by") == "runner.minutes" and minutes and 60 * minutes <= done["wall_s"]
+            # Both rounded alike, for a budget that was used up to be so by the seconds that the summary holds.
+            used_up = minutes is not None and round(60 * minutes, 1) <= done["wall_s"]
+            out_of_time = done.get("ended_by") == "runner.minutes" and used_up
             if iterations == done["iterations"] or out_of_time:
                 _refuse_what_changes_nothing(changes)
                 longer = "runner.minutes=N" if out_of_time else "runner.iterations=N"
