@@ -380,7 +380,9 @@ def _git_state() -> dict[str, Any] | None:
 
     return {
         "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--", "metarun", "conf", "pyproject.toml", "constraints.txt")),
+        "dirty": bool(
+            git("status", "--porcelain", "--", "metarun", "conf", "pyproject.toml", "scripts/constraints.txt")
+        ),
     }
 
 
