@@ -23,7 +23,7 @@ from metarun.config.build import build
 from metarun.config.catalogue import catalogue
 from metarun.config.check import CLOSED, INJECTED, check, misfit
 from metarun.config.compose import compose
-from metarun.config.declare import declaration, is_section
+from metarun.config.schema import declaration, is_section
 from metarun.errors import UserError
 from metarun.tasks.vision.collection import class_list
 from metarun.training.experiment import Experiment

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from metarun.algorithms.base import SupervisedAlgorithm
 from metarun.errors import RunFailed, UserError, require
-from metarun.tasks.base import EpisodeShape, Labelled, Spec
+from metarun.tasks.episode import EpisodeShape, Labelled, Spec
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.rng import forked_rng
 from metarun.tasks.vision.images import Preparation
-from metarun.training.checkpoint import read
-from metarun.training.transfer import fixed_head, misfit, take_vocabulary
+from metarun.training.checkpoint import fixed_head, misfit, read, take_vocabulary
 from metarun.untrusted import plain
 
 FILE = "learner.pt"

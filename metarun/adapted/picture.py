@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from metarun.adapted.learner import AdaptedLearner, Predictions
 from metarun.adapted.sources import Source
 from metarun.escape import printable
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun import ranks
+from metarun import distributed
 from metarun.algorithms.schedule import Schedule
 from metarun.algorithms.step import Plan, Stepper, known
 from metarun.kernels.reduced import BFloat16Layers
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.types import Decay
 
 Metrics = dict[str, Tensor]
@@ -170,8 +170,8 @@ class SupervisedAlgorithm(Algorithm):
         if self.optimizer is None:
             return self.outer_loss(batch)[1]
         metrics = self.outer_gradient(batch)
-        if ranks.world() > 1:
-            ranks.average_gradients(self.parameters(), running_statistics(self))
+        if distributed.world_size() > 1:
+            distributed.average_gradients(self.parameters(), running_statistics(self))
         self.schedule.apply(self.optimizer, iteration)
         self.optimizer.step()
         return metrics

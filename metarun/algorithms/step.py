@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metarun.algorithms.functional import call_with
 from metarun.algorithms.graph import simplified, written_in_place
 from metarun.kernels.patches import fold
-from metarun.tasks.base import Labelled, TaskBatch
+from metarun.tasks.episode import Labelled, TaskBatch
 from metarun.tasks.rng import forked_rng
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 
 from metarun.bench.implementations import Ready
-from metarun.training.memory import forget_peak, resident
+from metarun.training.device import forget_peak, resident
 
 
 @contextlib.contextmanager

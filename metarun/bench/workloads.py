@@ -11,7 +11,7 @@ from torch import Tensor
 from metarun.algorithms.base import SupervisedAlgorithm
 from metarun.config.build import construct
 from metarun.config.compose import compose
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 
 Method = Literal["maml", "fomaml", "anil", "reptile", "protonet"]
 

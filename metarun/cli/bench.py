@@ -16,8 +16,8 @@ import yaml
 from metarun import strict_json
 from metarun.cli.output import plain_console, set_up_logging
 from metarun.config.check import check_value
-from metarun.config.declare import declaration
 from metarun.config.paths import conf_directory
+from metarun.config.schema import declaration
 from metarun.errors import UserError, nearest, require
 
 if TYPE_CHECKING:

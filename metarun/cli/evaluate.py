@@ -37,7 +37,7 @@ def run(words: list[str]) -> int:
 
     def settle(task: Task, directory: RunDirectory, changes: Mapping[str, Any]) -> None:
         """Evaluate on the run's own classes, or on others that are asked for."""
-        from metarun.tasks.record import Evaluation, settle_for_evaluation
+        from metarun.tasks.same_data import Evaluation, settle_for_evaluation
 
         places = data_keys(directory.config())
         asked = Evaluation(
@@ -67,7 +67,7 @@ def run(words: list[str]) -> int:
     atomic_write(path, strict_json.dumps(summary, indent=1).encode())
     status = print_summary({**summary, "directory": str(path)})
     if seen := data.get("seen_classes"):
-        from metarun.tasks.record import named
+        from metarun.tasks.same_data import named
 
         print(f"NOT HELD OUT   meta-trained on too: {named(seen)} (--allow-seen-classes)")
     return status

@@ -36,12 +36,12 @@ def carry_out(
 
     The summary is empty in a process that does not lead. An exception carries where the run's log lies, as ``run_log``.
     """
-    from metarun import ranks
+    from metarun import distributed
     from metarun.tracking.rundir import RunDirectory
 
     values = resolved(config)
     runner = values["runner"]
-    spread = runner["devices"] > 1 and ranks.world() == 1
+    spread = runner["devices"] > 1 and distributed.world_size() == 1
     if directory is None and spread:
         directory = RunDirectory.create(runner["directory"], values["name"], values["seed"])
     try:
@@ -57,14 +57,14 @@ def carry_out(
 
 def _here(config: Mapping[str, Any], facts: Mapping[str, Any], directory: RunDirectory | None) -> dict[str, Any]:
     """This process's part of the run: all of it, if it is alone."""
-    from metarun import ranks
+    from metarun import distributed
     from metarun.config.build import build
     from metarun.tracking.rundir import RunDirectory
 
-    with ranks.joined():
-        with ranks.lead_first():
+    with distributed.process_group():
+        with distributed.main_process_first():
             experiment = build(config, facts, directory.path if directory else None, _same_data(directory))
-        if not ranks.leads():
+        if not distributed.is_main():
             return experiment.run()
         if directory is None:
             directory = RunDirectory.create(experiment.runner.directory, experiment.name, experiment.seed)
@@ -79,7 +79,7 @@ def _same_data(directory: RunDirectory | None) -> Callable[[Task], None] | None:
     """What makes sure that a run that goes on does so with the data it began with."""
     if directory is None or not directory.meta():
         return None
-    from metarun.tasks.record import settle_for_resume
+    from metarun.tasks.same_data import settle_for_resume
 
     return partial(settle_for_resume, kept=recorded(directory))
 
@@ -91,7 +91,7 @@ def _spread(
     from torch import multiprocessing
     from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-    from metarun.ranks import OthersLost
+    from metarun.distributed import OthersLost
 
     reports: Any = multiprocessing.get_context("spawn").SimpleQueue()
     arguments = (devices, _free_port(), dict(config), dict(facts), str(directory.path), reports)

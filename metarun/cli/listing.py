@@ -7,9 +7,9 @@ from typing import Any
 
 from metarun.config.catalogue import Entry, catalogue
 from metarun.config.check import misfit
+from metarun.config.paper import Paper
 from metarun.errors import UserError, nearest
 from metarun.escape import printable
-from metarun.reports.paper import Paper
 from metarun.reports.reproductions import findings, metric_of, published, reached, recipes, row, standing, stored
 
 _GROUPS = {"tasks": "task", "models": "model", "algorithms": "algorithm", "experiments": "experiment"}

@@ -9,9 +9,9 @@ from typing import Any
 from metarun.cli.processes import count_gpus, run_all
 from metarun.cli.stored import same_data
 from metarun.cli.words import sort
+from metarun.config.paper import Finding, Paper, worst
 from metarun.errors import RunFailed, UserError, nearest
 from metarun.escape import printable
-from metarun.reports.paper import Finding, Paper, worst
 from metarun.reports.reproductions import RESULTS, findings, recipes, record, row, store
 from metarun.tracking.history import HOW, earlier
 

@@ -74,7 +74,7 @@ def run(words: list[str]) -> int:
 
 
 def _study(folder: Folder, search: Search, config: Mapping[str, Any], worker: int) -> Study:
-    from metarun.config.declare import declaration
+    from metarun.config.schema import declaration
     from metarun.search.study import Study
 
     family = declaration(str(config["task"]["_target_"]))

@@ -6,7 +6,7 @@ import textwrap
 
 from metarun.config.catalogue import Entry, catalogue
 from metarun.config.check import INJECTED
-from metarun.config.declare import declaration, is_section
+from metarun.config.schema import declaration, is_section
 from metarun.errors import UserError, nearest
 from metarun.escape import printable
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from metarun.config.check import CLOSED, OPEN
 from metarun.config.compose import changed, compose
-from metarun.config.declare import declaration
 from metarun.config.environment import resolved
 from metarun.config.locations import absolute, absolute_path, path_keys
 from metarun.config.overrides import apply, read, read_single, value_at, word
 from metarun.config.paths import options
+from metarun.config.schema import declaration
 from metarun.config.trust import Trust, admit, take_trust
 from metarun.errors import UserError, shortened
 from metarun.tracking.rundir import RunDirectory

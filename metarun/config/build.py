@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metarun.config.check import check
-from metarun.config.declare import is_section
 from metarun.config.environment import resolved
 from metarun.config.fit import adjustable, lowered
 from metarun.config.overrides import value_at
+from metarun.config.schema import is_section
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ def build(
 
     from metarun.tasks.fewshot import DoesNotFit
     from metarun.tracking.settings import Tracker
+    from metarun.training.checkpoint import take_vocabulary, vocabularies
     from metarun.training.experiment import Experiment
     from metarun.training.precision import parameters_dtype
     from metarun.training.settings import Runner
-    from metarun.training.transfer import take_vocabulary, vocabularies
 
     runner, tracker = Runner(**config["runner"]), Tracker(**config["tracker"])
     torch.set_default_dtype(parameters_dtype(runner.precision))
@@ -87,11 +87,11 @@ def build(
 
 def _source(directory: Path | None, init_from: str | None) -> Path | None:
     """The checkpoint from which an experiment will take its model, if from any."""
-    from metarun.training.transfer import newest
+    from metarun.training.checkpoint import best_or_last
 
-    if directory is not None and newest(directory).is_file():
-        return newest(directory)
-    return newest(Path(init_from)) if init_from else None
+    if directory is not None and best_or_last(directory).is_file():
+        return best_or_last(directory)
+    return best_or_last(Path(init_from)) if init_from else None
 
 
 def construct(values: Mapping[str, Any], **injected: Any) -> Any:

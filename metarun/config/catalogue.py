@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from metarun.config.declare import Declaration, attributes, declaration, is_section
 from metarun.config.paths import options
+from metarun.config.schema import Declaration, attributes, declaration, is_section
 from metarun.errors import UserError, shortened
 from metarun.untrusted import LARGEST_YAML, parse_yaml, read_bytes
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from metarun.config.declare import Component, Declaration, Parameter, attributes, declaration, is_section
 from metarun.config.environment import resolved
+from metarun.config.paper import Paper
+from metarun.config.schema import Component, Declaration, Parameter, attributes, declaration, is_section
 from metarun.errors import UserError, nearest
-from metarun.reports.paper import Paper
 from metarun.types import Seed, strictly
 
 INJECTED = ("seed", "spec", "texts", "model")

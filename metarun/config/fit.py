@@ -10,7 +10,7 @@ from metarun.config.overrides import value_at
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
-    from metarun.tasks.base import EpisodeShape
+    from metarun.tasks.episode import EpisodeShape
     from metarun.tasks.fewshot import DoesNotFit
 
 log = logging.getLogger("metarun")

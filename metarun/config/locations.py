@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from metarun.config.declare import declaration, is_section
+from metarun.config.schema import declaration, is_section
 from metarun.errors import UserError
 from metarun.types import IsPath
 

@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
-from metarun.config.declare import declaration, is_section, source
 from metarun.config.environment import expressions
 from metarun.config.paths import user_options
+from metarun.config.schema import declaration, is_section, source
 from metarun.errors import UserError
 from metarun.types import ImportPath
 

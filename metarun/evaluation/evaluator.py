@@ -13,7 +13,8 @@ from torch import Tensor
 from metarun.algorithms.base import Algorithm
 from metarun.errors import Interrupted
 from metarun.evaluation.statistics import interquartile_mean, percentiles, resampled
-from metarun.tasks.base import EpisodeShape, Task
+from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape
 from metarun.tasks.rng import derived_seed
 from metarun.types import Split
 

@@ -18,7 +18,7 @@ from metarun.algorithms.metric.transductive import Inductive
 from metarun.errors import require
 from metarun.kernels.reduced import layers_as_they_are
 from metarun.models.conv4 import Conv4
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.fewshot import FewShot
 from metarun.tasks.files import cached
 from metarun.tasks.rng import forked_rng

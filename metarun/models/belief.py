@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metarun.errors import require
 from metarun.models.policies import ActionHead, PerceptVector, TaskLinear, memory
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.types import Positive, Rate
 
 

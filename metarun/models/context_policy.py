@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.models.belief import layers
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.types import Positive, Rate
 
 MIN_LOG_VARIANCE = log(1e-7)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metarun.errors import require
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.types import Positive, Rate
 
 

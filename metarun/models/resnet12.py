@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metarun.errors import require
 from metarun.models.conv4 import as_float
 from metarun.models.norm import BatchNorm
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.types import Fraction, Positive
 
 SLOPE = 0.1

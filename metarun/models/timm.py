@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metarun.errors import RunFailed, UserError, nearest, require
 from metarun.models.conv4 import as_float
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.types import DataPath, Positive
 
 SAFE = (1, 0, 26)

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.amortised.sequence import Block, Past
 from metarun.errors import require
+from metarun.models.attention import Block, Past
 from metarun.models.policies import ActionHead, Eyes, PerceptVector, TaskLinear
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.types import Positive, Rate
 
 

@@ -13,10 +13,10 @@ import yaml
 
 from metarun import strict_json
 from metarun.config.catalogue import Entry, catalogue
+from metarun.config.paper import COUNTED, SEEDS, Claim, Finding, Paper, worst
 from metarun.config.paths import conf_directory, records_directory
 from metarun.errors import UserError
 from metarun.escape import for_markdown
-from metarun.reports.paper import COUNTED, SEEDS, Claim, Finding, Paper, worst
 from metarun.tracking.history import substance
 from metarun.tracking.rundir import RunDirectory, atomic_write
 from metarun.untrusted import read_json

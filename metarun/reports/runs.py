@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from metarun.config.declare import declaration
+from metarun.config.schema import declaration
 from metarun.config.trust import is_component
 from metarun.errors import UserError, require
 from metarun.tracking.history import HOW, runs_of_sweep

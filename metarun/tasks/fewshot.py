@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from metarun.errors import UserError, require
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
+from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.record import DataRecord
 from metarun.tasks.rng import choose, permutation, uniforms
 from metarun.tasks.to_device import to_device

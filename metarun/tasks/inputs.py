@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.errors import UserError, require
-from metarun.tasks.base import Spec, Task
+from metarun.tasks.base import Task
+from metarun.tasks.episode import Spec
 from metarun.tasks.tables import shown
 from metarun.tasks.vision.images import FILTERS, Preparation
 

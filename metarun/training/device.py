@@ -1,11 +1,15 @@
-"""Where a run computes: the device, and how many threads on the CPU."""
+"""Where a run computes: the device, the number of CPU threads, and the memory it takes."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import ctypes
 import os
+import re
+import resource
 import sys
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -13,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from metarun import ranks
+from metarun import distributed
 from metarun.algorithms.base import Algorithm
 from metarun.errors import UserError
 from metarun.tasks.base import Task
@@ -22,6 +26,7 @@ GRAIN = 32_768
 """Elements up to which torch uses one thread for an operation anyway."""
 LARGE = 500_000
 """Elements from which on a second thread gains more than waiting for a busy machine's other core can cost."""
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def choose_device(name: str, key: str = "runner.device") -> torch.device:
@@ -29,7 +34,7 @@ def choose_device(name: str, key: str = "runner.device") -> torch.device:
     one's own GPU. Raises :class:`UserError` where ``key=name`` is not there.
     """
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    number, processes = ranks.here()
+    number, processes = distributed.local_rank_and_size()
     if processes > 1 and has_cuda and name in ("auto", "cuda"):
         name = f"cuda:{number}"
         if number < torch.cuda.device_count():
@@ -107,3 +112,31 @@ def choose_threads(algorithm: Algorithm, task: Task, meta_batch: int, processes:
         return cores
     shared = [size for size in work.sizes if size > GRAIN]
     return cores if shared and median(shared) >= LARGE else 1
+
+
+def forget_peak(device: torch.device) -> None:
+    """Count the peak from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        _RESET.write_text("5")
+
+
+def peak(device: torch.device) -> float:
+    """Bytes at the peak: of torch's allocations on CUDA, else of the whole process."""
+    return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else resident("VmHWM")
+
+
+def resident(field: str) -> float:
+    """Bytes of this process in memory: now (VmRSS) or at the peak (VmHWM), where the system says only the latter."""
+    if _STATUS.is_file():
+        (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(field))
+        return 1024.0 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether ``error`` says that memory was not to be had, on the device or the host."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and bool(re.search(r"(can't allocate|not enough|out of) memory", str(error)))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from metarun import ranks
+from metarun import distributed
 from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
 from metarun.errors import Interrupted, Pruned, RunFailed, UserError, require
 from metarun.evaluation.evaluator import Result, evaluate, final, robust
@@ -23,12 +23,12 @@ from metarun.tracking.console import Display
 from metarun.tracking.rundir import LogFile, MetricsFile, RunDirectory, State, add_to_log, not_finite, now, provenance
 from metarun.tracking.settings import Tracker
 from metarun.tracking.wandb import WandbSink
-from metarun.training import checkpoint, memory, precision
+from metarun.training import checkpoint, device, precision
+from metarun.training.checkpoint import encoding_state, misfit, take_model
 from metarun.training.device import choose_device, choose_threads, keep_freed_memory
 from metarun.training.loop import Progress, meta_batch_indices, meta_train
 from metarun.training.settings import Runner
 from metarun.training.signals import StopRequest
-from metarun.training.transfer import encoding_state, misfit, take_model
 from metarun.training.tuning import Tuned, tuned
 from metarun.types import Split
 
@@ -88,11 +88,11 @@ class Experiment:
         lead does all that; the others take their part of the outer loop and return an empty summary.
         """
         require(
-            ranks.world() > 1 or self.runner.devices == 1,
+            distributed.world_size() > 1 or self.runner.devices == 1,
             f"runner.devices={self.runner.devices} needs as many processes: start the run by metarun or torchrun",
         )
-        with ranks.joined(), ranks.leaving_together():
-            if ranks.leads():
+        with distributed.process_group(), distributed.finish_together():
+            if distributed.is_main():
                 return self._lead(directory)
             self._follow()
             return {}
@@ -124,7 +124,7 @@ class Experiment:
                     with contextlib.suppress(OSError, UserError):
                         add_to_log(directory.path / "metarun.log", traceback.format_exc())
                     self._end(directory, "failed", f"{type(error).__name__}: {error}")
-                if memory.ran_out(error):
+                if device.ran_out(error):
                     said = " ".join(str(error).split())[:160]
                     raise RunFailed(
                         f"out of memory{said and f' ({said})'}; a smaller runner.meta_batch, runner.chunk, "
@@ -140,7 +140,7 @@ class Experiment:
         threads = kept or self.runner.threads or self._threads()
         torch.set_num_threads(threads)
         keep_freed_memory()
-        memory.forget_peak(self.device)
+        device.forget_peak(self.device)
         if new:
             directory.write_status("running")
             directory.write_config(self.config)
@@ -162,8 +162,10 @@ class Experiment:
                 directory.write_meta(step=None)
         directory.write_status("running")
         self._plan(directory, progress)
-        ranks.told({"threads": threads, "step": directory.meta().get("step"), "directory": str(directory.path)})
-        ranks.take_from_lead(self.algorithm)
+        distributed.broadcast_object(
+            {"threads": threads, "step": directory.meta().get("step"), "directory": str(directory.path)}
+        )
+        distributed.broadcast_parameters(self.algorithm)
         log.info("run directory %s", directory.path)
         if self.asked_iterations and not self.runner.iterations:
             log.info(
@@ -182,7 +184,7 @@ class Experiment:
 
     def _follow(self) -> None:
         """The part of a process that does not lead: it begins where the lead does, and leaves nothing behind."""
-        told = ranks.told()
+        told = distributed.broadcast_object()
         torch.set_num_threads(told["threads"])
         keep_freed_memory()
         progress, last = Progress(), Path(told["directory"]) / "checkpoints" / "last.pt"
@@ -190,7 +192,7 @@ class Experiment:
             self._restore_from(last, progress)
         if told["step"] is not None:
             self._compute_by(Tuned.of(told["step"]))
-        ranks.take_from_lead(self.algorithm)
+        distributed.broadcast_parameters(self.algorithm)
         with StopRequest() as stop:
             meta_train(self, progress, stop)
 
@@ -249,7 +251,7 @@ class Experiment:
             return
         else:
             shape = self.algorithm.train_shape(self.task.shape)
-            indices = meta_batch_indices(0, self.runner.meta_batch, ranks.rank(), ranks.world())
+            indices = meta_batch_indices(0, self.runner.meta_batch, distributed.rank(), distributed.world_size())
             batch = self.task.batch("train", indices, shape)
             step = tuned(self.algorithm, batch, self.runner.iterations, self.runner.chunk, self.runner.tune_above)
             if step is not None:
@@ -275,7 +277,7 @@ class Experiment:
         if algorithm.optimizer is None:
             return
         shape = algorithm.train_shape(self.task.shape)
-        indices = meta_batch_indices(0, self.runner.meta_batch, ranks.rank(), ranks.world())
+        indices = meta_batch_indices(0, self.runner.meta_batch, distributed.rank(), distributed.world_size())
         batch = self.task.batch("train", indices, shape)
         seed = derived_seed(self.seed, "train", 0, stream=10)
         directory.write_meta(gradient_error=precision.measured(algorithm, batch, seed))
@@ -355,7 +357,7 @@ class Experiment:
             "ended_by": progress.ended_by,
             **self.findings("test", results),
             "parameters": sum(p.numel() for p in self.algorithm.parameters()),
-            "peak_mb": round(memory.peak(self.device) / 1e6, 1),
+            "peak_mb": round(device.peak(self.device) / 1e6, 1),
             "validated": [{"iteration": iteration, "seconds": seconds} for iteration, seconds in progress.clock],
             "paper": self.config.get("paper"),
         }
@@ -376,7 +378,7 @@ class Experiment:
         }
 
     def _draw(self, directory: RunDirectory, summary: dict[str, Any]) -> None:
-        from metarun.reports.plots import draw_run
+        from metarun.tracking.plots import draw_run
 
         try:
             with self.algorithm.computing():
@@ -394,11 +396,16 @@ class Experiment:
     def _threads(self) -> int:
         if self.device.type != "cpu":
             return torch.get_num_threads()
-        return choose_threads(self.algorithm, self.task, self.runner.meta_batch // ranks.world(), ranks.here()[1])
+        return choose_threads(
+            self.algorithm,
+            self.task,
+            self.runner.meta_batch // distributed.world_size(),
+            distributed.local_rank_and_size()[1],
+        )
 
     def _divide(self) -> None:
         """Refuse what cannot be divided among several processes."""
-        world, tasks = max(ranks.world(), self.runner.devices), self.runner.meta_batch
+        world, tasks = max(distributed.world_size(), self.runner.devices), self.runner.meta_batch
         require(
             tasks % world == 0,
             f"runner.meta_batch={tasks} cannot be shared evenly by {world} processes (runner.devices); "

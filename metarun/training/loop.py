@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from metarun import ranks
+from metarun import distributed
 from metarun.algorithms.base import Metrics
 from metarun.errors import Interrupted, RunFailed
 from metarun.evaluation.evaluator import evaluate
@@ -62,7 +62,7 @@ def meta_train(run: Experiment, progress: Progress, stop: StopRequest) -> None:
     runner, task, algorithm = run.runner, run.task, run.algorithm
     budget = None if runner.minutes is None else 60 * runner.minutes
     shape = algorithm.train_shape(task.shape)
-    leads, rank, world = ranks.leads(), ranks.rank(), ranks.world()
+    leads, rank, world = distributed.is_main(), distributed.rank(), distributed.world_size()
     clock = last_save = time.monotonic()
 
     def save() -> None:
@@ -94,7 +94,7 @@ def meta_train(run: Experiment, progress: Progress, stop: StopRequest) -> None:
             if progress.validated == progress.iteration:
                 progress.clock.append((progress.iteration, round(spent(), 2)))
         # One number for all ranks, so that they stop together: by a signal before the lead's end of time.
-        signal, out_of_time = divmod(ranks.agreed(2 * (stop.signal or 0) + int(over)), 2)
+        signal, out_of_time = divmod(distributed.all_reduce_max(2 * (stop.signal or 0) + int(over)), 2)
         progress.ended_by = "runner.minutes" if out_of_time else None
         if signal:
             save()
@@ -110,7 +110,7 @@ def meta_train(run: Experiment, progress: Progress, stop: StopRequest) -> None:
         torch.manual_seed(derived_seed(run.seed, "train", iteration, stream=10) + rank)
         batch = task.batch("train", meta_batch_indices(iteration, runner.meta_batch, rank, world), shape)
         metrics = algorithm.meta_step(batch, iteration)
-        progress.pending.append(dict(zip(metrics, ranks.average(list(metrics.values())), strict=True)))
+        progress.pending.append(dict(zip(metrics, distributed.average(list(metrics.values())), strict=True)))
         progress.iteration += 1
         row = None
         if progress.iteration % runner.log_every == 0 or progress.iteration == runner.iterations:

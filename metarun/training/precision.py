@@ -19,7 +19,7 @@ from torch import Tensor
 
 from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
 from metarun.errors import RunFailed, require
-from metarun.tasks.base import TaskBatch
+from metarun.tasks.episode import TaskBatch
 from metarun.tasks.rng import forked_rng
 from metarun.types import Precision
 

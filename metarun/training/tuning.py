@@ -24,7 +24,7 @@ from metarun import strict_json
 from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
 from metarun.algorithms.step import Plan
 from metarun.errors import UserError
-from metarun.tasks.base import TaskBatch
+from metarun.tasks.episode import TaskBatch
 from metarun.tasks.files import atomic, cache_dir
 
 log = logging.getLogger("metarun")

@@ -24,7 +24,7 @@ from metarun.config.build import build as built
 from metarun.config.compose import compose
 from metarun.errors import Interrupted, UserError
 from metarun.models.linear import Linear
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.regression.quadratics import Quadratics
 from metarun.tracking.rundir import RunDirectory
 

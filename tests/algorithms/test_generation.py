@@ -18,7 +18,7 @@ from metarun.algorithms.generative.flow import Flow
 from metarun.errors import UserError
 from metarun.evaluation.samples import Judge, halves, nearest, precision_recall, spread
 from metarun.models.set_unet import SetUNet
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.tasks.vision.generation import Generation
 from metarun.tasks.vision.glyphs import Glyphs
 

@@ -22,7 +22,7 @@ from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models.lowrank import Added
 from metarun.models.norm import BatchNorm
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.tasks.regression.sinusoid import Sinusoid
 
 WAY, SHOT, TASKS, LR = 3, 2, 2, 0.3

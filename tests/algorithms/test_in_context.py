@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.amortised.in_context import Block, InContext
-from metarun.algorithms.amortised.sequence import attend, shuffled, told
+from metarun.algorithms.amortised.sequence import shuffled, told
 from metarun.config.build import construct
 from metarun.config.compose import compose
+from metarun.models.attention import attend
 from metarun.models.linear import Linear
 from metarun.models.mlp import MLP
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 
 REGRESSION = Spec("regression", "vector", (3,), 2)
 CLASSES = Spec("classification", "vector", (3,), 3)

@@ -17,7 +17,7 @@ from metarun.algorithms.amortised.language import judge_strings
 from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.models.symbols import Symbols
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 
 pytestmark = pytest.mark.usefixtures("float64")
 SPEC = Spec("sequence", "symbols", (5,), 3)

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.algorithms.step import Plan
 from metarun.errors import UserError
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.tasks.regression.sinusoid import Sinusoid
 
 VECTORS = Spec("regression", "vector", (2,), 3)

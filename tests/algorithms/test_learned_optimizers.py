@@ -18,7 +18,7 @@ from torch.func import functional_call
 from metarun.algorithms.gradient.learned_optimizers import LSTMCell, log_and_sign
 from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.errors import UserError
-from metarun.tasks.base import TaskBatch
+from metarun.tasks.episode import TaskBatch
 from metarun.tasks.regression.quadratics import Quadratics
 
 LEARNED = ["l2l", "l2l_mlp"]

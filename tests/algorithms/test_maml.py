@@ -14,7 +14,7 @@ from metarun.algorithms.gradient.outer import Unrolled
 from metarun.algorithms.gradient.rules import SGD
 from metarun.algorithms.step import Plan
 from metarun.models.conv4 import Conv4
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 
 WAY, SHOT, LR = 3, 2, 0.3
 SPEC = Spec("classification", "image", (1, 8, 8), WAY)

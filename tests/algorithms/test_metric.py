@@ -17,7 +17,7 @@ from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models.norm import BatchNorm
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 
 WAY, SHOT, QUERY, TASKS, WIDTH = 3, 2, 4, 2, 6
 SPEC = Spec("classification", "vector", (WIDTH,), WAY)

@@ -16,7 +16,7 @@ from metarun.algorithms.gradient.multistep import MultiStep
 from metarun.algorithms.step import Plan
 from metarun.errors import UserError
 from metarun.models.norm import BatchNorm
-from metarun.tasks.base import TaskBatch
+from metarun.tasks.episode import TaskBatch
 
 G = "metarun.algorithms.gradient"
 PART = {"_target_": f"{G}.adapts.Part", "part": "all", "norm": False}

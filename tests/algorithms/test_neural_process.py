@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from metarun.algorithms.amortised.neural_process import NeuralProcess, Predictive, SelfAttention
-from metarun.algorithms.amortised.sequence import attend
 from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.errors import UserError
+from metarun.models.attention import attend
 from metarun.models.linear import Linear
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 
 SPEC = Spec("regression", "vector", (3,), 2)
 

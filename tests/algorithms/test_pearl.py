@@ -14,7 +14,7 @@ from metarun.algorithms.rl.replay import Steps, TaskReplay
 from metarun.algorithms.rl.sac import soft_target, squashed, temperature_loss
 from metarun.errors import UserError
 from metarun.models.context_policy import ContextPolicy
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment, Wrapper
 from metarun.tasks.rl.gridnavi import GridNavi
 from metarun.tasks.rl.navigation import Navigation

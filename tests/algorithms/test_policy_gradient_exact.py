@@ -13,7 +13,7 @@ from metarun.algorithms.rl.collect import Rollout
 from metarun.algorithms.rl.policy_gradient import Experience, PolicyGradientLearner
 from metarun.algorithms.rl.proximal import Proximal
 from metarun.models.policies import MLPPolicy
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 
 SPEC = Spec("control", "vector", (2,), 2, discrete_actions=True)
 HORIZON = 2

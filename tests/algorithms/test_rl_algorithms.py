@@ -30,7 +30,7 @@ from metarun.errors import UserError
 from metarun.models.belief import BeliefPolicy
 from metarun.models.policies import GRUPolicy, MLPPolicy
 from metarun.models.transformer_policy import TransformerPolicy
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.tasks.rl.bandit import Bandit
 from metarun.tasks.rl.cartpole import CartPole
 from metarun.tasks.rl.doors import Doors

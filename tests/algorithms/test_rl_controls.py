@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metarun.algorithms.rl.collect import Percept, collect
 from metarun.algorithms.rl.controls import Planner, Planning, RandomActions, pick, plan
 from metarun.evaluation.evaluator import evaluate
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.tasks.rl.bandit import Bandit
 from metarun.tasks.rl.mdp import TabularMDP
 

@@ -15,7 +15,7 @@ from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models.linear import Linear
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 
 CLASSES = Spec("classification", "vector", (4,), 3)
 SMALL: dict[str, dict[str, Any]] = {

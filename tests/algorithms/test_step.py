@@ -14,7 +14,7 @@ from metarun.algorithms.step import Captured, Plan, parts
 from metarun.config.build import construct
 from metarun.config.catalogue import catalogue
 from metarun.config.compose import compose
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 
 WAY, TASKS = 3, 4
 SPEC = Spec("classification", "image", (1, 8, 8), WAY)

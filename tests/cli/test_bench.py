@@ -21,7 +21,7 @@ from metarun.bench.report import legend, picture, table
 from metarun.bench.rollouts import rollouts, speed_table
 from metarun.bench.workloads import WORKLOADS, Problem, Workload
 from metarun.cli import main
-from metarun.tasks.base import EpisodeShape, Spec
+from metarun.tasks.episode import EpisodeShape, Spec
 
 CPU = torch.device("cpu")
 HERE = [peer for peer in peers.PEERS.values() if peers.installed(peer)]

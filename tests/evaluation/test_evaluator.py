@@ -12,7 +12,7 @@ import torch
 from metarun.algorithms.base import judge
 from metarun.cli import main
 from metarun.evaluation.evaluator import Estimate, Result, Robust, evaluate, robust
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.tasks.regression.sinusoid import Sinusoid
 from metarun.tasks.rl.bandit import Bandit
 from metarun.types import Split

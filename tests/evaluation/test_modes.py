@@ -14,7 +14,7 @@ from metarun.adapted import AdaptedLearner
 from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
 from metarun.config.build import construct
 from metarun.config.compose import compose
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.rl.bandit import Bandit
 from metarun.tasks.rl.navigation import Navigation

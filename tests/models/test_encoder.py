@@ -22,7 +22,7 @@ from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models import encoder
 from metarun.models.encoder import Encoder
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from tests.models.tiny_bert import tiny_bert
 
 TEXTS = ["book a flight to rome", "weather", "is my card blocked about my flight to rome", "block my card", "", "zzz a"]

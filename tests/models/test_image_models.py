@@ -19,7 +19,7 @@ from metarun.models.mlp import MLP
 from metarun.models.norm import BatchNorm, set_policy, statistics_from
 from metarun.models.resnet12 import DropBlock, ResNet12
 from metarun.models.wrn import WRN
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 
 RGB = Spec("classification", "image", (3, 84, 84), 5)
 CONV4 = compose(["model=conv4"]).config["model"]

@@ -27,7 +27,7 @@ from metarun.models.ngrams import NgramBag
 from metarun.models.textcnn import TextCNN
 from metarun.models.tfidf import TfIdf
 from metarun.models.tokens import char_ngrams, pad, word_ngrams, words
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 
 TEXTS = [
     "book a flight to rome",

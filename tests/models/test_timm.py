@@ -16,7 +16,7 @@ from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.errors import RunFailed, UserError
 from metarun.models.timm import Timm, imported
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 
 SPEC = Spec("classification", "image", (3, 32, 32), 3)
 

@@ -20,7 +20,7 @@ from metarun.config.build import build
 from metarun.config.catalogue import catalogue
 from metarun.config.check import check
 from metarun.config.compose import compose
-from metarun.reports.paper import Claim, worst
+from metarun.config.paper import Claim, worst
 from metarun.reports.reproductions import (
     counts,
     findings,

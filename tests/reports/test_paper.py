@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from metarun.config.paper import Claim, Finding, Paper, worst
 from metarun.errors import UserError
-from metarun.reports.paper import Claim, Finding, Paper, worst
 from metarun.reports.reproductions import published
 
 SECTION: dict[str, Any] = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metarun.errors import UserError
-from metarun.tasks.base import EpisodeShape
+from metarun.tasks.episode import EpisodeShape
 from metarun.tasks.fewshot import ClassData, FewShot, split_classes
 
 

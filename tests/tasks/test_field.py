@@ -18,7 +18,7 @@ from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models.linear import Linear
 from metarun.models.siren import Siren
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.tasks.vision.field import Field, _deviation
 from metarun.tasks.vision.glyphs import Glyphs
 

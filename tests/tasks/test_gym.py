@@ -21,11 +21,11 @@ from metarun.errors import RunFailed, UserError  # noqa: E402
 from metarun.models.belief import BeliefPolicy  # noqa: E402
 from metarun.models.policies import GRUPolicy, MLPPolicy  # noqa: E402
 from metarun.models.transformer_policy import TransformerPolicy  # noqa: E402
-from metarun.reports.plots import write_film  # noqa: E402
-from metarun.tasks.base import Spec  # noqa: E402
+from metarun.tasks.episode import Spec  # noqa: E402
 from metarun.tasks.rl.gym import Gym, GymFamily, Simulators  # noqa: E402
 from metarun.tasks.rl.spaces import Interface, WrongValue  # noqa: E402
 from metarun.tasks.rng import uniforms  # noqa: E402
+from metarun.tracking.plots import write_film  # noqa: E402
 from metarun.types import Split  # noqa: E402
 
 

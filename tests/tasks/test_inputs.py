@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.vision.images import Preparation
 from metarun.types import Ink, Resizing

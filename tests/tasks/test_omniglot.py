@@ -13,7 +13,7 @@ from PIL import Image
 from metarun.config.build import build as build_run
 from metarun.config.compose import compose
 from metarun.errors import UserError
-from metarun.tasks.base import EpisodeShape
+from metarun.tasks.episode import EpisodeShape
 from metarun.tasks.vision import omniglot
 from metarun.tasks.vision.omniglot import Omniglot, Part
 

@@ -8,7 +8,7 @@ import torch
 from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.errors import UserError
-from metarun.tasks.base import EpisodeShape
+from metarun.tasks.episode import EpisodeShape
 from metarun.tasks.regression.quadratics import Quadratics
 from metarun.tasks.vision.glyphs import Glyphs
 

@@ -16,7 +16,7 @@ from metarun.algorithms.rl.collect import Act, Percept, Rollout, collect
 from metarun.algorithms.rl.distributions import sampling_noise
 from metarun.errors import UserError
 from metarun.tasks import rng
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.tasks.rl.bandit import Bandit, bayes_optimum
 from metarun.tasks.rl.base import Wrapper
 from metarun.tasks.rl.gridnavi import GridNavi

@@ -64,7 +64,7 @@ def test_every_value_is_one_that_metarun_takes(path: Path, monkeypatch: pytest.M
             section, name = key.split(".")
             assert config[section][name] == value
     task, metric = config["task"]["_target_"], sweep["metric"]
-    from metarun.config.declare import declaration
+    from metarun.config.schema import declaration
 
     facts = declaration(task).attributes
     assert metric["name"] == f"val/{facts['metric']}"

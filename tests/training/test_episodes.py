@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from metarun.config.build import build
 from metarun.config.compose import compose
 from metarun.errors import Interrupted
-from metarun.tasks.base import EpisodeShape, TaskBatch
+from metarun.tasks.episode import EpisodeShape, TaskBatch
 from metarun.tasks.regression.sinusoid import Sinusoid
 from metarun.tracking.rundir import RunDirectory
 from metarun.training.loop import meta_batch_indices

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarun import ranks
+from metarun import distributed
 from metarun.algorithms.base import Algorithm
 from metarun.config.build import build
 from metarun.config.compose import compose
@@ -138,7 +138,7 @@ def test_a_step_draws_by_its_iteration_and_process_and_not_by_what_was_drawn_bef
     torch.rand(7)
     assert drawn(lambda told: told.run(directory(tmp_path))) == first
     assert len({*first}) == 3
-    monkeypatch.setattr(ranks, "rank", lambda: 1)  # a process that does not lead: it saves and shows nothing
+    monkeypatch.setattr(distributed, "rank", lambda: 1)  # not the main process: it saves and shows nothing
     other = drawn(lambda told: loop.meta_train(told, loop.Progress(), StopRequest()))
     assert len({*first, *other}) == 6
 

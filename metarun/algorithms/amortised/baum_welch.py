@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.amortised.language import Fit, LanguageControl
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.types import NonNegative, Positive
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.amortised.sequence import embedded
 from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Positive, Rate
 
 Fit = Callable[[Tensor], Tensor]

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.amortised.sequence import Block, embedded, mean_loss, shuffled, told
+from metarun.algorithms.amortised.sequence import embedded, mean_loss, shuffled, told
 from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge
 from metarun.errors import require
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.models.attention import Block
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Decay, Fraction, Positive, Rate
 
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algorithms.amortised.language import LanguageLearner, histories, string_loss
-from metarun.algorithms.amortised.sequence import Block
 from metarun.algorithms.base import Adapted, Metrics, dry_run
 from metarun.errors import require
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.models.attention import Block
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Count, Decay, Positive, Rate
 
 

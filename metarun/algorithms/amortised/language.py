@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 
 Fit = Callable[[Tensor], Tensor]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metarun.algorithms.amortised.sequence import embedded, mean_loss, shuffled, told
 from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge
 from metarun.errors import require
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Decay, Fraction, Positive, Rate
 
 

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algorithms.amortised.sequence import attend, embedded
+from metarun.algorithms.amortised.sequence import embedded
 from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge
 from metarun.errors import require
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.models.attention import attend
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Count, Decay, NonNegative, Positive, Rate
 
 Gaussian = tuple[Tensor, Tensor]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.amortised.language import Fit, LanguageControl, histories
 from metarun.errors import require
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.types import Positive
 
 

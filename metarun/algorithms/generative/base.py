@@ -8,7 +8,7 @@ import torch
 
 from metarun.algorithms.base import Metrics, SupervisedAlgorithm
 from metarun.errors import require
-from metarun.tasks.base import Labelled, TaskBatch
+from metarun.tasks.episode import Labelled, TaskBatch
 
 
 class Generative(SupervisedAlgorithm):

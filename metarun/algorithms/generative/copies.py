@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.base import Adapted, Metrics
 from metarun.algorithms.generative.base import Generative, of_task, sets
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Fraction, NonNegative
 
 

@@ -14,7 +14,7 @@ from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.metric.protonet import prototypes
 from metarun.errors import nearest, require
 from metarun.models.norm import BatchNorm
-from metarun.tasks.base import Labelled, Spec
+from metarun.tasks.episode import Labelled, Spec
 from metarun.types import Positive
 
 if TYPE_CHECKING:

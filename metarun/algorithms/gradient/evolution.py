@@ -15,7 +15,7 @@ from metarun.algorithms.gradient.learner import Walk, minibatches, one_of
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.windows import Windows
 from metarun.errors import require
-from metarun.tasks.base import Labelled, TaskBatch
+from metarun.tasks.episode import Labelled, TaskBatch
 from metarun.tasks.rng import forked_rng
 from metarun.types import Positive, Rate
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.gradient.adapts import Part, affine
 from metarun.algorithms.gradient.parameters import Parameters
-from metarun.tasks.base import Labelled, Spec
+from metarun.tasks.episode import Labelled, Spec
 from metarun.types import Rate
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metarun.algorithms.gradient.losses import InnerLoss
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.errors import require
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.types import Positive
 
 

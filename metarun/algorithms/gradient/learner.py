@@ -24,7 +24,7 @@ from metarun.kernels.mode import REPLACED, TaskBatched
 from metarun.kernels.move import move
 from metarun.kernels.reduced import layers_as_they_are
 from metarun.models.norm import set_policy, statistics_from
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Count, Decay, Positive, Rate
 
 Dims = Any

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.base import task_loss
 from metarun.algorithms.gradient.parameters import Parameters
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.types import NonNegative
 
 

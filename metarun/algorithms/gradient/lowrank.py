@@ -6,7 +6,7 @@ from torch import nn
 
 from metarun.algorithms.gradient.adapts import Adapts
 from metarun.models.lowrank import add, fix
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.types import Positive
 
 

@@ -13,7 +13,7 @@ from metarun.algorithms.gradient.adapts import Adapts, affine
 from metarun.algorithms.gradient.outer import OuterGradient
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.errors import require
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Count
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from metarun.algorithms.base import Metrics
 from metarun.algorithms.gradient.parameters import Parameters, flatten, unflatten
 from metarun.algorithms.solve import conjugate_gradient, neumann_series
 from metarun.errors import require
-from metarun.tasks.base import TaskBatch
+from metarun.tasks.episode import TaskBatch
 from metarun.types import NonNegative, Positive, Rate
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.gradient.outer import OuterGradient
 from metarun.errors import require
-from metarun.tasks.base import TaskBatch
+from metarun.tasks.episode import TaskBatch
 
 if TYPE_CHECKING:
     from metarun.algorithms.gradient.learner import GradientLearner

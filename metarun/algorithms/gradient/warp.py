@@ -9,7 +9,7 @@ from torch import nn
 
 from metarun.algorithms.gradient.adapts import Part, layer_named, output_shape
 from metarun.errors import require
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.types import Positive
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

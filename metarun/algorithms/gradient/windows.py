@@ -14,7 +14,7 @@ from metarun.algorithms.base import Metrics, judge
 from metarun.algorithms.gradient.learner import Walk
 from metarun.algorithms.gradient.outer import OuterGradient, refuse_constant_gradients
 from metarun.errors import require
-from metarun.tasks.base import Labelled, TaskBatch
+from metarun.tasks.episode import Labelled, TaskBatch
 from metarun.types import Positive
 
 SMALLEST = 1e-10

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metarun.algorithms.base import Adapted, Metrics
 from metarun.algorithms.metric.head import Head, Similarity
 from metarun.algorithms.metric.learner import EmbeddingLearner
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.types import Fraction, NonNegative, NormPolicy, Positive, Rate
 
 Layer = Literal["linear", "cosine"]

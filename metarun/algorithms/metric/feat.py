@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metarun.algorithms.base import Adapted
 from metarun.algorithms.metric.head import Head, Similarity, require_narrow
 from metarun.algorithms.metric.protonet import prototypes
-from metarun.tasks.base import Labelled, Spec
+from metarun.tasks.episode import Labelled, Spec
 from metarun.types import Distance, Fraction, NonNegative, Positive, Rate
 
 

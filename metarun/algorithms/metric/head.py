@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.base import Adapted, judge
 from metarun.errors import require
-from metarun.tasks.base import Labelled, Spec
+from metarun.tasks.episode import Labelled, Spec
 from metarun.types import Distance, Rate
 
 WIDEST = 4096

@@ -13,7 +13,7 @@ from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_r
 from metarun.algorithms.metric.head import Head
 from metarun.errors import require
 from metarun.models.norm import BatchNorm, set_policy, statistics_from
-from metarun.tasks.base import Labelled, Spec, TaskBatch
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import NormPolicy, Positive, Rate
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.base import Adapted
 from metarun.algorithms.metric.head import Head, Similarity, membership, require_narrow
-from metarun.tasks.base import Labelled, Spec
+from metarun.tasks.episode import Labelled, Spec
 from metarun.types import Count, Distance, Rate
 
 

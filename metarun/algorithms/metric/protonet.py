@@ -11,7 +11,7 @@ from torch import Tensor
 from metarun.algorithms.base import Adapted
 from metarun.algorithms.metric.head import Head, Similarity, membership
 from metarun.algorithms.metric.transductive import Refinement
-from metarun.tasks.base import Labelled, Spec
+from metarun.tasks.episode import Labelled, Spec
 from metarun.types import Distance, Rate
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.base import Adapted
 from metarun.algorithms.metric.head import Head, membership
-from metarun.tasks.base import Labelled
+from metarun.tasks.episode import Labelled
 from metarun.types import Positive, Rate
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metarun.algorithms.base import Adapted
 from metarun.algorithms.metric.head import Head, membership
 from metarun.models.norm import BatchNorm
-from metarun.tasks.base import Labelled, Spec
+from metarun.tasks.episode import Labelled, Spec
 from metarun.types import Positive
 
 

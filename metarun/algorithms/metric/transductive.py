@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.metric.head import Similarity, membership
-from metarun.tasks.base import Labelled
+from metarun.tasks.episode import Labelled
 from metarun.types import NonNegative, Positive
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metarun import ranks
+from metarun import distributed
 
 
 def gae(reward: Tensor, value: Tensor, running: Tensor, discount: float, smoothing: float) -> Tensor:
@@ -79,7 +79,7 @@ def normalised(advantage: Tensor, running: Tensor, dims: tuple[int, ...]) -> tup
 
     def total(x: Tensor) -> Tensor:
         own = x.sum(dims, keepdim=True)
-        return ranks.average(own) * ranks.world() if 0 in dims else own
+        return distributed.average(own) * distributed.world_size() if 0 in dims else own
 
     count = total(running).clamp_min(1)
     centred = (advantage - total(advantage * running) / count) * running

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.base import Algorithm, Metrics
 from metarun.algorithms.rl.collect import Rollout, collect
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
 
 

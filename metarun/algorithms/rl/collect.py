@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from metarun.algorithms.rl.distributions import distribution, sampling_noise
 from metarun.errors import require
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
+from metarun.tasks.rl.rollout import Rollout
 
 
 class Percept(NamedTuple):
@@ -33,43 +33,6 @@ class Percept(NamedTuple):
 
 Act = Callable[[Percept], Tensor]
 """A policy in use: percept -> action distribution parameters [T, E, outputs]; it may remember."""
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """What happened to T x E agents in S steps: one episode, or the consecutive episodes of a trial."""
-
-    observation: Tensor
-    """[T, E, S, size], what was seen before acting."""
-    action: Tensor
-    """[T, E, S] or [T, E, S, size]."""
-    reward: Tensor
-    """[T, E, S], 0 once the episode has ended."""
-    running: Tensor
-    """[T, E, S] bool: the step was part of an episode. A finished copy waits, its state unchanged."""
-    terminated: Tensor
-    """[T, E, S] bool: the episode ended with this step. Those that never do are truncated, at the horizon or before."""
-
-    def returns(self) -> Tensor:
-        """Undiscounted returns, [T, E]."""
-        return self.reward.sum(-1)
-
-    def episode(self, number: int, horizon: int) -> Rollout:
-        """One episode of a trial (negative numbers count from the last)."""
-        start = number * horizon % self.reward.shape[2]
-        return self._map(lambda x: x[:, :, start : start + horizon])
-
-    def first(self, copies: int) -> Rollout:
-        """The first ``copies`` of each task's copies."""
-        return self._map(lambda x: x[:, :copies])
-
-    def joined(self, more: Rollout) -> Rollout:
-        """These copies and, after them, ``more`` of the same tasks."""
-        pairs = ((getattr(self, field.name), getattr(more, field.name)) for field in fields(self))
-        return Rollout(*(torch.cat(pair, 1) for pair in pairs))
-
-    def _map(self, f: Callable[[Tensor], Tensor]) -> Rollout:
-        return Rollout(*(f(getattr(self, field.name)) for field in fields(self)))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.rl.base import TrialLearner
 from metarun.algorithms.rl.collect import Act, Percept
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.types import Fraction, NonNegative, Positive
 

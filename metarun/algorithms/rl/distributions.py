@@ -8,7 +8,7 @@ from math import log, pi
 import torch
 from torch import Tensor
 
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.tasks.rng import drawn
 
 MIN_LOG_STD = log(1e-6)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarun import ranks
+from metarun import distributed
 from metarun.algorithms.solve import Product, conjugate_gradient
 from metarun.types import Fraction, NonNegative, Positive, Rate
 
@@ -36,10 +36,10 @@ class NaturalStep:
 
         All are of this process's tasks, and averaged with those of the others where there are others.
         """
-        loss, gradient = ranks.average([loss, gradient])
+        loss, gradient = distributed.average([loss, gradient])
 
         def damped(v: Tensor) -> Tensor:
-            return ranks.average(metric(v)) + self.damping * v
+            return distributed.average(metric(v)) + self.damping * v
 
         direction = conjugate_gradient(damped, gradient, self.cg_iterations)
         # (direction @ gradient is the same but for rounding, which in float32 is a per cent or more.)
@@ -55,7 +55,7 @@ class NaturalStep:
         """
         for attempt in range(self.backtracks):
             candidate = theta - self.backtrack_ratio**attempt * step
-            loss, kl = ranks.average(judge(candidate))
+            loss, kl = distributed.average(judge(candidate))
             if theta.is_meta or bool((loss < start) & (kl <= self.max_kl)):
                 return candidate, start - loss, kl
         return theta, torch.zeros_like(start), torch.zeros_like(start)

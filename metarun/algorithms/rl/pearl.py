@@ -16,7 +16,7 @@ from metarun.algorithms.rl.distributions import MIN_LOG_STD
 from metarun.algorithms.rl.replay import Steps, TaskReplay
 from metarun.algorithms.rl.sac import actor_loss, critic_loss, follow, soft_target, squashed, temperature_loss
 from metarun.errors import require
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment, Wrapper
 from metarun.types import Fraction, NonNegative, Positive, Rate
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from metarun import ranks
+from metarun import distributed
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.functional import call_with
 from metarun.algorithms.rl.advantage import discounted, gae, linear_baseline, normalised
@@ -18,7 +18,7 @@ from metarun.algorithms.rl.base import ControlAlgorithm
 from metarun.algorithms.rl.collect import Percept, Rollout, collect
 from metarun.algorithms.rl.distributions import Distribution, distribution
 from metarun.errors import require
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.types import Count, Fraction, NonNegative, Positive, Rate
 
@@ -235,8 +235,8 @@ class PolicyGradientLearner(ControlAlgorithm):
         over its mean length and the advantages' scale.
         """
         back = discounted(post.rollout.reward, self.discount)[..., 0].mean(1)
-        tasks = len(back) * ranks.world()
-        others = (ranks.average(back.sum()) * ranks.world() - back) / max(tasks - 1, 1)
+        tasks = len(back) * distributed.world_size()
+        others = (distributed.average(back.sum()) * distributed.world_size() - back) / max(tasks - 1, 1)
         length = post.rollout.running.sum((1, 2)) / back.new_full((), post.rollout.running.shape[1])
         credit = (back - others) / (length * post.scale)
         logp = torch.zeros_like(back)

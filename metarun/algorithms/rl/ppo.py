@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from metarun import ranks
+from metarun import distributed
 from metarun.algorithms.rl.advantage import gae, normalised, over_running
 from metarun.algorithms.rl.collect import Rollout
 from metarun.algorithms.rl.distributions import Distribution
@@ -81,7 +81,7 @@ def descend(
             value = loss(chosen)
             optimizer.zero_grad()
             value.backward()
-            ranks.average_gradients(parameters)
+            distributed.average_gradients(parameters)
             nn.utils.clip_grad_norm_(parameters, max_grad_norm)
             optimizer.step()
             losses.append(value.detach())

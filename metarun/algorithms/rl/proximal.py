@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metarun import ranks
+from metarun import distributed
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.rl.policy_gradient import Experience, OuterStep, PolicyGradientLearner, over_steps
 from metarun.types import NonNegative, Positive, Rate
@@ -54,7 +54,7 @@ class Proximal(OuterStep):
                     loss = loss + self.kl_penalty * learner.divergence(phi, experience.rollout, old).mean()
             optimizer.zero_grad()
             loss.backward()
-            ranks.average_gradients(parameters)
+            distributed.average_gradients(parameters)
             norms.append(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf")))
             optimizer.step()
         with torch.no_grad():

@@ -16,7 +16,7 @@ from metarun.algorithms.rl.distributions import distribution
 from metarun.algorithms.rl.ppo import Clipped, advantages, descend
 from metarun.algorithms.schedule import Schedule
 from metarun.models.policies import TaskLinear
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.types import Fraction, NonNegative, Positive, Rate
 

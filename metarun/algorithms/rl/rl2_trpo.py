@@ -17,7 +17,7 @@ from metarun.algorithms.rl.natural import NaturalStep, fisher
 from metarun.algorithms.rl.ppo import advantages, descend
 from metarun.algorithms.rl.rl2 import Recorder
 from metarun.algorithms.solve import Product
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.types import Fraction, NonNegative, Positive, Rate
 

@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from metarun import ranks
+from metarun import distributed
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.rl.advantage import over_running
 from metarun.algorithms.rl.base import TrialLearner, by_step
 from metarun.algorithms.rl.collect import Percept, Rollout
 from metarun.algorithms.rl.distributions import distribution
 from metarun.algorithms.rl.ppo import Clipped, advantages, descend
-from metarun.tasks.base import Spec
+from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.types import Fraction, NonNegative, Positive, Rate
 
@@ -105,7 +105,7 @@ class VariBAD(TrialLearner):
             bound = self.bound(inputs, rollout, batch.horizon)
             self.vae_optimizer.zero_grad()
             bound["elbo"].neg().backward()
-            ranks.average_gradients(p for group in self.vae_optimizer.param_groups for p in group["params"])
+            distributed.average_gradients(p for group in self.vae_optimizer.param_groups for p in group["params"])
             self.vae_optimizer.step()
             bounds.append({name: value.detach() for name, value in bound.items()})
         return {"return": rollout.returns().mean(), **told, **bounds[-1]}

@@ -17,7 +17,7 @@ from metarun.types import Split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metarun.algorithms.base import SupervisedAlgorithm
+    from metarun.tasks.learner import Learner
 
 
 class TextFewShot(FewShot):
@@ -72,7 +72,7 @@ class TextFewShot(FewShot):
         """Let ``model.encode`` turn every text into a row of ids."""
         self.data.x = model.encode(self.texts).to(self.device)
 
-    def picture(self, algorithm: SupervisedAlgorithm) -> Figure:  # type: ignore[override]
+    def picture(self, learner: Learner) -> Figure:
         """One test episode: the support texts of each class, and queries with the class predicted.
 
         At most 5 classes, 2 support and 3 query texts of each are shown, wrongly classified ones first and in
@@ -82,9 +82,9 @@ class TextFewShot(FewShot):
 
         shape = self.shape
         batch, (drawn, rows) = self.batch("test", [0]), self.rows("test", [0], shape)
-        algorithm.eval()
+        learner.eval()
         with torch.no_grad():
-            predicted = algorithm.adapt(batch.support)(batch.query.x)[0].argmax(-1).cpu()
+            predicted = learner.adapt(batch.support)(batch.query.x)[0].argmax(-1).cpu()
         right = float((predicted == batch.query.y[0].cpu()).float().mean())
         guesses = predicted.view(shape.way, shape.query).tolist()
         names = [self.data.names[c] for c in drawn[0]]

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from metarun.errors import require
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
+from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.rng import choose, uniforms
 from metarun.tasks.to_device import to_device
 from metarun.types import Positive, Split
@@ -19,7 +20,7 @@ from metarun.types import Positive, Split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metarun.algorithms.base import SupervisedAlgorithm
+    from metarun.tasks.learner import Learner
 
 Whole = NDArray[np.int64]
 
@@ -164,13 +165,13 @@ class FormalLanguages(Task):
             "query": self.shape.query,
         }
 
-    def picture(self, algorithm: SupervisedAlgorithm) -> Figure:  # type: ignore[override]
+    def picture(self, learner: Learner) -> Figure:
         """One string each of three test tasks: what the learner expects at every place, and what may follow."""
         from matplotlib.figure import Figure
 
         batch = self.batch("test", range(3))
         with torch.no_grad():
-            expected = algorithm.adapt(batch.support)(batch.query.x).softmax(-1)
+            expected = learner.adapt(batch.support)(batch.query.x).softmax(-1)
         figure = Figure(figsize=(12, 5), layout="constrained")
         panels = figure.subplots(2, 3, sharex=True, sharey=True)
         for task in range(3):

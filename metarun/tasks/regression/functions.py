@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from metarun.errors import require
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
+from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.rng import choose, normals, uniforms
 from metarun.tasks.to_device import to_device
 from metarun.types import NonNegative, Positive, Split

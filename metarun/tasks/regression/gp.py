@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from metarun.errors import require
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
+from metarun.tasks.base import Task
 from metarun.tasks.counts import shared_count
+from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.rng import normals, uniforms
 from metarun.tasks.to_device import to_device
 from metarun.types import NonNegative, Positive, Rate, Split
@@ -20,7 +21,7 @@ from metarun.types import NonNegative, Positive, Rate, Split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metarun.algorithms.base import SupervisedAlgorithm
+    from metarun.tasks.learner import Learner
 
 Array = NDArray[np.float64]
 Kernel = Literal["rbf", "matern52", "periodic"]
@@ -180,7 +181,7 @@ class GaussianProcesses(Task):
             else f"{self.shape.query} points beside the context",
         }
 
-    def picture(self, algorithm: SupervisedAlgorithm) -> Figure:  # type: ignore[override]
+    def picture(self, learner: Learner) -> Figure:
         """Three test curves with their context, the fit, and the true posterior."""
         from matplotlib.figure import Figure
 
@@ -189,9 +190,9 @@ class GaussianProcesses(Task):
         low, high = self.domain
         x = torch.linspace(low, high, 200, device=self.device).expand(3, -1)
         with torch.no_grad():
-            learner = algorithm.adapt(support)
-            fit = learner(x[..., None])[..., 0].cpu().numpy()
-            gaussians = getattr(learner, "gaussians", None)
+            predictor = learner.adapt(support)
+            fit = predictor(x[..., None])[..., 0].cpu().numpy()
+            gaussians = getattr(predictor, "gaussians", None)
             bands = [] if gaussians is None else [g.cpu().numpy() for g in gaussians(x[..., None])]
         sx, sy = (part[..., 0].double().cpu().numpy() for part in (support.x, support.y))
         grid = x.double().cpu().numpy()

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from metarun.errors import require
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
+from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.rng import uniforms
 from metarun.tasks.to_device import to_device
 from metarun.types import Positive, Rate, Split
@@ -19,7 +20,7 @@ from metarun.types import Positive, Rate, Split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metarun.algorithms.base import SupervisedAlgorithm
+    from metarun.tasks.learner import Learner
 
 
 class Sinusoid(Task):
@@ -77,7 +78,7 @@ class Sinusoid(Task):
         varied = {} if self.frequency == (1.0, 1.0) else {"frequency": list(self.frequency)}
         return {"data": "sinusoid", "shot": self.shape.shot, "query": self.shape.query, **varied}
 
-    def picture(self, algorithm: SupervisedAlgorithm) -> Figure:  # type: ignore[override]
+    def picture(self, learner: Learner) -> Figure:
         """Three test tasks: the true curve, the support points, the fit before and after adaptation."""
         from matplotlib.figure import Figure
 
@@ -85,7 +86,7 @@ class Sinusoid(Task):
         support = self.batch("test", indices).support
         x = torch.linspace(-5, 5, 200, device=self.device)
         with torch.no_grad():
-            fits = [learner(x.expand(3, -1)[..., None])[..., 0].cpu() for learner in algorithm.adaptations(support)]
+            fits = [predict(x.expand(3, -1)[..., None])[..., 0].cpu() for predict in learner.adaptations(support)]
         amplitude, phase, frequency = self.curves("test", indices)
         grid = x.cpu().numpy()
         figure = Figure(figsize=(12, 3.4), layout="constrained")

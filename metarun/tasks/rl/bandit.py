@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarun.tasks.base import EpisodeShape, Spec, Task
+from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rng import drawn, normals, uniforms
 from metarun.tasks.to_device import to_device
@@ -20,7 +21,7 @@ from metarun.types import Positive, Split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metarun.algorithms.rl.base import ControlAlgorithm
+    from metarun.tasks.learner import RLLearner
 
 
 class Bandit(Task):
@@ -66,13 +67,13 @@ class Bandit(Task):
             values["optimum"] = bayes_optimum(self.arms, self.pulls)
         return values
 
-    def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
+    def picture(self, learner: RLLearner) -> Figure:
         """How often the best arm of test tasks is pulled, by pull (by adaptation step without a memory)."""
         from matplotlib.figure import Figure
 
         env = self.batch("test", range(1000))
         best = env.pays.argmax(-1)[..., None]
-        stages = [(rollout.action == best).float().mean((0, 1)).cpu() for rollout in algorithm.rollouts(env)]
+        stages = [(rollout.action == best).float().mean((0, 1)).cpu() for rollout in learner.rollouts(env)]
         shares = torch.cat(stages)
         start = 1 if len(stages) == 1 else 0
         x = range(start, start + len(shares))

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.errors import require
-from metarun.tasks.base import EpisodeShape, Spec, Task
+from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rng import uniforms
 from metarun.tasks.to_device import to_device
@@ -20,7 +21,7 @@ from metarun.types import NonNegative, Positive, Split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metarun.algorithms.rl.base import ControlAlgorithm
+    from metarun.tasks.learner import RLLearner
 
 
 class Doors(Task):
@@ -81,12 +82,12 @@ class Doors(Task):
             "myopic": best_return(self.doors, self.episodes, self.cost, foresight=False),
         }
 
-    def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
+    def picture(self, learner: RLLearner) -> Figure:
         """What becomes of the episodes of test trials, by their number: the right door, a wrong one, or none."""
         from matplotlib.figure import Figure
 
         env = self.batch("test", range(500))
-        *_, rollout = algorithm.rollouts(env)
+        *_, rollout = learner.rollouts(env)
         paid = rollout.reward.unflatten(-1, (-1, env.horizon)).sum(-1).flatten(0, 1).cpu()
         number = range(1, paid.shape[1] + 1)
         figure = Figure(figsize=(6, 3.6), layout="constrained")

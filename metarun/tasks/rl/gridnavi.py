@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.errors import require
-from metarun.tasks.base import EpisodeShape, Spec, Task
+from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rng import uniforms
 from metarun.tasks.to_device import to_device
@@ -20,8 +21,8 @@ from metarun.types import Positive, Split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metarun.algorithms.rl.base import ControlAlgorithm
-    from metarun.algorithms.rl.collect import Rollout
+    from metarun.tasks.learner import RLLearner
+    from metarun.tasks.rl.rollout import Rollout
 
 STEPS = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
 """Stay, up, right, down, left."""
@@ -83,7 +84,7 @@ class GridNavi(Task):
             return torch.stack([number // self.size, number % self.size], -1).to(observation.dtype)
         return (observation + 1) * (self.size - 1) / 2
 
-    def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
+    def picture(self, learner: RLLearner) -> Figure:
         """Three test goals, a row each: the path in every episode of a trial, later steps darker.
 
         Of a learner with a belief: what it expects to be paid in each cell, at times of the first episodes.
@@ -91,8 +92,8 @@ class GridNavi(Task):
         from matplotlib.figure import Figure
 
         env = self.batch("test", range(3))
-        *_, rollout = algorithm.rollouts(env)
-        believed = self.believed(algorithm, env)
+        *_, rollout = learner.rollouts(env)
+        believed = self.believed(learner, env)
         if believed is not None:
             return self.beliefs(rollout, believed[:, 0].cpu(), env)
         episodes = rollout.reward.shape[2] // env.horizon
@@ -111,13 +112,13 @@ class GridNavi(Task):
         figure.suptitle("Paths to goals that the policy is not told")
         return figure
 
-    def believed(self, algorithm: ControlAlgorithm, env: Grid) -> Tensor | None:
-        """What a learner with a belief expects steps into each cell to pay, [T, E, S, size, size]."""
+    def believed(self, learner: RLLearner, env: Grid) -> Tensor | None:
+        """Reward that the learner's belief predicts for a step into each cell, [T, E, S, size, size]."""
         cells = torch.cartesian_prod(*2 * [torch.arange(self.size, device=env.device)])
         action = torch.arange(len(STEPS), device=env.device)
         before, action = cells.repeat_interleave(len(STEPS), 0), action.repeat(len(cells))
         moved, *_ = env.step(before[None], action[None], None)
-        paid = algorithm.expected(env, env.observe(before[None])[0], action, env.observe(moved)[0])
+        paid = learner.expected(env, env.observe(before[None])[0], action, env.observe(moved)[0])
         if paid is None:
             return None
         into = (moved[0, :, None] == cells).all(-1).to(paid.dtype)  # [steps, cells]

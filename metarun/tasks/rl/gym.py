@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.errors import RunFailed, UserError, nearest, require
-from metarun.tasks.base import EpisodeShape, Spec, Task
+from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rl.spaces import Channels, Interface, WrongValue, described, named, number
 from metarun.tasks.rng import derived_seed, uniforms
 from metarun.types import ImportPath, Positive, Split
 
 if TYPE_CHECKING:
-    from metarun.algorithms.base import Algorithm
+    from metarun.tasks.learner import RLLearner
 
 log = logging.getLogger("metarun")
 
@@ -112,14 +113,11 @@ class GymFamily(Task):
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Simulators:
         return Simulators(self, split, indices)
 
-    def film(self, algorithm: Algorithm) -> list[Frame] | None:
+    def film(self, learner: RLLearner) -> list[Frame] | None:
         """A test task side by side: the first and the last episode, before and after adaptation."""
-        from metarun.algorithms.rl.base import ControlAlgorithm
-
-        assert isinstance(algorithm, ControlAlgorithm)
         env = self.batch("test", [0])
         env.films = []
-        for _ in algorithm.rollouts(env):
+        for _ in learner.rollouts(env):
             pass
         if not env.films:
             return None

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.errors import require
-from metarun.tasks.base import EpisodeShape, Spec, Task
+from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rl.robots import ROBOTS, Physics
 from metarun.tasks.rng import drawn, uniforms
@@ -21,7 +22,7 @@ from metarun.types import NonNegative, Positive, Split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metarun.algorithms.rl.base import ControlAlgorithm
+    from metarun.tasks.learner import RLLearner
 
 
 class Variation:
@@ -199,12 +200,12 @@ class Locomotion(Task):
         still, random = (self.episodes * total.mean(0)).tolist()
         return {"still": still, "random": random}
 
-    def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
+    def picture(self, learner: RLLearner) -> Figure:
         """Forward speed in the first and last episode, before and after adaptation, on a few test tasks."""
         from matplotlib.figure import Figure
 
         env = self.batch("test", range(4 if self.held_out_val else 2))
-        stages = list(algorithm.rollouts(env))
+        stages = list(learner.rollouts(env))
         first, last = stages[0].episode(0, env.horizon), stages[-1].episode(-1, env.horizon)
         at = self.physics.positions - self.physics.robot.hidden
         seconds = self.physics.held * np.arange(self.horizon)

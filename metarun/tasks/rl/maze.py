@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.errors import require
-from metarun.tasks.base import EpisodeShape, Spec, Task
+from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment, Wrapper
 from metarun.tasks.rng import uniforms
 from metarun.tasks.to_device import to_device
@@ -20,7 +21,7 @@ from metarun.types import Count, Fraction, Positive, Split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metarun.algorithms.rl.base import ControlAlgorithm
+    from metarun.tasks.learner import RLLearner
 
 STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))
 """Up, right, down, left."""
@@ -109,13 +110,13 @@ class Maze(Task):
         each = {"oracle": oracle, "random": value[task, start], "still": np.full(1, -1.0)}
         return {name: self.episodes * float(x.mean()) for name, x in each.items()}
 
-    def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
+    def picture(self, learner: RLLearner) -> Figure:
         """Three test mazes, a row each: the path in every episode of a trial, later steps darker."""
         from matplotlib.figure import Figure
 
         env = self.batch("test", range(3))
         places = Watched(env)
-        *_, rollout = algorithm.rollouts(places)
+        *_, rollout = learner.rollouts(places)
         episodes = rollout.reward.shape[2] // env.horizon
         path = torch.stack(places.states, 2)[..., -rollout.reward.shape[2] :].cpu()
         figure = Figure(figsize=(2.2 * max(episodes, 2), 7), layout="constrained")

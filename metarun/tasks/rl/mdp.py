@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarun.tasks.base import EpisodeShape, Spec, Task
+from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rng import drawn, normals, uniforms
 from metarun.tasks.to_device import to_device

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarun.tasks.base import EpisodeShape, Spec, Task
+from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rng import uniforms
 from metarun.tasks.to_device import to_device
@@ -19,7 +20,7 @@ from metarun.types import Positive, Split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metarun.algorithms.rl.base import ControlAlgorithm
+    from metarun.tasks.learner import RLLearner
 
 GOAL_RANGE = 0.5
 TOP_SPEED = 0.1
@@ -103,12 +104,12 @@ class Navigation(Task):
         square = np.square(offset).sum(-1)
         return square if self.reward == "squared_distance" else np.sqrt(square)
 
-    def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
+    def picture(self, learner: RLLearner) -> Figure:
         """Four test goals: paths before and after adaptation (the first and last episode of a trial)."""
         from matplotlib.figure import Figure
 
         env = self.batch("test", range(4))
-        stages = list(algorithm.rollouts(env))
+        stages = list(learner.rollouts(env))
         first, last = stages[0].episode(0, env.horizon), stages[-1].episode(-1, env.horizon)
         figure = Figure(figsize=(13, 3.6), layout="constrained")
         for task, ax in enumerate(figure.subplots(1, 4, sharex=True, sharey=True)):

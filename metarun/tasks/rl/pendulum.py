@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from metarun.tasks.base import EpisodeShape, Spec, Task
+from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rl.physics import Constants, played, signs, traces
 from metarun.tasks.rng import drawn
@@ -18,7 +19,7 @@ from metarun.types import Fraction, NonNegative, Positive, Rate, Split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metarun.algorithms.rl.base import ControlAlgorithm
+    from metarun.tasks.learner import RLLearner
 
 STEP = 0.05
 """Seconds."""
@@ -77,9 +78,9 @@ class Pendulum(Task):
             "still": played(env, lambda state, _: torch.zeros_like(state[..., :1]), 5),
         }
 
-    def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
+    def picture(self, learner: RLLearner) -> Figure:
         """The height of the pendulum's end over time, in four test tasks."""
-        return traces(self, algorithm, lambda seen: seen[:, 0], "height, of 1")
+        return traces(self, learner, lambda seen: seen[:, 0], "height, of 1")
 
 
 class Pendulums(Environment):

@@ -20,7 +20,7 @@ from metarun.types import Split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metarun.algorithms.rl.base import ControlAlgorithm
+    from metarun.tasks.learner import RLLearner
 
 
 class Constants:
@@ -78,12 +78,12 @@ def played(env: Environment, act: Callable[[Tensor, torch.Generator | None], Ten
     return env.episodes * float(total.mean())
 
 
-def traces(task: Task, algorithm: ControlAlgorithm, quantity: Callable[[Tensor], Tensor], name: str) -> Figure:
+def traces(task: Task, learner: RLLearner, quantity: Callable[[Tensor], Tensor], name: str) -> Figure:
     """Four test tasks: a ``quantity`` of the observation over the first and the last episode that is shown."""
     from matplotlib.figure import Figure
 
     env: Environment = task.batch("test", range(4))
-    stages = list(algorithm.rollouts(env))
+    stages = list(learner.rollouts(env))
     first, last = stages[0].episode(0, env.horizon), stages[-1].episode(-1, env.horizon)
     figure = Figure(figsize=(13, 3.2), layout="constrained")
     for number, ax in enumerate(figure.subplots(1, 4, sharex=True, sharey=True)):

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarun.tasks.base import EpisodeShape, Spec, Task
+from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rng import uniforms
 from metarun.tasks.to_device import to_device
@@ -19,7 +20,7 @@ from metarun.types import Positive, Rate, Split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metarun.algorithms.rl.base import ControlAlgorithm
+    from metarun.tasks.learner import RLLearner
 
 TOP_SPEED = 0.1
 
@@ -68,7 +69,7 @@ class SparseNavigation(Task):
         oracle = ((1 - distance) * (distance <= self.radius)).sum(1)
         return {"oracle": self.episodes * float(oracle.mean())}
 
-    def picture(self, algorithm: ControlAlgorithm) -> Figure:  # type: ignore[override]
+    def picture(self, learner: RLLearner) -> Figure:
         """Four test goals: one path for each episode in turn, later ones darker."""
         from matplotlib import colormaps
         from matplotlib.cm import ScalarMappable
@@ -78,7 +79,7 @@ class SparseNavigation(Task):
         env = self.batch("test", range(4))
         episodes = [
             stage.episode(number, env.horizon)
-            for stage in algorithm.rollouts(env)
+            for stage in learner.rollouts(env)
             for number in range(stage.reward.shape[2] // env.horizon)
         ]
         shades = colormaps["viridis_r"].resampled(len(episodes))

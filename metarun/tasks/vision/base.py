@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from metarun.tasks.base import EpisodeShape, TaskBatch
+from metarun.tasks.episode import EpisodeShape, TaskBatch
 from metarun.tasks.fewshot import FewShot
 from metarun.tasks.rng import uniforms
 from metarun.tasks.to_device import to_device
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from metarun.algorithms.base import SupervisedAlgorithm
+    from metarun.tasks.learner import Learner
 
 
 class ImageFewShot(FewShot):
@@ -89,7 +89,7 @@ class ImageFewShot(FewShot):
         """How meta-training images are changed, for :meth:`protocol`."""
         return {"crop": self.crop, "flip": self.flip, "jitter": self.jitter}
 
-    def picture(self, algorithm: SupervisedAlgorithm) -> Figure:  # type: ignore[override]
+    def picture(self, learner: Learner) -> Figure:
         """One test episode: a row a class, its support images, then query images with the label predicted.
 
         At most 10 classes, 5 support and 10 query images of each are drawn; the episode itself is whole.
@@ -98,9 +98,9 @@ class ImageFewShot(FewShot):
 
         shape = self.shape
         batch, (drawn, _) = self.batch("test", [0]), self.rows("test", [0], shape)
-        algorithm.eval()
+        learner.eval()
         with torch.no_grad():
-            predicted = algorithm.adapt(batch.support)(batch.query.x)[0].argmax(-1).cpu()
+            predicted = learner.adapt(batch.support)(batch.query.x)[0].argmax(-1).cpu()
         right = float((predicted == batch.query.y[0].cpu()).float().mean())
         each = shape.query or shape.shot
         way, shots, queries = min(shape.way, 10), min(shape.shot, 5), min(each, 10)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.errors import require
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
+from metarun.tasks.base import Task
 from metarun.tasks.counts import shared_count
+from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.fewshot import FewShot
 from metarun.tasks.record import DataRecord
 from metarun.tasks.rng import choose, uniforms
@@ -23,7 +24,7 @@ from metarun.types import Positive, Split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metarun.algorithms.base import SupervisedAlgorithm
+    from metarun.tasks.learner import Learner
 
 
 class Field(Task):
@@ -155,7 +156,7 @@ class Field(Task):
             "images": {split: len(rows) for split, rows in self.rows.items()},
         }
 
-    def picture(self, algorithm: SupervisedAlgorithm) -> Figure:  # type: ignore[override]
+    def picture(self, learner: Learner) -> Figure:
         """Eight test images: for every number of pixels what is given and what is made of it.
 
         That is the image after each step of adaptation, the last alone where several numbers are shown, and the
@@ -164,16 +165,16 @@ class Field(Task):
         from matplotlib.figure import Figure
 
         shapes = sorted(self._tested().values(), key=lambda shape: shape.shot)
-        algorithm.eval()
+        learner.eval()
         shown: list[tuple[str, NDArray[np.float32], Tensor | None]] = []
         """Row by row: its name, images [8, height, width, 3], and errors [8] where it is a prediction."""
         for shape in shapes:
             batch = self.batch("test", range(8), shape)
             whole = batch.query
             with torch.no_grad():
-                learners = list(algorithm.adaptations(batch.support))
-                fields = [learner(whole.x) for learner in learners]
-                deviation = _deviation(learners[-1], whole.x)
+                predictors = list(learner.adaptations(batch.support))
+                fields = [predict(whole.x) for predict in predictors]
+                deviation = _deviation(predictors[-1], whole.x)
             steps = sorted({0, *range(1, min(len(fields), 4)), len(fields) - 1}) if len(shapes) == 1 else [-1]
             name = "given" if len(shapes) == 1 else f"{shape.shot} pixels"
             shown.append((name, self._given(shape, whole.y), None))
@@ -211,9 +212,9 @@ class Field(Task):
         return (image if image.shape[-1] == 3 else image.mean(-1)).numpy()
 
 
-def _deviation(learner: Any, x: Tensor) -> Tensor | None:
-    """[T, N, D], of what a learner that predicts Gaussians expects at ``x``: of all of its equally likely ones."""
-    if not hasattr(learner, "gaussians"):
+def _deviation(predictor: Any, x: Tensor) -> Tensor | None:
+    """Standard deviation [T, N, D] of a predictor's mixture of Gaussians at ``x``; ``None`` if it predicts none."""
+    if not hasattr(predictor, "gaussians"):
         return None
-    mean, std = learner.gaussians(x)
+    mean, std = predictor.gaussians(x)
     return (std.square().mean(0) + mean.var(0, correction=0)).sqrt()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from metarun.errors import require
-from metarun.tasks.base import EpisodeShape, Labelled, Spec, Task, TaskBatch
+from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.fewshot import FewShot
 from metarun.tasks.record import DataRecord
 from metarun.tasks.rng import forked_rng
@@ -21,8 +22,8 @@ from metarun.types import Positive, Split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metarun.algorithms.base import SupervisedAlgorithm
     from metarun.evaluation.samples import Judge
+    from metarun.tasks.learner import Learner
 
 
 class Generation(Task):
@@ -106,15 +107,15 @@ class Generation(Task):
         shape = {"way": self.shape.way, "shot": self.shape.shot, "query": self.shape.query}
         return {**self.images.protocol(), **shape, **self.judge.protocol()}
 
-    def picture(self, algorithm: SupervisedAlgorithm) -> Figure:  # type: ignore[override]
+    def picture(self, learner: Learner) -> Figure:
         """Ten classes of the first test task, a row each: its support set, ten samples, and real images."""
         from matplotlib.figure import Figure
 
         batch, way, each = self.batch("test", [0]), min(10, self.shape.way), 10
-        algorithm.eval()
+        learner.eval()
         with torch.no_grad(), forked_rng(self.device, self.seed):
             classes = torch.arange(way, device=self.device).repeat_interleave(each)[None]
-            samples = algorithm.adapt(batch.support)(classes)
+            samples = learner.adapt(batch.support)(classes)
         shot, real = min(5, self.shape.shot), min(5, self.shape.query)
         parts = {"given": (batch.support.y, shot), "made": (samples, each), "real, not given": (batch.query.y, real)}
         widths = [count for _, count in parts.values()]

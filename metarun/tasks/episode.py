@@ -1,0 +1,110 @@
+"""The types that tasks, models and algorithms exchange: a family's description, examples, and batches of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+Kind = Literal["classification", "regression", "sequence", "generation", "control"]
+Judge = Callable[[Callable[[Tensor], Tensor], "TaskBatch"], dict[str, Tensor]]
+"""Evaluates a generative learner: (adapted learner, the tasks that it adapted to) -> each metric as [T]."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Description of a task family, from which a model and an algorithm are built.
+
+    Attributes:
+        kind: What a task asks for: class labels, values, the next symbol, new examples, or actions.
+        modality: What an input is, such as ``image``, ``text`` or ``vector``. A model lists those that it reads.
+        input_shape: Shape of one example without batch dimensions: ``(channels, height, width)`` for images,
+            ``(features,)`` for vectors and observations, ``()`` where the model chooses it (text).
+        output_size: Number of classes, target dimensions, symbols (sequences), discrete actions or dimensions of
+            continuous actions.
+        discrete_actions: True if actions are numbers 0..output_size-1, false if they are vectors.
+        rewards: Distribution of rewards around means from U[0, 1] or N(1, 1), for families whose observations are
+            one-hot states.
+        train_classes: Number of classes of the meta-train split, for learners that classify among all of them; 0 where
+            tasks have no classes in common.
+        peak: Largest value of a target, if known. Errors are then reported in decibel too.
+        judge: Evaluates what is generated, in families of that kind.
+    """
+
+    kind: Kind
+    modality: str
+    input_shape: tuple[int, ...]
+    output_size: int
+    discrete_actions: bool = False
+    rewards: Literal["bernoulli", "gaussian"] | None = None
+    train_classes: int = 0
+    peak: float | None = None
+    judge: Judge | None = None
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Examples of T tasks: a support set or a query set of each.
+
+    Attributes:
+        x: Inputs [T, N, ...]. For sequences [T, N, L]; for generation the class indices [T, N].
+        y: Class indices [T, N] or targets [T, N, D]. For sequences the target at each of L places [T, N, L], -1 where
+            there is none; for generation examples [T, N, ...] of the classes in ``x``.
+        way: Number of classes, 0 in regression. It is known on the host, so that no step reads it back from the device.
+        truth: Probabilities [T, N, ..., outputs] that ``y`` was drawn with, if the family knows them. They serve
+            evaluation; no learner may read them.
+    """
+
+    x: Tensor
+    y: Tensor
+    way: int = 0
+    truth: Tensor | None = None
+
+    def tasks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (x, y) of one task after another."""
+        return zip(self.x, self.y, strict=True)
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Labelled:
+        """Apply ``f`` to each tensor."""
+        return Labelled(f(self.x), f(self.y), self.way, None if self.truth is None else f(self.truth))
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """T supervised tasks: the support sets that a learner adapts to, and the query sets that it is evaluated on."""
+
+    support: Labelled
+    query: Labelled
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> TaskBatch:
+        """Apply ``f`` to each tensor."""
+        return TaskBatch(self.support.map(f), self.query.map(f))
+
+
+@dataclass(frozen=True)
+class EpisodeShape:
+    """Size of an episode.
+
+    A learner that classifies among all classes of meta-training needs nothing beyond ``named``: its batches are named
+    episodes of any number of classes, without queries, which are drawn, counted, checked, augmented and recorded like
+    any other. Classes are drawn uniformly, where a loader over all examples would draw them by their size.
+
+    Attributes:
+        way: Number of classes. Families without classes ignore it.
+        shot: Support examples per class, or per task where there are no classes.
+        query: Query examples per class, or per task.
+        named: Labels are the numbers 0..C-1 of the split's classes, the same in every episode, instead of 0..way-1.
+            :attr:`Labelled.way` is then C.
+    """
+
+    way: int
+    shot: int
+    query: int
+    named: bool = False
+
+    def changed(self, way: int | None = None, shot: int | None = None, query: int | None = None) -> EpisodeShape:
+        """Return a copy with the given fields; ``None`` keeps a field."""
+        given: dict[str, Any] = {"way": way, "shot": shot, "query": query}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
