@@ -118,11 +118,14 @@ def take_vocabulary(model: nn.Module, held: Mapping[str, Any]) -> None:
     """Give a text model the vocabulary in ``held``, an algorithm's stored parameters; other models stay as they are.
 
     A vocabulary decides how texts are encoded and the shapes of parameters. It must therefore be there before texts are
-    encoded and before an algorithm is built on the model.
+    encoded and before an algorithm is built on the model. It is looked for by its own name alone: an algorithm may give
+    other names to the model's layers, as WarpGrad does.
     """
-    prefix = prefix_of(model, held)
-    for name, module in vocabularies(model).items() if prefix is not None else ():
-        module.set_extra_state(held[f"{prefix}{name}{'.' if name else ''}_extra_state"])
+    for name, module in vocabularies(model).items():
+        wanted = f"{name}._extra_state" if name else "_extra_state"
+        stored = next((key for key in held if key == wanted or key.endswith(f".{wanted}")), None)
+        if stored is not None:
+            module.set_extra_state(held[stored])
 
 
 def vocabularies(model: nn.Module) -> dict[str, nn.Module]:

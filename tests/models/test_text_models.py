@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import math
 import random
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,12 +24,15 @@ from metarun.algorithms.gradient.rules import SGD
 from metarun.algorithms.metric.learner import EmbeddingLearner
 from metarun.algorithms.metric.protonet import Prototypes
 from metarun.algorithms.metric.transductive import Inductive
+from metarun.config.build import build
+from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models.ngrams import NgramBag
 from metarun.models.textcnn import TextCNN
 from metarun.models.tfidf import TfIdf
 from metarun.models.tokens import char_ngrams, pad, word_ngrams, words
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
+from metarun.training.checkpoint import take_vocabulary
 
 TEXTS = [
     "book a flight to rome",
@@ -298,3 +303,17 @@ def test_words_alone_and_how_often_they_occur() -> None:
     assert len({n % BAG["buckets"] for n in row}) == 3
     few = NgramBag(TEXTS, **{**BAG, "words": 1, "chars": None, "max_ngrams": 1}, counts=True)
     assert few.encode(["day a flight a a"]).tolist() == [[row[0]]]  # the most frequent
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "warpgrad"])
+def test_a_vocabulary_is_found_however_an_algorithm_names_the_layers(algorithm: str, tmp_path: Path) -> None:
+    rows = [{"text": f"word{i} of{c}", "label": f"label{c}"} for c in range(12) for i in range(4)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["task=nlp/text", f"task.file={tmp_path}/texts.jsonl", f"algorithm={algorithm}", "model=text_cnn"]
+    run = build(compose([*words, "task.way=2", "task.query=2", "task.test_ways=[]"]).config)
+    held = run.algorithm.state_dict()
+    (vocabulary,) = [value for name, value in held.items() if name.endswith("_extra_state")]
+    empty = TextCNN([], **CNN)
+    take_vocabulary(empty, held)
+    assert vocabulary
+    assert empty.get_extra_state() == vocabulary
