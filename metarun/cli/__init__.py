@@ -123,6 +123,22 @@ def _complain(error: BaseException, status: int) -> int:
     elif isinstance(error, MemoryError):
         told = "not enough memory"
     else:
-        told = f"this is a bug in metarun: {type(error).__name__}: {error}   (METARUN_DEBUG=1 shows where)"
+        said = f"{type(error).__name__}: {error}   (METARUN_DEBUG=1 shows the traceback)"
+        place = users_place(error)
+        told = f"{place} raised {said}" if place else f"this is a bug in metarun: {said}"
     print(printable(f"metarun: {conceal(told)}"), file=sys.stderr)
     return status
+
+
+def users_place(error: BaseException) -> str | None:
+    """Where in a user's own code an exception arose, ``FILE:LINE, in FUNCTION``; ``None`` if it passed none."""
+    import sysconfig
+    from traceback import extract_tb
+
+    installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib", "scripts")]
+    known = [os.path.dirname(os.path.dirname(__file__)), *installed]
+    for frame in reversed(extract_tb(error.__traceback__)):
+        own = not frame.filename.startswith(("<", *(f"{folder}{os.sep}" for folder in known)))
+        if own and os.path.isfile(frame.filename):
+            return f"{frame.filename}:{frame.lineno}, in {frame.name},"
+    return None

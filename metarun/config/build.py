@@ -14,7 +14,8 @@ from metarun.config.environment import resolved
 from metarun.config.fit import adjustable, lowered
 from metarun.config.overrides import value_at
 from metarun.config.schema import is_section
-from metarun.errors import UserError
+from metarun.config.trust import is_component
+from metarun.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
     from metarun.algorithms.base import Algorithm
@@ -98,7 +99,8 @@ def construct(values: Mapping[str, Any], **injected: Any) -> Any:
     """The object that ``_target_`` and its arguments describe; ``injected`` where its constructor asks for them.
 
     A callable among ``injected`` that is asked for is called first: costly values are made only on demand.
-    Sections among the arguments are built in the same way.
+    Sections among the arguments are built in the same way. Raises :class:`UserError` for what a user's own constructor
+    raises.
     """
     module_name, _, name = str(values["_target_"]).rpartition(".")
     try:
@@ -114,4 +116,12 @@ def construct(values: Mapping[str, Any], **injected: Any) -> Any:
         if parameter in injected and parameter not in arguments:
             value = injected[parameter]
             arguments[parameter] = value() if inspect.isfunction(value) else value
-    return constructor(**arguments)
+    try:
+        return constructor(**arguments)
+    except (UserError, RunFailed):
+        raise
+    except Exception as error:
+        if is_component(values["_target_"]):
+            raise  # a bug of metarun's own
+        said = str(error).strip() or "without a message"
+        raise UserError(f"{values['_target_']} cannot be built: it raised {type(error).__name__}: {said}") from error
