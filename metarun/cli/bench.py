@@ -16,6 +16,8 @@ import yaml
 from metarun import strict_json
 from metarun.cli.output import plain_console, set_up_logging
 from metarun.config.check import check_value
+from metarun.config.overrides import read as read_words
+from metarun.config.overrides import read_single
 from metarun.config.paths import conf_directory
 from metarun.config.schema import declaration
 from metarun.errors import UserError, nearest, require
@@ -28,6 +30,8 @@ log = logging.getLogger("metarun")
 
 END_TO_END = "end_to_end"
 ROLLOUTS = "rollouts"
+LISTS = ("workloads", "peers")
+"""Keys whose values are lists, also written without brackets: ``workloads=W1,W2``."""
 
 
 def run(words: list[str]) -> int:
@@ -96,18 +100,14 @@ def read(words: Sequence[str]) -> Settings:
 
     values: dict[str, Any] = yaml.safe_load((conf_directory() / "bench" / "default.yaml").read_text())
     declared = declaration("metarun.bench.settings.Settings").parameters
-    for word in words:
-        key, separator, text = word.partition("=")
-        require(bool(separator), f"'{word}' is no setting; the form is key=value")
+    for override in read_words(words):
+        key = override.key
         require(key in values, f"unknown key '{key}'{nearest(key, values)}   allowed: {', '.join(values)}")
-        if key in ("workloads", "peers"):
-            listed = text.removeprefix("[").removesuffix("]").split(",")  # with brackets, as Hydra has it, or without
-            values[key] = None if text == "null" else [part.strip() for part in listed if part.strip()]
-            continue
-        try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"{key}={text}: not a value") from None
+        require(not override.sign, f"{override.word}: leave out the {override.sign} sign")
+        if key in LISTS and not isinstance(override.value, list | None):  # without the brackets
+            values[key] = [each.value for each in override.expanded() if each.value != ""]
+        else:
+            values[key] = read_single([override.word])[0].value
     for key, value in values.items():
         check_value(key, value, declared[key])
     return Settings(**values)

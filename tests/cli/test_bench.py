@@ -203,12 +203,14 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        (["rounds"], "'rounds' is no setting; the form is key=value"),
+        (["rounds"], "'rounds' is no"),
+        (["++rounds=3"], "++rounds=3: leave out the ++ sign"),
+        (["rounds=1,2"], "rounds=1,2 names several values"),
         (["round=3"], "unknown key 'round' - did you mean 'rounds'?   allowed: workloads, peers, rounds"),
         (["rounds=0"], "rounds=0: should be greater than or equal to 1"),
         (["threads=two"], "threads=two: should be a valid integer"),
         (["memory=perhaps"], "memory=perhaps: should be a valid boolean"),
-        (["rounds=[1"], "rounds=[1: not a value"),
+        (["rounds=[1"], "rounds=[1"),
         (["workloads=W2x4"], "workloads: unknown workload 'W2x4' - did you mean 'W2x5'?   known: W1, W2"),
         (["workloads="], "workloads: name at least one of W1, W2"),
         (["workloads=null"], "workloads=null: should be"),
