@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from metarun.cli.output import set_up_logging
 from metarun.config.catalogue import Entry, catalogue
 from metarun.config.check import misfit
 from metarun.config.paper import Paper
@@ -22,12 +23,12 @@ def run(words: list[str]) -> int:
     wanted = words[0] if words else None
     if wanted is not None and wanted not in _GROUPS:
         raise UserError(f"unknown list '{wanted}'{nearest(wanted, _GROUPS)}   lists: {', '.join(_GROUPS)}")
-    results = stored()
+    set_up_logging()
     entries = {plural: list(catalogue(group)) for plural, group in _GROUPS.items()}
     for plural in [wanted] if wanted else entries:
         print(plural)
         width = max((len(e.name) for e in entries[plural]), default=0)
-        papers = recipes() if plural == "experiments" else {}
+        papers, results = (recipes(), stored()) if plural == "experiments" else ({}, {})
         for entry in entries[plural]:
             print(printable(f"  {entry.name:<{width}}  {_facts(entry)}{entry.line}"))
             for line in _published(papers.get(entry.name), results.get(entry.name)):

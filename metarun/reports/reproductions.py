@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -20,6 +21,8 @@ from metarun.escape import for_markdown
 from metarun.tracking.history import substance
 from metarun.tracking.rundir import RunDirectory, atomic_write
 from metarun.untrusted import read_json
+
+log = logging.getLogger("metarun")
 
 RESULTS = Path("outputs/reproduced")
 """Where ``metarun reproduce`` writes its records."""
@@ -164,17 +167,21 @@ def store(folder: Path, result: Mapping[str, Any]) -> Path:
 def stored(*folders: Path) -> dict[str, dict[str, Any]]:
     """The records by recipe, those of a later folder over those of an earlier one.
 
-    Without ``folders``: those that metarun ships, and those under the current directory. Raises
-    :class:`~metarun.errors.UserError` for a damaged file.
+    Without ``folders``: those that metarun ships, and those under the current directory. A damaged file is named in a
+    warning and left out.
     """
-    found = {}
+    papers, found = recipes(), {}
     for folder in folders or (records_directory(), RESULTS):
         for path in sorted(folder.glob("*.json")):
             try:
                 result = read_json(path)
-                found[str(result["id"])] = result
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{path} is damaged: no reproduction") from None
+                name = str(result["id"])
+                if name in papers:  # all that is read of a record
+                    worst(findings(papers[name], result))
+                    standing(name, result)
+                found[name] = result
+            except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+                log.warning("left out: %s is damaged: no record of a reproduction", path)
     return found
 
 

@@ -264,3 +264,15 @@ def test_the_readmes_show_what_is_stored() -> None:
     records = stored(RECORDS)
     assert generated_in((RECORDS / "README.md").read_text()) == markdown(PAPERS, records)
     assert generated_in((ROOT / "README.md").read_text()) == headline(PAPERS, records) + "\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"id": 3}', '{"id": "maml/sinusoid"}', '{"id": "maml/sinusoid", "claims": 1}']
+)
+def test_a_damaged_record_is_named_and_left_out(text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "maml--sinusoid.json").write_text(text)
+    known = recipes()
+    found = stored(tmp_path)
+    assert not set(found) & set(known)
+    if "id" not in text or "maml" in text:
+        assert f"left out: {tmp_path / 'maml--sinusoid.json'} is damaged" in caplog.text
