@@ -63,6 +63,8 @@ def run(words: list[str]) -> int:
     set_up_logging()
     words, trust = take_code(words)
     asked = parse(words)
+    if asked.out is not None:
+        require(not Path(asked.out).expanduser().is_file(), f"--out {asked.out}: there is a file of that name")
     # Imported here for torch's sake.
     from metarun.adapted import sources
     from metarun.adapted.learner import AdaptedLearner

@@ -10,6 +10,7 @@ from metarun.cli.processes import count_gpus, run_all
 from metarun.cli.stored import same_data
 from metarun.cli.words import sort
 from metarun.config.paper import Finding, Paper, worst
+from metarun.config.trust import OPTION, take_trust
 from metarun.errors import RunFailed, UserError, nearest
 from metarun.escape import printable
 from metarun.reports.reproductions import RESULTS, findings, recipes, record, row, store
@@ -26,15 +27,16 @@ def run(words: list[str]) -> int:
     from metarun.config.compose import compose
 
     kept = take_config_dir(words)
-    name, seeds, jobs, overrides = _asked(kept)
+    name, seeds, jobs, overrides = _asked(take_trust(kept)[0])
     elsewhere = [word for word in words if word not in kept]
+    trust = [word for word in kept if word.partition("=")[0] == OPTION]
     set_up_logging()
     configs = {seed: named(compose([f"experiment={name}", f"seed={seed}", *overrides])) for seed in range(seeds)}
     for config in configs.values():
         check(config)
     new = [f"experiment={name}", *overrides]
     try:
-        run_all({f"seed {s}": lambda s=s: _words(configs[s], s, new, elsewhere) for s in configs}, jobs)  # type: ignore[misc]
+        run_all({f"seed {s}": lambda s=s: _words(configs[s], s, new, elsewhere, trust) for s in configs}, jobs)  # type: ignore[misc]
     except RunFailed:  # of runs with a result that is not finite, which is a miss: they have ended
         if not all(earlier(config, same_data(config))[0] for config in configs.values()):
             raise
@@ -68,16 +70,18 @@ def _asked(words: Sequence[str]) -> tuple[str, int, int, list[str]]:
     return names[0], numbers.get("--seeds", 3), numbers.get("--jobs", max(count_gpus(), 1)), overrides
 
 
-def _words(config: Mapping[str, Any], seed: int, new: Sequence[str], elsewhere: Sequence[str]) -> list[str] | None:
+def _words(
+    config: Mapping[str, Any], seed: int, new: Sequence[str], elsewhere: Sequence[str], trust: Sequence[str]
+) -> list[str] | None:
     """The command that is left to do for a seed, of a ``new`` run if there is none; ``None`` if it is done.
 
-    ``elsewhere`` are the words that say where the user's own options lie.
+    ``elsewhere`` are the words that say where the user's own options lie, ``trust`` those for a run that is resumed.
     """
     finished, stopped = earlier(config, same_data(config))
     if finished is not None:
         print(f"metarun: seed {seed}: {finished.path}", file=sys.stderr)
         return None
-    left = ["resume", str(stopped.path)] if stopped else ["train", *new, f"seed={seed}"]
+    left = ["resume", str(stopped.path), *trust] if stopped else ["train", *new, f"seed={seed}"]
     return [*left, *elsewhere]
 
 

@@ -68,9 +68,7 @@ def run(words: list[str]) -> int:
     study = _study(folder, search, used, numbers.get(_WORKER, 0))
     if workers == 1:
         study.work(lambda values, name: _experiment(overrides, values, config, name))
-    if _WORKER not in numbers:
-        _finish(study, folder, config)
-    return 0
+    return 0 if _WORKER in numbers else _finish(study, folder, config)
 
 
 def _study(folder: Folder, search: Search, config: Mapping[str, Any], worker: int) -> Study:
@@ -98,8 +96,8 @@ def _experiment(
     return build({**named(composed), "name": config["name"]}, facts)
 
 
-def _finish(study: Study, folder: Folder, config: Mapping[str, Any]) -> None:
-    """The table, the picture, and the test of the best: its first and only look at test tasks."""
+def _finish(study: Study, folder: Folder, config: Mapping[str, Any]) -> int:
+    """The table, the picture, and the test of the best: its first and only look at test tasks; the exit status."""
     from metarun.cli.output import number, print_summary
     from metarun.cli.stored import rebuild, trained
     from metarun.config.trust import Trust, named_code
@@ -133,6 +131,7 @@ def _finish(study: Study, folder: Folder, config: Mapping[str, Any]) -> None:
     for t in best:
         told = ", ".join(f"{name} {number(v)}" for name, v in zip(study.objectives, t.values, strict=True))
         print(printable(f"trial {t.number}: {told}   " + " ".join(_words(study.search.values(t.params)))))
+    status = 0
     if len(best) == 1 and config["runner"]["test_episodes"]:
         tests = f"runner.test_episodes={config['runner']['test_episodes']}"
         trust = Trust.of([str(name) for _, name in named_code(config)], expressions=True)
@@ -140,9 +139,10 @@ def _finish(study: Study, folder: Folder, config: Mapping[str, Any]) -> None:
         directory, experiment, _ = rebuild("search", [trial, tests], allowed=("runner.",), trust=trust)
         trained(directory, experiment)
         result |= experiment.findings("test", experiment.test())
-        print_summary(result)
+        status = print_summary(result)
     atomic_write(folder.path / "search.json", (strict_json.dumps(result, indent=1) + "\n").encode())
     print(f"{folder.path / 'search.json'}, search.png")
+    return status
 
 
 def _asked(words: Sequence[str]) -> tuple[str, dict[str, int], list[str]]:
