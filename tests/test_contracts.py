@@ -296,8 +296,11 @@ def own_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     topics = [{"label": c, "text": ["text", str(i), f"of{c}"]} for c in range(41) for i in range(6)]
     (root / "huffpost.json").write_text("\n".join(map(json.dumps, topics)))
     for name, relations in (("train", range(8)), ("val", range(8, 12))):
-        sentence = {"tokens": ["who", "made", "what"], "h": ["who", "Q1", [[0]]], "t": ["what", "Q2", [[2]]]}
-        (root / f"{name}_wiki.json").write_text(json.dumps({f"P{r}": [sentence] * 6 for r in relations}))
+        about = {"h": ["who", "Q1", [[0]]], "t": ["what", "Q2", [[2]]]}
+        sentences = {
+            f"P{r}": [{"tokens": ["who", f"made{r}", "what", str(i)], **about} for i in range(6)] for r in relations
+        }
+        (root / f"{name}_wiki.json").write_text(json.dumps(sentences))
     return {
         **{f"vision/{name}": [f"task.root={image_set(name, root / name)}"] for name in IMAGE_SETS},
         "vision/folder": [f"task.root={root}/images"],

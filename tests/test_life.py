@@ -99,11 +99,12 @@ def live(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Path:
     assert status == (143 if learns else 0)
     assert json.loads((run / "status.json").read_text())["state"] == ("interrupted" if learns else "finished")
     use_config_dir(None)  # a run comes back without the configuration files that it was made of
-    assert main(["resume", str(run)]) == 0
+    own = ["--trust"] if any("tests." in word for word in words) else []  # code beside metarun's own
+    assert main(["resume", str(run), *own]) == 0
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     iterations = [json.loads(line)["iteration"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert iterations == ([1, 2, 2, 3, 3, 3] if learns else [0])
-    assert main(["eval", str(run)]) == 0
+    assert main(["eval", str(run), *own]) == 0
     (again,) = run.glob("evaluations/*.json")
     assert json.loads(again.read_text())["test"] == json.loads((run / "summary.json").read_text())["test"]
     return run

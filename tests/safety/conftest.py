@@ -16,7 +16,8 @@ import torch
 
 from metarun.cli import main
 
-SECONDS = 60  # far more than any of them takes on a busy machine; a pipe or a bomb takes for ever
+SECONDS = 60  # far more than any of them takes on a busy machine; a pipe takes for ever
+CPU_SECONDS = 10  # of this process, however busy the machine is; a bomb takes minutes
 QUICK = ["task=regression/sinusoid", "runner.iterations=2", "runner.validate_every=1", "runner.val_episodes=2",
          "runner.test_episodes=2", "runner.plots=false", "runner.threads=1", "runner.device=cpu",
          "tracker.wandb=disabled"]  # fmt: skip
@@ -25,13 +26,17 @@ QUICK = ["task=regression/sinusoid", "runner.iterations=2", "runner.validate_eve
 @pytest.fixture(autouse=True)
 def _no_hanging() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
-        raise AssertionError(f"hung for {SECONDS} s")
+        raise AssertionError(f"hung for {SECONDS} s, or worked for {CPU_SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
+    timers = {signal.ITIMER_REAL: (signal.SIGALRM, SECONDS), signal.ITIMER_PROF: (signal.SIGPROF, CPU_SECONDS)}
+    before = {number: signal.signal(number, stop) for number, _ in timers.values()}
+    for timer, (_, seconds) in timers.items():
+        signal.setitimer(timer, seconds)
     yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    for timer in timers:
+        signal.setitimer(timer, 0)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
