@@ -180,7 +180,7 @@ def stored(*folders: Path) -> dict[str, dict[str, Any]]:
                     worst(findings(papers[name], result))
                     standing(name, result)
                 found[name] = result
-            except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+            except (UserError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
                 log.warning("left out: %s is damaged: no record of a reproduction", path)
     return found
 
