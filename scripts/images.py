@@ -79,7 +79,7 @@ def steps(run: Experiment, count: int) -> dict[str, float]:
         shape = run.algorithm.train_shape(run.task.shape)
         batch = run.task.batch("train", range(i * size, (i + 1) * size), shape)
         middle = time.perf_counter()
-        float(next(iter(run.algorithm.meta_step(batch, i).values())))
+        float(next(iter(run.engine.meta_step(batch, i).values())))
         drawn.append(middle - began)
         stepped.append(time.perf_counter() - middle)
     draw, step = statistics.median(drawn[1:]), statistics.median(stepped[1:])

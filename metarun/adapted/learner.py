@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.algorithms.base import SupervisedAlgorithm
+from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.errors import RunFailed, UserError, require
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec
 from metarun.tasks.inputs import Inputs

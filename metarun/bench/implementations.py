@@ -6,14 +6,15 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.step import Plan
 from metarun.bench.workloads import Method, Problem
-from metarun.training.tuning import tuned
+from metarun.engine.capture import can_capture
+from metarun.engine.plan import Plan
+from metarun.engine.step import Engine
+from metarun.engine.tuning import tuned
 
 log = logging.getLogger("metarun")
 
@@ -50,56 +51,52 @@ def collected(parameters: Iterable[nn.Parameter]) -> Callable[[], list[Tensor]]:
     return lambda: [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 
 
-def planned(problem: Problem) -> Any:
-    """The learner, with the plan that a long run here would find (in float64: captured, no search)."""
+def planned(problem: Problem) -> Engine:
+    """The engine with the plan that a long run here would find (in float64: captured, no search)."""
     learner = problem.learner()
     if problem.dtype == torch.float64:
-        learner.plan = Plan(capture="graph" if learner.capturable() and not learner.whole else "none")
-    elif found := tuned(learner, problem.batch, LONG, None, 0.0):
-        learner.plan = found.plan
+        return Engine(learner, Plan(capture="graph" if can_capture(learner) else "none"))
+    if found := tuned(learner, problem.batch, LONG, None, 0.0):
         log.info("%s: %s", problem.workload.name, found)
-    return learner
+    return Engine(learner, found.plan if found else None)
 
 
-def one_at_a_time(problem: Problem) -> Any:
-    """The learner with ``runner.chunk=1``: the least memory that the engine can do with."""
+def one_at_a_time(problem: Problem) -> Engine:
+    """The engine with ``runner.chunk=1``, which needs the least memory."""
     learner = problem.learner()
-    learner.plan = Plan(chunk=1, capture="graph" if learner.capturable() and not learner.whole else "none")
-    return learner
+    return Engine(learner, Plan(chunk=1, capture="graph" if can_capture(learner) else "none"))
 
 
-def plain(problem: Problem) -> Any:
-    """The learner as a loop over tasks."""
-    learner = problem.learner()
-    learner.plan = Plan(batched=False, chunk=1)
-    return learner
+def plain(problem: Problem) -> Engine:
+    """The engine as a loop over tasks."""
+    return Engine(problem.learner(), Plan(batched=False, chunk=1))
 
 
-def gradient(problem: Problem, learner: Callable[[Problem], Any]) -> Ready:
+def gradient(problem: Problem, make: Callable[[Problem], Engine]) -> Ready:
     """The outer gradient alone."""
-    made = learner(problem)
-    return Ready(lambda: made.outer_gradient(problem.batch), collected(made.parameters()))
+    engine = make(problem)
+    return Ready(lambda: engine.gradient(problem.batch), collected(engine.algorithm.parameters()))
 
 
 def outer_step(problem: Problem) -> Ready:
     """The whole outer step of a run, its optimizer's part included."""
-    learner = planned(problem)
-    return Ready(lambda: learner.meta_step(problem.batch, 0), collected(learner.parameters()))
+    engine = planned(problem)
+    return Ready(lambda: engine.meta_step(problem.batch, 0), collected(engine.algorithm.parameters()))
 
 
 OURS = [
-    Implementation("metarun", "the engine, as a run uses it", EVERY, partial(gradient, learner=planned)),
+    Implementation("metarun", "the engine, as a run uses it", EVERY, partial(gradient, make=planned)),
     Implementation("metarun, whole step", "the same and the outer optimizer's step", EVERY, outer_step),
     Implementation(
         "metarun, chunk 1",
         "the engine, one task at a time",
         ("maml", "fomaml", "anil", "reptile"),
-        partial(gradient, learner=one_at_a_time),
+        partial(gradient, make=one_at_a_time),
     ),
     Implementation(
         "metarun, plain loop",
         "the same learner, one task after another",
         ("maml", "fomaml", "anil", "reptile"),
-        partial(gradient, learner=plain),
+        partial(gradient, make=plain),
     ),
 ]

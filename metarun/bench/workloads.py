@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metarun.algorithms.base import SupervisedAlgorithm
+from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch

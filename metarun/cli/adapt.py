@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from metarun.adapted.learner import LeaveOneOut, Predictions
     from metarun.adapted.sources import Source
-    from metarun.algorithms.base import SupervisedAlgorithm
+    from metarun.algorithms.supervised import SupervisedAlgorithm
     from metarun.tasks.inputs import Inputs
     from metarun.tracking.rundir import RunDirectory
 
@@ -132,12 +132,13 @@ def learner_of(
     import torch
 
     from metarun.adapted.learner import rebuilt
-    from metarun.algorithms.base import SupervisedAlgorithm
+    from metarun.algorithms.supervised import SupervisedAlgorithm
     from metarun.config.build import build
     from metarun.config.check import check
     from metarun.config.environment import resolved
+    from metarun.engine import precision
     from metarun.tasks.inputs import READABLE, Inputs
-    from metarun.training import checkpoint, precision
+    from metarun.training import checkpoint
     from metarun.training.device import choose_device
     from metarun.training.settings import Runner
 

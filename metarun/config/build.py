@@ -42,11 +42,11 @@ def build(
     written, config = config, resolved(config)
     import torch
 
+    from metarun.engine.precision import parameters_dtype
     from metarun.tasks.fewshot import DoesNotFit
     from metarun.tracking.settings import Tracker
     from metarun.training.checkpoint import take_vocabulary, vocabularies
     from metarun.training.experiment import Experiment
-    from metarun.training.precision import parameters_dtype
     from metarun.training.settings import Runner
 
     runner, tracker = Runner(**config["runner"]), Tracker(**config["tracker"])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from metarun.algorithms.metric.learner import EmbeddingLearner
 from metarun.algorithms.metric.protonet import Prototypes, prototypes
 from metarun.algorithms.metric.transductive import Inductive
+from metarun.engine.step import Engine
 from metarun.errors import require
 from metarun.kernels.reduced import layers_as_they_are
 from metarun.models.conv4 import Conv4
@@ -126,9 +127,10 @@ class Judge:
             outer_lr=self.lr, halve_every=max(1, self.episodes // 4),
         )  # fmt: skip
         learner.to(images.device)
+        engine = Engine(learner)
         with torch.enable_grad(), layers_as_they_are():
             for episode in range(self.episodes):
-                learner.meta_step(images.batch("train", [episode], self.shape), episode)
+                engine.meta_step(images.batch("train", [episode], self.shape), episode)
 
     def protocol(self) -> dict[str, Any]:
         return {"judge": f"prototypical network, conv4, {self.keys}", "neighbours": self.neighbours}

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from metarun import distributed
 from metarun.algorithms.base import Algorithm
+from metarun.engine.step import Engine
 from metarun.errors import UserError
 from metarun.tasks.base import Task
 
@@ -107,7 +108,7 @@ def choose_threads(algorithm: Algorithm, task: Task, meta_batch: int, processes:
         dry = copy.deepcopy(algorithm).to(meta)
         work = _Work()
         with work:
-            dry.meta_step(dry_task.batch("train", range(meta_batch), dry.train_shape(task.shape)), 0)
+            Engine(dry).meta_step(dry_task.batch("train", range(meta_batch), dry.train_shape(task.shape)), 0)
     except Exception:  # a user's own module need not run on the meta device
         return cores
     shared = [size for size in work.sizes if size > GRAIN]

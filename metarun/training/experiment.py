@@ -13,7 +13,11 @@ from typing import Any
 import torch
 
 from metarun import distributed
-from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
+from metarun.algorithms.base import Algorithm
+from metarun.algorithms.supervised import SupervisedAlgorithm
+from metarun.engine import precision
+from metarun.engine.step import Engine
+from metarun.engine.tuning import Tuned, tuned
 from metarun.errors import Interrupted, Pruned, RunFailed, UserError, require
 from metarun.evaluation.evaluator import Result, evaluate, final, robust
 from metarun.tasks.base import Task
@@ -23,13 +27,12 @@ from metarun.tracking.console import Display
 from metarun.tracking.rundir import LogFile, MetricsFile, RunDirectory, State, add_to_log, not_finite, now, provenance
 from metarun.tracking.settings import Tracker
 from metarun.tracking.wandb import WandbSink
-from metarun.training import checkpoint, device, precision
+from metarun.training import checkpoint, device
 from metarun.training.checkpoint import encoding_state, misfit, take_model
 from metarun.training.device import choose_device, choose_threads, keep_freed_memory
 from metarun.training.loop import Progress, meta_batch_indices, meta_train
 from metarun.training.settings import Runner
 from metarun.training.signals import StopRequest
-from metarun.training.tuning import Tuned, tuned
 from metarun.types import Split
 
 log = logging.getLogger("metarun")
@@ -75,6 +78,7 @@ class Experiment:
         self._divide()
         self.device = choose_device(runner.device)
         algorithm.to(self.device)
+        self.engine = Engine(algorithm)
         precision.settle(algorithm, runner.precision, self.device)
         shape = algorithm.train_shape(task.shape)
         if shape is not None:
@@ -191,7 +195,7 @@ class Experiment:
         if last.is_file():
             self._restore_from(last, progress)
         if told["step"] is not None:
-            self._compute_by(Tuned.of(told["step"]))
+            self.engine.plan = Tuned.of(told["step"]).plan
         distributed.broadcast_parameters(self.algorithm)
         with StopRequest() as stop:
             meta_train(self, progress, stop)
@@ -257,12 +261,8 @@ class Experiment:
             if step is not None:
                 directory.write_meta(step=step.as_dict())
         if step is not None:
-            self._compute_by(step)
+            self.engine.plan = step.plan
             log.info("step: %s", step)
-
-    def _compute_by(self, step: Tuned) -> None:
-        if isinstance(self.algorithm, SupervisedAlgorithm):
-            self.algorithm.plan = step.plan
 
     def _measure_precision(self, directory: RunDirectory, progress: Progress) -> None:
         """Once, before the first step: what a reduced precision does to the gradient of the first meta-batch.
@@ -280,7 +280,7 @@ class Experiment:
         indices = meta_batch_indices(0, self.runner.meta_batch, distributed.rank(), distributed.world_size())
         batch = self.task.batch("train", indices, shape)
         seed = derived_seed(self.seed, "train", 0, stream=10)
-        directory.write_meta(gradient_error=precision.measured(algorithm, batch, seed))
+        directory.write_meta(gradient_error=precision.measured(algorithm, batch, seed, self.engine.plan))
 
     def _restored(self, directory: RunDirectory) -> Progress:
         """Where the directory's last checkpoint left off, taken over; a fresh start without one."""
@@ -412,7 +412,7 @@ class Experiment:
             f"{tasks - tasks % world or world} or {tasks - tasks % world + world} can",
         )
         require(
-            world == 1 or not self.algorithm.whole,
+            world == 1 or not self.algorithm.needs_full_meta_batch,
             f"{type(self.algorithm).__name__}, as configured here, needs each meta-batch whole; use runner.devices=1",
         )
 

@@ -109,7 +109,7 @@ def meta_train(run: Experiment, progress: Progress, stop: StopRequest) -> None:
         # Reseeded for every iteration: the step's own randomness, too, is a function of (seed, iteration).
         torch.manual_seed(derived_seed(run.seed, "train", iteration, stream=10) + rank)
         batch = task.batch("train", meta_batch_indices(iteration, runner.meta_batch, rank, world), shape)
-        metrics = algorithm.meta_step(batch, iteration)
+        metrics = run.engine.meta_step(batch, iteration)
         progress.pending.append(dict(zip(metrics, distributed.average(list(metrics.values())), strict=True)))
         progress.iteration += 1
         row = None

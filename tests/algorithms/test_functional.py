@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.step import Plan
-from tests.algorithms.test_step import batch, build, gradient
+from metarun.engine.plan import Plan
+from tests.engine.test_step import batch, build, gradient
 
 
 class Tied(nn.Module):

@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun.algorithms.base import judge
 from metarun.algorithms.gradient.learner import GradientLearner, minibatches
 from metarun.algorithms.solve import neumann_series
-from metarun.algorithms.step import Plan
+from metarun.algorithms.supervised import judge
 from metarun.config.build import construct
 from metarun.config.catalogue import catalogue
 from metarun.config.compose import compose
@@ -140,9 +139,9 @@ def test_outer_gradient_equals_finite_differences(name: str, norm: str) -> None:
     learner, data = perturb(build(name, model, norm="support" if norm == "support" else "transductive")), batch()
     assert learner.batched
     gradient = outer_gradient(learner, data)
-    learner.plan = Plan(batched=False)
+    learner.batch_tasks = False
     assert apart(gradient, outer_gradient(learner, data)) < 1e-11
-    learner.plan = Plan()
+    learner.batch_tasks = True
     for _ in range(3):
         direction = {n: torch.randn_like(p) for n, p in learner.named_parameters()}
         exact = sum(float((gradient[n] * direction[n]).sum()) for n in gradient)
@@ -623,9 +622,9 @@ def test_vmap_over_torchs_own_normalisation_is_wrong_and_is_not_used(
     learner, data = perturb(build("maml", model, adapts__norm=True)), batch()
     assert learner.batched
     kernels = outer_gradient(learner, data)
-    learner.plan = Plan(batched=False)
+    learner.batch_tasks = False
     loop = outer_gradient(learner, data)
-    learner.plan = Plan()
+    learner.batch_tasks = True
     with monkeypatch.context() as without:
         without.setattr("metarun.kernels.mode.REPLACED", {})
         vmapped = outer_gradient(learner, data)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun.algorithms.gradient.learner import GradientLearner
-from metarun.algorithms.step import Plan
 from metarun.errors import UserError
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.tasks.regression.sinusoid import Sinusoid
@@ -89,7 +88,7 @@ def compared(learner: GradientLearner, data: TaskBatch, start: str, inputs: bool
     assert sum(bool(g.abs().max() > 1e-9) for g in by_hand.values()) >= 5
     assert learner.batched
     assert apart(gradient_at(learner, data), by_hand) < 1e-11
-    learner.plan = Plan(batched=False)
+    learner.batch_tasks = False
     assert apart(gradient_at(learner, data), by_hand) < 1e-11
 
 

@@ -12,7 +12,6 @@ from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.algorithms.gradient.losses import TaskLoss
 from metarun.algorithms.gradient.outer import Unrolled
 from metarun.algorithms.gradient.rules import SGD
-from metarun.algorithms.step import Plan
 from metarun.models.conv4 import Conv4
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 
@@ -136,7 +135,7 @@ def test_meta_gradient_equals_finite_differences(steps: int, native: bool, norm:
 def test_first_order_differs_and_batching_over_tasks_does_not() -> None:
     data, learner = batch(), maml(conv(), 2)
     second = flat(meta_gradient(learner, data))
-    learner.plan = Plan(batched=False)
+    learner.batch_tasks = False
     assert relative(flat(meta_gradient(learner, data)), second) < 1e-12
     learner.outer.first_order = True
     assert relative(flat(meta_gradient(learner, data)), second) > 1e-3

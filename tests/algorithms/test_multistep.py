@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.algorithms.gradient.multistep import MultiStep
-from metarun.algorithms.step import Plan
+from metarun.engine.plan import Plan
+from metarun.engine.step import Engine
 from metarun.errors import UserError
 from metarun.models.norm import BatchNorm
 from metarun.tasks.episode import TaskBatch
@@ -41,11 +42,11 @@ def importance(iteration: int, over: int, steps: int) -> list[float]:
 def test_weights_are_the_authors_code_s() -> None:
     outer = MultiStep(anneal_over=40, first_order_for=0)
     for iteration in range(40):
-        outer.arrive(iteration)
+        outer.begin_iteration(iteration)
         assert outer.weights(5).tolist() == pytest.approx(importance(iteration, 40, 5), abs=1e-15)
         assert float(outer.weights(5).sum()) == pytest.approx(1)
-    assert outer.signature(39) == (False, True)
-    assert outer.signature(40) == (False, False)
+    assert outer.capture_key(39) == (False, True)
+    assert outer.capture_key(40) == (False, False)
 
 
 def forward(norm: str, phi: list[Tensor], affine: list[Tensor], x: Tensor) -> Tensor:
@@ -88,20 +89,20 @@ def test_outer_gradient_against_a_loop_unrolled_by_hand(norm: str, when: str) ->
     learner, data, iteration = perturb(build("mamlpp", body(norm), **PHASES)), batch(), ITERATIONS[when]
     assert len(learner.adapts.sets) == (0 if norm == "none" else 2)
     assert all(len(s) == 3 for s in learner.adapts.sets)
-    learner.arrive(iteration)
-    assert learner.changes(iteration) == (iteration < 20, iteration < 50)
+    learner.begin_iteration(iteration)
+    assert learner.capture_key(iteration) == (iteration < 20, iteration < 50)
     expected = by_hand(learner, data, norm, importance(iteration, 50, 3), first=iteration < 20)
     assert all(g.flatten(1).norm(dim=1).min() > 0 for n, g in expected.items() if n.startswith(("adapts", "rule")))
     gradient = outer_gradient(learner, data)
     assert apart(learned(learner, gradient), expected) < 1e-12
-    learner.plan = Plan(batched=False)
+    learner.batch_tasks = False
     assert apart(outer_gradient(learner, data), gradient) < 1e-12
 
 
 def test_first_order_can_outlast_the_annealing() -> None:
     learner, data = perturb(build("mamlpp", body("batch"), outer__anneal_over=5, outer__first_order_for=9)), batch()
     for iteration in (5, 9):
-        learner.arrive(iteration)
+        learner.begin_iteration(iteration)
         expected = by_hand(learner, data, "batch", [0.0, 0.0, 1.0], first=iteration < 9)
         assert apart(learned(learner, outer_gradient(learner, data)), expected) < 1e-12
 
@@ -154,14 +155,14 @@ def test_a_captured_step_is_the_same_to_the_bit_through_all_phases(outer_optimiz
     changes = {"outer__anneal_over": 7, "outer__first_order_for": 3, "decay_over": 12}
     plain = perturb(build("mamlpp", body("batch"), outer_optimizer=outer_optimizer, **changes))
     captured = copy.deepcopy(plain)
-    captured.plan = Plan(capture="graph")
+    plain_engine, capturing = Engine(plain), Engine(captured, Plan(capture="graph"))
     for iteration in range(10):
         data = batch()
-        metrics, again = (each.meta_step(data, iteration) for each in (plain, captured))
+        metrics, again = (each.meta_step(data, iteration) for each in (plain_engine, capturing))
         assert all(torch.equal(metrics[name], again[name]) for name in metrics)
         for (name, p), q in zip(plain.named_parameters(), captured.parameters(), strict=True):
             assert torch.equal(p, q), (iteration, name)
-    recordings = captured._stepper.captured  # type: ignore[union-attr]
+    recordings = capturing.recordings
     assert [key[0] for key in recordings] == [(True, True), (False, True), (False, False)]
     assert all(r is not None for r in recordings.values())
 

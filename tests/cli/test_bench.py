@@ -21,6 +21,7 @@ from metarun.bench.report import legend, picture, table
 from metarun.bench.rollouts import rollouts, speed_table
 from metarun.bench.workloads import WORKLOADS, Problem, Workload
 from metarun.cli import main
+from metarun.engine.step import Engine
 from metarun.tasks.episode import EpisodeShape, Spec
 
 CPU = torch.device("cpu")
@@ -173,11 +174,12 @@ def test_rollouts() -> None:
 def test_only_the_run_s_own_steps_are_clocked() -> None:
     problem = Problem(small("W1"), CPU, torch.float32)
     learner = problem.learner()
-    spans = clocked(learner, CPU)
-    copy.deepcopy(learner).meta_step(problem.batch, 0)
+    engine = Engine(learner)
+    spans = clocked(engine, CPU)
+    Engine(copy.deepcopy(learner)).meta_step(problem.batch, 0)
     assert spans == []
     before = [p.clone() for p in learner.parameters()]
-    learner.meta_step(problem.batch, 0)
+    engine.meta_step(problem.batch, 0)
     (span,) = spans
     assert span[0] < span[1]
     assert not all(torch.equal(a, b) for a, b in zip(before, learner.parameters(), strict=True))

@@ -20,11 +20,12 @@ import yaml
 from metarun import strict_json
 from metarun.cli import main
 from metarun.config.compose import compose
+from metarun.engine import tuning
 from metarun.evaluation.evaluator import Result
 from metarun.tracking import rundir
 from metarun.tracking.history import earlier
 from metarun.tracking.rundir import RunDirectory
-from metarun.training import experiment, loop, tuning
+from metarun.training import experiment, loop
 from tests.cli.test_kill import command, environment
 from tests.cli.test_reproduce import RECIPE
 from tests.cli.waiting import wait_for

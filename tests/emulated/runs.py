@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
-from metarun.algorithms.base import SupervisedAlgorithm
-from metarun.algorithms.step import Plan
+from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.cli import main
 from metarun.config.build import build
 from metarun.config.compose import compose
+from metarun.engine.capture import can_capture
+from metarun.engine.plan import Plan
+from metarun.engine.step import Engine
 from metarun.evaluation.evaluator import evaluate
 from metarun.tasks.rng import derived_seed
 from metarun.training.experiment import Experiment
@@ -102,7 +104,7 @@ def step(run: Experiment, iteration: int, report: Report | None = None) -> tuple
         indices = meta_batch_indices(iteration, run.runner.meta_batch)
         batch = run.task.batch("train", indices, algorithm.train_shape(run.task.shape))
     with watching() as stepping:
-        metrics = algorithm.meta_step(batch, iteration)
+        metrics = run.engine.meta_step(batch, iteration)
     if report is not None:
         report.draw = {e: n for e, n in drawing.events.items() if e[0] != "draw"}
         report.step = {e: n for e, n in stepping.events.items() if e[0] != "draw"}
@@ -158,22 +160,22 @@ def captured(run: Experiment) -> str:
     learner = run.algorithm
     if not isinstance(learner, SupervisedAlgorithm) or learner.optimizer is None:
         return "no choice"
-    if not learner.capturable() or learner.whole:
+    if not can_capture(learner):
         return "not captured by its own word"
     warnings = io.StringIO()
     handler = logging.StreamHandler(warnings)
     logging.getLogger("metarun").addHandler(handler)
-    learners = {capture: copy.deepcopy(learner).train() for capture in ("none", "graph")}
+    engines = {c: Engine(copy.deepcopy(learner).train(), Plan(capture=c)) for c in ("none", "graph")}  # type: ignore[arg-type]
     try:
         worst = 0.0
         for iteration in (0, 1):  # the second time the first one's capture is used, on other data
             batch = run.task.batch("train", range(iteration, iteration + 2), learner.train_shape(run.task.shape))
             found = {}
-            for capture, each in learners.items():
-                each.plan = Plan(capture=capture)  # type: ignore[arg-type]
+            for capture, engine in engines.items():
+                each = engine.algorithm
                 torch.manual_seed(iteration)
-                each.arrive(0)
-                metrics = each.outer_gradient(batch)
+                each.begin_iteration(0)
+                metrics = engine.gradient(batch)
                 gradients = [p.grad for p in each.parameters() if p.grad is not None]
                 found[capture] = [*metrics.values(), *gradients, *each.buffers(), torch.rand(1, device="cuda")]
             worst = max(worst, difference(found["none"], found["graph"]))
@@ -213,7 +215,7 @@ def fallback() -> tuple[str, bool]:
     try:
         for capture in ("none", "graph"):
             run.algorithm = copy.deepcopy(learner)
-            run.algorithm.plan = Plan(batched=False, capture=capture)  # type: ignore[arg-type]
+            run.engine = Engine(run.algorithm, Plan(batched=False, capture=capture))  # type: ignore[arg-type]
             step(run, 0)
             found.append(as_now(run.algorithm.state_dict()))
     finally:

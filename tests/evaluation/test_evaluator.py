@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 import torch
 
-from metarun.algorithms.base import judge
+from metarun.algorithms.supervised import judge
 from metarun.cli import main
 from metarun.evaluation.evaluator import Estimate, Result, Robust, evaluate, robust
 from metarun.tasks.episode import Spec

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from metarun.adapted import AdaptedLearner
-from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
+from metarun.algorithms.base import Algorithm
+from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.tasks.episode import Labelled, Spec, TaskBatch

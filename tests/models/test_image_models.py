@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algorithms.gradient.learner import GradientLearner
-from metarun.algorithms.step import Plan
 from metarun.config.build import construct
 from metarun.config.compose import compose
+from metarun.engine.plan import Plan
+from metarun.engine.step import Engine
 from metarun.errors import UserError
 from metarun.models.conv4 import Conv4
 from metarun.models.mlp import MLP
@@ -105,8 +106,7 @@ def test_batched_inner_loops_equal_one_task_after_another(model: str, name: str)
     gradients = []
     for plan in (Plan(), Plan(batched=False, chunk=1)):
         other = copy.deepcopy(learner)
-        other.plan = plan
-        other.outer_gradient(data)
+        Engine(other, plan).gradient(data)
         gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in other.parameters()])
     assert learner.batched
     assert sum(float(g.abs().sum()) for g in gradients[0]) > 0

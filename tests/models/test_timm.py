@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from metarun.algorithms.step import Plan
 from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.errors import RunFailed, UserError
@@ -103,7 +102,6 @@ def test_real_models_embed_learn_and_follow_the_policy(real: Any, name: str) -> 
     assert features.isfinite().all()
     section = compose(["task=vision/folder", "algorithm=protonet"]).config["algorithm"] | {"norm": "transductive"}
     learner = construct(section, model=model, spec=SPEC)
-    learner.plan = Plan()
     y = torch.arange(3).repeat_interleave(2).expand(2, -1)
     data = TaskBatch(*(Labelled(torch.rand(2, 6, 3, 32, 32), y, 3) for _ in range(2)))
     before = [p.clone() for p in learner.parameters()]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarun.algorithms.base import judge
+from metarun.algorithms.supervised import judge
 from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.errors import UserError

@@ -16,6 +16,7 @@ from metarun import distributed
 from metarun.algorithms.base import Algorithm
 from metarun.config.build import build
 from metarun.config.compose import compose
+from metarun.engine.step import Engine
 from metarun.errors import Interrupted
 from metarun.evaluation.evaluator import Result
 from metarun.tracking.rundir import RunDirectory
@@ -114,6 +115,7 @@ def test_a_logged_row_is_the_mean_since_the_row_before(tmp_path: Path) -> None:
     run = directory(tmp_path)
     told = experiment(iterations=7, log_every=3, validate_every=0)
     told.algorithm = Told(lambda iteration: torch.tensor(float(iteration)))
+    told.engine = Engine(told.algorithm)
     told.run(run)
     rows = [(row["iteration"], row["train/loss"]) for row in run.rows() if "train/loss" in row]
     assert rows == [(3, 1.0), (6, 4.0), (7, 6.0)]
@@ -131,6 +133,7 @@ def test_a_step_draws_by_its_iteration_and_process_and_not_by_what_was_drawn_bef
 
         told = experiment(validate_every=0, test_episodes=0)
         told.algorithm = Told(metric)
+        told.engine = Engine(told.algorithm)
         train(told)
         return found
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.amortised.sequence import embedded
-from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm
+from metarun.algorithms.base import Metrics
+from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Positive, Rate
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algorithms.amortised.language import LanguageLearner, histories, string_loss
-from metarun.algorithms.base import Adapted, Metrics, dry_run
+from metarun.algorithms.base import Metrics
+from metarun.algorithms.supervised import Adapted, dry_run
 from metarun.errors import require
 from metarun.models.attention import Block
 from metarun.tasks.episode import Labelled, Spec, TaskBatch

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm
+from metarun.algorithms.base import Metrics
+from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 
 Fit = Callable[[Tensor], Tensor]

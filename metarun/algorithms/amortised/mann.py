@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algorithms.amortised.sequence import embedded, mean_loss, shuffled, told
-from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge
+from metarun.algorithms.base import Metrics
+from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run, judge
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Decay, Fraction, Positive, Rate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.base import task_loss
+from metarun.algorithms.supervised import task_loss
 from metarun.tasks.episode import Labelled, Spec
 
 

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import torch
 
-from metarun.algorithms.base import Metrics, SupervisedAlgorithm
+from metarun.algorithms.base import Metrics
+from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, TaskBatch
 

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algorithms.base import Adapted, Metrics
+from metarun.algorithms.base import Metrics
 from metarun.algorithms.generative.base import Generative, of_task, sets
+from metarun.algorithms.supervised import Adapted
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Fraction, NonNegative
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.base import dry_run
 from metarun.algorithms.functional import call_with
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.metric.protonet import prototypes
+from metarun.algorithms.supervised import dry_run
 from metarun.errors import nearest, require
 from metarun.models.norm import BatchNorm
 from metarun.tasks.episode import Labelled, Spec

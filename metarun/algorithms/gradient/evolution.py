@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.base import Metrics, judge
+from metarun.algorithms.base import Metrics
 from metarun.algorithms.functional import call_with
 from metarun.algorithms.gradient.learner import Walk, minibatches, one_of
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.windows import Windows
+from metarun.algorithms.supervised import judge
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, TaskBatch
 from metarun.tasks.rng import forked_rng
@@ -39,7 +40,7 @@ class Evolution(Windows):
     infinity or NaN, counts as one without difference, and stays so until its inner loop ends.
     """
 
-    recordable = False
+    is_capturable = False
 
     def __init__(self, *, sigma: Rate, unroll: Positive | None, log: bool, along: bool) -> None:
         super().__init__(unroll=unroll, log=log)

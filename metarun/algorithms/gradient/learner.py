@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.overrides import TorchFunctionMode
 
-from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge, with_head
+from metarun.algorithms.base import Metrics
 from metarun.algorithms.functional import call_with
 from metarun.algorithms.gradient.adapts import Adapts
 from metarun.algorithms.gradient.losses import InnerLoss
 from metarun.algorithms.gradient.outer import OuterGradient
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.rules import Rule, State
+from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run, judge, with_head
 from metarun.kernels.mode import REPLACED, TaskBatched
 from metarun.kernels.move import move
 from metarun.kernels.reduced import layers_as_they_are
@@ -112,24 +113,24 @@ class GradientLearner(SupervisedAlgorithm):
         with _Unbatchable() as found:
             dry_run(model, spec)
         self.batchable = not found.any and getattr(model, "batchable", True)
-        self.whole = rule.carries or outer.whole
+        self.needs_full_meta_batch = rule.carries or outer.needs_full_meta_batch
         self.learn_with(outer_lr, halve_every, decay_over, decay, outer_optimizer)
 
     @property
     def batched(self) -> bool:
-        """Whether inner loops run on all tasks at once: where that is exact, unless :attr:`plan` says otherwise."""
-        return self.batchable and self.plan.batched
+        """Whether inner loops run on all tasks at once: where that is exact, unless :attr:`batch_tasks` is off."""
+        return self.batchable and self.batch_tasks
 
-    def arrive(self, iteration: int) -> None:
-        super().arrive(iteration)
-        self.outer.arrive(iteration)
+    def begin_iteration(self, iteration: int) -> None:
+        super().begin_iteration(iteration)
+        self.outer.begin_iteration(iteration)
 
-    def changes(self, iteration: int) -> tuple[Any, ...]:
-        return self.outer.signature(iteration)
+    def capture_key(self, iteration: int) -> tuple[Any, ...]:
+        return self.outer.capture_key(iteration)
 
-    def capturable(self) -> bool:
-        short = self.inner_steps <= RECORDED
-        return super().capturable() and self.outer.recordable and not self.whole and short
+    @property
+    def is_capturable(self) -> bool:
+        return self.outer.is_capturable and self.inner_steps <= RECORDED
 
     @property
     def model(self) -> nn.Module:  # type: ignore[override]

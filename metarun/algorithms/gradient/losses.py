@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.base import task_loss
 from metarun.algorithms.gradient.parameters import Parameters
+from metarun.algorithms.supervised import task_loss
 from metarun.tasks.episode import Spec
 from metarun.types import NonNegative
 

@@ -48,10 +48,10 @@ class MultiStep(OuterGradient):
         require(learner.inner_steps > 0, "algorithm.inner_steps=0: a loss after each inner step needs one")
         require(not learner.rule.carries, "algorithm.rule.carry=true: losses along the way need all tasks at once")
 
-    def arrive(self, iteration: int) -> None:
+    def begin_iteration(self, iteration: int) -> None:
         self.iteration.fill_(iteration)
 
-    def signature(self, iteration: int) -> tuple[bool, bool]:
+    def capture_key(self, iteration: int) -> tuple[bool, bool]:
         """Whether gradients are of first order, and whether early steps count."""
         return iteration < self.first_order_for, iteration < self.anneal_over
 
@@ -61,7 +61,7 @@ class MultiStep(OuterGradient):
         return torch.stack([early] * (steps - 1) + [1 - (steps - 1) * early])
 
     def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
-        first_order, along = self.signature(learner.iteration)
+        first_order, along = self.capture_key(learner.iteration)
         if not along:
             return learner.query_loss(*learner.adapted(batch.support, first_order), batch)
         trajectory = learner.trajectory(batch.support, learner.inner_steps, learner.inner_batch, first_order)

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 class OuterGradient(nn.Module):
     """Gives a loss whose gradient by the meta-parameters is the outer gradient; its value need mean nothing."""
 
-    whole: bool = False
+    needs_full_meta_batch: bool = False
     """Whether it needs the meta-batch whole; else it may be given parts, whose gradients are averaged."""
 
-    recordable: bool = True
+    is_capturable: bool = True
     """Whether a recording of its tensor operations repeats it: it keeps nothing in Python from step to step."""
 
-    def arrive(self, iteration: int) -> None:
+    def begin_iteration(self, iteration: int) -> None:
         """Called before the step at ``iteration``; what changes with every one is kept as a buffer."""
 
-    def signature(self, iteration: int) -> tuple[Any, ...]:
+    def capture_key(self, iteration: int) -> tuple[Any, ...]:
         """What it depends on at ``iteration`` beside tensors."""
         return ()
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from metarun.algorithms.base import Metrics, judge
+from metarun.algorithms.base import Metrics
 from metarun.algorithms.gradient.learner import Walk
 from metarun.algorithms.gradient.outer import OuterGradient, refuse_constant_gradients
+from metarun.algorithms.supervised import judge
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, TaskBatch
 from metarun.types import Positive
@@ -37,7 +38,7 @@ class Windows(OuterGradient):
     def __init__(self, *, unroll: Positive | None, log: bool) -> None:
         super().__init__()
         self.unroll, self.log = unroll, log
-        self.whole = unroll is not None
+        self.needs_full_meta_batch = unroll is not None
         """Whether it needs the whole meta-batch at once: its tasks are kept together."""
         self.kept: dict[str, Any] | None = None
         """What goes on, as tensors and plain values; ``None`` where the next outer step begins anew."""

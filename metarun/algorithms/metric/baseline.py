@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algorithms.base import Adapted, Metrics
+from metarun.algorithms.base import Metrics
 from metarun.algorithms.metric.head import Head, Similarity
 from metarun.algorithms.metric.learner import EmbeddingLearner
+from metarun.algorithms.supervised import Adapted
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.types import Fraction, NonNegative, NormPolicy, Positive, Rate
 
@@ -26,7 +27,7 @@ class BaseClassifier(EmbeddingLearner):
     ``linear``, with offsets, or ``cosine`` to a vector of each class, times ``scale``.
 
     A batch holds ``train_shot`` examples of each of ``train_way`` classes (at most all), labelled by their numbers
-    among the base classes (:class:`~metarun.tasks.base.EpisodeShape`, ``named``); papers draw it from all examples.
+    among the base classes (:class:`~metarun.tasks.episode.EpisodeShape`, ``named``); papers draw it from all examples.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("classification",)

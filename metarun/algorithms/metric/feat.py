@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algorithms.base import Adapted
 from metarun.algorithms.metric.head import Head, Similarity, require_narrow
 from metarun.algorithms.metric.protonet import prototypes
+from metarun.algorithms.supervised import Adapted
 from metarun.tasks.episode import Labelled, Spec
 from metarun.types import Distance, Fraction, NonNegative, Positive, Rate
 

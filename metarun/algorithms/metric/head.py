@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algorithms.base import Adapted, judge
+from metarun.algorithms.supervised import Adapted, judge
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, Spec
 from metarun.types import Distance, Rate

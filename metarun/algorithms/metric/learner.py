@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.base import Adapted, Metrics, SupervisedAlgorithm, dry_run, judge
+from metarun.algorithms.base import Metrics
 from metarun.algorithms.metric.head import Head
+from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run, judge
 from metarun.errors import require
 from metarun.models.norm import BatchNorm, set_policy, statistics_from
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
@@ -63,8 +64,9 @@ class EmbeddingLearner(SupervisedAlgorithm):
         """The model, as far as the head wants it: inputs [N, ...] -> features [N, ...]."""
         return getattr(self.model, "maps", self.model) if self.head.maps else self.model
 
-    def capturable(self) -> bool:
-        return super().capturable() and not self.head.observes
+    @property
+    def is_capturable(self) -> bool:
+        return not self.head.observes
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         s, q = self.together(batch.support.x, batch.query.x)

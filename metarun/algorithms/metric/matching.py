@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.base import Adapted
 from metarun.algorithms.metric.head import Head, Similarity, membership, require_narrow
+from metarun.algorithms.supervised import Adapted
 from metarun.tasks.episode import Labelled, Spec
 from metarun.types import Count, Distance, Rate
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algorithms.base import Adapted
 from metarun.algorithms.metric.head import Head, membership
+from metarun.algorithms.supervised import Adapted
 from metarun.tasks.episode import Labelled
 from metarun.types import Fraction, Positive, Rate
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.algorithms.base import Adapted
 from metarun.algorithms.metric.head import Head, Similarity, membership
 from metarun.algorithms.metric.transductive import Refinement
+from metarun.algorithms.supervised import Adapted
 from metarun.tasks.episode import Labelled, Spec
 from metarun.types import Distance, Rate
 

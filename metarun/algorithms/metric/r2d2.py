@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.base import Adapted
 from metarun.algorithms.metric.head import Head, membership
+from metarun.algorithms.supervised import Adapted
 from metarun.tasks.episode import Labelled
 from metarun.types import Positive, Rate
 

@@ -65,7 +65,7 @@ class PEARL(ControlAlgorithm):
     """
 
     roles: ClassVar[tuple[str, ...]] = ("context_policy",)
-    whole = True  # the replay is of tasks that one process has met
+    needs_full_meta_batch = True  # the replay is of tasks that one process has met
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algorithms.base import task_loss
+from metarun.algorithms.supervised import task_loss
 from metarun.bench.implementations import EVERY, Implementation, Ready, collected
 from metarun.bench.peers.networks import twin
 from metarun.bench.workloads import Problem

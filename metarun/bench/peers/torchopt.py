@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from metarun.algorithms.base import task_loss
+from metarun.algorithms.supervised import task_loss
 from metarun.bench.implementations import Implementation, Ready, collected
 from metarun.bench.peers.networks import twin
 from metarun.bench.workloads import Problem

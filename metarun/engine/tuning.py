@@ -21,8 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from metarun import strict_json
-from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
-from metarun.algorithms.step import Plan
+from metarun.algorithms.base import Algorithm
+from metarun.algorithms.supervised import SupervisedAlgorithm
+from metarun.engine.capture import can_capture
+from metarun.engine.plan import Plan
+from metarun.engine.step import Engine
 from metarun.errors import UserError
 from metarun.tasks.episode import TaskBatch
 from metarun.tasks.files import atomic, cache_dir
@@ -122,62 +125,63 @@ def choose(
 ) -> Tuned:
     """Time the candidates, drop those that are not exact or need too much memory, and take the fastest."""
     learner = copy.deepcopy(algorithm).train()
+    engine = Engine(learner)  # one for all candidates: what it has recorded is used again
     tasks = len(batch.query.y)
     default = Plan(chunk=chunk)
-    if learner.whole:
+    if learner.needs_full_meta_batch:
         return Tuned(default)
-    first = seconds(learner, batch, default, 1)
+    first = seconds(engine, batch, default, 1)
     if above is None or first * iterations < above:
-        return Tuned(default, peak_mb=peak(learner, batch, default) / 1e6, short=None if above is None else iterations)
+        return Tuned(default, peak_mb=peak(engine, batch, default) / 1e6, short=None if above is None else iterations)
     log.info("finding the fastest exact way to compute a step (kept for later runs)")
     plain = Plan(batched=False, chunk=1)
     exactness = Exactness(algorithm, batch)
     if exactness.random:  # two ways draw in different orders, but for a recording and what it records
         exactness.truth, plain, chunk = exactness.gradient(default), default, chunk or tasks
-    limit = max(MEMORY, peak(learner, batch, plain))
-    capture = "graph" if learner.capturable() else "none"
+    limit = max(MEMORY, peak(engine, batch, plain))
+    capture = "graph" if can_capture(learner) else "none"
     sizes = [chunk] if chunk else sorted({tasks, ceil(tasks / 2), ceil(tasks / 4), 1}, reverse=True)
-    slowest = 1e3 * seconds(learner, batch, plain, 1)
-    tried = [Tuned(plain, slowest, slowest, peak(learner, batch, plain) / 1e6, 0.0)]
+    slowest = 1e3 * seconds(engine, batch, plain, 1)
+    tried = [Tuned(plain, slowest, slowest, peak(engine, batch, plain) / 1e6, 0.0)]
     candidates = [Plan(chunk=size, capture=capture) for size in sizes]  # type: ignore[arg-type]
     for plan in candidates if capture == "graph" or not exactness.random else []:
-        used = peak(learner, batch, replace(plan, capture="none"))
+        used = peak(engine, batch, replace(plan, capture="none"))
         if used > limit and plan.chunk != 1:
             continue
-        trial = timed(Tuned(plan, None, slowest, used / 1e6, exactness.error(plan)), learner, batch)
+        trial = timed(Tuned(plan, None, slowest, used / 1e6, exactness.error(plan)), engine, batch)
         if trial.milliseconds is not None:
             tried.append(trial)
             if trial.milliseconds > CLOSE * min(t.milliseconds for t in tried if t.milliseconds):
                 break  # smaller parts are slower still
-    best = fastest(tried, learner, batch)
+    best = fastest(tried, engine, batch)
     spent = (best.milliseconds or 0) / 1e3
     if best.plan.capture == "graph" and spent < SMALL:
         enough = ceil(COMPILATION / (SAVED * spent))
         if iterations < enough:
             return replace(best, short=enough - 1)
         plan = replace(best.plan, capture="compiled")
-        trial = timed(Tuned(plan, None, slowest, best.peak_mb, exactness.error(plan)), learner, batch)
-        best = fastest([best, trial] if trial.milliseconds is not None else [best], learner, batch)
+        trial = timed(Tuned(plan, None, slowest, best.peak_mb, exactness.error(plan)), engine, batch)
+        best = fastest([best, trial] if trial.milliseconds is not None else [best], engine, batch)
     return best
 
 
-def timed(candidate: Tuned, learner: SupervisedAlgorithm, batch: TaskBatch) -> Tuned:
+def timed(candidate: Tuned, engine: Engine, batch: TaskBatch) -> Tuned:
     """The candidate with its time and, where its operations can be followed, memory; unless it is not exact."""
     if candidate.error is None or not candidate.error <= EXACT:
         log.warning("not used, as its gradient is off by %.1g: %s", candidate.error, candidate.plan)
         return candidate
-    spent = 1e3 * seconds(learner, batch, candidate.plan)
+    spent = 1e3 * seconds(engine, batch, candidate.plan)
     log.info("  %.4g ms: %s", spent, candidate.plan)
-    used = candidate.peak_mb if candidate.plan.capture == "compiled" else peak(learner, batch, candidate.plan) / 1e6
+    used = candidate.peak_mb if candidate.plan.capture == "compiled" else peak(engine, batch, candidate.plan) / 1e6
     return replace(candidate, milliseconds=spent, peak_mb=used)
 
 
-def fastest(tried: list[Tuned], learner: SupervisedAlgorithm, batch: TaskBatch) -> Tuned:
+def fastest(tried: list[Tuned], engine: Engine, batch: TaskBatch) -> Tuned:
     """The fastest of those that have been timed; close ones in turns, as what else the machine does comes and goes."""
     first = min(t.milliseconds for t in tried if t.milliseconds is not None)
     close = [t for t in tried if t.milliseconds is not None and t.milliseconds <= CLOSE * first]
     if len(close) > 1:
-        turns = [[1e3 * seconds(learner, batch, t.plan, 1) for t in close] for _ in range(ROUNDS)]
+        turns = [[1e3 * seconds(engine, batch, t.plan, 1) for t in close] for _ in range(ROUNDS)]
         close = [
             replace(t, milliseconds=median(times)) for t, times in zip(close, zip(*turns, strict=True), strict=True)
         ]
@@ -196,6 +200,7 @@ class Exactness:
         self.batch = few.map(lambda t: t.double() if t.is_floating_point() else t)
         if on_cpu:
             self.learner, self.batch = self.learner.cpu(), self.batch.map(lambda t: t.cpu())
+        self.engine = Engine(self.learner)
         self.errors: dict[Plan, float] = {}
         plain = Plan(batched=False, chunk=1)
         self.truth = self.gradient(plain)
@@ -219,21 +224,20 @@ class Exactness:
         torch.set_default_dtype(torch.float64)
         try:
             torch.manual_seed(seed)
-            self.learner.plan = plan
-            self.learner.outer_gradient(self.batch)
+            self.engine.plan = plan
+            self.engine.gradient(self.batch)
         finally:
             torch.set_default_dtype(before)
         return torch.cat([p.grad.flatten() for p in self.learner.parameters() if p.grad is not None]).detach().clone()
 
 
-def seconds(learner: SupervisedAlgorithm, batch: TaskBatch, plan: Plan, rounds: int = 3) -> float:
+def seconds(engine: Engine, batch: TaskBatch, plan: Plan, rounds: int = 3) -> float:
     """The median time of a gradient, once warm."""
-    learner.plan = plan
-    times = []
+    engine.plan, times = plan, []
     for _ in range(rounds + 1):
         wait(batch.query.x.device)
         start = time.perf_counter()
-        learner.outer_gradient(batch)
+        engine.gradient(batch)
         wait(batch.query.x.device)
         times.append(time.perf_counter() - start)
     return median(times[1:])
@@ -245,11 +249,11 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak(learner: SupervisedAlgorithm, batch: TaskBatch, plan: Plan) -> int:
+def peak(engine: Engine, batch: TaskBatch, plan: Plan) -> int:
     """Bytes that the tensors of a step add at their peak; without the scratch space of kernels."""
-    learner.plan = plan
+    engine.plan = plan
     with _Alive() as alive:
-        learner.outer_gradient(batch)
+        engine.gradient(batch)
     return alive.peak
 
 
@@ -259,7 +263,7 @@ class _Alive(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.held: dict[StorageWeakRef, int] = {}
-        self.now = self.peak = self.since = 0
+        self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = {StorageWeakRef(t.untyped_storage()) for t in tree_leaves(args) if isinstance(t, torch.Tensor)}
@@ -271,7 +275,6 @@ class _Alive(TorchDispatchMode):
                     size = tensor.untyped_storage().nbytes()
                     self.held[storage] = size
                     self.now += size
-                    self.since += size
         # Looked through whenever the peak could have grown, not at every operation.
         if self.now > self.peak:
             for storage in [s for s in self.held if s.expired()]:

@@ -14,18 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.adapted.learner import AdaptedLearner, load
-from metarun.algorithms.step import Plan, Stepper
 from metarun.cli import main
 from metarun.config.build import build
 from metarun.config.compose import compose
+from metarun.engine import precision
+from metarun.engine.plan import Plan
+from metarun.engine.precision import gradient_error
+from metarun.engine.step import Engine
 from metarun.errors import RunFailed, UserError
 from metarun.kernels.mode import TaskBatched
 from metarun.kernels.reduced import LAYERS, BFloat16Layers, layers_as_they_are
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.rng import derived_seed
-from metarun.training import precision
 from metarun.training.experiment import Experiment
-from metarun.training.precision import gradient_error
 
 RUN = ["runner.device=cpu", "runner.threads=1", "tracker.wandb=disabled", "runner.plots=false", "name=precision",
        "runner.tune_above=null"]  # fmt: skip
@@ -43,9 +44,8 @@ def problem(*words: str, tasks: int = 4) -> tuple[Any, Any]:
 
 
 def gradient(learner: Any, batch: Any, plan: Plan) -> Tensor:
-    learner.plan = plan
     torch.manual_seed(1)
-    learner.train().outer_gradient(batch)
+    Engine(learner.train(), plan).gradient(batch)
     return torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None])
 
 
@@ -92,8 +92,8 @@ def test_second_order_maml_is_what_autocast_and_a_loop_by_hand_give(steps: int) 
     # All tasks at once, sums are in another order, and what is next to a rounding's edge falls elsewhere.
     assert relative(gradient(learner, batch, Plan()), half) < 0.5 * expected
     assert gradient_error(learner, batch, 0) == pytest.approx(expected, rel=0.2)
-    learner.plan = Plan(batched=False, chunk=1)
-    assert gradient_error(learner, batch, 0) == pytest.approx(expected, rel=0.01)
+    plain = Plan(batched=False, chunk=1)
+    assert gradient_error(learner, batch, 0, plain) == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("algorithm", ["maml", "protonet"])
@@ -126,25 +126,24 @@ def _autocast(self: Any) -> Any:
     "words", [[*SINE, "algorithm=maml"], [*GLYPHS, "algorithm=maml"], [*GLYPHS, "algorithm=protonet"],
               ["task=regression/gp", "algorithm=cnp"], [*GLYPHS, "algorithm=snail"]]
 )  # fmt: skip
-def test_captured_steps_are_the_same_to_the_bit(words: list[str]) -> None:
+def test_captured_steps_are_the_same_to_the_bit(words: list[str], caplog: pytest.LogCaptureFixture) -> None:
     learner, batch = problem(*words, "runner.precision=bfloat16", tasks=2)
     plain = gradient(learner, batch, Plan())
     assert all(
         p.dtype is torch.float32 and p.grad.dtype is torch.float32 for p in learner.parameters() if p.requires_grad
     )
     captured = gradient(learner, batch, Plan(capture="graph"))
-    assert next(iter(learner._stepper.captured.values())) is not None
+    assert "runs uncaptured" not in caplog.text
     assert torch.equal(plain, captured)
     learner.precision = "float32"
-    learner._stepper = Stepper(learner)
     assert not torch.equal(gradient(learner, batch, Plan()), plain)
 
 
 @pytest.mark.slow
-def test_a_compiled_step_is_near() -> None:
+def test_a_compiled_step_is_near(caplog: pytest.LogCaptureFixture) -> None:
     learner, batch = problem(*SINE, "algorithm=maml", "runner.precision=bfloat16")
     plain, compiled = gradient(learner, batch, Plan()), gradient(learner, batch, Plan(capture="compiled"))
-    assert next(iter(learner._stepper.captured.values())) is not None
+    assert "runs uncaptured" not in caplog.text
     assert relative(compiled, plain) < 2 * gradient_error(learner, batch, 0)
 
 
@@ -261,14 +260,14 @@ def test_a_resumed_run_does_not_measure_again(
     experiment(*words, f"runner.directory={tmp_path / 'whole'}").run()
     for died in (0, 4):  # before the first step, and between two
         run = experiment(*words, f"runner.directory={tmp_path / str(died)}")
-        step = run.algorithm.meta_step
+        step = run.engine.meta_step
 
         def dies(batch: Any, iteration: int, died: int = died, step: Any = step) -> Any:
             if iteration == died:
                 raise MemoryError
             return step(batch, iteration)
 
-        run.algorithm.meta_step = dies  # type: ignore[method-assign]
+        run.engine.meta_step = dies  # type: ignore[method-assign]
         with pytest.raises(RunFailed, match="out of memory"):
             run.run()
         kept = meta(tmp_path / str(died))["gradient_error"]

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from metarun.algorithms.gradient.learner import GradientLearner
-from metarun.algorithms.step import Plan
 from metarun.cli import main
 from metarun.config.build import build
 from metarun.config.compose import compose
-from metarun.training import tuning
+from metarun.engine import tuning
+from metarun.engine.plan import Plan
+from metarun.engine.step import Engine
+from metarun.engine.tuning import Tuned, choose, peak, tuned
 from metarun.training.experiment import Experiment
-from metarun.training.tuning import Tuned, choose, peak, tuned
 
 WORDS = ["task=vision/glyphs", "algorithm=maml", "model.width=4", "runner.meta_batch=4", "runner.device=cpu",
          "runner.threads=1", "tracker.wandb=disabled", "runner.plots=false", "name=tuning", "task.test_ways=[]",
@@ -34,14 +35,12 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def _batching_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times that do not depend on how busy the machine is."""
-    monkeypatch.setattr(tuning, "seconds", lambda learner, batch, plan, rounds=3: 0.1 if plan.batched else 1.0)
+    monkeypatch.setattr(tuning, "seconds", lambda engine, batch, plan, rounds=3: 0.1 if plan.batched else 1.0)
 
 
 @pytest.fixture
 def _captures_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        tuning, "seconds", lambda learner, batch, plan, rounds=3: 1.0 if plan.capture == "none" else 0.1
-    )
+    monkeypatch.setattr(tuning, "seconds", lambda engine, batch, plan, rounds=3: 1.0 if plan.capture == "none" else 0.1)
 
 
 def experiment(*words: str) -> Experiment:
@@ -63,7 +62,7 @@ def test_the_choice_is_exact_and_captured() -> None:
     assert found.error < 1e-10
     assert found.milliseconds is not None
     assert found.peak_mb is not None
-    assert learner.plan == Plan()  # the learner itself is left alone
+    assert learner.batch_tasks  # the learner itself is left alone
     assert Tuned.of(json.loads(json.dumps(found.as_dict()))) == found
 
 
@@ -118,8 +117,9 @@ def test_a_run_long_enough_to_be_worth_compiling_is_searched_for_again(monkeypat
 
 def test_smaller_parts_take_less_memory() -> None:
     learner, batch = problem()
-    whole, half, one = (peak(learner, batch, Plan(chunk=size)) for size in (4, 2, 1))
-    loop = peak(learner, batch, Plan(batched=False, chunk=1))
+    engine = Engine(learner)
+    whole, half, one = (peak(engine, batch, Plan(chunk=size)) for size in (4, 2, 1))
+    loop = peak(engine, batch, Plan(batched=False, chunk=1))
     assert whole > 1.5 * half > 2 * one
     assert one < 1.2 * loop
 
@@ -139,7 +139,7 @@ def test_a_tuned_run_that_is_stopped_and_resumed_ends_the_same_to_the_bit(tmp_pa
     )
     again = experiment("runner.iterations=6")
     again._plan(_Directory(runs[1]), _Resumed())  # type: ignore[arg-type]
-    assert again.algorithm.plan == plan
+    assert again.engine.plan == plan
     (runs[1] / "meta.json").write_text(json.dumps({**json.loads((runs[1] / "meta.json").read_text()), "step": step}))
     assert main(["resume", str(runs[1]), "runner.iterations=8"]) == 0
     states = [torch.load(r / "checkpoints" / "last.pt", weights_only=True)["algorithm"]["parameters"] for r in runs]

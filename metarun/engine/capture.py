@@ -1,60 +1,30 @@
-"""How the gradient of a meta-batch is computed: how many tasks at once, and whether from a captured computation."""
+"""Records the gradient of an outer step as a graph of tensor operations, to be repeated on other meta-batches."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from metarun.algorithms.base import Metrics
 from metarun.algorithms.functional import call_with
-from metarun.algorithms.graph import simplified, written_in_place
-from metarun.kernels.patches import fold
+from metarun.algorithms.supervised import SupervisedAlgorithm
+from metarun.engine.graph import simplified, written_in_place
+from metarun.engine.plan import Capture
 from metarun.tasks.episode import Labelled, TaskBatch
 from metarun.tasks.rng import forked_rng
 
-if TYPE_CHECKING:
-    from metarun.algorithms.base import Metrics, SupervisedAlgorithm
 
-log = logging.getLogger("metarun")
+def can_capture(algorithm: SupervisedAlgorithm) -> bool:
+    """True if a step may be recorded: by the algorithm's own word, and as all its parts are torch's or metarun's.
 
-Capture = Literal["none", "graph", "compiled"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A way to compute a step. All give the same gradient; they differ in speed, in memory and in rounding."""
-
-    batched: bool = True
-    """Inner loops of all tasks of a part at once, where that is exact; else one task after another."""
-    chunk: int | None = None
-    """Tasks whose graph is held at once; ``None``: the whole meta-batch."""
-    capture: Capture = "none"
-    """``graph``: the step's tensor operations are recorded once and repeated, without Python's and autograd's
-    bookkeeping; the same bits (on CUDA as a CUDA graph). ``compiled``: that record, fused into machine code."""
-
-    def __str__(self) -> str:
-        how = "tasks batched" if self.batched else "one task after another"
-        parts = "" if self.chunk is None else f", {self.chunk} at once"
-        return how + parts + {"none": "", "graph": ", captured", "compiled": ", compiled"}[self.capture]
-
-
-def parts(batch: TaskBatch, chunk: int | None) -> Iterator[tuple[TaskBatch, float]]:
-    """``batch`` cut into at most ``chunk`` tasks each, with the share of each part in the mean over tasks."""
-    tasks = len(batch.query.y)
-    size = min(chunk or tasks, tasks)
-    for first in range(0, tasks, size):
-        part = batch if size == tasks else batch.map(lambda values, first=first: values[first : first + size])  # type: ignore[misc]
-        yield part, len(part.query.y) / tasks
-
-
-def known(module: nn.Module) -> bool:
-    """Whether all its parts are torch's or metarun's: a user's own may depend on what a recording cannot see."""
-    return all(type(m).__module__.split(".")[0] in ("torch", "metarun") for m in module.modules())
+    A user's own module may depend on state that a recording cannot see.
+    """
+    known = all(type(m).__module__.split(".")[0] in ("torch", "metarun") for m in algorithm.modules())
+    return known and algorithm.is_capturable and not algorithm.needs_full_meta_batch
 
 
 class Captured:
@@ -167,56 +137,3 @@ def cuda_graph(
         return [r.clone() for r in results]
 
     return replay
-
-
-class Stepper:
-    """Finds an algorithm's outer gradient by its plan; keeps what it has captured."""
-
-    def __init__(self, algorithm: SupervisedAlgorithm) -> None:
-        self.algorithm = algorithm
-        self.captured: dict[Any, Captured | None] = {}
-
-    def gradient(self, batch: TaskBatch) -> Metrics:
-        """Leave the gradient on the parameters; the mean over tasks of each metric."""
-        algorithm = self.algorithm
-        algorithm.zero_grad()
-        with algorithm.computing(), fold(algorithm.plan.batched and algorithm.precision == "float32"):
-            return self._total(batch)
-
-    def _total(self, batch: TaskBatch) -> Metrics:
-        plan, algorithm = self.algorithm.plan, self.algorithm
-        total: Metrics = {}
-        for part, share in parts(batch, None if algorithm.whole else plan.chunk):
-            captured = self._captured(part) if plan.capture != "none" else None
-            if captured is None:
-                loss, metrics = algorithm.outer_loss(part)
-                (loss if share == 1 else loss * share).backward()
-            else:
-                metrics, gradients = captured(part)
-                for p, g in zip(captured.learned.values(), gradients, strict=True):
-                    if g is not None:
-                        g = g if share == 1 else g * share
-                        p.grad = g if p.grad is None else p.grad.add_(g)
-            for name, value in metrics.items():
-                value = value if share == 1 else value * share
-                total[name] = total[name] + value if name in total else value
-        return total
-
-    def _captured(self, part: TaskBatch) -> Captured | None:
-        """The recording for parts of this shape, made when first asked for; ``None`` where that cannot be."""
-        changing = self.algorithm.changes(self.algorithm.iteration)
-        if self.algorithm.iteration > 0 and changing != self.algorithm.changes(self.algorithm.iteration - 1):
-            return None  # a function of the iteration alone, so that a resumed run does the same
-        data = (part.support.x, part.support.y, part.query.x, part.query.y)
-        key = (changing, self.algorithm.plan, *((t.shape, t.dtype, t.device) for t in data))
-        if key not in self.captured:
-            if len(self.captured) > 8:
-                self.captured.clear()
-            try:
-                self.captured[key] = Captured(self.algorithm, part, self.algorithm.plan.capture)
-            except Exception as error:
-                log.warning(
-                    "the step could not be captured and runs uncaptured (%s)", " ".join(str(error).split())[:200]
-                )
-                self.captured[key] = None
-        return self.captured[key]

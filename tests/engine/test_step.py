@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from metarun.algorithms.gradient.learner import GradientLearner
-from metarun.algorithms.step import Captured, Plan, parts
 from metarun.config.build import construct
 from metarun.config.catalogue import catalogue
 from metarun.config.compose import compose
+from metarun.engine.capture import Captured, can_capture
+from metarun.engine.plan import Plan
+from metarun.engine.step import Engine, parts
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 
 WAY, TASKS = 3, 4
@@ -37,10 +39,14 @@ def batch(seed: int = 0) -> TaskBatch:
 
 
 def gradient(learner: Any, plan: Plan, data: TaskBatch) -> list[torch.Tensor]:
-    learner.plan = plan
+    return found_by(Engine(learner), plan, data)
+
+
+def found_by(engine: Engine, plan: Plan, data: TaskBatch) -> list[torch.Tensor]:
+    engine.plan = plan
     torch.manual_seed(1)
-    learner.outer_gradient(data)
-    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in learner.parameters()]
+    engine.gradient(data)
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in engine.algorithm.parameters()]
 
 
 @pytest.mark.parametrize("name", [*METHODS, "protonet"])
@@ -50,16 +56,17 @@ def test_a_captured_step_is_the_same_to_the_bit(name: str) -> None:
         learner = construct(section, model=construct(CONV4, spec=SPEC), spec=SPEC)
     else:
         learner = build(name)
-    assert (not learner.capturable() or learner.optimizer is None) is (name in NOT_CAPTURED)
+    assert (not can_capture(learner) or learner.optimizer is None) is (name in NOT_CAPTURED)
     if name in NOT_CAPTURED:
         return
+    engine = Engine(learner)
     for seed in (0, 1):  # the second is a repetition on other data
         data = batch(seed)
-        plain, captured = (gradient(learner, Plan(capture=c), data) for c in ("none", "graph"))  # type: ignore[arg-type]
+        plain, captured = (found_by(engine, Plan(capture=c), data) for c in ("none", "graph"))  # type: ignore[arg-type]
         assert all(torch.equal(a, b) for a, b in zip(plain, captured, strict=True))
-    assert [type(c) for c in learner._stepper.captured.values()] == [Captured]
-    learner.meta_step(data, 0)  # parameters change, the recording stays right
-    plain, captured = (gradient(learner, Plan(capture=c), data) for c in ("none", "graph"))  # type: ignore[arg-type]
+    assert [type(c) for c in engine.recordings.values()] == [Captured]
+    engine.meta_step(data, 0)  # parameters change, the recording stays right
+    plain, captured = (found_by(engine, Plan(capture=c), data) for c in ("none", "graph"))  # type: ignore[arg-type]
     assert all(torch.equal(a, b) for a, b in zip(plain, captured, strict=True))
 
 
@@ -106,9 +113,8 @@ def test_parts_of_the_meta_batch_add_up(name: str) -> None:
 
 def test_metrics_are_means_over_all_tasks() -> None:
     learner, data = build("maml"), batch()
-    whole = learner.outer_gradient(data)
-    learner.plan = Plan(chunk=3, capture="graph")
-    for name, value in learner.outer_gradient(data).items():
+    whole = Engine(learner).gradient(data)
+    for name, value in Engine(learner, Plan(chunk=3, capture="graph")).gradient(data).items():
         assert torch.allclose(value, whole[name], atol=1e-6)
 
 
@@ -120,7 +126,7 @@ def test_minibatches_of_a_captured_step_are_drawn_anew() -> None:
 
 def _seeded(learner: Any, data: TaskBatch, seed: int) -> torch.Tensor:
     torch.manual_seed(seed)
-    learner.outer_gradient(data)
+    Engine(learner).gradient(data)
     return next(learner.parameters()).grad.clone()
 
 
@@ -137,8 +143,8 @@ class Own(nn.Module):
 
 
 def test_a_users_own_module_is_not_captured_unless_told() -> None:
-    assert build("maml").capturable()
-    assert not build("maml", Own()).capturable()
+    assert can_capture(build("maml"))
+    assert not can_capture(build("maml", Own()))
 
 
 def test_what_cannot_be_captured_runs_uncaptured(caplog: pytest.LogCaptureFixture) -> None:
@@ -148,8 +154,8 @@ def test_what_cannot_be_captured_runs_uncaptured(caplog: pytest.LogCaptureFixtur
 
     learner = build("fomaml", ReadsBack(), adapts={"_target_": "metarun.algorithms.gradient.adapts.Part",
                                                    "part": "head", "norm": False})  # fmt: skip
-    learner.plan = Plan(capture="graph")
-    assert all(v.isfinite() for v in learner.meta_step(batch(), 0).values())
+    engine = Engine(learner, Plan(capture="graph"))
+    assert all(v.isfinite() for v in engine.meta_step(batch(), 0).values())
     assert "runs uncaptured" in caplog.text
 
 

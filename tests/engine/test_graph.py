@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from metarun.algorithms.graph import simplified, written_in_place
+from metarun.engine.graph import simplified, written_in_place
 
 
 def _both(f, *inputs: Tensor) -> tuple[list[Tensor], list[Tensor], int, int]:  # type: ignore[no-untyped-def]

@@ -17,7 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.algorithms.base import Algorithm, SupervisedAlgorithm
+from metarun.algorithms.base import Algorithm
+from metarun.algorithms.supervised import SupervisedAlgorithm
+from metarun.engine.plan import Plan
+from metarun.engine.step import Engine
 from metarun.errors import RunFailed, require
 from metarun.tasks.episode import TaskBatch
 from metarun.tasks.rng import forked_rng
@@ -55,17 +58,29 @@ def has_tf32(device: torch.device) -> bool:
     return nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def gradient_error(algorithm: SupervisedAlgorithm, batch: TaskBatch, seed: int) -> float:
-    """|g - g32| / |g32|: how far the outer gradient on ``batch`` is from the one in float32, with the same parameters
-    and the same random numbers, those of ``seed``. Nothing changes in ``algorithm``.
+def gradient_error(algorithm: SupervisedAlgorithm, batch: TaskBatch, seed: int, plan: Plan | None = None) -> float:
+    """The relative error |g - g32| / |g32| of the outer gradient g in the algorithm's precision.
 
-    Raises :class:`RunFailed` if g is not finite and g32 is; NaN if neither is.
+    g32 is the gradient in float32, with the same parameters and random numbers. ``algorithm`` is left as it is.
+
+    Args:
+        algorithm: The learner, in its reduced precision.
+        batch: T tasks.
+        seed: The seed of the step's random numbers.
+        plan: How gradients are computed; g32 never from a recording.
+
+    Returns:
+        The error; NaN if neither gradient is finite.
+
+    Raises:
+        RunFailed: g is not finite, and g32 is.
     """
-    reduced = _gradient(algorithm, batch, seed)
+    plan = plan or Plan()
+    reduced = _gradient(algorithm, batch, seed, plan)
     exact = copy.deepcopy(algorithm)
-    exact.precision, exact.plan = "float32", replace(exact.plan, capture="none")
+    exact.precision = "float32"
     with _without_tf32():
-        truth = _gradient(exact, batch, seed)
+        truth = _gradient(exact, batch, seed, replace(plan, capture="none"))
     if bool(torch.isfinite(truth).all()) and not bool(torch.isfinite(reduced).all()):
         raise RunFailed(
             f"runner.precision={algorithm.precision}: the gradient of the first meta-batch is NaN or infinite, and in "
@@ -75,9 +90,9 @@ def gradient_error(algorithm: SupervisedAlgorithm, batch: TaskBatch, seed: int) 
     return off / size if off else 0.0
 
 
-def measured(algorithm: SupervisedAlgorithm, batch: TaskBatch, seed: int) -> dict[str, Any]:
-    """:func:`gradient_error`, logged, as it is kept with the run."""
-    error = gradient_error(algorithm, batch, seed)
+def measured(algorithm: SupervisedAlgorithm, batch: TaskBatch, seed: int, plan: Plan) -> dict[str, Any]:
+    """Log :func:`gradient_error`; returns it as it is kept with the run."""
+    error = gradient_error(algorithm, batch, seed, plan)
     if not isfinite(error):
         log.warning("the gradient of the first meta-batch is NaN or infinite in float32 too: no error in %s measured",
                     algorithm.precision)  # fmt: skip
@@ -87,12 +102,12 @@ def measured(algorithm: SupervisedAlgorithm, batch: TaskBatch, seed: int) -> dic
     return {"precision": algorithm.precision, "relative_error": error}
 
 
-def _gradient(algorithm: SupervisedAlgorithm, batch: TaskBatch, seed: int) -> Tensor:
+def _gradient(algorithm: SupervisedAlgorithm, batch: TaskBatch, seed: int, plan: Plan) -> Tensor:
     """The outer gradient in one vector, in float64; of a copy, since a step may move running statistics."""
-    learner = copy.deepcopy(algorithm).train()
+    learner = copy.deepcopy(algorithm)
     with forked_rng(batch.query.x.device, seed):
-        learner.arrive(0)
-        learner.outer_gradient(batch)
+        learner.begin_iteration(0)
+        Engine(learner, plan).gradient(batch)
     return torch.cat([p.grad.flatten().double().cpu() for p in learner.parameters() if p.grad is not None])
 
 

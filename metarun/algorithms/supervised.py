@@ -1,0 +1,222 @@
+"""The base class of learners from support sets, and what they share: losses, metrics, a linear head."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.algorithms.base import Algorithm, Metrics
+from metarun.algorithms.schedule import Schedule
+from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
+from metarun.types import Decay
+
+Adapted = Callable[[Tensor], Tensor]
+"""An adapted learner: query inputs [T, Nq, ...] -> predictions [T, Nq, outputs], batched over tasks."""
+
+
+class SupervisedAlgorithm(Algorithm):
+    """Learns from support sets, by the gradient of a differentiable loss on query sets.
+
+    A subclass implements :meth:`adaptations` and :meth:`outer_loss`, and calls :meth:`learn_with` at the end of its
+    constructor::
+
+        class MyLearner(SupervisedAlgorithm):
+            def __init__(self, model, spec, *, outer_lr: Rate):
+                super().__init__()
+                self.model, self.spec = model, spec
+                self.learn_with(outer_lr)
+
+            def adaptations(self, support, steps=None):
+                yield lambda x: ...  # predictions [T, Nq, outputs] for x [T, Nq, ...]
+
+            def outer_loss(self, batch):
+                prediction = self.adapt(batch.support)(batch.query.x)
+                ...
+                return loss, {"loss": loss.detach()}
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("classification", "regression")
+    optimizer: torch.optim.Optimizer | None
+    """Takes the outer step; ``None`` for a baseline without meta-parameters."""
+    schedule: Schedule
+    """The size of the outer step at each iteration."""
+    train_way: int | None = None
+    train_shot: int | None = None
+    train_query: int | None = None
+    """Size of the episodes that it meta-trains on; ``None``: as of those that it will be tested on."""
+    any_way: bool = True
+    """True if it can be tested on other numbers of classes; False with a head of fixed size."""
+    iteration: int = 0
+    """The current outer step, from 0."""
+    batch_tasks: bool = True
+    """True if inner loops may run on all tasks at once, where that is exact; else one task after another."""
+
+    @abstractmethod
+    def adaptations(self, support: Labelled, steps: int | None = None) -> Iterable[Adapted]:
+        """Adapt to T tasks.
+
+        Args:
+            support: Support sets: x [T, Ns, ...], y [T, Ns] or [T, Ns, D].
+            steps: The number of adaptation steps; ``None``: the algorithm's own at test.
+
+        Returns:
+            The adapted learner after 0, 1, ..., ``steps`` steps, or a single one if it adapts at once. The last is
+            the result.
+        """
+
+    @abstractmethod
+    def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        """The loss whose gradient by the meta-parameters is the outer gradient.
+
+        Args:
+            batch: T tasks, or a part of a meta-batch. Unless :attr:`needs_full_meta_batch`, the loss must be a mean
+                over tasks, since gradients of parts are averaged.
+
+        Returns:
+            The loss [], and scalars to log, detached.
+        """
+
+    def learn_with(
+        self,
+        outer_lr: float,
+        halve_every: int | None = None,
+        decay_over: int | None = None,
+        decay: Decay = "linear",
+        optimizer: Literal["adam", "sgd"] = "adam",
+    ) -> None:
+        """Make the outer optimizer over all parameters that require gradients.
+
+        Args:
+            outer_lr: The step size at first.
+            halve_every: Iterations after which the step size is halved, again and again; ``None``: never.
+            decay_over: Iterations over which it falls to 0; ``None``: it does not.
+            decay: The form of that fall.
+            optimizer: Adam, or plain gradient descent.
+        """
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        self.schedule = Schedule(outer_lr, halve_every, decay_over, decay)
+        kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
+        self.optimizer = kind(parameters, lr=outer_lr) if parameters else None
+
+    def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
+        return shape and shape.changed(self.train_way, self.train_shot, self.train_query)
+
+    def accepts(self, shape: EpisodeShape | None) -> bool:
+        if shape is None or self.any_way or self.spec.kind != "classification":
+            return True
+        return shape.way == self.spec.output_size
+
+    # The outer step, on all tasks at once. A run takes the same three parts, with the gradient computed by the
+    # fastest exact plan (metarun.engine.step).
+
+    def meta_step(self, batch: TaskBatch, iteration: int) -> Metrics:
+        self.begin_iteration(iteration)
+        self.zero_grad()
+        with self.computing():
+            loss, metrics = self.outer_loss(batch)
+        if self.optimizer is not None:
+            loss.backward()
+            self.apply_gradients()
+        return metrics
+
+    def begin_iteration(self, iteration: int) -> None:
+        """Prepare for the outer step number ``iteration``."""
+        self.train()
+        self.iteration = iteration
+
+    def apply_gradients(self) -> None:
+        """Let the optimizer step along the gradients that lie on the parameters."""
+        if self.optimizer is not None:
+            self.schedule.apply(self.optimizer, self.iteration)
+            self.optimizer.step()
+
+    # What a recording of the outer step, repeated on other meta-batches, must know.
+
+    @property
+    def is_capturable(self) -> bool:
+        """True if a recording of the step's tensor operations repeats it: no other state changes from step to step."""
+        return True
+
+    def capture_key(self, iteration: int) -> tuple[Any, ...]:
+        """What the step at ``iteration`` depends on beside tensors; a recording serves while it is the same."""
+        return ()
+
+    def adapt(self, support: Labelled) -> Adapted:
+        """The learner adapted to each of T tasks.
+
+        Args:
+            support: Support sets: x [T, Ns, ...], y [T, Ns] or [T, Ns, D].
+
+        Returns:
+            A function of query inputs [T, Nq, ...] to predictions [T, Nq, outputs].
+        """
+        *_, adapted = self.adaptations(support)
+        return adapted
+
+    def evaluate(self, batch: TaskBatch) -> Metrics:
+        self.eval()
+        with torch.no_grad(), self.computing():
+            judged = [self.judged(learner, batch.query) for learner in self.adaptations(batch.support)]
+        return {name: torch.stack([each[name] for each in judged], dim=1) for name in judged[0]}
+
+    def judged(self, learner: Adapted, query: Labelled) -> Metrics:
+        """Metrics [T] of an adapted learner on query sets; a learner of distributions has more to report."""
+        return judge(self.spec, learner(query.x), query.y)
+
+
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """The buffers that meta-training changes: ``running_mean`` and others whose name begins with ``running_``."""
+    return [b for name, b in module.named_buffers() if name.rpartition(".")[2].startswith("running_")]
+
+
+def task_loss(kind: str, prediction: Tensor, y: Tensor) -> Tensor:
+    """The loss of one task: mean cross-entropy of ``prediction`` [N, way], or mean squared error [N, D]."""
+    return F.cross_entropy(prediction, y) if kind == "classification" else F.mse_loss(prediction, y)
+
+
+def judge(spec: Spec, prediction: Tensor, y: Tensor) -> Metrics:
+    """Metrics [T] of ``prediction`` [T, N, outputs]: loss and accuracy, or mean squared error.
+
+    If targets have a known peak, also the peak signal-to-noise ratio 10 log10(peak^2 / mse).
+    """
+    if spec.kind == "regression":
+        mse = (prediction - y).square().flatten(1).mean(1)
+        return {"mse": mse} if spec.peak is None else {"mse": mse, "psnr": 10 * (spec.peak**2 / mse).log10()}
+    loss = F.cross_entropy(prediction.flatten(0, 1), y.flatten(), reduction="none").view_as(y).mean(1)
+    return {"accuracy": (prediction.argmax(-1) == y).float().mean(1), "loss": loss}
+
+
+def dry_run(model: nn.Module, spec: Spec, read: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Run ``model`` (or ``read``, a function of it) on two examples, and leave it as it was.
+
+    A model whose inputs are not floats of ``spec.input_shape`` (token ids) says what to run it on: ``example()``.
+
+    Returns:
+        Its output [2, ...].
+    """
+    own = getattr(model, "example", None)
+    example = own() if callable(own) else torch.zeros(2, *spec.input_shape)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        features = (read or model)(example)
+    model.train(was_training)
+    return features
+
+
+def with_head(model: nn.Module, spec: Spec, outputs: int, init_std: float | None) -> nn.Sequential:
+    """``model`` followed by a linear head, without a bias if the model's ``head_bias`` is false.
+
+    The head's width is found by running the model once.
+    """
+    head = nn.Linear(dry_run(model, spec).shape[-1], outputs, bias=getattr(model, "head_bias", True))
+    if init_std is not None:
+        nn.init.trunc_normal_(head.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
+    return nn.Sequential(model, head)
