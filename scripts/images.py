@@ -33,8 +33,8 @@ from metarun.config.build import build
 from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.tasks.files import cpus
-from metarun.tasks.vision.collection import class_list
 from metarun.tasks.vision.mini_imagenet import IMAGES
+from metarun.tasks.vision.published import class_list
 from metarun.training.experiment import Experiment
 
 SIZE = 84

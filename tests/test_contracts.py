@@ -25,7 +25,7 @@ from metarun.config.check import CLOSED, INJECTED, check, misfit
 from metarun.config.compose import compose
 from metarun.config.schema import declaration, is_section
 from metarun.errors import UserError
-from metarun.tasks.vision.collection import class_list
+from metarun.tasks.vision.published import class_list
 from metarun.training.experiment import Experiment
 from metarun.types import SPLITS
 from tests.models.tiny_bert import tiny_bert

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from metarun.errors import UserError, nearest, require
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.tables import Table, parse_number, read_table
-from metarun.tasks.vision.collection import listing
 from metarun.tasks.vision.folder import by_folder
 from metarun.tasks.vision.images import ENDINGS, is_clutter, is_image
+from metarun.tasks.vision.sources import listing
 
 Labels = Literal["auto", "labelled", "unlabelled"]
 """Whether queries come with their answers: said by the user, or found out (``auto``), which is then said."""

@@ -23,12 +23,13 @@ from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.fewshot import FewShot
 from metarun.tasks.files import cached
 from metarun.tasks.rng import forked_rng
+from metarun.tasks.vision.generation import SampleEvaluator
 from metarun.types import Positive, Rate
 
 log = logging.getLogger("metarun")
 
 
-class Judge:
+class Judge(SampleEvaluator):
     """A prototypical network (Snell et al. 2017, arXiv:1703.05175) of its own, and what it makes of samples.
 
     It is Conv-4 of ``width``, trained on ``episodes`` episodes of real examples of the meta-train classes, with ``way``

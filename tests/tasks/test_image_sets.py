@@ -17,9 +17,9 @@ from PIL import Image
 from metarun.errors import UserError
 from metarun.tasks.vision import images, mini_imagenet
 from metarun.tasks.vision.cifar import FC100, CifarFS
-from metarun.tasks.vision.collection import class_list
 from metarun.tasks.vision.cub import CUB
 from metarun.tasks.vision.mini_imagenet import MiniImageNet
+from metarun.tasks.vision.published import class_list
 from metarun.tasks.vision.tiered_imagenet import TieredImageNet
 from metarun.types import SPLITS
 
@@ -285,8 +285,8 @@ def test_missing_images_and_classes_are_counted_and_named(tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"has 3 classes of 'train', not 64; missing: n[^\n]*, \.\.\.; fetch it again"):
         mini(tmp_path / "own", whole=True)
     listed = {c: (s, "") for s in SPLITS for c in WNIDS[s]}
-    monkeypatch.setattr("metarun.tasks.vision.collection.class_list", lambda name: listed)
-    monkeypatch.setattr(mini_imagenet, "IMAGES", EACH)
+    monkeypatch.setattr("metarun.tasks.vision.published.class_list", lambda name: listed)
+    monkeypatch.setattr(MiniImageNet, "num_images_per_class", EACH)
     assert len(mini(tmp_path / "own", whole=True).data.x) == 36
     gone = [named(WNIDS["train"][0], 0), named(WNIDS["train"][0], 1), named(WNIDS["test"][0], 3)]
     table = "filename,label\n" + "".join(f"{named(w, i)},{w}\n" for _, w, i in every())
@@ -461,7 +461,7 @@ def test_birds(tmp_path, pack, monkeypatch):
     with pytest.raises(UserError, match="has 3 classes of 'train', not 100; missing: 0"):
         cub(tmp_path / "own", whole=True)
     listed = {c: (s, "") for s in SPLITS for c in SPECIES[s]}
-    monkeypatch.setattr("metarun.tasks.vision.collection.class_list", lambda name: listed)
+    monkeypatch.setattr("metarun.tasks.vision.published.class_list", lambda name: listed)
     with pytest.raises(UserError, match="has 27 images, not 11788; fetch it again"):
         cub(tmp_path / "own", whole=True)
 

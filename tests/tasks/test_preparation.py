@@ -13,9 +13,9 @@ from PIL import Image
 from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.tasks.inputs import Inputs
-from metarun.tasks.vision.collection import class_list
 from metarun.tasks.vision.images import Preparation
 from metarun.tasks.vision.omniglot import Part
+from metarun.tasks.vision.published import class_list
 
 PLAIN = {"root": ".", "way": 2, "shot": 1, "query": 1, "test_ways": []}
 FEW = {**PLAIN, "whole": False, "crop": 0, "flip": False, "jitter": 0.0}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,113 +9,65 @@ import numpy as np
 
 from metarun.errors import require
 from metarun.tasks.archives import members
-from metarun.tasks.files import download
 from metarun.tasks.pickles import load_pickle, read_pickle
-from metarun.tasks.vision.base import ImageFewShot
-from metarun.tasks.vision.collection import (
+from metarun.tasks.vision.published import PublishedImages
+from metarun.tasks.vision.sources import (
     Collection,
     archives,
     from_archive,
     from_arrays,
     from_folder,
-    load_published,
-    locate,
+    in_class_folders,
 )
-from metarun.types import Count, DataPath, NonNegative, Positive
 
-URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
-MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
-IMAGES = 600
-"""A class: 500 of CIFAR-100's training images and 100 of its test images, which all are used."""
-LAYOUTS = "cifar-100-python (.tar.gz or extracted), or images in folders named as CIFAR-100's classes"
 PARTS = ("train", "test", "meta")
 """The files of cifar-100-python."""
+SHARED = ("cifar100", "cifar-100", "cifar-100-python", "cifar-100-python.tar.gz")
+"""Folders and files that hold CIFAR-100 itself."""
 
 
-class Cifar100(ImageFewShot):
-    """CIFAR-100's 60,000 images of 32 pixels in 100 classes, split for few-shot learning as ``published`` says.
+class Cifar100(PublishedImages):
+    """CIFAR-100's 60,000 images of 32 pixels in 100 classes, its training and test images alike, split by class.
 
     ``root`` is a folder or an archive: ``cifar-100-python`` (its pickles are read without running code), or images
     that lie, at any depth, in folders named as the classes, as CIFAR-FS and FC100 were published (``data/<class>/``,
-    ``{train,val,test}/<class>/``). Null: METARUN_DATA, the cache, or a download of CIFAR-100. ``size`` is 32 for the
-    images as they are. ``whole: false`` takes a part of the data set too. ``crop``, ``flip`` and ``jitter`` change
-    meta-training images (:class:`ImageFewShot`).
+    ``{train,val,test}/<class>/``). ``size`` is 32 for the images as they are. The other arguments are those of
+    :class:`~metarun.tasks.vision.published.PublishedImages`.
     """
 
-    published: str
-    resize = "squash"
+    title, square = "CIFAR-100", True
+    layouts = "cifar-100-python (.tar.gz or extracted), or images in folders named as CIFAR-100's classes"
+    url = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
+    md5 = "eb9058c3a382ffc7106e4002c42a8d85"
+    num_images_per_class, shared_cache = 600, "cifar100"
 
-    def __init__(
-        self,
-        seed: int,
-        *,
-        root: DataPath | None,
-        way: Positive,
-        shot: Positive,
-        query: Count,
-        test_ways: Sequence[Positive],
-        size: Positive,
-        whole: bool,
-        crop: Count,
-        flip: bool,
-        jitter: NonNegative,
-    ) -> None:
-        places = (self.published, self.published.replace("_", "-"), "cifar100", "cifar-100", "cifar-100-python")
-        base = locate(root, (*places, "cifar-100-python.tar.gz"), LAYOUTS)
-        if base is None:
-            base = download(URL, f"md5:{MD5}", "cifar-100-python.tar.gz")
-        data, classes = load_published(
-            self.published,
-            base,
-            lambda files, listed: collected(base, files, set(listed)),
-            size=size,
-            whole=whole,
-            each=IMAGES,
-            store="cifar100",
-        )
-        self.preprocessing = {"size": size, "whole": whole}
-        self.crop, self.flip, self.jitter = crop, flip, jitter
-        shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
-        super().__init__(data, classes, seed=seed, name=self.published, input_shape=(3, size, size), **shape)  # type: ignore[arg-type]
-
-    def protocol(self) -> dict[str, Any]:
-        return {**super().protocol(), **self.preprocessing, **self.augmentation()}
+    def scan(self, base: Path, files: list[str], classes: set[str]) -> Collection:
+        classify = in_class_folders(classes)
+        for folder in sorted({Path(name).parent for name in files}):
+            if {(folder / part).as_posix() for part in PARTS} <= set(files):
+                return from_pickles({part: load_pickle(base / folder / part) for part in PARTS}, str(base / folder))
+        for path in archives(base, files):
+            names = {n for n, _ in members(path, content=False)}
+            inside = {n for n in names if Path(n).name in PARTS and Path(n).parent.name == "cifar-100-python"}
+            if len(inside) == len(PARTS):
+                contents = {Path(n).name: read_pickle(file, f"{path}/{n}") for n, file in members(path, inside)}
+                return from_pickles(contents, str(path))
+            found = from_archive(path, classify)
+            if found.classes:
+                return found
+        return self._some(from_folder(base, [] if base.is_file() else files, classify), base)
 
 
 class CifarFS(Cifar100):
     """CIFAR-FS (Bertinetto et al. 2019, arXiv:1805.08136): 64/16/20 classes drawn at random."""
 
-    published = "cifar_fs"
+    published, folders = "cifar_fs", ("cifar_fs", "cifar-fs", *SHARED)
 
 
 class FC100(Cifar100):
     """FC100 (Oreshkin et al. 2018, arXiv:1805.10123): 60/20/20 classes; no superclass is in two splits."""
 
-    published = "fc100"
-
-
-def collected(base: Path, files: Sequence[str], classes: set[str]) -> Collection:
-    """The images in whichever layout ``base`` has; ``files`` are all paths below it."""
-
-    def classify(name: str) -> str | None:
-        label = Path(name).parent.name
-        return label if label in classes else None
-
-    for folder in sorted({Path(name).parent for name in files}):
-        if {(folder / part).as_posix() for part in PARTS} <= set(files):
-            return from_pickles({part: load_pickle(base / folder / part) for part in PARTS}, str(base / folder))
-    for path in archives(base, files):
-        names = {n for n, _ in members(path, content=False)}
-        inside = {n for n in names if Path(n).name in PARTS and Path(n).parent.name == "cifar-100-python"}
-        if len(inside) == len(PARTS):
-            contents = {Path(n).name: read_pickle(file, f"{path}/{n}") for n, file in members(path, inside)}
-            return from_pickles(contents, str(path))
-        found = from_archive(path, classify)
-        if found.classes:
-            return found
-    found = from_folder(base, [] if base.is_file() else files, classify)
-    require(bool(found.classes), f"{base}: holds no CIFAR-100; it must hold {LAYOUTS}")
-    return found
+    published, folders = "fc100", ("fc100", *SHARED)
 
 
 def from_pickles(contents: dict[str, Any], name: str) -> Collection:

@@ -15,14 +15,9 @@ from metarun.errors import UserError, require
 from metarun.tasks.archives import members
 from metarun.tasks.fewshot import split_classes
 from metarun.tasks.vision.base import ImageFewShot
-from metarun.tasks.vision.collection import (
-    ARCHIVES,
-    SPLIT_NAMES,
-    Collection,
-    ImageSet,
-    from_archive,
-)
+from metarun.tasks.vision.collection import ImageSet
 from metarun.tasks.vision.images import ENDINGS, NAMED, is_clutter, is_image
+from metarun.tasks.vision.sources import ARCHIVES, SPLIT_NAMES, Collection, from_archive
 from metarun.types import SPLITS, Count, DataPath, Fraction, NonNegative, Positive, Split
 
 log = logging.getLogger("metarun")

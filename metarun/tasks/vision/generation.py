@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,8 +23,23 @@ from metarun.types import Positive, Split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metarun.evaluation.samples import Judge
     from metarun.tasks.learner import Learner
+
+
+class SampleEvaluator(ABC):
+    """Evaluates generated images; :class:`metarun.evaluation.samples.Judge` is one."""
+
+    @abstractmethod
+    def of(self, images: FewShot) -> SampleEvaluator:
+        """Return the evaluator for images of this family, of which it may use the meta-train classes."""
+
+    @abstractmethod
+    def __call__(self, learner: Callable[[Tensor], Tensor], batch: TaskBatch) -> dict[str, Tensor]:
+        """Return each metric as [T] of the samples that ``learner``, adapted to ``batch.support``, generates."""
+
+    @abstractmethod
+    def protocol(self) -> dict[str, Any]:
+        """Return the facts without which its metrics cannot be compared."""
 
 
 class Generation(Task):
@@ -44,7 +60,7 @@ class Generation(Task):
         seed: int,
         *,
         images: FewShot,
-        judge: Judge,
+        judge: SampleEvaluator,
         way: Positive,
         shot: Positive,
         query: Positive,

@@ -14,119 +14,67 @@ import numpy as np
 from metarun.errors import UserError, require
 from metarun.tasks.archives import members
 from metarun.tasks.pickles import load_pickle, read_pickle
-from metarun.tasks.vision.base import ImageFewShot
-from metarun.tasks.vision.collection import (
+from metarun.tasks.vision.published import PublishedImages
+from metarun.tasks.vision.sources import (
     Collection,
     archives,
     from_archive,
     from_arrays,
     from_folder,
-    load_published,
-    locate,
     merge,
     refuse_missing,
     split_of,
     wordnet_id,
 )
-from metarun.types import Count, DataPath, NonNegative, Positive, Resize, Split
+from metarun.types import Split
 
-IMAGES = 600
-"""A class."""
-FOLDERS = ("mini_imagenet", "mini-imagenet", "miniimagenet", "miniImageNet", "MiniImagenet")
-LAYOUTS = (
-    "mini-imagenet-cache-{train,val,test}.pkl, a .tar, .tar.gz or .zip, .parquet files, or images <wnid><8 digits>.jpg"
-)
 PICKLE = re.compile(r"(mini-?imagenet-cache-(train|val|validation|test)|"
                     r"miniImageNet_category_split_(train_phase_train|val|test))\.(pkl|pickle)", re.I)  # fmt: skip
 
 
-class MiniImageNet(ImageFewShot):
+class MiniImageNet(PublishedImages):
     """mini-ImageNet by Ravi & Larochelle's split of 64/16/20 classes.
 
-    ``root`` is a folder or a file in any of the public layouts, directly or under ``mini_imagenet`` (where null:
-    METARUN_DATA, the cache): pickles ``mini-imagenet-cache-{train,val,test}.pkl`` (Ren et al. 2018) or
+    ``root`` holds any of the public layouts: pickles ``mini-imagenet-cache-{train,val,test}.pkl`` (Ren et al. 2018) or
     ``miniImageNet_category_split_*.pickle`` (Lee et al. 2019), read without running code; an archive of these, or
     of images; parquet files as on the Hugging Face hub (extra ``vision``); or a folder that holds, at any depth,
     images named ``<wnid><8 digits>.jpg`` or lying in folders named by WordNet ids. Where several are there, the first
     is taken. Where Ravi & Larochelle's ``train.csv``, ``val.csv`` and ``test.csv`` are there too, every image that
-    they name must be.
-
-    Images are brought to ``size`` pixels whole (``squash``, as Ravi & Larochelle did) or by their middle square
-    (``crop``); pickles hold them at 84 already. ``whole: false`` takes a part of the data set too. ``crop``, ``flip``
-    and ``jitter`` change meta-training images (:class:`ImageFewShot`).
+    they name must be. Ravi & Larochelle brought images to 84 pixels whole (``resize: squash``); pickles hold them so.
+    The other arguments are those of :class:`~metarun.tasks.vision.published.PublishedImages`.
     """
 
-    def __init__(
-        self,
-        seed: int,
-        *,
-        root: DataPath | None,
-        way: Positive,
-        shot: Positive,
-        query: Count,
-        test_ways: Sequence[Positive],
-        size: Positive,
-        resize: Resize,
-        whole: bool,
-        crop: Count,
-        flip: bool,
-        jitter: NonNegative,
-    ) -> None:
-        base = locate(root, FOLDERS, LAYOUTS)
-        if base is None:
-            raise UserError(
-                f"mini-ImageNet is not found: put {LAYOUTS} into METARUN_DATA/mini_imagenet, or name their folder "
-                "with task.root"
-            )
-        data, classes = load_published(
-            "mini_imagenet",
-            base,
-            lambda files, _: collected(base, files),
-            size=size,
-            whole=whole,
-            resize=resize,
-            each=IMAGES,
-        )
-        self.preprocessing = {"size": size, "resize": resize, "whole": whole}
-        self.resize, self.crop, self.flip, self.jitter = resize, crop, flip, jitter
-        shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
-        super().__init__(data, classes, seed=seed, name="mini_imagenet", input_shape=(3, size, size), **shape)  # type: ignore[arg-type]
+    published, title, split_by = "mini_imagenet", "mini-ImageNet", "ravi"
+    folders = ("mini_imagenet", "mini-imagenet", "miniimagenet", "miniImageNet", "MiniImagenet")
+    layouts = (
+        "mini-imagenet-cache-{train,val,test}.pkl, a .tar, .tar.gz or .zip, .parquet files, or images "
+        "<wnid><8 digits>.jpg"
+    )
+    num_images_per_class = 600
 
-    def protocol(self) -> dict[str, Any]:
-        return {**super().protocol(), "split": "ravi", **self.preprocessing, **self.augmentation()}
+    def scan(self, base: Path, files: list[str], classes: set[str]) -> Collection:
+        pickles = [name for name in files if PICKLE.fullmatch(Path(name).name)]
+        if pickles:
+            paths = (base if base.is_file() else base / name for name in pickles)
+            return merge([from_pickle(load_pickle(path), str(path)) for path in paths])
+        parquet = [name for name in files if name.endswith(".parquet")]
+        if parquet:
+            return from_parquet(base, parquet)
+        packed = archives(base, files)
+        if packed:
+            return merge([self._some(from_packed(path), path) for path in packed])
+        found = self._some(from_folder(base, files, wordnet_id), base)
+        tables = [base / name for name in files if Path(name).name in ("train.csv", "val.csv", "test.csv")]
+        return _by_tables(found, tables) if tables else found
 
 
-def collected(base: Path, files: Sequence[str]) -> Collection:
-    """The images in whichever layout ``base`` has; ``files`` are all paths below it."""
-    pickles = [name for name in files if PICKLE.fullmatch(Path(name).name)]
-    if pickles:
-        return merge(
-            [
-                from_pickle(load_pickle(path), str(path))
-                for path in (base if base.is_file() else base / n for n in pickles)
-            ]
-        )
-    parquet = [name for name in files if name.endswith(".parquet")]
-    if parquet:
-        return from_parquet(base, parquet)
-    packed = archives(base, files)
-    if packed:
-        return merge([_unpacked(path) for path in packed])
-    found = from_folder(base, files, wordnet_id)
-    require(bool(found.classes), f"{base}: holds no mini-ImageNet; it must hold {LAYOUTS}")
-    tables = [base / name for name in files if Path(name).name in ("train.csv", "val.csv", "test.csv")]
-    return _by_tables(found, tables) if tables else found
-
-
-def _unpacked(path: Path) -> Collection:
-    """An archive of pickles, or of images."""
+def from_packed(path: Path) -> Collection:
+    """Images of an archive: of its pickles if it has any, else its image files."""
     parts = [
         from_pickle(read_pickle(file, f"{path}/{name}"), f"{path}/{name}")
         for name, file in members(path, {n for n, _ in members(path, content=False) if PICKLE.fullmatch(Path(n).name)})
     ]
-    found = merge(parts) if parts else from_archive(path, wordnet_id)
-    require(bool(found.classes), f"{path}: holds no mini-ImageNet; it must hold {LAYOUTS}")
-    return found
+    return merge(parts) if parts else from_archive(path, wordnet_id)
 
 
 def from_pickle(content: Any, name: str) -> Collection:

@@ -3,95 +3,41 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from metarun.errors import UserError, require
+from metarun.errors import require
 from metarun.tasks.pickles import load_pickle
-from metarun.tasks.vision.base import ImageFewShot
-from metarun.tasks.vision.collection import (
-    Collection,
-    Source,
-    archives,
-    from_archive,
-    from_folder,
-    load_published,
-    locate,
-    merge,
-    split_of,
-    wordnet_id,
-)
-from metarun.types import Count, DataPath, NonNegative, Positive, Resize
+from metarun.tasks.vision.images import Source
+from metarun.tasks.vision.published import PublishedImages
+from metarun.tasks.vision.sources import Collection, archives, from_archive, from_folder, merge, split_of, wordnet_id
 
-IMAGES = 779_165
-"""Of all classes; there are 732 to 1300 of each."""
-FOLDERS = ("tiered_imagenet", "tiered-imagenet", "tieredImageNet", "TieredImagenet")
-LAYOUTS = "{train,val,test}_images_png.pkl and _labels.pkl, or images in folders named by WordNet ids"
 PICKLE = re.compile(r"(.*(?:train|val|validation|test))_images_png\.pkl")
 
 
-class TieredImageNet(ImageFewShot):
-    """tieredImageNet: 351/97/160 classes of 20/6/8 categories.
+class TieredImageNet(PublishedImages):
+    """tieredImageNet: 351/97/160 classes of 20/6/8 categories, 732 to 1300 images each.
 
-    ``root`` is a folder, directly or under ``tiered_imagenet`` (where null: METARUN_DATA, the cache), of Ren et
-    al.'s pickles of PNG images and labels, which are read without running code, one split at a time; or of images
-    that lie, at any depth, in folders named by WordNet ids (also in an archive). The decoded images take 16.5 GB at
-    84 pixels: they stay in the mapped cache on the CPU, and must fit on a GPU that trains. The rest is as in
-    :class:`~metarun.tasks.vision.mini_imagenet.MiniImageNet`.
+    ``root`` holds Ren et al.'s pickles of PNG images and labels, which are read without running code, one split at a
+    time; or images that lie, at any depth, in folders named by WordNet ids (also in an archive). The decoded images
+    take 16.5 GB at 84 pixels: they stay in the mapped cache on the CPU, and must fit on a GPU that trains. The other
+    arguments are those of :class:`~metarun.tasks.vision.published.PublishedImages`.
     """
 
-    def __init__(
-        self,
-        seed: int,
-        *,
-        root: DataPath | None,
-        way: Positive,
-        shot: Positive,
-        query: Count,
-        test_ways: Sequence[Positive],
-        size: Positive,
-        resize: Resize,
-        whole: bool,
-        crop: Count,
-        flip: bool,
-        jitter: NonNegative,
-    ) -> None:
-        base = locate(root, FOLDERS, LAYOUTS)
-        if base is None:
-            raise UserError(
-                f"tieredImageNet is not found: put {LAYOUTS} into METARUN_DATA/tiered_imagenet, or name their folder "
-                "with task.root"
-            )
-        data, classes = load_published(
-            "tiered_imagenet",
-            base,
-            lambda files, _: collected(base, files),
-            size=size,
-            whole=whole,
-            resize=resize,
-            total=IMAGES,
-        )
-        self.preprocessing = {"size": size, "resize": resize, "whole": whole}
-        self.resize, self.crop, self.flip, self.jitter = resize, crop, flip, jitter
-        shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
-        super().__init__(data, classes, seed=seed, name="tiered_imagenet", input_shape=(3, size, size), **shape)  # type: ignore[arg-type]
+    published, title = "tiered_imagenet", "tieredImageNet"
+    folders = ("tiered_imagenet", "tiered-imagenet", "tieredImageNet", "TieredImagenet")
+    layouts = "{train,val,test}_images_png.pkl and _labels.pkl, or images in folders named by WordNet ids"
+    num_images = 779_165
 
-    def protocol(self) -> dict[str, Any]:
-        return {**super().protocol(), **self.preprocessing, **self.augmentation()}
-
-
-def collected(base: Path, files: Sequence[str]) -> Collection:
-    """The images in whichever layout ``base`` has; ``files`` are all paths below it."""
-    pickles = [(name, match[1]) for name in files if (match := PICKLE.fullmatch(name))]
-    if pickles and not base.is_file():
-        return merge([from_pickles(base / name, base / f"{stem}_labels.pkl") for name, stem in pickles])
-    packed = [from_archive(path, wordnet_id) for path in archives(base, files)]
-    found = merge(packed) if packed else from_folder(base, [] if base.is_file() else files, wordnet_id)
-    require(bool(found.classes), f"{base}: holds no tieredImageNet; it must hold {LAYOUTS}")
-    return found
+    def scan(self, base: Path, files: list[str], classes: set[str]) -> Collection:
+        pickles = [(name, match[1]) for name in files if (match := PICKLE.fullmatch(name))]
+        if pickles and not base.is_file():
+            return merge([from_pickles(base / name, base / f"{stem}_labels.pkl") for name, stem in pickles])
+        packed = [from_archive(path, wordnet_id) for path in archives(base, files)]
+        found = merge(packed) if packed else from_folder(base, [] if base.is_file() else files, wordnet_id)
+        return self._some(found, base)
 
 
 def from_pickles(images: Path, labels: Path) -> Collection:

@@ -1,0 +1,198 @@
+"""Published image sets: the base class, the published splits, and the check that a copy of the data is whole."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from metarun.errors import UserError, require
+from metarun.tasks.files import download
+from metarun.tasks.vision.base import ImageFewShot
+from metarun.tasks.vision.collection import ImageSet
+from metarun.tasks.vision.images import NAMED
+from metarun.tasks.vision.sources import Collection, locate
+from metarun.types import SPLITS, Count, DataPath, NonNegative, Positive, Resize, Split
+
+log = logging.getLogger("metarun")
+
+HINT = "; fetch it again, or take what is there with task.whole=false"
+"""The remedy in every message about missing data."""
+
+
+class PublishedImages(ImageFewShot):
+    """Few-shot classification of a published image set by its published split of classes.
+
+    A data set is a subclass with the class attributes below, the method :meth:`scan` and a file
+    ``splits/<published>.txt``, whose lines are ``<split> <class> [<superclass>]``.
+
+    ``root`` is a folder or file of the data; null: the first of ``folders`` in METARUN_DATA or the cache, else a
+    download. Images are brought to ``size`` pixels whole (``squash``) or by their middle square (``crop``). ``whole:
+    false`` takes a part of the data set too. ``crop``, ``flip`` and ``jitter`` change meta-training images
+    (:class:`~metarun.tasks.vision.base.ImageFewShot`).
+    """
+
+    published: ClassVar[str]
+    """Name of the set in METARUN_DATA, in protocols and of its list of classes."""
+    title: ClassVar[str]
+    """Name of the set in messages."""
+    folders: ClassVar[Sequence[str]]
+    """Folders and files that are looked for in METARUN_DATA and the cache, in this order."""
+    layouts: ClassVar[str]
+    """The layouts that :meth:`scan` reads, in words."""
+    url: ClassVar[str | None] = None
+    """Where the set is downloaded from; ``None`` where its owner does not allow that."""
+    md5: ClassVar[str] = ""
+    num_images: ClassVar[int | None] = None
+    """Number of images of the whole set; ``None``: not checked."""
+    num_images_per_class: ClassVar[int | None] = None
+    """Number of images of every class; ``None``: not checked, or classes differ."""
+    split_by: ClassVar[str | None] = None
+    """Whose split it is, for protocols, where several are in use."""
+    shared_cache: ClassVar[str | None] = None
+    """Name under which sets of the same images share one decoded copy."""
+    square: ClassVar[bool] = False
+    """True if all images are square, so that ``resize`` makes no difference and protocols leave it out."""
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        root: DataPath | None,
+        way: Positive,
+        shot: Positive,
+        query: Count,
+        test_ways: Sequence[Positive],
+        size: Positive,
+        whole: bool,
+        crop: Count,
+        flip: bool,
+        jitter: NonNegative,
+        resize: Resize = "squash",
+    ) -> None:
+        base = locate(root, self.folders, self.layouts) or self._download()
+        self.size, self.whole = size, whole
+        self.resize, self.crop, self.flip, self.jitter = resize, crop, flip, jitter
+        listed = class_list(self.published)
+        images = ImageSet(
+            self.shared_cache or self.published,
+            base,
+            lambda files: self.scan(base, files, set(listed)),
+            size=size,
+            resize=resize,
+            options={} if self.shared_cache else {"whole": whole},
+        )
+        counts = dict(zip(images.names, images.counts, strict=True))
+        validate(counts, images.homes, listed, whole, str(base), each=self.num_images_per_class, total=self.num_images)
+        for note in images.notes:
+            log.info("%s: %s", base, note)
+        homes = np.array([listed[name][0] if name in listed else images.homes[name] for name in images.names])
+        super().__init__(
+            images.data(),
+            {split: np.flatnonzero(homes == split) for split in SPLITS},
+            seed=seed,
+            name=self.published,
+            input_shape=(3, size, size),
+            way=way,
+            shot=shot,
+            query=query,
+            test_ways=test_ways,
+        )
+
+    @abstractmethod
+    def scan(self, base: Path, files: list[str], classes: set[str]) -> Collection:
+        """Find the images in whichever layout ``base`` has, without decoding any.
+
+        Args:
+            base: Folder or file of the data.
+            files: All paths below ``base``, relative to it and sorted; its own name if it is a file.
+            classes: Names of the published classes.
+
+        Raises:
+            UserError: if there are no images of this data set.
+        """
+
+    def protocol(self) -> dict[str, Any]:
+        split = {} if self.split_by is None else {"split": self.split_by}
+        resize = {} if self.square else {"resize": self.resize}
+        return {
+            **super().protocol(),
+            **split,
+            "size": self.size,
+            **resize,
+            "whole": self.whole,
+            **self.augmentation(),
+        }
+
+    def _download(self) -> Path:
+        if self.url is None:
+            raise UserError(
+                f"{self.title} is not found: put {self.layouts} into METARUN_DATA/{self.published}, or name their "
+                "folder with task.root"
+            )
+        return download(self.url, f"md5:{self.md5}", self.url.rpartition("/")[2])
+
+    def _some(self, found: Collection, where: Path) -> Collection:
+        """Return ``found``, or raise an error if it is empty."""
+        require(bool(found.classes), f"{where}: holds no {self.title}; it must hold {self.layouts}")
+        return found
+
+
+def class_list(name: str) -> dict[str, tuple[Split, str]]:
+    """The published split ``splits/<name>.txt``: class -> its split, and its superclass ("" where there are none)."""
+    listed: dict[str, tuple[Split, str]] = {}
+    for line in (Path(__file__).parent / "splits" / f"{name}.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            split, label, *group = line.split()
+            listed[label] = (split, group[0] if group else "")  # type: ignore[assignment]
+    return listed
+
+
+def validate(
+    counts: Mapping[str, int],
+    homes: Mapping[str, Split],
+    listed: Mapping[str, tuple[Split, str]],
+    whole: bool,
+    of: str,
+    each: int | None = None,
+    total: int | None = None,
+) -> None:
+    """Refuse images, so many a class, whose classes are not those that are published.
+
+    ``each`` is how many images a class has in the published set, ``total`` how many there are; ``None``: any number.
+    Where not ``whole``, classes and images may be missing, but no class more may be there, nor lie in another split.
+    """
+    strangers = [name for name in counts if name not in listed and name not in homes]
+    require(
+        not strangers and bool(counts),
+        f"{of}: {len(strangers)} classes are in no split of this data set, such as '{strangers[0]}'"
+        if strangers
+        else f"{of}: holds no images of this data set",
+    )
+    for name, home in homes.items():
+        own = listed.get(name, (home, ""))[0]
+        require(own == home, f"{of}: class '{name}' lies in '{home}', but is one of '{own}' in the published split")
+    for split in SPLITS:
+        want = sum(home == split for home, _ in listed.values())
+        have = sum(listed.get(name, (homes.get(name), ""))[0] == split for name in counts)
+        missing = [n for n, (home, _) in listed.items() if home == split and n not in counts]
+        known = any(name in listed for name in counts)
+        named = f"; missing: {', '.join(missing[:NAMED])}{', ...' if len(missing) > NAMED else ''}" if known else ""
+        require(
+            have == want if whole else 0 < have <= want,
+            f"{of}: has {have} classes of '{split}', not {want}{named if have < want else ''}{HINT if whole else ''}",
+        )
+    if not whole:
+        return
+    wrong = {name: have for name, have in counts.items() if each is not None and have != each}
+    if wrong and each is not None:
+        some = ", ".join(f"'{name}' has {have} of {each}" for name, have in list(wrong.items())[:NAMED])
+        more = f", and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+        lost = sum(each - have for have in wrong.values())
+        raise UserError(f"{of}: {lost} images are missing, in {len(wrong)} classes: {some}{more}{HINT}")
+    have = sum(counts.values())
+    require(total in (None, have), f"{of}: has {have} images, not {total}{HINT}")
