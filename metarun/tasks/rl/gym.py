@@ -8,7 +8,7 @@ import logging
 import traceback
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -22,7 +22,7 @@ from metarun.errors import RunFailed, UserError, nearest, require
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment
-from metarun.tasks.rl.spaces import Channels, Interface, WrongValue, described, named, number
+from metarun.tasks.rl.spaces import Channels, Interface, WrongValue, named
 from metarun.tasks.rng import derived_seed, uniforms
 from metarun.types import ImportPath, Positive, Split
 
@@ -215,42 +215,18 @@ class Simulators(Environment):
         self.success: NDArray[np.bool_] | None = None
         seeds = uniforms(self.family.seed, self.split, self.indices, self.drawn + copies, stream=11)[:, self.drawn :]
         self.drawn += copies
-        self.time = 0
+        self.time, interface = 0, self.family.interface
         self.seen = np.zeros((*shape, *self.interface_size()), np.float32)
         for t, row in enumerate(self.rows):
             while len(row) < copies:
                 row.append(self.family.simulator(self.parameters[t]))
             for e in range(copies):
                 begin = partial(row[e].reset, seed=int(seeds[t, e] * 2**31))
-                self.seen[t, e] = self.asked(t, e, "reset", begin, self.begun)
+                self.seen[t, e] = self.asked(t, e, "reset", begin, interface.read_reset)
         if self.films is not None:
             self.films.append([])
             self.expose()
         return self.tensor(self.seen)
-
-    def begun(self, returned: Any) -> NDArray[np.float32]:
-        """The observation that a reset returned."""
-        if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], Mapping):
-            raise WrongValue(f"{described(returned)}; it must return (observation, info), info being a dict")
-        return self.family.interface.read(returned[0])
-
-    def stepped(self, returned: Any) -> tuple[NDArray[np.float32], float, bool, bool, Mapping[str, Any]]:
-        """What a step returned, checked."""
-        if not isinstance(returned, tuple) or len(returned) != 5:
-            old = ", as Gym had it before 0.26" if isinstance(returned, tuple) and len(returned) == 4 else ""
-            raise WrongValue(
-                f"{described(returned)}{old}; it must return (observation, reward, terminated, truncated, info)"
-            )
-        seen, reward, terminated, truncated, info = returned
-        paid = number(reward)
-        if paid is None:
-            raise WrongValue(f"{described(reward)} as reward; it must be one finite number")
-        for name, flag in (("terminated", terminated), ("truncated", truncated)):
-            if not isinstance(flag, bool | np.bool_) and number(flag) not in (0.0, 1.0):
-                raise WrongValue(f"{described(flag)} as {name}; it must be true or false")
-        if not isinstance(info, Mapping):
-            raise WrongValue(f"{described(info)} as info; it must be a dict")
-        return self.family.interface.read(seen), paid, bool(terminated), bool(truncated), info
 
     def asked(
         self, task: int, copy: int, method: str, call: Callable[[], Any], check: Callable[[Any], Result]
@@ -282,11 +258,11 @@ class Simulators(Environment):
                 f"'{self.split}' tasks; a smaller algorithm.outer_lr or algorithm.inner_lr is the usual cure"
             )
         reward, terminated = np.zeros(self.over.shape, np.float32), np.zeros_like(self.over)
-        self.cut = np.zeros_like(self.over)
+        self.cut, interface = np.zeros_like(self.over), self.family.interface
         for t, e in np.argwhere(~self.over):
-            simulator, done = self.rows[t][e], self.family.interface.write(actions[t, e])
+            simulator, done = self.rows[t][e], interface.write(actions[t, e])
             step = partial(simulator.step, done)
-            self.seen[t, e], paid, ended, truncated, info = self.asked(t, e, "step", step, self.stepped)
+            self.seen[t, e], paid, ended, truncated, info = self.asked(t, e, "step", step, interface.read_step)
             reward[t, e], terminated[t, e], self.cut[t, e] = paid, ended, truncated and not ended
             solved = info.get("success", info.get("is_success"))
             if solved is not None:

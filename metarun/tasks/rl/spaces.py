@@ -127,6 +127,30 @@ class Interface:
         parts = np.array(np.unravel_index(int(action), self.sizes)) + self.first
         return parts.astype(acts.dtype).reshape(acts.shape)
 
+    def read_reset(self, returned: Any) -> NDArray[np.float32]:
+        """Return the observation of a reset; raises :class:`WrongValue` unless it returned (observation, info)."""
+        if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], Mapping):
+            raise WrongValue(f"{described(returned)}; it must return (observation, info), info being a dict")
+        return self.read(returned[0])
+
+    def read_step(self, returned: Any) -> tuple[NDArray[np.float32], float, bool, bool, Mapping[str, Any]]:
+        """Return a step's observation, reward, terminated, truncated and info; raises :class:`WrongValue`."""
+        if not isinstance(returned, tuple) or len(returned) != 5:
+            old = ", as Gym had it before 0.26" if isinstance(returned, tuple) and len(returned) == 4 else ""
+            raise WrongValue(
+                f"{described(returned)}{old}; it must return (observation, reward, terminated, truncated, info)"
+            )
+        seen, reward, terminated, truncated, info = returned
+        paid = number(reward)
+        if paid is None:
+            raise WrongValue(f"{described(reward)} as reward; it must be one finite number")
+        for name, flag in (("terminated", terminated), ("truncated", truncated)):
+            if not isinstance(flag, bool | np.bool_) and number(flag) not in (0.0, 1.0):
+                raise WrongValue(f"{described(flag)} as {name}; it must be true or false")
+        if not isinstance(info, Mapping):
+            raise WrongValue(f"{described(info)} as info; it must be a dict")
+        return self.read(seen), paid, bool(terminated), bool(truncated), info
+
     def difference(self, simulator: Any) -> str | None:
         """What of the spaces of another simulator is not as here; ``None`` if they are equal."""
         for name, theirs in spaces_of(simulator).items():
