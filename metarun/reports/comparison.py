@@ -13,16 +13,11 @@ from typing import Any
 import numpy as np
 
 from metarun.evaluation.statistics import (
-    Array,
     Mean,
     Paired,
     area,
-    interquartile_mean,
     over_seeds,
     paired,
-    percentiles,
-    profile,
-    resampled,
 )
 from metarun.reports.runs import LeftOut, Run, flat, matters
 
@@ -228,64 +223,12 @@ def task_keys(run: Run) -> dict[str, Any]:
     return {k: v for k, v in run.keys.items() if k.startswith("task.") and matters(k)}
 
 
-@dataclass(frozen=True)
-class Score:
-    """Of one learner over settings and seeds; each interval is between percentiles of a stratified bootstrap."""
-
-    middle: float
-    """The interquartile mean."""
-    middle_interval: tuple[float, float]
-    mean: float
-    mean_interval: tuple[float, float]
-    profile: Array
-    """Share of runs above each threshold."""
-    band: tuple[Array, Array]
-
-    @classmethod
-    def of(cls, per_task: Sequence[Array]) -> Score:
-        """From one array of seeds' scores a task."""
-        every, samples = np.concatenate(per_task), resampled(per_task)
-        low, high = percentiles(interquartile_mean(samples))
-        mean_low, mean_high = percentiles(samples.mean(-1))
-        return cls(
-            float(interquartile_mean(every)), (float(low), float(high)),
-            float(every.mean()), (float(mean_low), float(mean_high)),
-            profile(every, THRESHOLDS), percentiles(profile(samples, THRESHOLDS)),
-        )  # fmt: skip
-
-
-THRESHOLDS = np.linspace(0, 1, 101)
-
-
 @dataclass(frozen=True, eq=False)
 class Comparison:
+    """Runs grouped into settings, and what could not be read."""
+
     settings: Sequence[Setting]
     left_out: Sequence[LeftOut]
-
-    def aggregate(self) -> dict[str, Score] | str:
-        """Scores of the learners that were run in every setting, or why there are none.
-
-        As Agarwal et al. 2021 (arXiv:2108.13264) have it. A run's score is its result, scaled in its setting from the
-        worst run (0) to the best (1).
-        """
-        found = {setting: {row.label: row for row in setting.rows} for setting in self.settings}
-        every_label = dict.fromkeys(label for rows in found.values() for label in rows)
-        labels = [label for label in every_label if all(label in rows for rows in found.values())]
-        if len(found) < 2 or len(labels) < 2:
-            return "They take two settings and two learners that were run in every one of them."
-        scores: dict[str, list[Array]] = {label: [] for label in labels}
-        for setting, rows in found.items():
-            sign = 1 if setting.higher_is_better else -1
-            raw = {
-                label: sign * np.array([run.summary["test"][setting.metric]["mean"] for run in rows[label].runs])
-                for label in labels
-            }
-            every = np.concatenate(list(raw.values()))
-            if not np.isfinite(every).all():
-                return f"A result in {setting.title} is not finite."
-            for label, values in raw.items():
-                scores[label].append((values - every.min()) / (np.ptp(every) or 1.0))
-        return {label: Score.of(per_task) for label, per_task in scores.items()}
 
 
 def compare(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:

@@ -13,7 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from metarun.escape import for_plot
 from metarun.evaluation.statistics import Mean
-from metarun.reports.comparison import THRESHOLDS, Comparison, Row, Setting
+from metarun.reports.comparison import Comparison, Row, Setting
+from metarun.reports.scores import THRESHOLDS, aggregate
 
 COLOURS = ("#2f6fb0", "#d9662b", "#3a8f5c", "#9a5fb5", "#b8392f", "#6b6b6b", "#c9a227", "#2aa0a4", "#7d4e2d", "#d45a9c")
 STYLES = ("-", "--", ":", "-.")
@@ -107,7 +108,7 @@ def by_shape(setting: Setting, looks: Looks) -> Iterator[tuple[str, Figure]]:
 
 
 def performance(comparison: Comparison, looks: Looks) -> Figure | None:
-    scores = comparison.aggregate()
+    scores = aggregate(comparison.settings)
     if isinstance(scores, str):
         return None
     figure = Figure(figsize=(6, 3.8), layout="constrained")

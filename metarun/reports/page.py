@@ -10,6 +10,7 @@ from metarun.escape import for_html as escape
 from metarun.escape import for_markdown
 from metarun.reports import tables
 from metarun.reports.comparison import Comparison
+from metarun.reports.scores import aggregate
 from metarun.reports.tables import Table, as_markdown
 
 
@@ -47,7 +48,7 @@ def sections(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[Se
         yield Section("Learning curves", "Bands are 95 % intervals: over seeds, or of one seed over validation tasks.",
                       [], drawn("learning"))  # fmt: skip
     if settings:
-        found, table = comparison.aggregate(), tables.aggregates(comparison)
+        found, table = aggregate(comparison.settings), tables.aggregates(comparison)
         yield Section("Over all settings", found if isinstance(found, str) else "", [table] if table else [],
                       drawn("profiles"))  # fmt: skip
         yield Section("Cost", "", [tables.cost(comparison)])

@@ -13,6 +13,7 @@ from metarun.escape import for_csv, for_markdown, printable
 from metarun.evaluation.statistics import Mean
 from metarun.reports.comparison import Comparison, Pair, Row, Setting, shown
 from metarun.reports.runs import flat
+from metarun.reports.scores import aggregate
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -187,7 +188,7 @@ def efficiency(setting: Setting) -> Table | None:
 
 
 def aggregates(comparison: Comparison) -> Table | None:
-    found = comparison.aggregate()
+    found = aggregate(comparison.settings)
     if isinstance(found, str):
         return None
     rows = []

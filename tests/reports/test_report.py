@@ -22,6 +22,7 @@ from metarun.evaluation.statistics import Mean
 from metarun.reports.comparison import Comparison, compare
 from metarun.reports.page import markdown, sections
 from metarun.reports.runs import gather
+from metarun.reports.scores import aggregate
 from metarun.reports.tables import interval
 from metarun.tracking.history import Job
 from tests.reports.made import edited, made
@@ -170,7 +171,7 @@ def test_scores_over_settings(tmp_path: Path) -> None:
         for algorithm, means in values.items():
             for seed, value in enumerate(means):
                 made(tmp_path, curve(value), task=task, algorithm=algorithm, seed=seed)
-    scores = of(tmp_path).aggregate()
+    scores = aggregate(of(tmp_path).settings)
     assert not isinstance(scores, str)
     # sinusoid: 1 -> 1, 2 -> .75, 3 -> .5, 5 -> 0 (less is better); glyphs: .5 -> 0, .9 -> 1, .7 -> .5, .8 -> .75
     assert scores["maml"].mean == pytest.approx((1 + 0.75 + 0 + 1) / 4)
