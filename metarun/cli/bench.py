@@ -44,7 +44,9 @@ def run(words: list[str]) -> int:
     from metarun.bench.machine import limited_to
     from metarun.bench.report import as_json, legend, picture, table
     from metarun.bench.workloads import WORKLOADS
-    from metarun.tracking.rundir import atomic_write, now, provenance
+    from metarun.tracking.files import atomic_write
+    from metarun.tracking.provenance import provenance
+    from metarun.tracking.rundir import now
     from metarun.training.device import choose_device
 
     names = chosen_workloads(settings.workloads, WORKLOADS)

@@ -88,7 +88,7 @@ def _writable(place: Path) -> bool:
 
 
 def _wandb_mode() -> str:
-    from metarun.tracking.wandb import requested_mode
+    from metarun.tracking.wandb_mode import requested_mode
 
     asked = requested_mode(None, os.environ)
     return f"{asked} (WANDB_MODE)" if asked else "online with an API key, else offline"

@@ -10,7 +10,8 @@ from metarun import strict_json
 from metarun.cli.output import print_summary, set_up_logging
 from metarun.cli.stored import data_keys, rebuild, recorded, take_code, trained
 from metarun.errors import UserError, nearest, require
-from metarun.tracking.rundir import RunDirectory, atomic_write
+from metarun.tracking.files import atomic_write
+from metarun.tracking.rundir import RunDirectory
 from metarun.types import Split
 
 if TYPE_CHECKING:

@@ -79,7 +79,7 @@ def write(comparison: Comparison, folders: Sequence[str], out: Path) -> None:
     from metarun.reports import tables
     from metarun.reports.curves import figures
     from metarun.reports.page import Picture, html, markdown, sections
-    from metarun.tracking.rundir import atomic_write
+    from metarun.tracking.files import atomic_write
 
     pictures = []
     for name, caption, figure in figures(comparison):

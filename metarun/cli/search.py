@@ -14,8 +14,8 @@ from metarun.config.catalogue import catalogue
 from metarun.errors import RunFailed, UserError, nearest
 from metarun.escape import printable
 from metarun.search.space import Search
+from metarun.tracking.files import atomic_write
 from metarun.tracking.history import substance
-from metarun.tracking.rundir import atomic_write
 
 if TYPE_CHECKING:
     from metarun.search.study import Folder, Study

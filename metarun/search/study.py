@@ -15,7 +15,8 @@ import yaml
 
 from metarun.errors import Pruned, RunFailed, UserError
 from metarun.search.space import Search
-from metarun.tracking.rundir import RunDirectory, atomic_write
+from metarun.tracking.files import atomic_write
+from metarun.tracking.rundir import RunDirectory
 from metarun.untrusted import open_to_append, read_yaml, refuse_links
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from metarun import strict_json
 from metarun.config.environment import resolved
 from metarun.errors import UserError
-from metarun.tracking.rundir import RunDirectory, atomic_write
+from metarun.tracking.files import atomic_write
+from metarun.tracking.rundir import RunDirectory
 from metarun.untrusted import read_json
 
 log = logging.getLogger("metarun")

@@ -5,17 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 import os
-import platform
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
-from io import TextIOWrapper
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +18,7 @@ import yaml
 
 from metarun import strict_json
 from metarun.errors import RunFailed, UserError, conceal
-from metarun.escape import printable
+from metarun.tracking.files import atomic_write
 from metarun.untrusted import (
     open_regular,
     open_to_append,
@@ -273,123 +267,6 @@ def not_finite(summary: Mapping[str, Any]) -> str:
     return f"the result is not finite: test {', '.join(bad)}" if bad else ""
 
 
-class MetricsFile:
-    """metrics.jsonl: one JSON object a line, flushed: the truth of which every tracker is a copy.
-
-    Rows hold no clock times, so that a resumed run's file equals the undisturbed run's to the byte.
-    """
-
-    def __init__(self, path: Path, size: int = 0) -> None:
-        """Open for writing after the first ``size`` bytes; what a killed run wrote after them is cut off."""
-        self._file = open_to_append(path)
-        if self._file.tell() < size:
-            raise RunFailed(f"{path} is shorter than its checkpoint says: rows were lost; it was changed by hand")
-        self._file.truncate(size)
-        self._file.seek(size)
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self._file.tell()
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        try:
-            self._file.write(strict_json.dumps(row).encode() + b"\n")
-            self._file.flush()
-        except OSError as error:
-            raise RunFailed(f"cannot write {self._file.name}: {error.strerror}") from None
-
-    def sync(self) -> None:
-        """Onto the disk, before a checkpoint that counts on these rows."""
-        try:
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise RunFailed(f"cannot write {self._file.name}: {error.strerror}") from None
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # a row that could not be written has been told of; its rest is lost
-            self._file.close()
-
-
-class LogFile(logging.FileHandler):
-    """A log of UTF-8 lines that goes on at its end, in a file that is no link; it shows nothing that is concealed."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(conceal(super().format(record)))
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Drop what a full disk does not take, without a traceback for every line."""
-
-    def _open(self) -> TextIOWrapper:
-        return TextIOWrapper(open_to_append(Path(self.baseFilename)), encoding="utf-8", errors="backslashreplace")
-
-
-def add_to_log(path: Path, text: str) -> None:
-    """Write to the end of a log what no logger knows of, such as a traceback."""
-    with open_to_append(path) as file:
-        file.write(printable(conceal(text)).encode(errors="backslashreplace"))
-
-
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write to a temporary name, sync, rename: the file is the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
 def now() -> str:
     """The time, in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def provenance() -> dict[str, Any]:
-    """Facts that make a result traceable: code version, command, package versions, host."""
-    versions = {}
-    for package in ("metarun", "torch", "numpy", "hydra-core", "omegaconf", "wandb"):
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return {
-        "argv": [conceal(word) for word in sys.argv],
-        "directory": os.getcwd(),
-        "git": _git_state(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "host": {"system": platform.platform(), "cpu": _cpu_name(), "cores": os.cpu_count()},
-    }
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Commit of the code that runs, and whether code or configuration differ from it; ``None`` outside a checkout."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists() or not shutil.which("git"):
-        return None
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10
-        ).stdout.strip()
-
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(
-            git("status", "--porcelain", "--", "metarun", "conf", "pyproject.toml", "scripts/constraints.txt")
-        ),
-    }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()

@@ -18,73 +18,39 @@ its id:
   copy. Where the server may hold a part of the run already, the copy gets a new id, for the same reason.
 
 **A server that does not answer** costs the end of a run a few seconds: before W&B starts it is asked for any answer
-at all, and a run that ends meanwhile waits :data:`GRACE` seconds more for one; W&B's own start is stopped when three
-tenths of ``finish_timeout`` have passed; and the offline copy has :data:`FALLBACK` seconds of its own.
+at all, and a run that ends meanwhile waits :data:`~metarun.tracking.wandb_server.GRACE` seconds more for one; W&B's own
+start is stopped when three tenths of ``finish_timeout`` have passed; and the offline copy has :data:`FALLBACK` seconds
+of its own.
 """
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import logging
 import os
 import queue
 import secrets
 import shlex
-import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from metarun.tracking.rundir import RunDirectory, atomic_write
-from metarun.untrusted import read_bytes, read_text
+from metarun.tracking.files import atomic_write
+from metarun.tracking.rundir import RunDirectory
+from metarun.tracking.wandb_mode import choose_mode, requested_mode
+from metarun.tracking.wandb_server import GRACE, Probe, forget_helper, kill_helper, reason, refused
+from metarun.untrusted import read_text
 
 log = logging.getLogger("metarun")
 
-GRACE = 3.0
-"""Seconds that W&B's server has for an answer once the run has ended."""
 FALLBACK = 10.0
 """Seconds for the offline copy, beyond those for W&B at the end."""
 
 Action = Callable[[], None]
 Row = Mapping[str, Any]
-MODES = ("online", "offline", "disabled")
-ALIASES = {"run": "online", "shared": "online", "dryrun": "offline"}  # W&B's other names in WANDB_MODE
-_said: set[str] = set()  # what is said once a process, however many runs a sweep makes in it
-
-
-def requested_mode(argument: str | None, environment: Mapping[str, str]) -> str | None:
-    """The mode asked for: the argument, else ``WANDB_MODE``; None where there is no such wish."""
-    if argument is not None:
-        return argument
-    mode = environment.get("WANDB_MODE", "").strip().lower()
-    mode = ALIASES.get(mode, mode)
-    if mode and mode not in MODES:
-        log.warning("W&B: WANDB_MODE=%s is not one of %s; ignored", mode, ", ".join(MODES))
-    return mode if mode in MODES else None
-
-
-def choose_mode(argument: str | None) -> str:
-    """ "online", "offline" or "disabled": what was asked for, as far as there is an API key for it."""
-    wanted = requested_mode(argument, os.environ)
-    if wanted == "disabled":
-        return wanted
-    import wandb
-
-    # The silence of what wandb says outside of a run is a setting of the process.
-    settings = wandb.setup(settings=wandb.Settings(silent=True, quiet=True)).settings
-    if wanted == "offline" or (wanted is None and settings.mode == "offline"):  # as `wandb offline` sets it
-        return "offline"
-    if wandb.login(prompt=False, verify=False):
-        return "online"
-    say_once("W&B: online was asked for, without an API key" if wanted else "W&B: no API key")
-    return "offline"
 
 
 def step_after(step: int, row: Row) -> int:
@@ -374,77 +340,3 @@ class Identity:
     def uploaded(self) -> bool:
         """Whether W&B may hold rows of this id: it was online, or ``wandb sync`` left its mark."""
         return self.online or any(any(files.glob("*.synced")) for files in self.offline_files())
-
-
-class Probe:
-    """Asks W&B's server for an answer, whatever it is, on a thread of its own."""
-
-    def __init__(self, settings: Any) -> None:
-        self.url = str(settings.base_url).rstrip("/")
-        self.failure: str | None = None
-        """Why there can be no answer, once that is known."""
-        self._done = threading.Event()
-        if settings.http_proxy or settings.https_proxy:  # W&B's own, which it alone knows how to use
-            self._done.set()
-        else:
-            threading.Thread(target=self._ask, name="wandb-probe", daemon=True).start()
-
-    def wait(self, seconds: float, ending: threading.Event) -> bool:
-        """Whether the outcome is known within so many seconds, or :data:`GRACE` seconds after the event ``ending``."""
-        end, over = time.monotonic() + seconds, None
-        while not self._done.wait(0.05):
-            now = time.monotonic()
-            if ending.is_set() and over is None:
-                over = now + GRACE
-            if now > end or (over is not None and now > over):
-                return False
-        return True
-
-    def _ask(self) -> None:
-        request = urllib.request.Request(
-            f"{self.url}/graphql", data=b'{"query":"{__typename}"}', headers={"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=60):
-                pass
-        except urllib.error.URLError as error:
-            # A refusal is an answer, and so is a certificate that only W&B's settings may know how to check.
-            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-            if not refused and not isinstance(error.reason, ssl.SSLError):
-                self.failure = f"{self.url} cannot be reached ({error.reason})"
-        except (OSError, ValueError, http.client.HTTPException):
-            pass  # W&B will find a better word for it
-        self._done.set()
-
-
-def kill_helper() -> None:
-    """End wandb's helper process: what waits for it fails, and so it would when this process ends."""
-    with contextlib.suppress(Exception):  # wandb keeps its process to itself
-        import wandb
-
-        setup: Any = wandb.setup()
-        setup._connection._proc._process.kill()
-
-
-def forget_helper() -> None:
-    """End wandb's helper process and let wandb start another when it needs one."""
-    kill_helper()
-    with contextlib.suppress(Exception, SystemExit):  # the connection is lost, and wandb would exit as its helper did
-        import wandb
-
-        wandb.teardown()
-
-
-def refused(helper_log: Path) -> bool:
-    """Whether uploads ended early (run deleted, key withdrawn); W&B says so only in its own log."""
-    return helper_log.exists() and b"filestream: fatal error" in read_bytes(helper_log)
-
-
-def reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def say_once(problem: str) -> None:
-    if problem not in _said:
-        _said.add(problem)
-        log.info("%s; the run is kept offline (`wandb login` stores a key)", problem)

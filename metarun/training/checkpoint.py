@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from metarun.errors import RunFailed, UserError, require
 from metarun.tasks.episode import Spec
-from metarun.tracking.rundir import RunDirectory, atomic_write
+from metarun.tracking.files import atomic_write
+from metarun.tracking.rundir import RunDirectory
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -24,7 +24,9 @@ from metarun.tasks.base import Task
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.rng import derived_seed
 from metarun.tracking.console import Display
-from metarun.tracking.rundir import LogFile, MetricsFile, RunDirectory, State, add_to_log, not_finite, now, provenance
+from metarun.tracking.files import LogFile, MetricsFile, add_to_log
+from metarun.tracking.provenance import provenance
+from metarun.tracking.rundir import RunDirectory, State, not_finite, now
 from metarun.tracking.settings import Tracker
 from metarun.tracking.wandb import WandbSink
 from metarun.training import checkpoint, device

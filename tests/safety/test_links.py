@@ -13,8 +13,9 @@ import pytest
 
 from metarun.cli import main
 from metarun.errors import UserError
+from metarun.tracking.files import MetricsFile, atomic_write
 from metarun.tracking.history import runs_of
-from metarun.tracking.rundir import MetricsFile, RunDirectory, atomic_write
+from metarun.tracking.rundir import RunDirectory
 from metarun.untrusted import read_json, read_text
 
 NAMES = (".lock", "metarun.log", "metrics.jsonl", "status.json", "summary.json", "meta.json", "test.npz", "config.yaml",

@@ -18,7 +18,7 @@ from metarun.cli import main
 from metarun.cli.output import print_summary
 from metarun.escape import for_csv, for_html, for_markdown, for_plot, printable
 from metarun.tracking.console import Display
-from metarun.tracking.rundir import LogFile
+from metarun.tracking.files import LogFile
 from tests.safety.conftest import QUICK
 
 ESCAPES = {

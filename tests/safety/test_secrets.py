@@ -144,7 +144,7 @@ def test_errors_show_the_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_passwords_in_addresses_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    from metarun.tracking.rundir import provenance
+    from metarun.tracking.provenance import provenance
 
     monkeypatch.setattr(sys, "argv", ["metarun", "--config-dir=https://me:hush@host/x"])
     assert provenance()["argv"] == ["metarun", "--config-dir=https://...@host/x"]

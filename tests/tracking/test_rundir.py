@@ -11,8 +11,9 @@ import pytest
 
 from metarun.cli import main
 from metarun.errors import RunFailed
+from metarun.tracking.files import MetricsFile, atomic_write
 from metarun.tracking.history import HOW, substance
-from metarun.tracking.rundir import MetricsFile, RunDirectory, atomic_write
+from metarun.tracking.rundir import RunDirectory
 
 
 def test_a_file_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,9 @@ from wandb_file import OfflineRun, read
 from wandb_server import API_KEY, ServedRun, WandbServer
 
 from metarun.tracking import wandb as sink_module
-from metarun.tracking.wandb import WandbSink, requested_mode
+from metarun.tracking import wandb_mode
+from metarun.tracking.wandb import WandbSink
+from metarun.tracking.wandb_mode import requested_mode
 
 HUNG = 300  # seconds after which a test counts as hung, however busy the machine
 
@@ -129,7 +131,7 @@ def _no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.setattr(sink_module, "_said", set())
+    monkeypatch.setattr(wandb_mode, "_said", set())
     monkeypatch.setattr(sink_module, "FALLBACK", 300.0)  # a busy machine takes its time to start W&B
     # Whatever an earlier test set up: messages go to caplog and nowhere else.
     monkeypatch.setattr(logging.getLogger("metarun"), "handlers", [])

@@ -93,7 +93,7 @@ class PublishedImages(ImageFewShot):
         homes = np.array([listed[name][0] if name in listed else images.homes[name] for name in images.names])
         super().__init__(
             images.data(),
-            {split: np.flatnonzero(homes == split) for split in SPLITS},
+            {split: np.flatnonzero(homes == split).tolist() for split in SPLITS},
             seed=seed,
             name=self.published,
             input_shape=(3, size, size),
