@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -351,6 +352,21 @@ def test_it_learns_to_adapt() -> None:
 
 
 # Replay
+
+
+def test_a_resumed_learner_goes_on_with_its_replay() -> None:
+    learner = pearl()
+    batch = SPARSE.batch("train", range(3), SPARSE.shape)
+    learner.meta_step(batch, 0)
+    resumed = pearl()
+    resumed.restore(copy.deepcopy(learner.checkpoint()))
+    for each in (learner, resumed):
+        torch.manual_seed(1)
+        each.meta_step(SPARSE.batch("train", range(3, 6), SPARSE.shape), 1)
+    assert resumed.replay.seen == learner.replay.seen == 6
+    assert torch.equal(resumed.replay.data, learner.replay.data)
+    for name, value in learner.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
 
 
 def test_a_replay_gives_only_steps_of_the_task_that_count() -> None:
