@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from metarun.kernels.reduced import BFloat16Layers
+from metarun.kernels.bfloat16 import BFloat16Layers
 from metarun.tasks.episode import EpisodeShape, Spec
 
 Metrics = dict[str, Tensor]

@@ -1,7 +1,7 @@
 """What a run computes in (``runner.precision``), and what a reduced precision does to its gradient, measured.
 
 Parameters, inner updates, losses and the optimizer are float32 (or float64) whatever the precision. ``bfloat16``: the
-layers of the network multiply in it (:mod:`metarun.kernels.reduced`). ``tf32``: all float32 products on the GPU do.
+layers of the network multiply in it (:mod:`metarun.kernels.bfloat16`). ``tf32``: all float32 products on the GPU do.
 """
 
 from __future__ import annotations

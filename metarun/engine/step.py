@@ -11,7 +11,7 @@ from metarun.algorithms.base import Algorithm, Metrics
 from metarun.algorithms.supervised import SupervisedAlgorithm, running_statistics
 from metarun.engine.capture import Captured
 from metarun.engine.plan import Plan
-from metarun.kernels.patches import fold
+from metarun.kernels.fusion import fuse_layers
 from metarun.tasks.episode import TaskBatch
 
 log = logging.getLogger("metarun")
@@ -59,7 +59,7 @@ class Engine:
         algorithm, plan = self.algorithm, self.plan
         algorithm.zero_grad()
         total: Metrics = {}
-        with algorithm.computing(), fold(plan.batched and algorithm.precision == "float32"):
+        with algorithm.computing(), fuse_layers(plan.batched and algorithm.precision == "float32"):
             for part, share in parts(batch, None if algorithm.needs_full_meta_batch else plan.chunk):
                 recording = None if plan.capture == "none" else self._recording(part)
                 if recording is None:

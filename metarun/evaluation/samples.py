@@ -17,7 +17,7 @@ from metarun.algorithms.metric.protonet import Prototypes, prototypes
 from metarun.algorithms.metric.transductive import Inductive
 from metarun.engine.step import Engine
 from metarun.errors import require
-from metarun.kernels.reduced import layers_as_they_are
+from metarun.kernels.bfloat16 import bfloat16_disabled
 from metarun.models.conv4 import Conv4
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.fewshot import FewShot
@@ -97,7 +97,7 @@ class Judge(SampleEvaluator):
             with forked_rng(images.device, 0):  # the run's random numbers must not depend on the cache
                 self.embedding = self.learned(self.images)
         self.embedding.to(images)
-        with torch.no_grad(), layers_as_they_are():  # the judge's, whatever the learner's compute in
+        with torch.no_grad(), bfloat16_disabled():  # the judge's, whatever the learner's compute in
             return self.embedding(images.flatten(0, 1)).unflatten(0, images.shape[:2])
 
     def learned(self, images: FewShot) -> nn.Module:
@@ -129,7 +129,7 @@ class Judge(SampleEvaluator):
         )  # fmt: skip
         learner.to(images.device)
         engine = Engine(learner)
-        with torch.enable_grad(), layers_as_they_are():
+        with torch.enable_grad(), bfloat16_disabled():
             for episode in range(self.episodes):
                 engine.meta_step(images.batch("train", [episode], self.shape), episode)
 

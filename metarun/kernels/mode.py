@@ -1,4 +1,4 @@
-"""The operations of a network that are replaced by exact and fast ones while it is evaluated on many tasks at once."""
+"""A torch function mode that replaces the operations of a network by those for many tasks at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from metarun.kernels.pool import max_pool2d
 
 
 class TaskBatched(TorchFunctionMode):
-    """Within the block, :data:`REPLACED` operations are those of ``metarun.kernels``, whichever module calls them."""
+    """Replaces each function in :data:`REPLACED` by its counterpart in this package, whichever module calls it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return REPLACED.get(func, func)(*args, **(kwargs or {}))
@@ -72,17 +72,17 @@ def _batch_norm(
 def _layer_norm(
     x: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
-    return _affine(_standardised(x, list(range(-len(normalized_shape), 0)), eps), weight, bias)
+    return _affine(_standardise(x, list(range(-len(normalized_shape), 0)), eps), weight, bias)
 
 
 def _group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
-    groups = _standardised(x.reshape(x.shape[0], num_groups, -1), [-1], eps).view(x.shape)
+    groups = _standardise(x.reshape(x.shape[0], num_groups, -1), [-1], eps).view(x.shape)
     return _affine(groups.movedim(1, -1), weight, bias).movedim(-1, 1)
 
 
-def _standardised(x: Tensor, dims: list[int], eps: float) -> Tensor:
+def _standardise(x: Tensor, dims: list[int], eps: float) -> Tensor:
     centred = x - x.mean(dims, keepdim=True)
     return centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
 
@@ -99,3 +99,4 @@ REPLACED: dict[Any, Callable[..., Any]] = {
     F.layer_norm: _layer_norm,
     F.group_norm: _group_norm,
 }
+"""Maps each replaced torch function to its replacement, which takes the same arguments."""

@@ -1,7 +1,7 @@
-"""Normalisation by the mean and variance of many samples, with its second-order derivative written out.
+"""Batch normalisation with its first and second derivatives written out.
 
-torch's own rules for differentiating normalisation a second time under ``torch.func.vmap`` are wrong where inputs or
-factors differ from task to task. These formulas are right, and read each tensor as few times as can be.
+torch's own second derivative of batch normalisation is wrong under ``torch.func.vmap`` when inputs or scales differ
+from task to task. The formulas here are exact and read each tensor as few times as possible.
 """
 
 from __future__ import annotations
@@ -15,26 +15,37 @@ from torch.autograd import Function
 
 
 def normalise(x: Tensor, w: Tensor | None, b: Tensor | None, eps: float) -> Tensor:
-    """``w (x - mean) / sqrt(var + eps) + b`` with mean and (biased) variance of each column of ``x`` [M, C]."""
+    """Normalise the columns of a matrix: ``w (x - mean) / sqrt(var + eps) + b``.
+
+    Args:
+        x: Samples, [M, C].
+        w: Scale, [C], or ``None`` for 1.
+        b: Shift, [C], or ``None`` for 0.
+        eps: Added to the variance, which is the biased one.
+
+    Returns:
+        Normalised samples, [M, C].
+    """
     one = x.new_ones(1, x.shape[1]) if w is None else w.view(1, -1)
     zero = x.new_zeros(1, x.shape[1]) if b is None else b.view(1, -1)
     return Normalise.apply(x, one, zero, eps)[0]
 
 
-def total(x: Tensor) -> Tensor:
-    """The sum over rows: [..., M, C] -> [..., 1, C]."""
+def sum_rows(x: Tensor) -> Tensor:
+    """Sum over rows: [..., M, C] -> [..., 1, C]."""
     return x.sum(-2, keepdim=True)
 
 
 def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation of the columns of [..., M, C], both [..., 1, C]."""
+    """Return the mean and the inverse standard deviation of the columns of ``x`` [..., M, C], each [..., 1, C]."""
     mean = x.mean(-2, keepdim=True)
     # torch.var_mean over this dimension is ten times slower.
     return mean, torch.rsqrt((x - mean).square_().mean(-2, keepdim=True) + eps)
 
 
 def forward(x: Tensor, w: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    if native(x):
+    """Return the normalised ``x``, its mean and its inverse standard deviation."""
+    if use_native_kernels(x):
         y, mean, r = torch.native_batch_norm(as_image(x), w.flatten(), b.flatten(), None, None, True, 0.0, eps)
         return as_rows(y, x), mean.view(1, 1, -1), r.view(1, 1, -1)
     mean, r = statistics(x, eps)
@@ -43,41 +54,44 @@ def forward(x: Tensor, w: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor
 
 
 def backward(g: Tensor, x: Tensor, mean: Tensor, r: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by x, w and b."""
-    if native(x):
+    """Return the gradients with respect to x, w and b for the output's gradient ``g``."""
+    if use_native_kernels(x):
         gx, gw, gb = torch.ops.aten.native_batch_norm_backward(
             as_image(g), as_image(x), w.flatten(), None, None, mean.flatten(), r.flatten(), True, 0.0, [True] * 3
         )
         return as_rows(gx, x), gw.view(1, 1, -1), gb.view(1, 1, -1)
-    gb = total(g)
-    gw = r * torch.addcmul(total(g * x), mean, gb, value=-1)
+    gb = sum_rows(g)
+    gw = r * torch.addcmul(sum_rows(g * x), mean, gb, value=-1)
     scale = w * r
     by_sum = scale * (-1 / x.shape[-2])
     slope = by_sum * r * gw
     # s (g - gb / n - xhat gw / n), with xhat = (x - mean) r
-    level = torch.addcmul(by_sum * gb, slope, mean, value=-1)
-    return affine(level, (x, slope), (g, scale)), gw, gb
+    offset = torch.addcmul(by_sum * gb, slope, mean, value=-1)
+    return affine(offset, (x, slope), (g, scale)), gw, gb
 
 
-def native(x: Tensor) -> bool:
-    """Whether torch's own kernels serve: of one task, on the CPU, not differentiated. They read memory less often."""
+def use_native_kernels(x: Tensor) -> bool:
+    """Return whether to call torch's own kernels, which read memory less often.
+
+    They serve for a single task on the CPU that is not differentiated further.
+    """
     return x.dim() == 3 and len(x) == 1 and x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def as_image(x: Tensor) -> Tensor:
-    """[1, M, C] -> [1, C, 1, M], channels-last."""
+    """View rows [1, M, C] as a channels-last image [1, C, 1, M]."""
     return x.view(1, x.shape[1], 1, x.shape[2]).permute(0, 3, 1, 2)
 
 
 def as_rows(image: Tensor, like: Tensor) -> Tensor:
-    """The inverse."""
+    """View a channels-last image [1, C, 1, M] as rows [1, M, C]."""
     return image.permute(0, 2, 3, 1).view(like.shape)
 
 
 def double_backward(
     u: Tensor, p: Tensor, q: Tensor, g: Tensor, x: Tensor, mean: Tensor, r: Tensor, w: Tensor, gw: Tensor, gb: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For cotangents ``u`` of gx, ``p`` of gw and ``q`` of gb: gradients by g, x and w.
+    """Return the gradients with respect to g, x and w for cotangents ``u`` of gx, ``p`` of gw and ``q`` of gb.
 
     With xhat = (x - mean) r, s = w r, n rows, and sums over rows U1 = sum u, U2 = sum u xhat:
 
@@ -89,33 +103,33 @@ def double_backward(
     """
     share = 1 / x.shape[-2]
     s = w * r
-    u1, ug = total(u), total(u * g)
-    u2 = r * torch.addcmul(total(u * x), mean, u1, value=-1)
+    u1, ug = sum_rows(u), sum_rows(u * g)
+    u2 = r * torch.addcmul(sum_rows(u * x), mean, u1, value=-1)
     dw = r * torch.addcmul(torch.addcmul(ug, u1, gb, value=-share), u2, gw, value=-share)
     # dF/dg, affine in u and x
     tilt = r * torch.addcmul(p, s, u2, value=-share)
-    level = torch.addcmul(torch.addcmul(q, s, u1, value=-share), tilt, mean, value=-1)
-    dg = affine(level, (x, tilt), (u, s))
+    offset = torch.addcmul(torch.addcmul(q, s, u1, value=-share), tilt, mean, value=-1)
+    dg = affine(offset, (x, tilt), (u, s))
     # dF/dx, affine in u, g and x; r h = by_u u + by_g g
     by_u, by_g = r * s * gw * -share, tilt
     sum_h = torch.addcmul(by_u * u1, by_g, gb)
     sum_hx = torch.addcmul(by_u * u2, by_g, gw)
     by_x = torch.addcmul(sum_hx, s, dw) * r * -share
-    level = torch.addcmul(sum_h * -share, by_x, mean, value=-1)
-    return dg, affine(level, (x, by_x), (u, by_u), (g, by_g)), dw
+    offset = torch.addcmul(sum_h * -share, by_x, mean, value=-1)
+    return dg, affine(offset, (x, by_x), (u, by_u), (g, by_g)), dw
 
 
-def affine(level: Tensor, *products: tuple[Tensor, Tensor]) -> Tensor:
-    """``level`` plus all products; written into one place, unless it may be differentiated."""
+def affine(offset: Tensor, *products: tuple[Tensor, Tensor]) -> Tensor:
+    """Return ``offset`` plus the sum of all products, accumulated in place unless gradients are recorded."""
     (x, slope), *others = products
-    y = torch.addcmul(level, x, slope)
+    y = torch.addcmul(offset, x, slope)
     for x, slope in others:
         y = torch.addcmul(y, x, slope) if torch.is_grad_enabled() else y.addcmul_(x, slope)
     return y
 
 
 class Normalise(Function):
-    """x [..., M, C], w and b [..., 1, C] -> y, and the statistics."""
+    """Normalisation of x [..., M, C] with w and b [..., 1, C]. Returns y, mean and inverse standard deviation."""
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,18 +146,18 @@ class Normalise(Function):
     def backward(ctx: Any, g: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
         x, w, b, mean, r = ctx.saved_tensors
         gx, gw, gb = NormaliseBackward.apply(g, x, mean, r, w, ctx.eps)
-        return gx, shaped(gw, w), shaped(gb, b), None
+        return gx, sum_shared(gw, w), sum_shared(gb, b), None
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], x: Tensor, w: Tensor, b: Tensor, eps: float
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        x, w, b = tasks_in_front((x, w, b), in_dims)
+        x, w, b = align_task_dims((x, w, b), in_dims)
         return Normalise.apply(x, w, b, eps), (0, 0, 0)
 
 
 class NormaliseBackward(Function):
-    """The first derivative, itself differentiable."""
+    """First derivative of :class:`Normalise`, which can itself be differentiated."""
 
     @staticmethod
     def forward(g: Tensor, x: Tensor, mean: Tensor, r: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -158,11 +172,11 @@ class NormaliseBackward(Function):
     def backward(ctx: Any, u: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor | None, ...]:
         g, x, mean, r, w, gw, gb = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # To be differentiated yet again: the statistics, too, are functions of x, in elementary operations.
+            # A third derivative may follow, so the statistics must be differentiable functions of x, too.
             mean, r = statistics(x, ctx.eps)
             _, gw, gb = backward(g, x, mean, r, w)
         dg, dx, dw = double_backward(u, p, q, g, x, mean, r, w, gw, gb)
-        return dg, dx, None, None, shaped(dw, w), None
+        return dg, dx, None, None, sum_shared(dw, w), None
 
     @staticmethod
     def vmap(
@@ -175,11 +189,11 @@ class NormaliseBackward(Function):
         w: Tensor,
         eps: float,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        return NormaliseBackward.apply(*tasks_in_front((g, x, mean, r, w), in_dims), eps), (0, 0, 0)
+        return NormaliseBackward.apply(*align_task_dims((g, x, mean, r, w), in_dims), eps), (0, 0, 0)
 
 
-def tasks_in_front(tensors: Sequence[Tensor], dims: Sequence[int | None]) -> list[Tensor]:
-    """The tasks' dimension of each in front, the others aligned from the last on so that all broadcast."""
+def align_task_dims(tensors: Sequence[Tensor], dims: Sequence[int | None]) -> list[Tensor]:
+    """Move the task dimension of each tensor to the front and align the others at the end so that all broadcast."""
     rank = max(t.dim() - (dim is not None) for t, dim in zip(tensors, dims, strict=False))
     return [
         t if dim is None else t.movedim(dim, 0)[(slice(None),) + (None,) * (rank + 1 - t.dim())]
@@ -187,6 +201,6 @@ def tasks_in_front(tensors: Sequence[Tensor], dims: Sequence[int | None]) -> lis
     ]
 
 
-def shaped(gradient: Tensor, like: Tensor) -> Tensor:
-    """Summed over the tasks where these share what it is the gradient of."""
+def sum_shared(gradient: Tensor, like: Tensor) -> Tensor:
+    """Sum ``gradient`` over tasks if they share the tensor ``like`` that it belongs to."""
     return gradient if gradient.shape == like.shape else gradient.sum_to_size(like.shape)

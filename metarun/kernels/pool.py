@@ -1,10 +1,10 @@
 """Maximum pooling whose derivatives of any order keep images channels-last, for all tasks at once.
 
-A derivative of pooling only ever moves values between a pixel and the window that it is the maximum of:
+The derivatives of pooling only move values between a window and the pixel that is its maximum:
 
-    MaxPool(x)          the maxima, and where they are
-    Scatter(g, where)   to each maximum's pixel; the adjoint of Gather, and MaxPool's derivative
-    Gather(u, where)    from each maximum's pixel
+    MaxPool(x)          the maxima and their positions
+    Scatter(g, where)   adds each value to the pixel of its maximum: MaxPool's derivative and the adjoint of Gather
+    Gather(u, where)    takes each value from the pixel of its maximum: the adjoint of Scatter
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metarun.kernels.conv import channels_last, tasks_first
+from metarun.kernels.conv import channels_last, task_dim_first
 
 
 class Window(NamedTuple):
-    """Everything about a pooling but its images; each pair is (vertical, horizontal)."""
+    """Sizes of a pooling operation. Each pair is (vertical, horizontal)."""
 
     size: tuple[int, int]
-    """Of the input images."""
+    """Height and width of the input images."""
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
 
 
 def max_pool2d(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
-    """``x`` [B, C, H, W] -> [B, C, H', W'], as ``F.max_pool2d``."""
+    """Pool images ``x`` [B, C, H, W] to [B, C, H', W'], as ``F.max_pool2d``."""
     return MaxPool.apply(x, Window((x.shape[2], x.shape[3]), kernel, stride, padding))[0]
 
 
 class MaxPool(Function):
-    """Maxima, and their places in the input's plane (row W + column)."""
+    """Computes the maxima and their positions in the input plane (row * W + column)."""
 
     @staticmethod
     def forward(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
@@ -54,13 +54,13 @@ class MaxPool(Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], x: Tensor, window: Window
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        x = tasks_first(x, in_dims[0], info.batch_size)
+        x = task_dim_first(x, in_dims[0], info.batch_size)
         y, where = MaxPool.apply(channels_last(x.flatten(0, 1)), window)
         return (y.unflatten(0, x.shape[:2]), where.unflatten(0, x.shape[:2])), (0, 0)
 
 
 class Scatter(Function):
-    """``g`` [B, C, H', W'] added up at the places ``where`` (the same shape) of zero images [B, C, H, W]."""
+    """Adds the values ``g`` [B, C, H', W'] to zero images [B, C, H, W] at the positions ``where`` [B, C, H', W']."""
 
     @staticmethod
     def forward(g: Tensor, where: Tensor, window: Window) -> Tensor:
@@ -83,18 +83,18 @@ class Scatter(Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], g: Tensor, where: Tensor, window: Window
     ) -> tuple[Tensor, int]:
-        g, where = (tasks_first(t, d, info.batch_size) for t, d in zip((g, where), in_dims, strict=False))
+        g, where = (task_dim_first(t, d, info.batch_size) for t, d in zip((g, where), in_dims, strict=False))
         return Scatter.apply(g.flatten(0, 1), where.flatten(0, 1), window).unflatten(0, g.shape[:2]), 0
 
 
 class Gather(Function):
-    """The values of ``u`` [B, C, H, W] at the places ``where`` [B, C, H', W']."""
+    """Takes the values of ``u`` [B, C, H, W] at the positions ``where`` [B, C, H', W']."""
 
     @staticmethod
     def forward(u: Tensor, where: Tensor, window: Window) -> Tensor:
-        # Over [B, H W, C], which of channels-last images is a view.
-        pixels, places = (t.permute(0, 2, 3, 1).flatten(1, 2) for t in (u, where))
-        return pixels.gather(1, places).view(len(u), *where.shape[2:], u.shape[1]).permute(0, 3, 1, 2)
+        # [B, H W, C] is a view of channels-last images.
+        pixels, positions = (t.permute(0, 2, 3, 1).flatten(1, 2) for t in (u, where))
+        return pixels.gather(1, positions).view(len(u), *where.shape[2:], u.shape[1]).permute(0, 3, 1, 2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -109,5 +109,5 @@ class Gather(Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], u: Tensor, where: Tensor, window: Window
     ) -> tuple[Tensor, int]:
-        u, where = (tasks_first(t, d, info.batch_size) for t, d in zip((u, where), in_dims, strict=False))
+        u, where = (task_dim_first(t, d, info.batch_size) for t, d in zip((u, where), in_dims, strict=False))
         return Gather.apply(u.flatten(0, 1), where.flatten(0, 1), window).unflatten(0, u.shape[:2]), 0

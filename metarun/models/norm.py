@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.errors import UserError
-from metarun.kernels.patches import folding, patches
+from metarun.kernels.fusion import image_patches, is_fusion_enabled
 from metarun.types import NormPolicy
 
 
@@ -64,11 +64,11 @@ class BatchNorm(nn.Module):
         channels, as in a first layer, this reads less memory, and its derivatives of any order are those of products
         of matrices.
         """
-        if not folding() or not self.folds(conv):
+        if not is_fusion_enabled() or not self.can_fuse(conv):
             return self(conv(x))
         assert isinstance(conv, nn.Conv2d)
         assert not isinstance(conv.padding, str)
-        seen, size = patches(x, conv.kernel_size, conv.stride, conv.padding)
+        seen, size = image_patches(x, conv.kernel_size, conv.stride, conv.padding)
         first = None if self.rows is None else self.rows * size[0] * size[1]
         centre = seen[:, :first].mean(1, keepdim=True)
         seen = seen - centre
@@ -89,7 +89,7 @@ class BatchNorm(nn.Module):
         y = seen.T @ w.T
         return y.view(-1, *size, len(w)).permute(0, 3, 1, 2)
 
-    def folds(self, conv: nn.Module) -> bool:
+    def can_fuse(self, conv: nn.Module) -> bool:
         """Whether a convolution that comes before can take the normalisation in, and would be faster for it."""
         return (
             type(conv) is nn.Conv2d

@@ -22,8 +22,8 @@ from metarun.engine.plan import Plan
 from metarun.engine.precision import gradient_error
 from metarun.engine.step import Engine
 from metarun.errors import RunFailed, UserError
+from metarun.kernels.bfloat16 import LAYERS, BFloat16Layers, bfloat16_disabled
 from metarun.kernels.mode import TaskBatched
-from metarun.kernels.reduced import LAYERS, BFloat16Layers, layers_as_they_are
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.rng import derived_seed
 from metarun.training.experiment import Experiment
@@ -158,7 +158,7 @@ def test_what_is_rounded() -> None:
         with TaskBatched():
             torch.testing.assert_close(F.conv2d(x, w), rounded, rtol=0.02, atol=0.05)
             assert torch.equal(F.conv2d(x, w).bfloat16().float(), F.conv2d(x, w))
-        with layers_as_they_are():
+        with bfloat16_disabled():
             exact = F.conv2d(x, w)
         assert not torch.equal(exact, rounded)
     assert torch.equal(exact, F.conv2d(x, w))

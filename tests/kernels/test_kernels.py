@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
-from metarun.kernels.conv import Fold, Geometry, Unfold
+from metarun.kernels.conv import Col2Im, Geometry, Im2Col
 from metarun.kernels.mode import REPLACED, TaskBatched
 
 TASKS, BATCH = 3, 4
@@ -140,12 +140,12 @@ def test_torchs_own_third_derivative_of_batch_norm_is_wrong() -> None:
     assert float((third(batch_norm) - exact).norm() / exact.norm()) > 1e-3
 
 
-def test_fold_is_the_adjoint_of_unfold() -> None:
+def test_col2im_is_the_adjoint_of_im2col() -> None:
     for geometry in (Geometry((6, 5), (3, 2), (2, 1), (1, 0)), Geometry((7, 7), (3, 3), (3, 3), (1, 1))):
         x = torch.randn(2, 3, 2, *geometry.size)
-        patches = Unfold.apply(x, geometry)
+        patches = Im2Col.apply(x, geometry)
         v = torch.randn_like(patches)
-        assert torch.allclose((patches * v).sum(), (x * Fold.apply(v, geometry)).sum())
+        assert torch.allclose((patches * v).sum(), (x * Col2Im.apply(v, geometry)).sum())
 
 
 def test_weights_in_any_layout_give_the_same() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from metarun.errors import UserError
+from metarun.kernels.fusion import fuse_layers
 from metarun.kernels.mode import TaskBatched
-from metarun.kernels.patches import fold
 from metarun.models.norm import BatchNorm, set_policy, statistics_from
 from metarun.types import NormPolicy
 
@@ -58,7 +58,7 @@ def test_value_and_two_derivatives_of_many_tasks(form: dict[str, Any], rows: int
 
     for f in (loss, grad(loss), second):
         whole.norm.rows = rows
-        with fold(True), TaskBatched():
+        with fuse_layers(True), TaskBatched():
             found = vmap(f)(parameters, x)
         whole.norm.rows = rows or len(x[0])  # in elementary operations: torch's own lack derivatives without a factor
         for task in range(len(x)):
@@ -71,11 +71,11 @@ def test_value_and_two_derivatives_of_many_tasks(form: dict[str, Any], rows: int
 
 def test_running_statistics_are_moved_as_torch_moves_them() -> None:
     plain = layer()
-    folded = copy.deepcopy(plain)
+    fused = copy.deepcopy(plain)
     x = torch.rand(5, 2, 7, 6)
-    with fold(True):
-        torch.testing.assert_close(folded(x), plain.norm(plain.conv(x)))
-    torch.testing.assert_close(dict(folded.named_buffers()), dict(plain.named_buffers()))
+    with fuse_layers(True):
+        torch.testing.assert_close(fused(x), plain.norm(plain.conv(x)))
+    torch.testing.assert_close(dict(fused.named_buffers()), dict(plain.named_buffers()))
     assert not torch.equal(plain.norm.running_mean, torch.zeros(20))
 
 
@@ -93,22 +93,22 @@ def test_running_statistics_are_moved_as_torch_moves_them() -> None:
     ids=str,
 )
 def test_other_layers_are_left_as_they_are(conv: nn.Module) -> None:
-    assert not BatchNorm(20).folds(conv)
+    assert not BatchNorm(20).can_fuse(conv)
 
 
 def test_layers_that_somebody_looks_into_are_left_as_they_are() -> None:
     whole = layer()
-    assert whole.norm.folds(whole.conv)
+    assert whole.norm.can_fuse(whole.conv)
     for part in (whole.conv, whole.norm):
         with part.register_forward_hook(lambda module, inputs, y: None):
-            assert not whole.norm.folds(whole.conv)
+            assert not whole.norm.can_fuse(whole.conv)
 
 
 def test_at_test_running_statistics_are_used() -> None:
     whole = layer().eval()
-    assert not whole.norm.folds(whole.conv)
+    assert not whole.norm.can_fuse(whole.conv)
     whole.norm.policy = "transductive"
-    assert whole.norm.folds(whole.conv)
+    assert whole.norm.can_fuse(whole.conv)
 
 
 def normalised(x: Tensor, by: Tensor) -> Tensor:

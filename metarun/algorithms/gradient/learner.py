@@ -21,9 +21,9 @@ from metarun.algorithms.gradient.outer import OuterGradient
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.rules import Rule, State
 from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run, judge, with_head
+from metarun.kernels.bfloat16 import bfloat16_disabled
+from metarun.kernels.broadcast_add import broadcast_add
 from metarun.kernels.mode import REPLACED, TaskBatched
-from metarun.kernels.move import move
-from metarun.kernels.reduced import layers_as_they_are
 from metarun.models.norm import set_policy, statistics_from
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Count, Decay, Positive, Rate
@@ -162,7 +162,7 @@ class GradientLearner(SupervisedAlgorithm):
 
         def loss(p: Parameters) -> Tensor:
             prediction = self.predict(p, x, step)
-            with layers_as_they_are():
+            with bfloat16_disabled():
                 return self.loss(prediction, x, y, p, initial)
 
         return grad(loss)(parameters)
@@ -181,9 +181,9 @@ class GradientLearner(SupervisedAlgorithm):
         gradients = self.inner_gradient(parameters, initial, x, y, step)
         if first_order:
             gradients = {name: g.detach() for name, g in gradients.items()}
-        with layers_as_they_are():  # of the rule
+        with bfloat16_disabled():  # the rule is not part of the network
             changes, state = self.rule.update(gradients, self.rule.init(parameters) if state is None else state, step)
-        return {name: move(p, changes[name]) for name, p in parameters.items()}, state
+        return {name: broadcast_add(p, changes[name]) for name, p in parameters.items()}, state
 
     # Many tasks.
 
