@@ -23,12 +23,12 @@ from typing import Any
 
 from torch import Tensor
 
-from metarun.cli.output import set_up_logging
-from metarun.cli.stored import rebuild
 from metarun.config.build import build
 from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.evaluation.evaluator import Estimate
+from metarun.runs.stored import rebuild
+from metarun.tracking.console import set_up_logging
 from metarun.training.experiment import Experiment
 
 CONTROLS = {

@@ -17,12 +17,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from metarun.cli.output import set_up_logging
-from metarun.cli.train import named
 from metarun.config.build import build
-from metarun.config.compose import compose
+from metarun.config.compose import compose, named
 from metarun.errors import RunFailed, UserError
 from metarun.tasks.nlp.folds import FOLDS
+from metarun.tracking.console import set_up_logging
 
 NUMBERS = (1, 2, 3, 4, 5)
 

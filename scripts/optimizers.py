@@ -24,12 +24,11 @@ from typing import Any
 
 from torch import Tensor
 
-from metarun.cli.output import set_up_logging
-from metarun.cli.train import named
 from metarun.config.build import build
-from metarun.config.compose import compose
+from metarun.config.compose import compose, named
 from metarun.errors import RunFailed, UserError
 from metarun.evaluation.evaluator import Estimate, Result
+from metarun.tracking.console import set_up_logging
 from metarun.training.experiment import Experiment
 
 RULES = {

@@ -244,18 +244,23 @@ def load(path: str | Path, trust: bool | Sequence[str] = False) -> AdaptedLearne
 
 
 def rebuilt(
-    sections: Mapping[str, Any], spec: Spec, parameters: Mapping[str, Any], where: str, dtype: torch.dtype
+    sections: Mapping[str, Any],
+    spec: Spec,
+    parameters: Mapping[str, Any],
+    where: str,
+    dtype: torch.dtype,
+    objects: Mapping[str, Any] | None = None,
 ) -> SupervisedAlgorithm:
     """The algorithm that ``sections`` describe, on the model that they describe, in the shapes of ``parameters``.
 
     No data are needed: what a text model takes from training texts is in ``parameters``. Raises :class:`UserError`,
     which begins with ``where``, if they do not fit.
     """
-    from metarun.config.build import construct
+    from metarun.config.build import component
 
-    model = construct(sections["model"], spec=spec, texts=[])
+    model = component("model", sections, objects or {}, spec=spec, texts=[])
     take_vocabulary(model, parameters)
-    algorithm = construct(sections["algorithm"], model=model, spec=spec)
+    algorithm = component("algorithm", sections, objects or {}, model=model, spec=spec)
     if reason := misfit(algorithm, parameters):
         raise UserError(f"{where}: {reason}")
     return algorithm.to(dtype)

@@ -15,7 +15,7 @@ from metarun.escape import printable
 COMMANDS = {
     "train": "meta-train, evaluate on held-out tasks (the default: `metarun key=value ...`)",
     "list": "list [tasks|models|algorithms|experiments]: what there is, and what fits what",
-    "show": "show NAME: what a task, model, algorithm or experiment is, and its keys with their defaults",
+    "show": "show NAME [key=value ...]: what an option is, and its keys with their defaults; with keys, what would run",
     "eval": "eval RUN [key=value ...]: judge a run's learner again, under another protocol if asked",
     "adapt": "adapt RUN --support PATH [--query PATH]: apply a run's learner to your own images, texts or numbers",
     "resume": "resume RUN [key=value ...]: go on where a run stopped, exactly",

@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from metarun import strict_json
-from metarun.cli.output import set_up_logging
-from metarun.cli.stored import reread, take_code, tested_checkpoint, trained
+from metarun.config.trust import take_code
 from metarun.errors import RunFailed, UserError, nearest, require
 from metarun.escape import for_csv, printable
+from metarun.runs.stored import reread
+from metarun.tracking.console import set_up_logging
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from metarun.adapted.learner import LeaveOneOut, Predictions
     from metarun.adapted.sources import Source
-    from metarun.algorithms.supervised import SupervisedAlgorithm
-    from metarun.tasks.inputs import Inputs
-    from metarun.tracking.rundir import RunDirectory
 
 log = logging.getLogger("metarun")
 
@@ -69,17 +67,18 @@ def run(words: list[str]) -> int:
     from metarun.adapted import sources
     from metarun.adapted.learner import AdaptedLearner
     from metarun.adapted.picture import sheet
-    from metarun.config.environment import resolved
+    from metarun.runs.learner import learner_of
 
     directory, config, facts, changes = reread(
         "adapt", [asked.run, *asked.changes], allowed=("task.", "algorithm.", "runner."), trust=trust
     )
-    algorithm, inputs, iteration = learner_of(directory, config, facts, changes)
+    meta_trained = learner_of(directory, config, facts, changes)
+    algorithm, inputs = meta_trained.algorithm, meta_trained.inputs
     inputs.check()
     given = sources.support(inputs, Path(asked.support).expanduser())
     tell("support", given)
     learner = AdaptedLearner.adapt(
-        algorithm, inputs, given.items, given.targets, steps=asked.steps, seed=resolved(config)["seed"]
+        algorithm, inputs, given.items, given.targets, steps=asked.steps, seed=meta_trained.seed
     )
     queries = predictions = None
     if asked.query is not None:
@@ -90,7 +89,7 @@ def run(words: list[str]) -> int:
     score = "accuracy" if learner.classes else "mse"
     result: dict[str, Any] = {
         "run": str(directory.path),
-        "iterations": iteration,
+        "iterations": meta_trained.iteration,
         "changes": changes,
         "support": {"path": asked.support, "examples": len(given.items), "classes": learner.classes,
                     "notes": given.notes},
@@ -120,53 +119,6 @@ def run(words: list[str]) -> int:
             "smaller algorithm.inner_lr are the usual cure"
         )
     return 0
-
-
-def learner_of(
-    directory: RunDirectory, config: dict[str, Any], facts: dict[str, Any], changes: dict[str, Any]
-) -> tuple[SupervisedAlgorithm, Inputs, int]:
-    """The learner that a run tests, how it reads its inputs, and its iteration.
-
-    No training data are read, but for a run from before a run directory held how its inputs are read.
-    """
-    import torch
-
-    from metarun.adapted.learner import rebuilt
-    from metarun.algorithms.supervised import SupervisedAlgorithm
-    from metarun.config.build import build
-    from metarun.config.check import check
-    from metarun.config.environment import resolved
-    from metarun.engine import precision
-    from metarun.tasks.inputs import READABLE, Inputs
-    from metarun.training import checkpoint
-    from metarun.training.device import choose_device
-    from metarun.training.settings import Runner
-
-    config["runner"]["devices"] = 1
-    kept = directory.inputs()
-    if kept is None:
-        experiment = build(config, facts, directory.path)
-        iteration = trained(directory, experiment)[1]
-        if not isinstance(experiment.algorithm, SupervisedAlgorithm):
-            raise UserError(f"{READABLE}; a learner of control tasks, as this run's, adapts by acting")
-        return experiment.algorithm, Inputs.of(experiment.task), iteration
-    check(config)
-    for key in changes:
-        if key.startswith("task."):
-            log.info("%s changes nothing: adapt reads no training data, and the run keeps how its inputs are read", key)
-    config = dict(resolved(config))
-    runner = Runner(**config["runner"])
-    torch.set_default_dtype(precision.parameters_dtype(runner.precision))
-    device, path = choose_device(runner.device), tested_checkpoint(directory, runner.select)
-    inputs = Inputs.from_dict(kept, str(directory.path / "inputs.json"))
-    state = checkpoint.load(path, device)
-    torch.manual_seed(config["seed"])
-    algorithm = rebuilt(
-        config, inputs.spec, state["algorithm"]["parameters"], f"checkpoint {path}", torch.get_default_dtype()
-    ).to(device)
-    precision.settle(algorithm, runner.precision, device)
-    algorithm.restore(state["algorithm"])
-    return algorithm, inputs, checkpoint.iteration(state)
 
 
 def tell(option: str, source: Source) -> None:

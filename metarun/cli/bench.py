@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from metarun import strict_json
-from metarun.cli.output import plain_console, set_up_logging
+from metarun.cli.output import plain_console
 from metarun.config.check import check_value
 from metarun.config.overrides import read as read_words
 from metarun.config.overrides import read_single
 from metarun.config.paths import conf_directory
 from metarun.config.schema import declaration
 from metarun.errors import UserError, nearest, require
+from metarun.tracking.console import set_up_logging
 
 if TYPE_CHECKING:
     from metarun.bench.implementations import Implementation

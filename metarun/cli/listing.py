@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from metarun.cli.output import set_up_logging
-from metarun.config.catalogue import Entry, catalogue
+from metarun.config.catalogue import Entry, catalogue, default_option
+from metarun.tracking.console import set_up_logging
 from metarun.config.check import misfit
 from metarun.config.paper import Paper
 from metarun.errors import UserError, nearest
@@ -56,16 +56,6 @@ def fit_table(tasks: list[Entry], models: list[Entry], algorithms: list[Entry]) 
                 fitting.sort(key=lambda name, own=own: name != own)  # type: ignore[misc]
                 lines.append(f"{task.name:<{names}}  {algorithm.name:<{width}}  {', '.join(fitting)}")
     return lines
-
-
-def default_option(task: Entry, group: str) -> str | None:
-    """The option of ``group`` that a task's file picks."""
-    for item in task.content.get("defaults", []):
-        if isinstance(item, dict):
-            for key, value in item.items():
-                if key.replace("override", "").strip() == f"/{group}":
-                    return str(value)
-    return None
 
 
 def _published(paper: Paper | None, result: Mapping[str, Any] | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,29 +11,10 @@ from metarun.escape import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-from metarun.streams import Surviving
 from metarun.tracking.rundir import not_finite
 
 MOST_POINTS = 24
 """Of an adaptation curve that are printed; summary.json has all."""
-
-
-def set_up_logging() -> None:
-    """metarun's messages go to stderr as they are."""
-    log = logging.getLogger("metarun")
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    if not log.handlers:
-        handler = _Stderr()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-
-
-class _Stderr(logging.Handler):
-    """Writes to whatever ``sys.stderr`` is at the time."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        Surviving(sys.stderr).write(printable(self.format(record)) + "\n")
 
 
 def number(value: float) -> str:

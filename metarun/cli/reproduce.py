@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metarun.cli.processes import count_gpus, run_all
-from metarun.cli.stored import same_data
 from metarun.cli.words import sort
 from metarun.config.paper import Finding, Paper, worst
 from metarun.config.trust import OPTION, take_trust
 from metarun.errors import RunFailed, UserError, nearest
 from metarun.escape import printable
 from metarun.reports.reproductions import RESULTS, findings, recipes, record, row, store
+from metarun.runs.stored import same_data
 from metarun.tracking.history import HOW, earlier
 
 _OPTIONS = ("--seeds", "--jobs")
@@ -21,10 +21,10 @@ _OPTIONS = ("--seeds", "--jobs")
 
 def run(words: list[str]) -> int:
     """The command. Seeds 0..N - 1; finished runs are taken as they are, stopped ones resumed, missing ones made."""
-    from metarun.cli.output import set_up_logging
-    from metarun.cli.train import named, take_config_dir
     from metarun.config.check import check
-    from metarun.config.compose import compose
+    from metarun.config.compose import compose, named
+    from metarun.config.paths import take_config_dir
+    from metarun.tracking.console import set_up_logging
 
     kept = take_config_dir(words)
     name, seeds, jobs, overrides = _asked(take_trust(kept)[0])

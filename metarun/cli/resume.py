@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from metarun.cli.launch import carry_out
-from metarun.cli.output import print_summary, set_up_logging
-from metarun.cli.stored import refuse_lost_data, reread, take_code
+from metarun.cli.output import print_summary
 from metarun.config.check import check
 from metarun.config.environment import resolved
+from metarun.config.trust import take_code
 from metarun.errors import UserError
+from metarun.runs.launch import carry_out
+from metarun.runs.stored import refuse_lost_data, reread
+from metarun.tracking.console import set_up_logging
 from metarun.tracking.history import HOW
 
 

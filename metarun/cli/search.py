@@ -30,11 +30,11 @@ _EACH = ("runner.test_episodes=0", "runner.plots=false")
 
 def run(words: list[str]) -> int:
     """The command. The same one again goes on where it was stopped; nothing is lost and nothing done twice."""
-    from metarun.cli.output import set_up_logging
-    from metarun.cli.train import named, take_config_dir
     from metarun.config.check import check
-    from metarun.config.compose import compose
+    from metarun.config.compose import compose, named
     from metarun.config.environment import resolved
+    from metarun.config.paths import take_config_dir
+    from metarun.tracking.console import set_up_logging
 
     kept = take_config_dir(words)
     space, numbers, overrides = _asked(kept)
@@ -86,22 +86,21 @@ def _study(folder: Folder, search: Search, config: Mapping[str, Any], worker: in
 def _experiment(
     overrides: Sequence[str], values: Mapping[str, Any], config: Mapping[str, Any], name: str
 ) -> Experiment:
-    from metarun.cli.train import named
     from metarun.config.build import build
-    from metarun.config.compose import compose
+    from metarun.config.compose import compose, named
 
     print(printable(f"metarun: {name}: {' '.join(_words(values))}"), flush=True)
     composed = compose([*overrides, *_EACH, *_words(values)])
-    facts = {"choices": composed.choices, "asked": list(composed.asked), "group": config["name"]}
+    facts = {**composed.facts, "group": config["name"]}
     return build({**named(composed), "name": config["name"]}, facts)
 
 
 def _finish(study: Study, folder: Folder, config: Mapping[str, Any]) -> int:
     """The table, the picture, and the test of the best: its first and only look at test tasks; the exit status."""
     from metarun.cli.output import number, print_summary
-    from metarun.cli.stored import rebuild, trained
     from metarun.config.trust import Trust, named_code
     from metarun.reports.search import draw, importances
+    from metarun.runs.stored import rebuild, trained
 
     best = study.best()
     if not best:

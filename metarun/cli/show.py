@@ -1,8 +1,10 @@
-"""``metarun show NAME``: what a task, model, algorithm or experiment is, and its keys with their defaults."""
+"""``metarun show NAME [key=value ...]``: what an option is and its keys; with overrides, what would run."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
+from typing import Any
 
 from metarun.config.catalogue import Entry, catalogue
 from metarun.config.check import INJECTED
@@ -15,15 +17,50 @@ _GROUPS = ("task", "images", "model", "algorithm", "experiment", "runner", "trac
 
 def run(words: list[str]) -> int:
     """The command. ``NAME`` may be given as ``group/name`` where two groups share a name."""
-    if len(words) != 1:
-        raise UserError("show takes one name, as `metarun list` prints it: metarun show maml")
+    if not words or "=" in words[0]:
+        raise UserError("show takes a name, as `metarun list` prints it: metarun show maml [task=regression/sinusoid]")
     found = [e for group in _GROUPS for e in catalogue(group) if words[0] in (e.name, f"{group}/{e.name}")]
     if not found:
         names = [e.name for group in _GROUPS for e in catalogue(group)]
         raise UserError(f"nothing is called '{words[0]}'{nearest(words[0], names)}   `metarun list` prints all names")
+    if len(words) > 1:
+        if len(found) > 1:
+            raise UserError(f"several are called '{words[0]}': {', '.join(f'{e.group}/{e.name}' for e in found)}")
+        _show_run([f"{found[0].group}={found[0].name}", *words[1:]])
+        return 0
     for entry in found:
         _show(entry)
     return 0
+
+
+def _show_run(words: list[str]) -> None:
+    """Print the configuration that ``words`` compose, with the origin of what is not a component's own default."""
+    import yaml
+
+    from metarun.config.check import check
+    from metarun.config.compose import compose, named
+    from metarun.config.origins import origin_of, origins
+
+    composed = compose(words)
+    check(named(composed))
+    known = origins(composed.choices, composed.asked)
+    lines: list[tuple[str, str]] = []
+
+    def add(values: Mapping[str, Any], above: str, depth: int) -> None:
+        for name, value in values.items():
+            if isinstance(value, Mapping) and value:
+                lines.append((f"{'  ' * depth}{name}:", ""))
+                add(value, f"{above}{name}.", depth + 1)
+            else:
+                text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+                text = text.removesuffix("...\n").strip()
+                lines.append((f"{'  ' * depth}{name}: {text}", origin_of(f"{above}{name}", known) or ""))
+
+    add({key: value for key, value in composed.config.items() if value is not None}, "", 0)
+    print(printable("would run: " + " ".join(f"{group}={option}" for group, option in composed.choices.items()) + "\n"))
+    width = min(max((len(line) for line, origin in lines if origin), default=0), 60)
+    for line, origin in lines:
+        print(printable(f"{line:<{width}}  # {origin}" if origin else line))
 
 
 def _show(entry: Entry) -> None:

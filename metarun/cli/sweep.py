@@ -15,9 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from metarun.cli.output import print_summary, set_up_logging
-from metarun.cli.stored import same_data
-from metarun.cli.train import named, train
+from metarun.cli.output import print_summary
+from metarun.cli.train import train
 from metarun.config.check import check
 from metarun.config.compose import (
     Composed,
@@ -26,6 +25,7 @@ from metarun.config.compose import (
     compose,
     for_hydra,
     launch,
+    named,
     of_sweeps,
     resolve,
     sweep_directory,
@@ -33,7 +33,9 @@ from metarun.config.compose import (
 from metarun.config.overrides import Override, read, word
 from metarun.errors import Interrupted, RunFailed, UserError, conceal, shortened
 from metarun.escape import printable
+from metarun.runs.stored import same_data
 from metarun.streams import survive
+from metarun.tracking.console import set_up_logging
 from metarun.tracking.history import Job, earlier
 from metarun.tracking.rundir import not_finite
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metarun.cli import COMMANDS
-from metarun.cli.launch import carry_out
-from metarun.cli.output import print_summary, set_up_logging
+from metarun.cli.output import print_summary
 from metarun.config.check import check
-from metarun.config.compose import Composed, compose, default_name, resolve, unresolved
-from metarun.config.locations import absolute
+from metarun.config.compose import Composed, compose, named, resolve, unresolved
 from metarun.config.overrides import read, value_at
-from metarun.config.paths import conf_directory, options, use_config_dir
+from metarun.config.paths import conf_directory, options, take_config_dir
 from metarun.errors import UserError, nearest, shortened
+from metarun.runs.launch import carry_out
+from metarun.tracking.console import set_up_logging
 
 if TYPE_CHECKING:
     from metarun.tracking.rundir import RunDirectory
@@ -149,21 +149,11 @@ def train(
 ) -> dict[str, Any]:
     """One run of a composed configuration, or what is left of the one in ``directory``.
 
-    As :func:`~metarun.cli.launch.carry_out` does it.
+    As :func:`~metarun.runs.launch.carry_out` does it.
     """
     config = named(composed)
     check(config)
-    return carry_out(config, {"choices": composed.choices, "asked": list(composed.asked), **(facts or {})}, directory)
-
-
-def named(composed: Composed) -> dict[str, Any]:
-    """The configuration with its run's name filled in and its paths absolute, but for that of its results."""
-    config = absolute(composed.config)
-    runner = config.get("runner")
-    if isinstance(runner, dict) and isinstance(where := runner.get("directory"), str):
-        config["runner"] = {**runner, "directory": os.path.expanduser(where)}
-    config["name"] = config.get("name") or default_name(composed.choices)
-    return config
+    return carry_out(config, {**composed.facts, **(facts or {})}, directory)
 
 
 def _complete(words: Sequence[str]) -> int:
@@ -192,22 +182,6 @@ def _complete(words: Sequence[str]) -> int:
     with contextlib.redirect_stderr(io.StringIO()):  # a message would stand in the middle of what is being typed
         _hydra(["-sc", *words])
     return 0
-
-
-def take_config_dir(words: Sequence[str]) -> list[str]:
-    """Use the user's configuration directory from now on; returns the words without ``--config-dir DIR``."""
-    kept, directory = [], None
-    remaining = iter(words)
-    for word in remaining:
-        flag, _, value = word.partition("=")
-        if flag in ("--config-dir", "-cd"):
-            directory = value or next(remaining, None)
-            if not directory:
-                raise UserError(f"{flag} needs a directory")
-        else:
-            kept.append(word)
-    use_config_dir(directory)
-    return kept
 
 
 def _hydra(words: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import logging
@@ -30,19 +31,32 @@ def build(
     facts: Mapping[str, Any] | None = None,
     directory: Path | None = None,
     settle: Callable[[Task], None] | None = None,
+    objects: Mapping[str, Any] | None = None,
 ) -> Experiment:
-    """The experiment that a configuration describes; raises :class:`UserError` for what does not fit.
+    """The experiment that a configuration describes.
 
-    It is built with the values of the environment's variables, and stores their names.
-    ``directory``: that of an earlier run, whose checkpoint will be loaded. Its text model's vocabulary is taken over
-    here, since it decides how texts are encoded. ``settle(task)`` is called before a model sees the task: it may give
-    it the splits of an earlier run, or refuse it.
+    It is built with the values of environment variables and stores their names.
+
+    Args:
+        config: A resolved configuration.
+        facts: Further entries of meta.json.
+        directory: The directory of an earlier run whose checkpoint will be loaded. The vocabulary of its text model is
+            taken over here, since it decides how texts are encoded.
+        settle: Called with the task before a model sees it. It may give the task the splits of an earlier run, or
+            refuse it.
+        objects: Components that exist already, by section. A model is copied, so that one module can start several
+            experiments; a task or an algorithm is used as it is.
+
+    Raises:
+        UserError: The configuration is wrong or its parts do not fit together.
     """
-    check(config)
+    objects = objects or {}
+    check(config, objects)
     written, config = config, resolved(config)
     import torch
 
     from metarun.engine.precision import parameters_dtype
+    from metarun.models.roles import misfit
     from metarun.tasks.fewshot import DoesNotFit
     from metarun.tracking.settings import Tracker
     from metarun.training.checkpoint import take_vocabulary, vocabularies
@@ -54,17 +68,22 @@ def build(
     seed, free = config["seed"], adjustable(facts or {})
 
     def made(config: Mapping[str, Any]) -> tuple[Task, Algorithm]:
-        task = construct(config["task"], seed=seed)
+        task = component("task", config, objects, seed=seed)
+        if not hasattr(task, "seed"):
+            task.seed = seed
         if settle is not None:
             settle(task)
         torch.manual_seed(seed)
-        model = construct(config["model"], spec=task.spec, texts=lambda: task.train_texts)
+        model = component("model", config, objects, spec=task.spec, texts=lambda: task.train_texts)
         if vocabularies(model) and (source := _source(directory, runner.init_from)):
             from metarun.training import checkpoint
 
             take_vocabulary(model, checkpoint.load(source, torch.device("cpu"))["algorithm"]["parameters"])
+        algorithm_type = objects.get("algorithm") or locate(config["algorithm"])
+        if why := misfit(model, getattr(algorithm_type, "roles", ()), task.spec.modality):
+            raise UserError(why)
         task.prepare(model)
-        return task, construct(config["algorithm"], model=model, spec=task.spec)
+        return task, component("algorithm", config, objects, model=model, spec=task.spec)
 
     kept, fits = config, False
     while not fits:
@@ -95,6 +114,24 @@ def _source(directory: Path | None, init_from: str | None) -> Path | None:
     return best_or_last(Path(init_from)) if init_from else None
 
 
+def component(section: str, config: Mapping[str, Any], objects: Mapping[str, Any], **injected: Any) -> Any:
+    """The component of a section: the object given for it (a copy, if it is a model), else as :func:`construct`."""
+    if section == "model" and "algorithm" in objects:
+        return objects["algorithm"].model
+    if section not in objects:
+        return construct(config[section], **injected)
+    return copy.deepcopy(objects[section]) if section == "model" else objects[section]
+
+
+def locate(values: Mapping[str, Any]) -> Any:
+    """The class at a section's ``_target_``, imported."""
+    module_name, _, name = str(values["_target_"]).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except ImportError as error:
+        raise UserError(f"{values['_target_']} needs a package that is not installed: {error}") from None
+
+
 def construct(values: Mapping[str, Any], **injected: Any) -> Any:
     """The object that ``_target_`` and its arguments describe; ``injected`` where its constructor asks for them.
 
@@ -102,11 +139,7 @@ def construct(values: Mapping[str, Any], **injected: Any) -> Any:
     Sections among the arguments are built in the same way. Raises :class:`UserError` for what a user's own constructor
     raises.
     """
-    module_name, _, name = str(values["_target_"]).rpartition(".")
-    try:
-        constructor = getattr(importlib.import_module(module_name), name)
-    except ImportError as error:
-        raise UserError(f"{values['_target_']} needs a package that is not installed: {error}") from None
+    constructor = locate(values)
     arguments = {
         key: construct(value, **injected) if is_section(value) else value
         for key, value in values.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -15,6 +15,9 @@ from metarun.config.paths import options
 from metarun.config.schema import Declaration, attributes, declaration, is_section
 from metarun.errors import UserError, shortened
 from metarun.untrusted import LARGEST_YAML, parse_yaml, read_bytes
+
+Keys = Callable[[str, Path, Mapping[str, Any]], dict[str, Any]]
+"""(group, file, content) -> the keys that are wanted of an option's file."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Entry:
     """The YAML as it stands."""
     section: dict[str, Any]
     """The component's own keys, those of the files it builds on (``defaults``) included."""
+    settings: dict[str, Any]
+    """Everything that it sets, from the top of the configuration: ``{"algorithm": {...}, "runner": {...}}``."""
 
     @property
     def declaration(self) -> Declaration | None:
@@ -53,22 +58,22 @@ def catalogue(group: str) -> Iterator[Entry]:
     """The options of ``group`` (task, model, algorithm, experiment, ...), the user's first."""
     found = {name: (path, _load(path)) for name, path in options(group)}
 
-    def section(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    def merged(name: str, keys: Keys, above: tuple[str, ...] = ()) -> dict[str, Any]:
         path, content = found[name]
         if name in above:
             raise UserError(f"{path}: builds on itself (defaults: {' -> '.join((*above, name))})")
         listed = content.get("defaults")
         listed = [*listed] if isinstance(listed, list) else []
-        merged: dict[str, Any] = {}
+        made: dict[str, Any] = {}
         for item in listed if "_self_" in listed else [*listed, "_self_"]:
             if item == "_self_":
-                merged = _merged(merged, _own(group, path, content))
+                made = _merged(made, keys(group, path, content))
             elif (base := _base(group, item, beside=name if above else "")) in found:
-                merged = _merged(merged, section(base, (*above, name)))
-        return merged
+                made = _merged(made, merged(base, keys, (*above, name)))
+        return made
 
     for name, (path, content) in found.items():
-        yield Entry(group, name, path, content, section(name))
+        yield Entry(group, name, path, content, merged(name, _own), merged(name, _settings))
 
 
 def _own(group: str, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,6 +82,15 @@ def _own(group: str, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(inner, Mapping) and _PACKAGE_GLOBAL.search(path.read_text()):
         return dict(inner)
     return {key: value for key, value in content.items() if key != "defaults"}
+
+
+def _settings(group: str, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """All keys in an option's file, from the top of the configuration."""
+    made = {key: value for key, value in content.items() if key != "defaults"}
+    package = _PACKAGE.search(path.read_text())
+    for name in reversed([] if package and package[1] == "_global_" else (package[1] if package else group).split(".")):
+        made = {name: made}
+    return made
 
 
 def _base(group: str, item: Any, beside: str) -> str:
@@ -90,6 +104,17 @@ def _base(group: str, item: Any, beside: str) -> str:
     return (PurePosixPath(beside).parent / entry).as_posix()
 
 
+def default_option(task: Entry, group: str) -> str | None:
+    """The option of ``group`` that a task's file picks."""
+    for item in task.content.get("defaults", []):
+        if isinstance(item, dict):
+            for key, value in item.items():
+                if key.replace("override", "").strip() == f"/{group}":
+                    return str(value)
+    return None
+
+
+_PACKAGE = re.compile(r"^#\s*@package\s+(\S+)\s*$", re.MULTILINE)
 _PACKAGE_GLOBAL = re.compile(r"^#\s*@package\s+_global_\s*$", re.MULTILINE)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from metarun.config.environment import resolved
+from metarun.config.overrides import value_at
 from metarun.config.paper import Paper
-from metarun.config.schema import Component, Declaration, Parameter, attributes, declaration, is_section
+from metarun.config.schema import Component, Declaration, Parameter, attributes, capabilities, declaration, is_section
 from metarun.errors import UserError, nearest
 from metarun.types import Seed, strictly
 
@@ -18,11 +19,17 @@ CLOSED = {"runner": "metarun.training.settings.Runner", "tracker": "metarun.trac
 OPEN = ("task", "model", "algorithm")
 RESERVED = ("multirun", "search", "reproduced", "gallery", "bench")
 """Directories beside the runs' own."""
-TOP = (*OPEN, *CLOSED, "seed", "name", "paper", "search", "experiment")
+OBJECTS = "objects"
+"""The key that lists the sections whose components were Python objects, which a configuration cannot rebuild."""
+TOP = (*OPEN, *CLOSED, "seed", "name", "paper", "search", "experiment", OBJECTS)
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Raise :class:`UserError` for the first thing wrong with a resolved configuration."""
+def check(config: Mapping[str, Any], objects: Mapping[str, Any] | None = None) -> None:
+    """Raise :class:`UserError` for the first thing wrong with a resolved configuration.
+
+    ``objects`` holds components that exist already, by section. Their constructor's arguments are not checked.
+    """
+    objects = objects or {}
     config = resolved(config)
     for key in config:
         if key not in TOP:
@@ -39,9 +46,22 @@ def check(config: Mapping[str, Any]) -> None:
         Paper.of(config["paper"])
     for section, target in CLOSED.items():
         check_arguments(section, config.get(section) or {}, declaration(target))
+    check_objects(config, objects)
     for section in OPEN:
-        check_section(section, config.get(section))
-    check_fit(config)
+        if section not in objects:
+            check_section(section, config.get(section))
+    check_fit(config, objects)
+
+
+def check_objects(config: Mapping[str, Any], objects: Mapping[str, Any]) -> None:
+    """Raise :class:`UserError` where a component of a run was a Python object and is not among ``objects``."""
+    check_value(OBJECTS, config.get(OBJECTS), Parameter(list[Literal["task", "model", "algorithm"]] | None, False))
+    for section in config.get(OBJECTS) or ():
+        if section not in objects:
+            raise UserError(
+                f"the {section} of this run was a Python object ({value_at(config, f'{section}._target_')}), which a "
+                f"configuration cannot rebuild   in Python: metarun.load(RUN, {section}=...)"
+            )
 
 
 def check_name(name: str) -> None:
@@ -132,9 +152,9 @@ def _choices(annotation: Any) -> list[str]:
     return [word for part in inner for word in ([part] if isinstance(part, str) else _choices(part))]
 
 
-def check_fit(config: Mapping[str, Any]) -> None:
+def check_fit(config: Mapping[str, Any], objects: Mapping[str, Any]) -> None:
     """Refuse a model or algorithm that cannot work on the task, with what does."""
-    task, model, algorithm = (attributes(config[s]) for s in OPEN)
+    task, model, algorithm = (capabilities(objects[s]) if s in objects else attributes(config[s]) for s in OPEN)
     if why := misfit(task, model, algorithm):
         fits = _fitting(task)
         raise UserError(f"{why}\n  {fits}" if fits else why)

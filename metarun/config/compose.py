@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -21,13 +23,17 @@ from metarun.config.catalogue import examine
 from metarun.config.environment import as_written
 from metarun.config.explain import COMPOSING, explain
 from metarun.config.grammar import split, written
+from metarun.config.locations import absolute
+from metarun.config.origins import tuned
 from metarun.config.overrides import Override, apply, read_single, value_at
 from metarun.config.paths import conf_directory, is_group, options, user_directories
 from metarun.config.trust import look_in_current_directory, names_other_code
-from metarun.errors import UserError, nearest, shortened
+from metarun.errors import UserError, nearest, require, shortened
 
 _OPTIONAL = ("images", "experiment")
 """Groups of which no option need be chosen."""
+_GIVEN = "given"
+"""The option's name of a section that is given as a value."""
 _DERIVED = {"tuned": "the task and the algorithm"}
 """Groups whose option follows from others."""
 _OF_SWEEPS = ("hydra/launcher", "hydra.launcher.", "hydra.sweep.dir")
@@ -55,6 +61,12 @@ class Composed:
     asked: tuple[str, ...] = ()
     """The keys that the user set, rather than an option's file."""
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a run keeps of how it was composed, in meta.json."""
+        values = tuned(self.config, self.choices, self.asked)
+        return {"choices": self.choices, "asked": list(self.asked), **({"tuned": values} if values else {})}
+
 
 class _UserConf(SearchPathPlugin):
     """Puts the user's directories before the shipped ones, so that they can shadow as well as add."""
@@ -64,10 +76,21 @@ class _UserConf(SearchPathPlugin):
             search_path.prepend("metarun-user", f"file://{directory}", anchor="main")
 
 
-def compose(words: Sequence[str]) -> Composed:
-    """The configuration that the words ask for, resolved; raises :class:`UserError` for what cannot be."""
-    config = unresolved(words)
-    return Composed(resolve(config), chosen(config.hydra.runtime.choices), asked_keys(words))
+def compose(words: Sequence[str], sections: Mapping[str, Mapping[str, Any]] | None = None) -> Composed:
+    """The resolved configuration that ``words`` ask for.
+
+    Args:
+        words: Overrides as on the command line, ``key=value``.
+        sections: Sections given as values instead of by the name of an option, ``{"task": {"_target_": ...}}``.
+
+    Raises:
+        UserError: A word names no key, an option does not exist, or a value cannot be resolved.
+    """
+    config = unresolved(words, sections or {})
+    choices = chosen(config.hydra.runtime.choices)
+    for group, section in (sections or {}).items():
+        choices[group] = str(section["_target_"]).rpartition(".")[2].lower()
+    return Composed(resolve(config), choices, asked_keys(words))
 
 
 def asked_keys(words: Sequence[str]) -> tuple[str, ...]:
@@ -76,15 +99,21 @@ def asked_keys(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(key for key in keys if "." in key)
 
 
-def unresolved(words: Sequence[str]) -> DictConfig:
-    """The configuration that the words ask for, with its interpolations and Hydra's own section."""
+def unresolved(words: Sequence[str], sections: Mapping[str, Mapping[str, Any]] | None = None) -> DictConfig:
+    """The configuration that the words ask for, with its interpolations and Hydra's own section.
+
+    ``sections`` as in :func:`compose`.
+    """
     overrides = read_single(words)
     for override in overrides:
         if of_sweeps(override):
             raise UserError(f"{shortened(override.word)}: only a sweep has this key; a sweep is asked for by -m")
     choices = [for_hydra(override) for override in overrides if is_group(override.key)]
+    for group, section in (sections or {}).items():
+        require(all(choice.key != group for choice in choices), f"{group} is given twice, by name and by value")
+        ConfigStore.instance().store(_GIVEN, dict(section), group=group, provider="metarun")
     try:
-        config = _compose([choice.text for choice in choices])
+        config = _compose([*(choice.text for choice in choices), *(f"{group}={_GIVEN}" for group in sections or ())])
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         plain: dict[str, Any] = OmegaConf.to_container(own)  # type: ignore[assignment]
         apply(plain, (override for override in overrides if not is_group(override.key)))
@@ -217,3 +246,13 @@ def default_name(choices: Mapping[str, str]) -> str:
     if choices.get("experiment"):
         return choices["experiment"].replace("/", "-")
     return f"{choices['task'].rsplit('/')[-1]}-{choices['algorithm'].rsplit('/')[-1]}"
+
+
+def named(composed: Composed) -> dict[str, Any]:
+    """The configuration with the run's name filled in and all paths absolute except ``runner.directory``."""
+    config = absolute(composed.config)
+    runner = config.get("runner")
+    if isinstance(runner, dict) and isinstance(where := runner.get("directory"), str):
+        config["runner"] = {**runner, "directory": os.path.expanduser(where)}
+    config["name"] = config.get("name") or default_name(composed.choices)
+    return config

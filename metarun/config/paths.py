@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,34 @@ def use_config_dir(name: str | None) -> None:
     global _config_dir
     _config_dir = name
     user_directories()
+
+
+@contextmanager
+def config_dir_in_use(name: str | Path | None) -> Iterator[None]:
+    """Within the block, ``name`` is the user's configuration directory; ``None`` leaves it as it is."""
+    before = _config_dir
+    if name is not None:
+        use_config_dir(str(name))
+    try:
+        yield
+    finally:
+        use_config_dir(before)
+
+
+def take_config_dir(words: Sequence[str]) -> list[str]:
+    """Use the user's configuration directory from now on; returns the words without ``--config-dir DIR``."""
+    kept, directory = [], None
+    remaining = iter(words)
+    for word in remaining:
+        flag, _, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            directory = value or next(remaining, None)
+            if not directory:
+                raise UserError(f"{flag} needs a directory")
+        else:
+            kept.append(word)
+    use_config_dir(directory)
+    return kept
 
 
 def user_directories() -> list[Path]:

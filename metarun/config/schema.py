@@ -20,7 +20,9 @@ from typing import Any
 from metarun import types
 from metarun.errors import UserError, nearest
 
-_NAMES = {**vars(typing), **vars(types), "Sequence": Sequence, "Mapping": Mapping, "Path": Path}
+_NAMES = {**vars(typing), **vars(types), "Sequence": Sequence, "Mapping": Mapping, "Path": Path, "typing": typing}
+_CAPABILITIES = ("kind", "modality", "modalities", "role", "roles", "kinds", "metric", "higher_is_better")
+_OF_TYPES = ("typing", "collections.abc", "metarun.types")
 _FOREIGN = {"torch", "abc", "typing", "numpy", "builtins"}
 
 
@@ -70,7 +72,13 @@ def declaration(target: str) -> Declaration:
         return _inspected(module_name, name)
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     if name not in classes:
-        if any(isinstance(n, ast.FunctionDef) and n.name == name for n in tree.body) or _imported_from(tree, name):
+        origin = _imported_from(tree, name, module_name)
+        if origin is not None and not _foreign(origin):  # re-exported
+            try:
+                return declaration(origin)
+            except (UserError, RecursionError):
+                return _inspected(module_name, name)
+        if origin or name in _defined(tree):
             return _inspected(module_name, name)
         raise UserError(f"_target_: module '{module_name}' has no class '{name}'{nearest(name, classes)}")
     node = classes[name]
@@ -110,7 +118,9 @@ def declaration(target: str) -> Declaration:
 
 @cache
 def source(module_name: str) -> ast.Module | None:
-    """The parsed module, or ``None`` if it has no Python source."""
+    """The parsed module, or ``None`` if it has no Python source (or is a script or notebook that runs)."""
+    if module_name == "__main__":
+        return None
     try:
         spec = importlib.util.find_spec(module_name)
     except ModuleNotFoundError as error:
@@ -136,6 +146,11 @@ def attributes(section: Mapping[str, Any]) -> dict[str, Any]:
     return declared
 
 
+def capabilities(thing: Any) -> dict[str, Any]:
+    """The capabilities that a class or an object has as attributes."""
+    return {name: getattr(thing, name) for name in _CAPABILITIES if hasattr(thing, name)}
+
+
 def is_section(value: Any) -> bool:
     """Whether a configuration's value describes an object."""
     return isinstance(value, Mapping) and "_target_" in value
@@ -145,26 +160,34 @@ def _foreign(path: str) -> bool:
     return path.split(".")[0] in _FOREIGN
 
 
-def _imported_from(tree: ast.Module, name: str) -> str | None:
-    """Where ``name`` comes from in this module's own ``import`` lines."""
+def _imported_from(tree: ast.Module, name: str, module: str) -> str | None:
+    """Where ``name`` comes from in the ``import`` lines of ``module``, whose source is ``tree``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.asname == name or (alias.asname is None and alias.name == name):
                     return alias.name
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    return f"{node.module}.{alias.name}"
+                    return f"{_absolute(node, module)}.{alias.name}"
     return None
+
+
+def _absolute(node: ast.ImportFrom, module: str) -> str:
+    """The module that ``from ... import`` in ``module`` names."""
+    spec = importlib.util.find_spec(module) if node.level else None
+    if spec is None:
+        return node.module or ""
+    return importlib.util.resolve_name("." * node.level + (node.module or ""), spec.parent)
 
 
 def _base_path(tree: ast.Module, module: str, classes: Mapping[str, Any], base: ast.expr) -> str | None:
     """The import path of what ``base`` names: a class of the same module, or an imported one, also by its module."""
     match base:
         case ast.Name(id=name):
-            return f"{module}.{name}" if name in classes else _imported_from(tree, name)
-        case ast.Attribute(value=ast.Name(id=holder), attr=name) if path := _imported_from(tree, holder):
+            return f"{module}.{name}" if name in classes else _imported_from(tree, name, module)
+        case ast.Attribute(value=ast.Name(id=holder), attr=name) if path := _imported_from(tree, holder, module):
             return f"{path}.{name}"
     return None
 
@@ -184,10 +207,20 @@ def _literals(node: ast.ClassDef) -> typing.Iterator[tuple[str, Any]]:
             continue
 
 
+def _defined(tree: ast.Module) -> set[str]:
+    """Names of functions and of what is assigned at the top of a module."""
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    targets = (target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets)
+    return functions | {target.id for target in targets if isinstance(target, ast.Name)}
+
+
 def _aliases(tree: ast.Module) -> dict[str, Any]:
-    """The module's own names for types: ``Reward = Literal[...]``."""
+    """The module's own names for types: ``Reward = Literal[...]``, ``from metarun.types import Positive as Many``."""
     found = {}
     for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module in _OF_TYPES and not node.level:
+            holder = importlib.import_module(node.module)
+            found |= {a.asname: getattr(holder, a.name) for a in node.names if a.asname and hasattr(holder, a.name)}
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             value = _type(node.value, _NAMES)
             if value is not Any:
@@ -212,9 +245,30 @@ def _type(annotation: ast.expr | None, names: Mapping[str, Any]) -> Any:
     if annotation is None:
         return Any
     try:
+        if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):  # "Positive"
+            annotation = ast.parse(annotation.value, mode="eval").body
         return eval(ast.unparse(annotation), dict(names))
     except Exception:  # a type of the user's own: its constructor will judge
         return Any
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    """The types of a function's parameters, postponed ones resolved; those that no value is checked by are left out."""
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except Exception:  # a name that is imported for type checkers only
+        return {}
+    return {name: hint for name, hint in hints.items() if _checks_values(hint)}
+
+
+def _checks_values(hint: Any) -> bool:
+    from pydantic import PydanticUserError
+
+    try:
+        types.strictly(hint)
+    except (PydanticUserError, TypeError):  # a class of its own: its constructor will judge
+        return False
+    return True
 
 
 def _inspected(module_name: str, name: str) -> Declaration:
@@ -226,22 +280,12 @@ def _inspected(module_name: str, name: str) -> Declaration:
         raise UserError(f"_target_: cannot import '{module_name}': {error}") from None
     lineage = tuple(f"{c.__module__}.{c.__qualname__}" for c in inspect.getmro(thing)) if inspect.isclass(thing) else ()
     result = Declaration(f"{module_name}.{name}", lineage, inspect.getdoc(thing) or "")
+    hints = _hints(thing.__init__ if inspect.isclass(thing) else thing)
     for parameter in inspect.signature(thing).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             result.takes_any = True
         elif parameter.kind is not parameter.VAR_POSITIONAL:
-            known = parameter.annotation if isinstance(parameter.annotation, type) else Any
+            known = hints.get(parameter.name, Any)
             result.parameters[parameter.name] = Parameter(known, parameter.default is parameter.empty)
-    for attribute in (
-        "kind",
-        "modality",
-        "modalities",
-        "role",
-        "roles",
-        "kinds",
-        "metric",
-        "higher_is_better",
-    ):
-        if hasattr(thing, attribute):
-            result.attributes[attribute] = getattr(thing, attribute)
+    result.attributes |= capabilities(thing)
     return result

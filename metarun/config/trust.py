@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from metarun.config.environment import expressions
-from metarun.config.paths import user_options
+from metarun.config.paths import take_config_dir, user_options
 from metarun.config.schema import declaration, is_section, source
 from metarun.errors import UserError
 from metarun.types import ImportPath
@@ -50,6 +50,11 @@ class Trust:
     def admits(self, name: str) -> bool:
         """Whether code at the import path ``name`` may be called."""
         return self.everything or name in self.names or _is_class_of(self.names, name)
+
+
+def take_code(words: Sequence[str]) -> tuple[list[str], Trust]:
+    """The words without ``--config-dir DIR`` and ``--trust``, and which code beside metarun's own these admit."""
+    return take_trust(take_config_dir(words))
 
 
 def take_trust(words: Sequence[str]) -> tuple[list[str], Trust]:

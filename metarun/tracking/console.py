@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -19,6 +21,32 @@ DRAW_EVERY = 0.1  # seconds between updates of the live line
 RATE_OVER = 30.0  # seconds over which the rate is taken, once there are so many
 
 
+_shown = True
+
+
+def is_shown() -> bool:
+    """Whether progress is shown where :func:`shown` does not say otherwise."""
+    return _shown
+
+
+@contextmanager
+def shown(display: bool) -> Iterator[None]:
+    """Within the block, progress and messages go to stderr if ``display``, else nowhere but to the run's own log."""
+    global _shown
+    log = logging.getLogger("metarun")
+    before = (_shown, log.level, log.propagate, log.handlers)
+    log.handlers = [] if display else [logging.NullHandler()]
+    log.setLevel(logging.INFO)
+    _shown = display
+    if display:
+        set_up_logging()
+    try:
+        yield
+    finally:
+        _shown, level, log.propagate, log.handlers = before
+        log.setLevel(level)
+
+
 class Display:
     """The state of one training run, as a context manager; it writes to ``stream`` (``None``: stderr) only.
 
@@ -28,7 +56,7 @@ class Display:
     def __init__(
         self, total: int, start: int, metric: str, higher_is_better: bool, stream: TextIO | None = None
     ) -> None:
-        self._stream = cast(TextIO, Surviving(sys.stderr if stream is None else stream))
+        self._stream = cast(TextIO, Surviving((sys.stderr if _shown else None) if stream is None else stream))
         self._total = total
         self._metric = metric
         self._direction = "best" if higher_is_better else "lowest"
@@ -125,3 +153,21 @@ def _loss(row: Mapping[str, float]) -> str:
     values = {name.removeprefix("train/"): value for name, value in row.items() if name != "iteration"}
     name = "loss" if "loss" in values else next(iter(values), None)
     return f"{name} {values[name]:.4g}" if name is not None else ""
+
+
+def set_up_logging() -> None:
+    """Write the messages of the ``metarun`` logger to stderr, one line each."""
+    log = logging.getLogger("metarun")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if not any(isinstance(handler, _Stderr) for handler in log.handlers):
+        handler = _Stderr()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+
+
+class _Stderr(logging.Handler):
+    """A handler that looks up ``sys.stderr`` at each message, since it may have been replaced."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        Surviving(sys.stderr).write(printable(self.format(record)) + "\n")

@@ -173,6 +173,9 @@ class Experiment:
         )
         distributed.broadcast_parameters(self.algorithm)
         log.info("run directory %s", directory.path)
+        if values := self.facts.get("tuned"):
+            task, told = self.facts["choices"]["task"], ", ".join(f"{key}={value}" for key, value in values.items())
+            log.info("tuned for %s: %s", task, told)
         if self.asked_iterations and not self.runner.iterations:
             log.info(
                 "%s has no meta-parameters, so there is nothing to meta-train: evaluated at once, as by "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from metarun.config.build import build
-from metarun.config.check import check
+from metarun.config.check import check, check_section
 from metarun.config.compose import compose
 from metarun.errors import UserError
 
@@ -108,3 +109,43 @@ def test_the_seed_alone_decides_where_a_model_starts() -> None:
     first = start(0)
     assert all(torch.equal(a, b) for a, b in zip(first, start(0), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first, start(1), strict=True))
+
+
+NETS = {
+    "own/__init__.py": "from .nets import Net as Exported\nfrom own.nets import Quoted\n",
+    "own/nets.py": """from __future__ import annotations
+from torch import nn
+from metarun.types import Positive as Many
+
+class Net(nn.Module):
+    def __init__(self, spec, width: Many = 4, sizes: list[Many] = (1,)):
+        super().__init__()
+
+class Quoted(nn.Module):
+    def __init__(self, spec, width: "int" = 4, sizes: "list[int]" = (1,)):
+        super().__init__()
+
+def made(*, width: Many, sizes: list[int] | None = None):
+    ...
+
+Assigned = type("Assigned", (Net,), {})
+""",
+}
+
+
+@pytest.mark.parametrize("name", ["nets.Net", "Exported", "Quoted", "nets.made", "nets.Assigned"])
+def test_types_of_a_users_class_are_checked_wherever_it_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = f"own_{name.replace('.', '_').lower()}"
+    for file, content in NETS.items():
+        path = tmp_path / file.replace("own", package, 1)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content.replace("from own", f"from {package}"))
+    monkeypatch.syspath_prepend(tmp_path)
+    check_section("model", {"_target_": f"{package}.{name}", "width": 8, "sizes": [1, 2]})
+    for key, value in (("width", "abc"), ("sizes", ["a"])):
+        with pytest.raises(UserError, match=rf"^model\.{key}="):
+            check_section("model", {"_target_": f"{package}.{name}", "width": 8, key: value})
+    with pytest.raises(UserError, match=r"unknown key 'model\.widht'"):
+        check_section("model", {"_target_": f"{package}.{name}", "width": 8, "widht": 3})

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarun.cli.train import named
 from metarun.config.build import build
-from metarun.config.compose import compose
+from metarun.config.compose import compose, named
 from metarun.errors import UserError
 from metarun.tasks.vision import collection
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from metarun.cli.train import named
 from metarun.config import grammar
-from metarun.config.compose import changed, compose
+from metarun.config.compose import changed, compose, named
 from metarun.config.overrides import apply, read, read_single, word
 from metarun.errors import UserError
 from tests.words import has_no_library_word

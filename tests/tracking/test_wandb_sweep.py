@@ -10,9 +10,8 @@ import pytest
 import yaml
 
 from metarun.cli import main
-from metarun.cli.train import named
 from metarun.config.check import check
-from metarun.config.compose import compose
+from metarun.config.compose import compose, named
 from metarun.config.paths import conf_directory
 from tests.tracking.wandb_server import API_KEY, WandbServer
 

@@ -8,14 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metarun.config.check import CLOSED, OPEN
+from metarun.config.check import CLOSED, OPEN, check_objects
 from metarun.config.compose import changed, compose
 from metarun.config.environment import resolved
 from metarun.config.locations import absolute, absolute_path, path_keys
 from metarun.config.overrides import apply, read, read_single, value_at, word
 from metarun.config.paths import options
 from metarun.config.schema import declaration
-from metarun.config.trust import Trust, admit, take_trust
+from metarun.config.trust import Trust, admit
 from metarun.errors import UserError, shortened
 from metarun.tracking.rundir import RunDirectory
 
@@ -27,25 +27,20 @@ if TYPE_CHECKING:
     from metarun.training.experiment import Experiment
 
 
-def take_code(words: Sequence[str]) -> tuple[list[str], Trust]:
-    """The words without ``--config-dir DIR`` and ``--trust``, and which code beside metarun's own these admit."""
-    from metarun.cli.train import take_config_dir
-
-    return take_trust(take_config_dir(words))
-
-
 def rebuild(
     command: str,
     words: Sequence[str],
     allowed: Sequence[str],
     trust: Trust,
     settle: Callable[[Task, RunDirectory, Mapping[str, Any]], None] | None = None,
+    objects: Mapping[str, Any] | None = None,
 ) -> tuple[RunDirectory, Experiment, dict[str, Any]]:
     """The run directory that ``words`` begin with, its experiment, and the changes that the other words ask for.
 
-    ``settle`` is given the task, the directory and the changes before a model is built.
+    ``settle`` is given the task, the directory and the changes before a model is built. ``objects`` are components
+    that exist already, by section.
     """
-    directory, config, facts, changes = reread(command, words, allowed, trust)
+    directory, config, facts, changes = reread(command, words, allowed, trust, objects)
     refuse_lost_data(command, words[0], config, changes)
     from metarun.config.build import build
 
@@ -55,7 +50,7 @@ def rebuild(
         if settle is not None:
             settle(task, directory, changes)
 
-    return directory, build(config, facts, directory.path, given), changes
+    return directory, build(config, facts, directory.path, given, objects), changes
 
 
 def recorded(directory: RunDirectory) -> DataRecord | None:
@@ -109,12 +104,17 @@ def data_keys(config: Mapping[str, Any], shipped: bool = False) -> list[str]:
 
 
 def reread(
-    command: str, words: Sequence[str], allowed: Sequence[str], trust: Trust
+    command: str,
+    words: Sequence[str],
+    allowed: Sequence[str],
+    trust: Trust,
+    objects: Mapping[str, Any] | None = None,
 ) -> tuple[RunDirectory, dict[str, Any], dict[str, Any], dict[str, Any]]:
     """The run directory that ``words`` begin with, its configuration, its facts, and the changes that words ask for.
 
     Only keys that start with one of ``allowed`` may be changed, and those that say where the data lie. Code that the
-    run's configuration names is refused unless it is metarun's own, named by a change, or admitted by ``trust``.
+    run's configuration names is refused unless it is metarun's own, named by a change, or admitted by ``trust``; of
+    a section among ``objects`` no code is run.
     """
     if not words or "=" in words[0]:
         raise UserError(f"{command} needs a run directory: metarun {command} RUN [key=value ...]{_recent()}")
@@ -123,7 +123,8 @@ def reread(
     meta = directory.meta()
     _add_new_keys(config, meta.get("choices", {}))
     config, changes = change(command, config, words[1:], (*allowed, *data_keys(config, shipped=True)))
-    admit(config, str(directory.path / "config.yaml"), trust, own=changes)
+    check_objects(config, objects or {})
+    admit(config, str(directory.path / "config.yaml"), trust, own=[*changes, *(objects or ())])
     for key in changes.keys() & path_keys(config).keys():
         changes[key] = absolute_path(changes[key])
         apply(config, read([word(f"++{key}", changes[key])]))

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metarun.cli.output import set_up_logging
-from metarun.cli.stored import recorded
 from metarun.config.environment import resolved
 from metarun.errors import Interrupted, RunFailed, UserError
+from metarun.runs.stored import recorded
 from metarun.streams import survive
+from metarun.tracking.console import is_shown, shown
 from metarun.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -30,11 +30,24 @@ GRACE = 5.0
 
 
 def carry_out(
-    config: Mapping[str, Any], facts: Mapping[str, Any], directory: RunDirectory | None = None
+    config: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    directory: RunDirectory | None = None,
+    objects: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The run of a checked configuration, or what is left of the one in ``directory``; its summary.
+    """Carry out the run of a checked configuration, or what is left of the one in ``directory``.
 
-    The summary is empty in a process that does not lead. An exception carries where the run's log lies, as ``run_log``.
+    Args:
+        config: The configuration.
+        facts: Further entries of meta.json.
+        directory: The run to go on with; ``None`` makes a new one.
+        objects: Components that exist already, by section.
+
+    Returns:
+        The summary with the run's ``directory``; empty in a process that does not lead.
+
+    Raises:
+        Exception: Whatever ends the run. It carries the path of the run's log as ``run_log``.
     """
     from metarun import distributed
     from metarun.tracking.rundir import RunDirectory
@@ -42,20 +55,29 @@ def carry_out(
     values = resolved(config)
     runner = values["runner"]
     spread = runner["devices"] > 1 and distributed.world_size() == 1
+    if spread and objects:
+        raise UserError(
+            f"runner.devices={runner['devices']}: components that are Python objects ({', '.join(objects)}) need 1"
+        )
     if directory is None and spread:
         directory = RunDirectory.create(runner["directory"], values["name"], values["seed"])
     try:
         if spread:
             assert directory is not None
             return _spread(config, facts, directory, runner["devices"])
-        return _here(config, facts, directory)
+        return _here(config, facts, directory, objects)
     except Exception as error:
         if directory is not None:
             error.run_log = directory.path / "metarun.log"  # type: ignore[attr-defined]
         raise
 
 
-def _here(config: Mapping[str, Any], facts: Mapping[str, Any], directory: RunDirectory | None) -> dict[str, Any]:
+def _here(
+    config: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    directory: RunDirectory | None,
+    objects: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """This process's part of the run: all of it, if it is alone."""
     from metarun import distributed
     from metarun.config.build import build
@@ -63,7 +85,7 @@ def _here(config: Mapping[str, Any], facts: Mapping[str, Any], directory: RunDir
 
     with distributed.process_group():
         with distributed.main_process_first():
-            experiment = build(config, facts, directory.path if directory else None, _same_data(directory))
+            experiment = build(config, facts, directory.path if directory else None, _same_data(directory), objects)
         if not distributed.is_main():
             return experiment.run()
         if directory is None:
@@ -94,7 +116,7 @@ def _spread(
     from metarun.distributed import OthersLost
 
     reports: Any = multiprocessing.get_context("spawn").SimpleQueue()
-    arguments = (devices, _free_port(), dict(config), dict(facts), str(directory.path), reports)
+    arguments = (devices, _free_port(), dict(config), dict(facts), str(directory.path), reports, is_shown())
     context = multiprocessing.spawn(_rank, arguments, nprocs=devices, join=False)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
@@ -121,6 +143,7 @@ def _rank(
     facts: Mapping[str, Any],
     directory: str,
     reports: Any,
+    display: bool,
 ) -> None:
     """One process of a run; it reports how it ended, if not well."""
     os.setpgrp()  # Ctrl-C is for the process that started this one, which then stops them all
@@ -133,13 +156,13 @@ def _rank(
         "MASTER_PORT": str(port),
     }
     survive()
-    set_up_logging()
-    if number > 0:
-        logging.getLogger("metarun").setLevel(logging.ERROR)
     from metarun.tracking.rundir import RunDirectory
 
     try:
-        _here(config, facts, RunDirectory(Path(directory)))
+        with shown(display):
+            if number > 0:
+                logging.getLogger("metarun").setLevel(logging.ERROR)
+            _here(config, facts, RunDirectory(Path(directory)))
     except Interrupted as error:
         if number == 0:
             reports.put(error.signal_number)
