@@ -14,9 +14,10 @@ from typing import Any
 
 from metarun.adapted.learner import AdaptedLearner, Predictions
 from metarun.algorithms.base import Algorithm
-from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.algorithms.gradient.rules import Rule
 from metarun.algorithms.metric.head import Head
+from metarun.algorithms.rl.base import TrialLearner
+from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.config.build import construct
 from metarun.config.catalogue import catalogue
 from metarun.config.check import INJECTED, OBJECTS, OPEN, check, check_section
@@ -26,11 +27,11 @@ from metarun.config.trust import Trust
 from metarun.errors import RunFailed, UserError, nearest, require
 from metarun.runs.evaluate import evaluate_run
 from metarun.runs.experiment import Experiment, default_words, sections_of, words_of
-from metarun.runs.learner import Learner
+from metarun.runs.learner import TrainedLearner
 from metarun.runs.run import Run, Table, torch_settings
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
-from metarun.tasks.fewshot import FewShot
+from metarun.tasks.fewshot import ClassData, FewShot
 from metarun.tasks.rng import uniforms
 from metarun.tasks.vision.base import ImageFewShot
 from metarun.tracking.console import shown
@@ -40,13 +41,13 @@ from metarun.types import Split
 __all__ = [
     "AdaptedLearner",
     "Algorithm",
+    "ClassData",
     "EpisodeShape",
     "Experiment",
     "FewShot",
     "Head",
     "ImageFewShot",
     "Labelled",
-    "Learner",
     "Predictions",
     "Rule",
     "Run",
@@ -56,6 +57,8 @@ __all__ = [
     "Table",
     "Task",
     "TaskBatch",
+    "TrainedLearner",
+    "TrialLearner",
     "UserError",
     "__version__",
     "adapt",
@@ -105,9 +108,10 @@ def experiment(
         if objects:
             config[OBJECTS] = [section for section in OPEN if section in objects]
         check(config, objects)
+        facts = composed.facts
     own_seed = getattr(objects.get("task"), "seed", config["seed"])
     require(own_seed == config["seed"], f"seed={config['seed']}, but the task was made with seed {own_seed}")
-    return Experiment(config, composed.facts, objects, display)
+    return Experiment(config, facts, objects, display)
 
 
 def load(path: str | Path, trust: bool | str | Collection[str] = False, **objects: Any) -> Run:
@@ -188,8 +192,8 @@ def adapt(
 
     Args:
         run: A run, or its directory.
-        support: The examples of the task, as in :meth:`Learner.adapt`.
-        targets: The targets of the examples, as in :meth:`Learner.adapt`.
+        support: The examples of the task, as in :meth:`TrainedLearner.adapt`.
+        targets: The targets of the examples, as in :meth:`TrainedLearner.adapt`.
         steps: Adaptation steps; ``None`` takes as many as the run does on its test tasks.
         seed: The seed of the adaptation's random numbers; ``None`` takes the run's.
         trust: As in :func:`load`, where ``run`` is a directory.

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from metarun.config.catalogue import Entry, catalogue, default_option
-from metarun.tracking.console import set_up_logging
 from metarun.config.check import misfit
 from metarun.config.paper import Paper
 from metarun.errors import UserError, nearest
 from metarun.escape import printable
 from metarun.reports.reproductions import findings, metric_of, published, reached, recipes, row, standing, stored
+from metarun.tracking.console import set_up_logging
 
 _GROUPS = {"tasks": "task", "models": "model", "algorithms": "algorithm", "experiments": "experiment"}
 

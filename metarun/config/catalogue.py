@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -56,10 +56,19 @@ class Entry:
 
 def catalogue(group: str) -> Iterator[Entry]:
     """The options of ``group`` (task, model, algorithm, experiment, ...), the user's first."""
-    found = {name: (path, _load(path)) for name, path in options(group)}
+    return _entries(group, dict(options(group)))
+
+
+def entry(group: str, name: str) -> Entry | None:
+    """One option of ``group``, by its name; ``None`` if there is none. Only its own files are read."""
+    return next(_entries(group, dict(options(group)), name), None)
+
+
+def _entries(group: str, found: Mapping[str, Path], only: str | None = None) -> Iterator[Entry]:
+    load = cache(_load)
 
     def merged(name: str, keys: Keys, above: tuple[str, ...] = ()) -> dict[str, Any]:
-        path, content = found[name]
+        path, content = found[name], load(found[name])
         if name in above:
             raise UserError(f"{path}: builds on itself (defaults: {' -> '.join((*above, name))})")
         listed = content.get("defaults")
@@ -72,8 +81,9 @@ def catalogue(group: str) -> Iterator[Entry]:
                 made = _merged(made, merged(base, keys, (*above, name)))
         return made
 
-    for name, (path, content) in found.items():
-        yield Entry(group, name, path, content, merged(name, _own), merged(name, _settings))
+    for name, path in found.items():
+        if only in (None, name):
+            yield Entry(group, name, path, load(path), merged(name, _own), merged(name, _settings))
 
 
 def _own(group: str, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:

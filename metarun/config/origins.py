@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from metarun.config.catalogue import catalogue
+from metarun.config.catalogue import entry
 from metarun.config.paths import conf_directory
 from metarun.untrusted import read_yaml
 
@@ -24,9 +24,9 @@ def origins(choices: Mapping[str, str], asked: Sequence[str] = ()) -> dict[str, 
     """
     found: dict[str, str] = {}
     for group, option in _layers(choices):
-        settings = next((entry.settings for entry in catalogue(group) if entry.name == option), {})
+        chosen = entry(group, option)
         label = f"tuned for {choices['task']}" if group == "tuned" else f"{group}={option}"
-        for key, _ in leaves(settings):
+        for key, _ in leaves(chosen.settings if chosen else {}):
             found[key] = label
             if key.partition(".")[0] == group:
                 del found[key]

@@ -41,14 +41,14 @@ def use_config_dir(name: str | None) -> None:
 
 @contextmanager
 def config_dir_in_use(name: str | Path | None) -> Iterator[None]:
-    """Within the block, ``name`` is the user's configuration directory; ``None`` leaves it as it is."""
+    """Within the block, ``name`` is the user's configuration directory; ``None``: there is none but METARUN_CONF."""
+    global _config_dir
     before = _config_dir
-    if name is not None:
-        use_config_dir(str(name))
+    use_config_dir(None if name is None else str(name))
     try:
         yield
     finally:
-        use_config_dir(before)
+        _config_dir = before
 
 
 def take_config_dir(words: Sequence[str]) -> list[str]:

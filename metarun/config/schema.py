@@ -193,18 +193,25 @@ def _base_path(tree: ast.Module, module: str, classes: Mapping[str, Any], base: 
 
 
 def _literals(node: ast.ClassDef) -> typing.Iterator[tuple[str, Any]]:
-    for statement in node.body:
-        match statement:
-            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
-                pass
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                pass
-            case _:
-                continue
+    """(name, value) of the attributes of a class with literal values."""
+    for name, value in _assignments(node):
         try:
             yield name, ast.literal_eval(value)
         except ValueError:
             continue
+
+
+def _assignments(node: ast.ClassDef) -> typing.Iterator[tuple[str, ast.expr]]:
+    for statement in node.body:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+                yield name, value
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                yield name, value
+            case ast.Assign(
+                targets=[ast.Tuple(elts=names)], value=ast.Tuple(elts=values)
+            ):  # kind, metric = "...", "..."
+                yield from ((each.id, v) for each, v in zip(names, values, strict=False) if isinstance(each, ast.Name))
 
 
 def _defined(tree: ast.Module) -> set[str]:
@@ -216,7 +223,7 @@ def _defined(tree: ast.Module) -> set[str]:
 
 def _aliases(tree: ast.Module) -> dict[str, Any]:
     """The module's own names for types: ``Reward = Literal[...]``, ``from metarun.types import Positive as Many``."""
-    found = {}
+    found: dict[str, Any] = {}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module in _OF_TYPES and not node.level:
             holder = importlib.import_module(node.module)

@@ -16,11 +16,11 @@ from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.config.build import build
 from metarun.config.check import check
 from metarun.config.environment import resolved
+from metarun.engine import precision
 from metarun.errors import UserError, require
 from metarun.runs.stored import tested_checkpoint, trained
 from metarun.tasks.inputs import READABLE, Inputs
 from metarun.tracking.rundir import RunDirectory
-from metarun.engine import precision
 from metarun.training import checkpoint
 from metarun.training.device import choose_device
 from metarun.training.settings import Runner
@@ -29,7 +29,7 @@ log = logging.getLogger("metarun")
 
 
 @dataclass(frozen=True)
-class Learner:
+class TrainedLearner:
     """A meta-trained learner. It reads images, texts or rows of numbers, as its run's tasks do."""
 
     algorithm: SupervisedAlgorithm
@@ -74,7 +74,7 @@ def learner_of(
     facts: dict[str, Any],
     changes: Mapping[str, Any],
     objects: Mapping[str, Any] | None = None,
-) -> Learner:
+) -> TrainedLearner:
     """The learner that a run tests.
 
     No training data are read, unless the run is from before a run directory held how its inputs are read.
@@ -96,7 +96,7 @@ def learner_of(
         iteration = trained(directory, experiment)[1]
         if not isinstance(experiment.algorithm, SupervisedAlgorithm):
             raise UserError(f"{READABLE}; a learner of control tasks, as this run's, adapts by acting")
-        return Learner(experiment.algorithm, Inputs.of(experiment.task), iteration, experiment.seed)
+        return TrainedLearner(experiment.algorithm, Inputs.of(experiment.task), iteration, experiment.seed)
     objects = objects or {}
     check(config, objects)
     for key in changes:
@@ -113,7 +113,7 @@ def learner_of(
     algorithm = rebuilt(config, inputs.spec, parameters, f"checkpoint {path}", dtype, objects).to(device)
     precision.settle(algorithm, runner.precision, device)
     algorithm.restore(state["algorithm"])
-    return Learner(algorithm, inputs, checkpoint.iteration(state), config["seed"])
+    return TrainedLearner(algorithm, inputs, checkpoint.iteration(state), config["seed"])
 
 
 def _examples(inputs: Inputs, support: Any, targets: Sequence[Any] | None) -> tuple[Sequence[Any], Sequence[Any]]:

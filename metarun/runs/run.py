@@ -12,7 +12,7 @@ import torch
 
 from metarun.config.trust import Trust
 from metarun.errors import UserError, nearest
-from metarun.runs.learner import Learner, learner_of
+from metarun.runs.learner import TrainedLearner, learner_of
 from metarun.runs.stored import reread
 from metarun.tracking.rundir import RunDirectory
 
@@ -56,7 +56,7 @@ class Run:
         return found
 
     @property
-    def learner(self) -> Learner:
+    def learner(self) -> TrainedLearner:
         """The learner that the run tests, with its meta-trained parameters.
 
         Raises:
