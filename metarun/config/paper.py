@@ -99,10 +99,10 @@ class Finding:
         if len(self.seeds) < SEEDS:
             return self.ci95
         # Here, since every configuration's check reads this module, and to import NumPy takes longer than an answer.
-        from metarun.evaluation.statistics import over_seeds_beyond_tests
+        from metarun.evaluation.statistics import over_seeds_without_test_noise
 
-        means, halves = zip(*self.seeds.values(), strict=True)
-        return over_seeds_beyond_tests(means, halves).half
+        means, half_widths = zip(*self.seeds.values(), strict=True)
+        return over_seeds_without_test_noise(means, half_widths).half_width
 
     @property
     def verdict(self) -> Verdict | None:

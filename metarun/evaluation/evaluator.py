@@ -1,4 +1,4 @@
-"""Judging a learner on held-out tasks: means over episodes with 95 % confidence intervals."""
+"""Evaluation of a learner on held-out tasks: means over episodes with 95 % confidence intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metarun.algorithms.base import Algorithm
 from metarun.errors import Interrupted
-from metarun.evaluation.statistics import interquartile_mean, percentiles, resampled
+from metarun.evaluation.statistics import interquartile_mean, percentiles, stratified_bootstrap
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape
 from metarun.tasks.rng import derived_seed
@@ -21,7 +21,13 @@ from metarun.types import Split
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``n`` tasks; ``ci95`` is half the width of its 95 % interval, 1.96 s / sqrt(n)."""
+    """Mean of a metric over tasks with a normal 95 % confidence interval.
+
+    Attributes:
+        mean: Mean over the tasks.
+        ci95: Half the width of the interval, 1.96 s / sqrt(n). NaN for a single task.
+        n: Number of tasks.
+    """
 
     mean: float
     ci95: float
@@ -29,22 +35,27 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Tensor) -> Estimate:
-        """From one value a task, [n]."""
+        """Estimate the mean from one value per task, [n]."""
         values = values.double()
-        spread = float(values.std()) if len(values) > 1 else float("nan")
-        return cls(float(values.mean()), 1.96 * spread / sqrt(len(values)), len(values))
+        std = float(values.std()) if len(values) > 1 else float("nan")
+        return cls(float(values.mean()), 1.96 * std / sqrt(len(values)), len(values))
 
     def as_dict(self) -> dict[str, Any]:
         return {"mean": self.mean, "ci95": self.ci95, "n": self.n}
 
 
 @dataclass(frozen=True)
-class Robust:
-    """The interquartile mean over ``n`` tasks, and its 95 % interval (Agarwal et al. 2021, arXiv:2108.13264).
+class RobustEstimate:
+    """Interquartile mean (IQM) over tasks with a bootstrap 95 % interval (Agarwal et al. 2021, arXiv:2108.13264).
 
-    The mean of what is left without the lowest and the highest quarter, rounded down; the interval is between
-    percentiles of bootstrap samples of the tasks, always the same ones. Returns are often skewed, and this says
-    more of most tasks than their mean does.
+    The IQM is the mean without the lowest n // 4 and the highest n // 4 tasks. It describes typical tasks better than
+    the mean where returns are skewed.
+
+    Attributes:
+        iqm: Interquartile mean.
+        low: Lower end of the interval, the 2.5th percentile of the bootstrap samples, whose seed is fixed.
+        high: Upper end of the interval, the 97.5th percentile.
+        n: Number of tasks.
     """
 
     iqm: float
@@ -53,10 +64,10 @@ class Robust:
     n: int
 
     @classmethod
-    def of(cls, values: Tensor) -> Robust:
-        """From one value a task, [n]."""
+    def of(cls, values: Tensor) -> RobustEstimate:
+        """Estimate the IQM from one value per task, [n]."""
         scores = values.double().numpy()
-        low, high = percentiles(interquartile_mean(resampled([scores])))
+        low, high = percentiles(interquartile_mean(stratified_bootstrap([scores])))
         return cls(float(interquartile_mean(scores)), float(low), float(high), len(scores))
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,18 +76,25 @@ class Robust:
 
 @dataclass(frozen=True)
 class Result:
-    """Every metric of every task, [n, k + 1] after 0..k adaptation steps; the last column is the result."""
+    """Metrics of an evaluation, task by task.
+
+    Attributes:
+        curves: Values of each metric, [n, k + 1], for n tasks after 0..k adaptation steps. The last column is the
+            final result. Learners that do not adapt in steps have one column.
+    """
 
     curves: dict[str, Tensor]
 
     def final(self) -> dict[str, Estimate]:
-        """The result, metric by metric."""
+        """Return the mean of each metric after the last adaptation step."""
         return {name: Estimate.of(curve[:, -1]) for name, curve in self.curves.items()}
 
     def adaptation(self, metric: str) -> list[dict[str, Any]]:
-        """``metric`` after each adaptation step; one entry for a learner that adapts at once.
+        """Return the mean of ``metric`` after each adaptation step.
 
-        Of a learner of control with a memory, in each ``episode`` of the trial, from 1: that is where it adapts.
+        Returns:
+            One entry per adaptation ``step``, from 0. A recurrent RL agent adapts from episode to episode of a trial,
+            so its entries are per ``episode``, from 1.
         """
         if "episode_return" in self.curves:
             columns = self.curves["episode_return"].unbind(1)
@@ -86,17 +104,17 @@ class Result:
 
 
 def final(results: Mapping[str, Result]) -> dict[str, Estimate]:
-    """The results of several episode shapes in one table, each metric's name followed by its shape's suffix."""
+    """Merge the final results of several episode shapes, adding the suffix of the shape to the names of its metrics."""
     return {name + suffix: estimate for suffix, result in results.items() for name, estimate in result.final().items()}
 
 
 def robust(task: Task, results: Mapping[str, Result]) -> dict[str, Any]:
-    """For families of control: ``{"robust": ...}``, the task's metric as an interquartile mean."""
+    """Return ``{"robust": ...}`` with interquartile means of the task's metric for RL tasks, and ``{}`` for others."""
     if task.kind != "control":
         return {}
     return {
         "robust": {
-            task.metric + suffix: Robust.of(result.curves[task.metric][:, -1]).as_dict()
+            task.metric + suffix: RobustEstimate.of(result.curves[task.metric][:, -1]).as_dict()
             for suffix, result in results.items()
         }
     }
@@ -112,14 +130,27 @@ def evaluate(
     shape: EpisodeShape | None = None,
     stopped: Callable[[], int | None] = lambda: None,
 ) -> Result:
-    """Adapt to and judge tasks 0..``episodes`` - 1 of ``split``, ``batch`` at a time.
+    """Adapt a learner to the fixed tasks of a split and measure it on each of them.
 
-    Raises :class:`Interrupted` between batches once ``stopped`` names a signal.
+    Args:
+        algorithm: Learner to evaluate.
+        task: Task family that the tasks are drawn from.
+        split: ``train``, ``val`` or ``test``.
+        episodes: Number of tasks. Tasks 0..``episodes`` - 1 of the split are evaluated.
+        batch: Number of tasks per batch.
+        shape: Ways, shots and queries of an episode; ``None`` for the task's own.
+        stopped: Returns the number of a signal once the process was asked to stop, else ``None``.
+
+    Returns:
+        The metrics of each task, on the CPU.
+
+    Raises:
+        Interrupted: ``stopped`` returned a signal before a batch.
     """
     parts: dict[str, list[Tensor]] = {}
     for first in range(0, episodes, batch):
-        if (number := stopped()) is not None:
-            raise Interrupted(number)
+        if (signal := stopped()) is not None:
+            raise Interrupted(signal)
         torch.manual_seed(derived_seed(task.seed, split, first, stream=9))
         indices = range(first, min(first + batch, episodes))
         for name, values in algorithm.evaluate(task.batch(split, indices, shape)).items():

@@ -1,4 +1,4 @@
-"""Means, intervals, paired differences and aggregates, from plain arrays; nothing here imports torch."""
+"""Means, confidence intervals, paired differences and aggregates of NumPy arrays. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -11,53 +11,70 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 BOOTSTRAP = 2000
+"""Number of bootstrap samples."""
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean of ``n`` values; ``half`` is half the width of its 95 % interval, NaN where one value tells nothing."""
+    """Mean of ``n`` values with a 95 % confidence interval.
+
+    Attributes:
+        mean: Mean of the values.
+        half_width: Half the width of the interval. NaN if a single value leaves the interval unknown.
+        n: Number of values.
+    """
 
     mean: float
-    half: float
+    half_width: float
     n: int
 
     @property
     def low(self) -> float:
-        return self.mean - self.half
+        """Lower end of the interval."""
+        return self.mean - self.half_width
 
     @property
     def high(self) -> float:
-        return self.mean + self.half
+        """Upper end of the interval."""
+        return self.mean + self.half_width
 
     @property
     def excludes_zero(self) -> bool:
-        return isfinite(self.half) and abs(self.mean) > self.half
+        """True if the interval is known and does not contain zero."""
+        return isfinite(self.half_width) and abs(self.mean) > self.half_width
 
 
 def over_seeds(values: ArrayLike) -> Mean:
-    """Of one value a seed: Student's t, since seeds are few."""
+    """Return the mean over seeds with Student's t interval, from one value per seed."""
     x = np.asarray(values, dtype=np.float64)
     if len(x) < 2:
         return Mean(float(x.mean()), nan, len(x))
     return Mean(float(x.mean()), t_quantile(0.975, len(x) - 1) * float(x.std(ddof=1)) / sqrt(len(x)), len(x))
 
 
-def over_seeds_beyond_tests(means: ArrayLike, halves: ArrayLike) -> Mean:
-    """Student's interval of the mean over seeds, had every seed been tested on all tasks there are.
+def over_seeds_without_test_noise(means: ArrayLike, half_widths: ArrayLike) -> Mean:
+    """Return the mean over seeds with Student's t interval for an unlimited number of test tasks.
 
-    ``means`` are the seeds' test means and ``halves`` the half-widths of their 95 % intervals: the variance over seeds
-    less the mean variance that the finite tests explain, at least 0.
+    The variance over seeds is reduced by the mean variance that the finite number of test tasks explains, but not below
+    0.
+
+    Args:
+        means: Test mean of each seed.
+        half_widths: Half the width of the 95 % interval of each test mean.
     """
     seeds, x = over_seeds(means), np.asarray(means, dtype=np.float64)
-    explained = float(np.mean((np.asarray(halves, dtype=np.float64) / 1.96) ** 2))
+    explained = float(np.mean((np.asarray(half_widths, dtype=np.float64) / 1.96) ** 2))
     beyond = max(0.0, float(x.var(ddof=1)) - explained)
     return Mean(seeds.mean, t_quantile(0.975, len(x) - 1) * sqrt(beyond / len(x)), len(x))
 
 
 def over_episodes(samples: Sequence[ArrayLike]) -> Mean:
-    """Of one array of episodes a seed: what other episodes would change, with these seeds' learners as they are.
+    """Return the mean of the seeds' means with the interval over test episodes, for these trained learners.
 
-    The mean of the seeds' means, with the standard error that their episodes leave it, times 1.96.
+    Half the interval's width is 1.96 times the standard error that the episodes leave.
+
+    Args:
+        samples: One array of episode results per seed.
     """
     arrays = [np.asarray(each, dtype=np.float64) for each in samples]
     variance = sum(x.var(ddof=1) / len(x) for x in arrays if len(x) > 1) / len(arrays) ** 2
@@ -68,29 +85,42 @@ def over_episodes(samples: Sequence[ArrayLike]) -> Mean:
 
 @dataclass(frozen=True)
 class Paired:
-    """a - b on the same episodes: what other episodes would change, and what other seeds would."""
+    """Difference a - b on the same episodes.
+
+    Attributes:
+        episodes: Mean difference with the interval over other episodes, for the same trained learners.
+        seeds: Mean difference with the interval over other seeds, for learners trained anew.
+    """
 
     episodes: Mean
     seeds: Mean
 
 
 def paired(a: Sequence[ArrayLike], b: Sequence[ArrayLike]) -> Paired:
-    """Of one array a seed each, the i-th of ``a`` and ``b`` judged on the same episodes in the same order."""
+    """Return the paired difference of two learners.
+
+    Args:
+        a: One array of episode results per seed.
+        b: The same for the other learner. Entry i holds the same episodes in the same order as entry i of ``a``.
+
+    Raises:
+        ValueError: The numbers of seeds differ.
+    """
     differences = [np.asarray(x, dtype=np.float64) - np.asarray(y, dtype=np.float64) for x, y in zip(a, b, strict=True)]
     return Paired(over_episodes(differences), over_seeds([d.mean() for d in differences]))
 
 
 def t_quantile(probability: float, freedom: int) -> float:
-    """Of Student's t with whole degrees of freedom, for ``probability`` above one half, by bisection."""
+    """Return a quantile of Student's t distribution by bisection, for ``probability`` > 0.5 and whole ``freedom``."""
     low, high = 0.0, 1e3
     while high - low > 1e-12 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if t_cumulative(middle, freedom) < probability else (low, middle)
+        low, high = (middle, high) if t_cdf(middle, freedom) < probability else (low, middle)
     return high
 
 
-def t_cumulative(t: float, freedom: int) -> float:
-    """P(T <= t), in closed form (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
+def t_cdf(t: float, freedom: int) -> float:
+    """Return P(T <= t) in closed form (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
     angle = atan(t / sqrt(freedom))
     power, total = (1.0, 1.0) if freedom % 2 == 0 else (cos(angle), cos(angle))
     for k in range(2 + freedom % 2, freedom - 1, 2):
@@ -101,33 +131,37 @@ def t_cumulative(t: float, freedom: int) -> float:
     return 0.5 + (angle + (sin(angle) * total if freedom > 1 else 0.0)) / pi
 
 
-def area(at: ArrayLike, values: ArrayLike) -> float:
-    """Mean height of the curve through the points: its area by trapezoids, over its width."""
-    x, y = np.asarray(at, dtype=np.float64), np.asarray(values, dtype=np.float64)
+def normalised_area(positions: ArrayLike, values: ArrayLike) -> float:
+    """Return the area under a curve by the trapezoidal rule, divided by the width of the curve."""
+    x, y = np.asarray(positions, dtype=np.float64), np.asarray(values, dtype=np.float64)
     return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / (x[-1] - x[0]))
 
 
 def interquartile_mean(values: Array) -> Array:
-    """Over the last axis, without the lowest and the highest quarter, rounded down (arXiv:2108.13264)."""
+    """Return the mean over the last axis without its lowest n // 4 and highest n // 4 values (arXiv:2108.13264)."""
     n = values.shape[-1]
     return np.sort(values, axis=-1)[..., n // 4 : n - n // 4].mean(-1)
 
 
-def resampled(scores: Sequence[Array]) -> Array:
-    """Stratified bootstrap: all tasks' seeds drawn again within each task, [BOOTSTRAP, all]; the same ones always.
+def stratified_bootstrap(scores: Sequence[Array]) -> Array:
+    """Resample the seeds of each task with replacement (Agarwal et al. 2021, section 4.1). The random seed is fixed.
 
-    ``scores`` has one array of seeds a task (Agarwal et al. 2021, section 4.1).
+    Args:
+        scores: One array of seeds' scores per task.
+
+    Returns:
+        Bootstrap samples, [BOOTSTRAP, number of scores].
     """
     random = np.random.default_rng(0)
     return np.concatenate([x[random.integers(len(x), size=(BOOTSTRAP, len(x)))] for x in scores], axis=1)
 
 
 def percentiles(samples: Array) -> tuple[Array, Array]:
-    """The 2.5 and 97.5 percent points over the first axis."""
+    """Return the 2.5th and the 97.5th percentile over the first axis."""
     low, high = np.quantile(samples, [0.025, 0.975], axis=0)
     return low, high
 
 
-def profile(scores: Array, thresholds: Array) -> Array:
-    """Share of ``scores`` [..., n] above each threshold, [..., thresholds]."""
+def performance_profile(scores: Array, thresholds: Array) -> Array:
+    """Return the share of ``scores`` [..., n] above each of the ``thresholds`` [k], [..., k]."""
     return (scores[..., None, :] > thresholds[:, None]).mean(-1)

@@ -1,4 +1,4 @@
-"""What a set of runs says: rows of runs that differ in their seed alone, in settings that may be compared."""
+"""Comparison of runs: rows of runs that differ only in their seed, grouped into settings that can be compared."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ import numpy as np
 from metarun.evaluation.statistics import (
     Mean,
     Paired,
-    area,
+    normalised_area,
     over_seeds,
     paired,
 )
-from metarun.reports.runs import LeftOut, Run, flat, matters
+from metarun.reports.runs import ExcludedRun, Run, flatten, is_experiment_key
 
 ALL_PAIRS = 4
-"""Rows of a setting up to which every pair is shown; of more, each row against the best."""
+"""Largest number of rows for which all pairs are shown. Settings with more rows compare each row with the best."""
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """Runs that differ in their seed alone."""
+    """Runs of one learner that differ only in their seed."""
 
     runs: Sequence[Run]
     model: str
-    """Empty where all rows have the same."""
+    """Name of the model. Empty if all rows of the setting have the same one."""
     keys: dict[str, str]
-    """Values of the keys that rows of its setting differ in."""
-    telling: Sequence[str]
-    """Those that tell it from other rows of the same algorithm and model."""
+    """Values of the keys in which the rows of the setting differ."""
+    label_keys: Sequence[str]
+    """Keys that distinguish the row from others with the same algorithm and model."""
 
     @property
     def first(self) -> Run:
+        """The run with the lowest seed."""
         return self.runs[0]
 
     @property
@@ -47,12 +48,16 @@ class Row:
 
     @property
     def label(self) -> str:
-        """Short and, within its setting, its own."""
-        values = (f"{key.rsplit('.', 1)[-1]}={self.keys[key]}" for key in self.telling if key in self.keys)
+        """Short name that is unique within the setting."""
+        values = (f"{key.rsplit('.', 1)[-1]}={self.keys[key]}" for key in self.label_keys if key in self.keys)
         return " ".join([self.algorithm, *([self.model] if self.model else []), *values])
 
     def estimate(self, metric: str) -> Mean | None:
-        """Mean over seeds; of a single seed its own, with the interval over episodes. ``None`` if not measured."""
+        """Return the test mean of a metric over seeds.
+
+        The interval is over seeds, or over test episodes if there is a single seed. Returns ``None`` if a run did not
+        measure the metric.
+        """
         if not all(metric in run.summary["test"] for run in self.runs):
             return None
         found = [run.summary["test"][metric] for run in self.runs]
@@ -60,8 +65,11 @@ class Row:
             return Mean(found[0]["mean"], found[0]["ci95"], 1)
         return over_seeds([each["mean"] for each in found])
 
-    def adaptation(self) -> tuple[list[int], list[Mean]] | None:
-        """The test metric along adaptation: where, and what; ``None`` for a learner that adapts at once."""
+    def adaptation_curve(self) -> tuple[list[int], list[Mean]] | None:
+        """Return adaptation steps (or episodes) and the test metric after each of them.
+
+        Returns ``None`` for a learner that does not adapt in steps.
+        """
         points = self.first.summary["adaptation"]
         at = [point.get("step", point.get("episode")) for point in points]
         if len(points) < 2 or any(len(run.summary["adaptation"]) != len(points) for run in self.runs):
@@ -72,14 +80,17 @@ class Row:
         return at, [over_seeds(column) for column in columns]
 
     def efficiency(self) -> Mean | None:
-        """Mean height of the adaptation curve, over seeds; of a single seed without an interval."""
-        if self.adaptation() is None:
+        """Return the normalised area under the adaptation curve over seeds, or ``None`` if there is no curve.
+
+        The interval is unknown for a single seed.
+        """
+        if self.adaptation_curve() is None:
             return None
         at = [point.get("step", point.get("episode")) for point in self.first.summary["adaptation"]]
-        return over_seeds([area(at, [p["mean"] for p in run.summary["adaptation"]]) for run in self.runs])
+        return over_seeds([normalised_area(at, [p["mean"] for p in run.summary["adaptation"]]) for run in self.runs])
 
-    def learning(self, metric: str) -> tuple[list[int], list[float], list[Mean]] | None:
-        """Validation where every seed was validated: iterations, minutes until then, and the metric."""
+    def learning_curve(self, metric: str) -> tuple[list[int], list[float], list[Mean]] | None:
+        """Return iterations, minutes since the start and the validation metric where all seeds were validated."""
         shared = sorted(set.intersection(*(set(run.validated) for run in self.runs)))
         name = f"val/{metric}"
         if not shared or not all(name in run.validated[i] for run in self.runs for i in shared):
@@ -92,13 +103,16 @@ class Row:
         return shared, [float(np.mean([minutes(run, i) for run in self.runs])) for i in shared], means
 
     @property
-    def timed(self) -> bool:
-        """Whether the runs noted when they validated."""
+    def has_validation_times(self) -> bool:
+        """True if all runs stored the times of their validations."""
         return all(run.summary.get("validated") for run in self.runs)
 
 
 def minutes(run: Run, iteration: int) -> float:
-    """Since the run's start; taken as proportional to iterations where the run did not note it."""
+    """Return the minutes from the start of a run to a validation.
+
+    If the run did not store the time, it is interpolated in proportion to iterations.
+    """
     for point in run.summary.get("validated") or ():
         if point["iteration"] == iteration:
             return float(point["seconds"]) / 60
@@ -107,28 +121,32 @@ def minutes(run: Run, iteration: int) -> float:
 
 @dataclass(frozen=True)
 class Pair:
+    """Two rows of a setting and their paired difference."""
+
     a: Row
     b: Row
     difference: Paired | None
-    """a - b; ``None`` where the same episodes' results are not there."""
+    """Difference a - b, or ``None`` if results on the same episodes are missing."""
     why: str = ""
+    """Reason why there is no difference."""
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """Rows judged on the same test tasks under the same protocol."""
+    """Rows that were evaluated on the same test tasks under the same protocol."""
 
     task: str
-    judged_on: dict[str, Any]
-    told_apart: dict[str, str]
-    """What of ``judged_on`` tells it from the other settings of its task."""
+    task_protocol: dict[str, Any]
+    """Protocol entries that describe the test tasks."""
+    title_keys: dict[str, str]
+    """Protocol entries that distinguish it from other settings of the same task."""
     columns: Sequence[str]
-    """Keys that its rows differ in."""
+    """Keys in which the rows differ."""
     rows: Sequence[Row]
 
     @property
     def title(self) -> str:
-        return " ".join([self.task, *(f"{key}={value}" for key, value in self.told_apart.items())])
+        return " ".join([self.task, *(f"{key}={value}" for key, value in self.title_keys.items())])
 
     @property
     def runs(self) -> list[Run]:
@@ -144,39 +162,40 @@ class Setting:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """The task's metric and the same under the task's further shapes (``accuracy_20way``)."""
+        """The task's metric, for its own and for further episode shapes (``accuracy_20way``)."""
         names = dict.fromkeys(name for run in self.runs for name in run.summary["test"])
         return [name for name in names if name == self.metric or name.startswith(f"{self.metric}_")]
 
     @property
     def all_metrics(self) -> list[str]:
+        """All test metrics of all runs."""
         return list(dict.fromkeys(name for run in self.runs for name in run.summary["test"]))
 
     def standing(self, metric: str) -> dict[Row, str]:
-        """``best`` and, of the others, ``within`` its interval; nothing where there is nothing to compare."""
+        """Mark the ``best`` row and those ``within`` its interval. Empty if fewer than two rows have a finite mean."""
         known = {row: e for row in self.rows if (e := row.estimate(metric)) is not None and isfinite(e.mean)}
         if len(known) < 2 or not metric.startswith(self.metric):
             return {}
         pick = max if self.higher_is_better else min
         best = pick(known, key=lambda row: known[row].mean)
-        of = known[best]
-        within = {row: "within" for row, e in known.items() if of.low <= e.mean <= of.high}
+        best_mean = known[best]
+        within = {row: "within" for row, e in known.items() if best_mean.low <= e.mean <= best_mean.high}
         return {**within, best: "best"}
 
     def pairs(self) -> list[Pair]:
-        """Paired differences of the metric: all, or against the best where there are many rows."""
+        """Return paired differences of the metric: all pairs, or each row against the best (see :data:`ALL_PAIRS`)."""
         chosen = list(combinations(self.rows, 2))
         if len(self.rows) > ALL_PAIRS:
             best = [row for row, how in self.standing(self.metric).items() if how == "best"]
             chosen = [(best[0], row) for row in self.rows if best and row is not best[0]]
-        return [compared(a, b, self.metric) for a, b in chosen]
+        return [compare_rows(a, b, self.metric) for a, b in chosen]
 
     def learner_differences(self) -> list[str]:
-        """What the learners bring to the protocol where rows differ in it: normalisation, selection, steps at test."""
+        """Describe the learners' protocol entries, such as normalisation or test steps, in which the rows differ."""
         said = []
         names = dict.fromkeys(name for run in self.runs for name in run.summary["protocol"])
         for name in names:
-            if name in self.judged_on or (name not in FOREMOST and self._is_own_key(name)):
+            if name in self.task_protocol or (name not in ALWAYS_REPORTED and self._is_algorithm_key(name)):
                 continue
             values: dict[str, list[str]] = {}
             for row in self.rows:
@@ -186,11 +205,11 @@ class Setting:
                 said.append(f"{name}: " + "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items()))
         return said
 
-    def _is_own_key(self, name: str) -> bool:
+    def _is_algorithm_key(self, name: str) -> bool:
         return any(name in key.split(".")[1:] for run in self.runs for key in run.keys if key.startswith("algorithm."))
 
     def versions(self) -> list[str]:
-        """The code that the runs were made by."""
+        """Return the short commits of the code that made the runs."""
         found: dict[str, None] = {}
         for run in self.runs:
             git = run.meta.get("git") or {}
@@ -198,12 +217,12 @@ class Setting:
         return list(found)
 
 
-FOREMOST = ("norm", "selection", "test_steps")
-"""Parts of the protocol that learners bring, and that decide how their numbers compare."""
+ALWAYS_REPORTED = ("norm", "selection", "test_steps")
+"""Protocol entries of learners that decide whether their numbers are comparable."""
 
 
-def compared(a: Row, b: Row, metric: str) -> Pair:
-    """On the test episodes that runs of one seed share."""
+def compare_rows(a: Row, b: Row, metric: str) -> Pair:
+    """Return the paired difference of two rows on the test episodes that runs with the same seed share."""
     by_seed = {run.seed: run for run in b.runs}
     couples = [(run, by_seed[run.seed]) for run in a.runs if run.seed in by_seed]
     if not couples:
@@ -219,8 +238,8 @@ def compared(a: Row, b: Row, metric: str) -> Pair:
 
 
 def task_keys(run: Run) -> dict[str, Any]:
-    """What its test episodes are made from, beside the seed."""
-    return {k: v for k, v in run.keys.items() if k.startswith("task.") and matters(k)}
+    """Return the keys that, with the seed, determine the test episodes of a run."""
+    return {k: v for k, v in run.keys.items() if k.startswith("task.") and is_experiment_key(k)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,36 +247,36 @@ class Comparison:
     """Runs grouped into settings, and what could not be read."""
 
     settings: Sequence[Setting]
-    left_out: Sequence[LeftOut]
+    left_out: Sequence[ExcludedRun]
 
 
-def compare(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
-    """Group runs into rows and settings."""
+def compare(runs: Sequence[Run], left_out: Sequence[ExcludedRun]) -> Comparison:
+    """Group runs into settings with the same test tasks, and within these into rows that differ only in the seed."""
     settings: dict[str, list[Run]] = {}
     for run in runs:
-        settings.setdefault(run.choice("task") + canonical(run.judged_on), []).append(run)
+        settings.setdefault(run.choice("task") + canonical(run.task_protocol), []).append(run)
     made = []
     for members in settings.values():
         rows: dict[str, list[Run]] = {}
         for run in members:
-            key = [(k, v) for k, v in sorted(run.keys.items()) if matters(k)]
+            key = [(k, v) for k, v in sorted(run.keys.items()) if is_experiment_key(k)]
             rows.setdefault(canonical([key, run.summary["protocol"], run.choice("algorithm")]), []).append(run)
-        task, judged_on = members[0].choice("task"), members[0].judged_on
-        columns, telling = differing(members, ()), differing(members, ("algorithm", "model"))
+        task, task_protocol = members[0].choice("task"), members[0].task_protocol
+        columns, label_keys = varying_keys(members, ()), varying_keys(members, ("algorithm", "model"))
         models = len({run.choice("model") for run in members}) > 1
-        told = [dict(flat(run.judged_on)) for run in runs if run.choice("task") == task]
+        protocols = [dict(flatten(run.task_protocol)) for run in runs if run.choice("task") == task]
         made.append(
             Setting(
                 task,
-                judged_on,
-                {k: shown(v) for k, v in flat(judged_on) if differs(other.get(k) for other in told)},
+                task_protocol,
+                {k: format_value(v) for k, v in flatten(task_protocol) if differ(other.get(k) for other in protocols)},
                 columns,
                 [
                     Row(
                         sorted(each, key=lambda run: run.seed),
                         each[0].choice("model") if models else "",
-                        {key: shown(each[0].keys[key]) for key in columns if key in each[0].keys},
-                        telling,
+                        {key: format_value(each[0].keys[key]) for key in columns if key in each[0].keys},
+                        label_keys,
                     )
                     for each in rows.values()
                 ],
@@ -266,35 +285,42 @@ def compare(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
     return Comparison(made, left_out)
 
 
-def differing(runs: Sequence[Run], within: Sequence[str]) -> list[str]:
-    """Keys in which runs of one setting differ, or those of one choice of every group ``within`` do.
+def varying_keys(runs: Sequence[Run], within: Sequence[str]) -> list[str]:
+    """Return the keys in which runs of one setting differ.
 
-    Beside those that follow from the choice: of an algorithm's or a model's own keys, only differences between runs of
-    one algorithm or model count.
+    A key of the algorithm or the model counts only if it differs between runs of the same algorithm or model, since
+    other differences follow from that choice.
+
+    Args:
+        runs: Runs of the setting.
+        within: Groups such as ``algorithm``. Only runs that made the same choice in each of them are compared.
     """
     found = []
     for key in dict.fromkeys(key for run in runs for key in run.keys):
-        if not matters(key) or key.endswith("_target_"):
+        if not is_experiment_key(key) or key.endswith("_target_"):
             continue
         groups: dict[tuple[str, ...], list[Any]] = {}
         own = {"algorithm": ("algorithm", "model"), "model": ("model",)}.get(key.split(".")[0], ())
         for run in runs:
             if key in run.keys:
                 groups.setdefault(tuple(run.choice(group) for group in {*within, *own}), []).append(run.keys[key])
-        if any(differs(values) for values in groups.values()):
+        if any(differ(values) for values in groups.values()):
             found.append(key)
     return found
 
 
-def differs(values: Iterable[Any]) -> bool:
+def differ(values: Iterable[Any]) -> bool:
+    """Return whether not all values are equal."""
     return len({canonical(value) for value in values}) > 1
 
 
 def canonical(value: Any) -> str:
+    """Return JSON with sorted keys, which is the same for equal values."""
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
+    """Format a value of the configuration as the user would type it."""
     if isinstance(value, list):
         return "[" + ",".join(map(str, value)) + "]"
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: learning and adaptation curves, results by the shape of episodes, performance profiles."""
+"""Plots of a comparison: learning curves, adaptation curves, results by episode shape and performance profiles."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from metarun.reports.scores import THRESHOLDS, aggregate
 COLOURS = ("#2f6fb0", "#d9662b", "#3a8f5c", "#9a5fb5", "#b8392f", "#6b6b6b", "#c9a227", "#2aa0a4", "#7d4e2d", "#d45a9c")
 STYLES = ("-", "--", ":", "-.")
 Looks = dict[str, tuple[str, str]]
-"""Colour and style of each learner, the same in all pictures."""
-LEGEND = 12
-"""Rows of a setting up to which a legend fits into the picture."""
+"""Colour and line style of each learner, which are the same in all plots."""
+MAX_LEGEND_ROWS = 12
+"""Largest number of rows whose legend fits into the axes."""
 
-WIDE = 2.5
-"""Times the range of all curves: height of a band that is too wide to be drawn."""
+MAX_BAND_HEIGHT = 2.5
+"""Largest height of an interval band that is drawn, as a multiple of the range of all curves."""
 
 
 def figures(comparison: Comparison) -> Iterator[tuple[str, str, Figure]]:
-    """(file name without suffix, caption, figure), each only where there is something to show."""
+    """Yield file name without suffix, caption and figure of each plot for which there is data."""
     labels = dict.fromkeys(row.label for setting in comparison.settings for row in setting.rows)
     looks = {
         label: (COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]) for i, label in enumerate(labels)
@@ -47,14 +47,16 @@ def figures(comparison: Comparison) -> Iterator[tuple[str, str, Figure]]:
 
 
 def learning_caption(setting: Setting) -> str:
+    """Return the caption of the learning curves of a setting."""
     text = f"{setting.title}: validation tasks while meta-training"
-    if all(row.timed for row in setting.rows):
+    if all(row.has_validation_times for row in setting.rows):
         return text
-    return text + " (times of runs that did not note them: taken as proportional to iterations)"
+    return text + " (times that a run did not store are interpolated in proportion to iterations)"
 
 
 def learning(setting: Setting, looks: Looks) -> Figure | None:
-    curves = [(row, row.learning(setting.metric)) for row in setting.rows]
+    """Plot the validation metric over iterations and over time, or return ``None`` without validations."""
+    curves = [(row, row.learning_curve(setting.metric)) for row in setting.rows]
     drawn = [(row, curve) for row, curve in curves if curve is not None]
     if not drawn:
         return None
@@ -65,35 +67,36 @@ def learning(setting: Setting, looks: Looks) -> Figure | None:
         line(over_time, looks, row, minutes, means)
     over_iterations.set(xlabel="iteration", ylabel=f"validation {setting.metric}")
     over_time.set(xlabel="minutes")
-    return finished(figure, over_iterations, over_time, rows=len(drawn))
+    return finish(figure, over_iterations, over_time, rows=len(drawn))
 
 
 def adaptation(setting: Setting, looks: Looks) -> Figure | None:
-    drawn = [(row, curve) for row in setting.rows if (curve := row.adaptation()) is not None]
+    """Plot the test metric along adaptation, or return ``None`` if no learner adapts in steps."""
+    drawn = [(row, curve) for row in setting.rows if (curve := row.adaptation_curve()) is not None]
     if not drawn:
         return None
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     ax = figure.subplots()
     for row, (at, means) in drawn:
         line(ax, looks, row, at, means)
-    for row in setting.rows:  # a learner that adapts at once
-        found = row.estimate(setting.metric) if row.adaptation() is None else None
+    for row in setting.rows:  # a learner that does not adapt in steps
+        found = row.estimate(setting.metric) if row.adaptation_curve() is None else None
         if found is not None and isfinite(found.mean):
-            ax.axhline(found.mean, color=looks[row.label][0], ls=":", lw=1.2, label=for_plot(f"{row.label} (at once)"))
+            ax.axhline(found.mean, color=looks[row.label][0], ls=":", lw=1.2, label=for_plot(f"{row.label} (no steps)"))
     first = drawn[0][0].first.summary["adaptation"][0]
     ax.set(xlabel="episode of the trial" if "episode" in first else "adaptation steps", ylabel=setting.metric)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return finished(figure, ax, rows=len(setting.rows))
+    return finish(figure, ax, rows=len(setting.rows))
 
 
 def by_shape(setting: Setting, looks: Looks) -> Iterator[tuple[str, Figure]]:
-    """The metric over the number of classes, examples or pixels, where several were tested."""
+    """Yield plots of the metric by number of classes, examples or pixels, where several were tested."""
     suffixed: dict[str, dict[int, str]] = {}
     for metric in setting.metrics:
         if found := re.fullmatch(re.escape(setting.metric) + r"_(\d+)(way|shot|px)", metric):
             suffixed.setdefault(found[2], {})[int(found[1])] = metric
     for unit, metrics in suffixed.items():
-        own = setting.judged_on.get({"px": "shot"}.get(unit, unit))
+        own = setting.task_protocol.get({"px": "shot"}.get(unit, unit))
         points = dict(sorted({**({own: setting.metric} if isinstance(own, int) else {}), **metrics}.items()))
         if len(points) < 2:
             continue
@@ -104,7 +107,7 @@ def by_shape(setting: Setting, looks: Looks) -> Iterator[tuple[str, Figure]]:
             line(ax, looks, row, list(found_at), list(found_at.values()))
         what = {"way": "classes (way)", "shot": "examples (shot)", "px": "pixels given"}[unit]
         ax.set(xlabel=what, ylabel=setting.metric, xticks=list(points))
-        yield unit, finished(figure, ax, rows=len(setting.rows))
+        yield unit, finish(figure, ax, rows=len(setting.rows))
 
 
 def performance(comparison: Comparison, looks: Looks) -> Figure | None:
@@ -118,40 +121,40 @@ def performance(comparison: Comparison, looks: Looks) -> Figure | None:
         ax.plot(THRESHOLDS, score.profile, style, color=shade, label=for_plot(label), drawstyle="steps-post")
         ax.fill_between(THRESHOLDS, *score.band, color=shade, alpha=0.15, lw=0, step="post")
     ax.set(xlabel="score τ (0: worst run of its setting, 1: best)", ylabel="share of runs above τ", ylim=(0, 1.02))
-    return finished(figure, ax, rows=len(scores))
+    return finish(figure, ax, rows=len(scores))
 
 
 def line(ax: Axes, looks: Looks, row: Row, at: Sequence[float], means: Sequence[Mean]) -> None:
-    """A curve with the band of its 95 % interval."""
+    """Draw a curve with the band of its 95 % interval."""
     shade, style = looks[row.label]
     ax.plot(at, [m.mean for m in means], style, color=shade, lw=1.6, marker="o", ms=3, label=for_plot(row.label))
-    if all(isfinite(m.half) for m in means):
+    if all(isfinite(m.half_width) for m in means):
         ax.fill_between(at, [m.low for m in means], [m.high for m in means], color=shade, alpha=0.13, lw=0)
 
 
-def around_the_curves(ax: Axes) -> None:
-    """Leave out bands so wide that they would make the curves flat, and say so."""
+def limit_bands(ax: Axes) -> None:
+    """Remove interval bands that are so wide that the curves would look flat, and note that in the title."""
     drawn = np.concatenate([np.asarray(each.get_ydata(), dtype=np.float64) for each in ax.get_lines()])
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn) or np.ptp(drawn) == 0:
         return
-    wide = [band for band in ax.collections if band.get_datalim(ax.transData).height > WIDE * np.ptp(drawn)]
+    wide = [band for band in ax.collections if band.get_datalim(ax.transData).height > MAX_BAND_HEIGHT * np.ptp(drawn)]
     for band in wide:
         band.remove()
     low, high = ax.get_ylim()
     room = 0.5 * np.ptp(drawn)
     ax.set_ylim(max(low, drawn.min() - room), min(high, drawn.max() + room))
     if wide:
-        ax.set_title("intervals far wider than the picture are not drawn", fontsize=8, color="0.4", loc="left")
+        ax.set_title("intervals much wider than the plot are not drawn", fontsize=8, color="0.4", loc="left")
 
 
-def finished(figure: Figure, *panels: Axes, rows: int) -> Figure:
-    """Grid and legend, alike in all."""
+def finish(figure: Figure, *panels: Axes, rows: int) -> Figure:
+    """Add grid and legend and return the figure."""
     for ax in panels:
-        around_the_curves(ax)
+        limit_bands(ax)
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
-    if rows <= LEGEND:
+    if rows <= MAX_LEGEND_ROWS:
         panels[0].legend(fontsize=8, frameon=False)
     else:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)

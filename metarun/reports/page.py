@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else, and as Markdown beside its pictures."""
+"""Rendering of a report as a self-contained HTML page and as Markdown with pictures."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from metarun.reports.tables import Table, as_markdown
 
 @dataclass(frozen=True)
 class Picture:
+    """A plot of the report as a PNG file."""
+
     file: str
     caption: str
     png: bytes
@@ -23,6 +25,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
+    """A section of the report: text, tables and pictures under one title."""
+
     title: str
     text: str
     tables: Sequence[Table]
@@ -30,27 +34,27 @@ class Section:
 
 
 def sections(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[Section]:
-    """The whole report, in order; ``pictures`` find their sections by the beginnings of their names."""
+    """Yield the sections of a report in order. The prefix of a picture's file name decides its section."""
 
-    def drawn(*beginnings: str) -> list[Picture]:
-        return [picture for picture in pictures if picture.file.startswith(beginnings)]
+    def with_prefix(*prefixes: str) -> list[Picture]:
+        return [picture for picture in pictures if picture.file.startswith(prefixes)]
 
     settings, overview = comparison.settings, tables.overview(comparison)
     overall = [overview] if overview else []
-    yield Section("Results", "", [*overall, *(tables.results(setting) for setting in settings)], drawn("by_"))
+    yield Section("Results", "", [*overall, *(tables.results(setting) for setting in settings)], with_prefix("by_"))
     compared = [table for setting in settings if (table := tables.pairs(setting)) is not None]
     if compared:
         yield Section("Paired differences", "", compared)
     adapted = [table for setting in settings if (table := tables.efficiency(setting)) is not None]
     if adapted:
-        yield Section("Adaptation", "", adapted, drawn("adaptation"))
-    if drawn("learning"):
-        yield Section("Learning curves", "Bands are 95 % intervals: over seeds, or of one seed over validation tasks.",
-                      [], drawn("learning"))  # fmt: skip
+        yield Section("Adaptation", "", adapted, with_prefix("adaptation"))
+    if with_prefix("learning"):
+        yield Section("Learning curves", "Bands are 95 % intervals over seeds, or over validation tasks for one seed.",
+                      [], with_prefix("learning"))  # fmt: skip
     if settings:
         found, table = aggregate(comparison.settings), tables.aggregates(comparison)
         yield Section("Over all settings", found if isinstance(found, str) else "", [table] if table else [],
-                      drawn("profiles"))  # fmt: skip
+                      with_prefix("profiles"))  # fmt: skip
         yield Section("Cost", "", [tables.cost(comparison)])
     missing = tables.left_out(comparison)
     if missing:
@@ -58,7 +62,7 @@ def sections(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[Se
 
 
 def markdown(parts: Sequence[Section], about: str) -> str:
-    """With the pictures as files beside it."""
+    """Render sections as Markdown that links to the picture files in the same folder."""
     lines = ["# Report", "", for_markdown(about), ""]
     for part in parts:
         lines += [f"## {for_markdown(part.title)}", ""]
@@ -105,7 +109,7 @@ details { margin-top: 28px; font-size: 13px; color: var(--soft); overflow-wrap: 
 
 
 def html(parts: Sequence[Section], about: str, comparison: Comparison) -> str:
-    """One file: no script, no link to elsewhere, pictures inside."""
+    """Render sections as one HTML file with embedded pictures and without scripts or external links."""
     links = " ".join(f'<a href="#s{i}">{escape(part.title)}</a>' for i, part in enumerate(parts))
     body = "\n".join(f'<section id="s{i}">{_section(part)}</section>' for i, part in enumerate(parts))
     used = "".join(
@@ -144,14 +148,14 @@ def _picture(picture: Picture) -> str:
 
 
 def _table(table: Table) -> str:
-    def of(i: int) -> str:
-        return "" if i < table.words else "number"
+    def alignment(i: int) -> str:
+        return "" if i < table.text_columns else "number"
 
-    head = "".join(f'<th class="{of(i)}">{escape(heading)}</th>' for i, heading in enumerate(table.headings))
+    head = "".join(f'<th class="{alignment(i)}">{escape(heading)}</th>' for i, heading in enumerate(table.headings))
     rows = "".join(
         "<tr>"
         + "".join(
-            f'<td class="{_classes(of(i), cell.standing, table.headings[i])}">{escape(cell.marked)}</td>'
+            f'<td class="{_classes(alignment(i), cell.standing, table.headings[i])}">{escape(cell.marked)}</td>'
             for i, cell in enumerate(row)
         )
         + "</tr>"

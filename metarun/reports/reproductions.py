@@ -1,4 +1,4 @@
-"""Reproductions: one JSON record each under outputs/reproduced, and the tables made of them."""
+"""Records of reproduced papers, one JSON file each under outputs/reproduced, and the tables made from them."""
 
 from __future__ import annotations
 
@@ -26,29 +26,40 @@ from metarun.untrusted import read_json
 log = logging.getLogger("metarun")
 
 RESULTS = Path("outputs/reproduced")
-"""Where ``metarun reproduce`` writes its records."""
+"""Folder to which ``metarun reproduce`` writes its records."""
 Standing = Literal["sound", "stale", "not committed", "altered", "untraced"]
-"""What a record is worth: ``sound``; of a recipe that has changed since; of code or a recipe that is not committed;
-changed by hand after it was written; or of before records could be traced to what made them."""
+"""Validity of a record.
+
+``sound``: traceable and up to date. ``stale``: the recipe has changed since. ``not committed``: the code or the recipe
+was not committed. ``altered``: edited after it was written. ``untraced``: written before records held a digest.
+"""
 
 
 def recipes() -> dict[str, Paper]:
-    """The papers of all recipes that compare with one, by the recipe's name."""
+    """Return the paper of each recipe that has claims to compare with, by the name of the recipe."""
     entries = {e.name: e for e in catalogue("experiment") if (e.content.get("paper") or {}).get("claims")}
     return {name: Paper.of(entry.section["paper"]) for name, entry in entries.items()}
 
 
 def record(name: str, config: Mapping[str, Any], runs: Mapping[int, RunDirectory]) -> dict[str, Any]:
-    """The record of a reproduction, from its finished ``runs`` by seed, each of the configuration ``config``.
+    """Make the record of a reproduction.
 
-    A record can be traced: it holds the resolved configuration with its hash, the text of the recipe, each run's
-    commit and whether all of them ran on committed code (``clean``), and a ``digest`` of all that.
+    A record is traceable. It holds the resolved configuration with its hash, the text of the recipe, the commit of each
+    run, whether all runs used committed code (``clean``), and a ``digest`` of all these.
+
+    Args:
+        name: Name of the recipe.
+        config: Resolved configuration of the recipe.
+        runs: Finished runs by seed.
+
+    Raises:
+        UserError: A run has another configuration than ``config``.
     """
     paper = Paper.of(config["paper"])
     wanted = substance(config)
     for seed, run in runs.items():
         if substance(run.config()) != wanted:
-            raise UserError(f"{run.path} (seed {seed}) is not a run of {name}: its configuration is another one")
+            raise UserError(f"{run.path} (seed {seed}) is not a run of {name}: its configuration differs")
     summaries: dict[int, dict[str, Any]] = {seed: run.summary() or {} for seed, run in runs.items()}
     metas = {seed: run.meta() for seed, run in runs.items()}
     last = metas[max(metas)]
@@ -83,12 +94,12 @@ def record(name: str, config: Mapping[str, Any], runs: Mapping[int, RunDirectory
         "configuration": wanted,
         "configuration_sha256": sha256(wanted),
     }
-    result = strict_json.finite(result)  # as it is read again
+    result = strict_json.finite(result)  # in the form in which it will be read again
     return {**result, "digest": sha256(result)}
 
 
 def sha256(content: Mapping[str, Any]) -> str:
-    """The hash of plain values: of their JSON with sorted keys."""
+    """Return the SHA-256 of the JSON of plain values with sorted keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -101,7 +112,7 @@ def _is_shipped(name: str) -> bool:
 
 
 def _lineage(name: str) -> Iterator[Entry]:
-    """The recipe, and the recipes that it builds on."""
+    """Return an iterator over the recipe and the recipes in its defaults."""
     entries = {entry.name: entry for entry in catalogue("experiment")}
 
     def walk(entry: Entry) -> Iterator[Entry]:
@@ -114,7 +125,7 @@ def _lineage(name: str) -> Iterator[Entry]:
 
 
 def standing(name: str, result: Mapping[str, Any]) -> Standing:
-    """Whether the record of the recipe ``name`` still says what a run of it would be, and can be traced."""
+    """Return whether the record of the recipe ``name`` is traceable and up to date (see :data:`Standing`)."""
     if "digest" not in result:
         return "untraced"
     if result["digest"] != sha256({key: value for key, value in result.items() if key != "digest"}):
@@ -122,17 +133,19 @@ def standing(name: str, result: Mapping[str, Any]) -> Standing:
     if not result["clean"]:
         return "not committed"
     now = {entry.name: entry.path.read_text() for entry in _lineage(name)}
-    return "sound" if _asked(now) == _asked(result["recipe"]) else "stale"
+    return "sound" if _recipe_keys(now) == _recipe_keys(result["recipe"]) else "stale"
 
 
-def _asked(texts: Mapping[str, str]) -> dict[str, Any]:
-    """What recipes ask for: their keys, without comments and without the paper that they are compared with."""
-    read = {name: yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) for name, text in texts.items()}
-    return {name: {key: value for key, value in keys.items() if key != "paper"} for name, keys in read.items()}
+def _recipe_keys(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Parse recipes and drop their comments and their ``paper`` sections."""
+    parsed = {
+        name: yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) for name, text in texts.items()
+    }
+    return {name: {key: value for key, value in keys.items() if key != "paper"} for name, keys in parsed.items()}
 
 
 def findings(paper: Paper, result: Mapping[str, Any]) -> list[Finding]:
-    """What a record's runs found for each claim of ``paper`` that they were tested for."""
+    """Return the findings of a record for each claim of ``paper`` that its runs measured."""
     short = paper.is_short({result["iterations"]})
     found = result["claims"]
     return [
@@ -147,18 +160,22 @@ def findings(paper: Paper, result: Mapping[str, Any]) -> list[Finding]:
 
 
 def counts(name: str, paper: Paper, result: Mapping[str, Any]) -> bool:
-    """Whether a record is a pass that counts: sound, all of its values reached, and all of them read in a source."""
+    """Return whether a record counts as a pass.
+
+    It must be sound, reach all values of the paper, and compare with values that were read in a source.
+    """
     found = findings(paper, result)
     read = all(paper.source(finding.claim) in COUNTED for finding in found if finding.verdict)
     return worst(found) == "pass" and read and standing(name, result) == "sound"
 
 
 def path_of(folder: Path, name: str) -> Path:
-    """The file of a recipe's reproduction."""
+    """Return the path of the record of a recipe."""
     return folder / f"{name.replace('/', '--')}.json"
 
 
 def store(folder: Path, result: Mapping[str, Any]) -> Path:
+    """Write a record and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = path_of(folder, result["id"])
     atomic_write(path, (strict_json.dumps(result, indent=1) + "\n").encode())
@@ -166,10 +183,12 @@ def store(folder: Path, result: Mapping[str, Any]) -> Path:
 
 
 def stored(*folders: Path) -> dict[str, dict[str, Any]]:
-    """The records by recipe, those of a later folder over those of an earlier one.
+    """Load records by the name of their recipe. Records in later folders replace those in earlier ones.
 
-    Without ``folders``: those that metarun ships, and those under the current directory. A damaged file is named in a
-    warning and left out.
+    Damaged files are skipped with a warning.
+
+    Args:
+        folders: Folders to read. Without any: the records shipped with metarun, then those under the current directory.
     """
     papers, found = recipes(), {}
     for folder in folders or (records_directory(), RESULTS):
@@ -187,12 +206,12 @@ def stored(*folders: Path) -> dict[str, dict[str, Any]]:
 
 
 def number(value: float | None) -> str:
-    """Four significant digits; null is what was not finite."""
+    """Format a value with four significant digits. ``None`` stands for a value that was not finite."""
     return "not finite" if value is None or not isfinite(value) else f"{value:.4g}"
 
 
 def published(paper: Paper, claim: Claim) -> str:
-    """A claim's value as it may be printed: with where it was read, one from memory never as the paper's."""
+    """Format the value of a claim with its source. A value from memory is never shown as the paper's."""
     if claim.value is None:
         return "curves alone"
     value = number(claim.value) + ("" if claim.ci95 is None else f" ± {number(claim.ci95)}")
@@ -206,13 +225,13 @@ def published(paper: Paper, claim: Claim) -> str:
 
 
 def metric_of(claim: Claim) -> str:
-    """A claim's metric, with its place in the adaptation curve and its unit."""
+    """Format the metric of a claim with its adaptation step and its unit."""
     metric = claim.metric if claim.step is None else f"{claim.metric} after {claim.step}"
     return metric + (", %" if claim.percent else "")
 
 
 def row(paper: Paper, finding: Finding) -> list[str]:
-    """metric, published, ours, worst seed, bar, verdict: the cells of what was found for a claim."""
+    """Return the cells of a finding: metric, published, ours, worst seed, bar, verdict."""
     seeds = len(finding.seeds)
     worst_seed = f"{number(finding.seeds[finding.worst_seed][0])} (seed {finding.worst_seed})" if seeds > 1 else ""
     ours = f"{number(finding.ours)} ± {number(finding.ci95)}, {seeds} seed{'s' * (seeds > 1)}"
@@ -221,11 +240,12 @@ def row(paper: Paper, finding: Finding) -> list[str]:
 
 
 def reached(finding: Finding) -> str:
+    """Say whether a finding reaches our own bar."""
     return "reached" if finding.bar_reached else "not reached"
 
 
 def headline(papers: Mapping[str, Paper], results: Mapping[str, Mapping[str, Any]]) -> str:
-    """How many recipes were run, and how many of them are passes that count."""
+    """Return a sentence with the numbers of recipes that have a sound record and that pass."""
     known = {name: result for name, result in results.items() if name in papers}
     sound = [name for name, result in known.items() if standing(name, result) == "sound"]
     passed = [name for name in sound if counts(name, papers[name], known[name])]
@@ -236,7 +256,7 @@ def headline(papers: Mapping[str, Paper], results: Mapping[str, Mapping[str, Any
 
 
 def markdown(papers: Mapping[str, Paper], results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table of outputs/reproduced/README.md: each recipe that was run, and how many were not."""
+    """Return the table of outputs/reproduced/README.md with all recipes that were run, and the number that were not."""
     lines = [headline(papers, results), ""]
     lines += ["| recipe | metric | published | ours | worst seed | our own bar | verdict | record |", "|---" * 8 + "|"]
     for name, paper in papers.items():
@@ -260,11 +280,11 @@ BEGIN, END = "<!-- written by scripts/reproductions.py -->\n", "<!-- end of what
 
 
 def generated_in(text: str) -> str:
-    """The generated part of a Markdown text."""
+    """Return the generated part of a Markdown text."""
     return text.split(BEGIN)[1].split(END)[0]
 
 
 def with_generated(text: str, part: str) -> str:
-    """A Markdown text with its generated part replaced."""
+    """Return a Markdown text with its generated part replaced by ``part``."""
     before, rest = text.split(BEGIN)
     return before + BEGIN + part + END + rest.split(END)[1]

@@ -1,4 +1,4 @@
-"""Run directories as a report reads them: found, loaded, or left out for a stated reason."""
+"""Loading of run directories for a report. Runs that cannot be used are excluded with a reason."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from metarun.errors import UserError, require
 from metarun.tracking.history import HOW, runs_of_sweep
 from metarun.tracking.rundir import RunDirectory
 
-MARKS = ("config.yaml", "meta.json", ".lock")
-"""What a run writes first: a folder with one of these is a run, finished or not."""
+RUN_FILES = ("config.yaml", "meta.json", ".lock")
+"""Files that a run writes first. A folder with one of them is a run directory, finished or not."""
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A run that takes no part, and why."""
+class ExcludedRun:
+    """A run that a report cannot use.
+
+    Attributes:
+        path: The run directory.
+        state: ``damaged``, ``untested``, ``repeated``, or the state of an unfinished run.
+        reason: Explanation for the user, on one line.
+    """
 
     path: Path
     state: str
@@ -30,7 +36,7 @@ class LeftOut:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run."""
+    """A finished run with its configuration and results."""
 
     path: Path
     config: dict[str, Any]
@@ -39,10 +45,10 @@ class Run:
     validated: dict[int, dict[str, Any]]
     """Rows of metrics.jsonl with validation results, by iteration."""
     episodes: dict[str, Any] = field(repr=False)
-    """Each metric of each test task, [n, k + 1]; empty of a run that did not store them."""
+    """Values of each metric on the n test tasks after 0..k steps, [n, k + 1]. Empty if the run did not store them."""
 
     def choice(self, group: str) -> str:
-        """The option that made a section, or its class' name where the run was not made of options."""
+        """Return the option chosen for a group, such as ``maml``, or the name of its class if there is none."""
         chosen = self.meta.get("choices", {}).get(group)
         return str(chosen or str(self.config.get(group, {}).get("_target_", "?")).rsplit(".", 1)[-1])
 
@@ -52,117 +58,133 @@ class Run:
 
     @cached_property
     def metric(self) -> str:
-        """The task's."""
+        """Name of the task's metric."""
         return str(self.summary.get("metric") or self._declared("metric"))
 
     @cached_property
     def higher_is_better(self) -> bool:
+        """True if a higher value of the task's metric is better."""
         stated = self.summary.get("higher_is_better")
         return bool(self._declared("higher_is_better") if stated is None else stated)
 
     @cached_property
     def keys(self) -> dict[str, Any]:
-        """The configuration, flat: ``{"algorithm.inner_lr": 0.01, ...}``."""
-        keys = dict(flat(self.config))
-        source = keys.get("runner.init_from")  # a run for every seed: its name tells, its directory does not
+        """The configuration with dotted keys: ``{"algorithm.inner_lr": 0.01, ...}``."""
+        keys = dict(flatten(self.config))
+        source = keys.get(
+            "runner.init_from"
+        )  # each seed has its own source run: compare their names, not their directories
         return {**keys, "runner.init_from": Path(source).parent.name} if source else keys
 
     @cached_property
-    def own_protocol(self) -> set[str]:
-        """The part of the protocol that the learner and its selection bring; the rest says what it was judged on."""
+    def learner_protocol(self) -> set[str]:
+        """Protocol entries that belong to the learner and its selection. The other entries describe the test tasks."""
         stated = self.summary.get("protocol_of_learner")
-        if stated is None:  # a run from before this was kept: all that its task's section has no key for
+        if (
+            stated is None
+        ):  # an older run did not store it: take all entries without a key of the same name in the task section
             tasks = {key.rsplit(".", 1)[-1] for key in self.keys if key.startswith("task.")}
             stated = set(self.summary["protocol"]) - tasks - {"data", "classes", "test_episodes"}
         return {*stated, "selection"}
 
     @cached_property
-    def judged_on(self) -> dict[str, Any]:
-        """The part of the protocol that runs must share to be compared."""
-        return {key: value for key, value in self.summary["protocol"].items() if key not in self.own_protocol}
+    def task_protocol(self) -> dict[str, Any]:
+        """Protocol entries that runs must share to be compared."""
+        return {key: value for key, value in self.summary["protocol"].items() if key not in self.learner_protocol}
 
     def _declared(self, attribute: str) -> Any:
-        """What its task's class declares, of a run from before summaries kept it."""
+        """Return an attribute of the task's class, for older runs whose summary does not hold it."""
         target = self.config["task"]["_target_"]
         if not is_component(target):
             raise KeyError(attribute)
         return declaration(target).attributes.get(attribute, True)
 
 
-def flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf with its dotted key."""
+def flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each leaf of a nested section with its dotted key."""
     for key, value in section.items():
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def gather(words: Sequence[str]) -> tuple[list[Run], list[LeftOut]]:
-    """The runs in and under the named folders; raises :class:`UserError` where there is none."""
+def gather(folders: Sequence[str]) -> tuple[list[Run], list[ExcludedRun]]:
+    """Load the runs in and below folders.
+
+    Args:
+        folders: Run directories, folders that hold run directories, or folders of sweeps.
+
+    Returns:
+        The finished runs, and the runs that a report cannot use.
+
+    Raises:
+        UserError: A folder does not exist or holds no run.
+    """
     paths: dict[Path, Path] = {}
-    for word in words:
+    for word in folders:
         top = Path(word).expanduser()
-        require(top.exists(), f"report: no folder at {word}")
-        require(top.is_dir(), f"report: {word} is no folder; name run directories, or folders that hold them")
+        require(top.exists(), f"report: {word} does not exist")
+        require(top.is_dir(), f"report: {word} is not a folder; give run directories, or folders that hold them")
         found = list(runs_under(top)) or list(runs_of_sweep(top))
-        require(bool(found), f"report: no run in {word}; a run's directory has a config.yaml")
+        require(bool(found), f"report: no run in {word}; a run directory holds a config.yaml")
         for path in found:
             paths.setdefault(path.resolve(), path)
-    runs, left_out = [], []
+    runs, excluded = [], []
     for path in paths.values():
-        one = read(path)
-        if isinstance(one, Run):
-            runs.append(one)
+        run = load_run(path)
+        if isinstance(run, Run):
+            runs.append(run)
         else:
-            left_out.append(one)
-    kept, doubled = latest(runs)
-    return kept, left_out + doubled
+            excluded.append(run)
+    kept, repeated = drop_repeated(runs)
+    return kept, excluded + repeated
 
 
 def runs_under(top: Path) -> Iterator[Path]:
-    """Run directories at or below ``top``."""
+    """Yield the run directories at or below ``top``."""
     for folder, inner, files in os.walk(top):
-        if any(mark in files for mark in MARKS):
+        if any(name in files for name in RUN_FILES):
             inner.clear()
             yield Path(folder)
         inner[:] = sorted(name for name in inner if not name.startswith("."))
 
 
-def read(path: Path) -> Run | LeftOut:
-    """One run, or why it takes no part."""
+def load_run(path: Path) -> Run | ExcludedRun:
+    """Load a run directory, or return the reason why it cannot be used."""
     directory = RunDirectory(path)
     try:
         directory.refuse_links()
         if not (path / "config.yaml").is_file():
-            return LeftOut(path, "damaged", "it has no config.yaml")
+            return ExcludedRun(path, "damaged", "it has no config.yaml")
         status = directory.status()
         if status.get("state") != "finished" or not (path / "summary.json").is_file():
-            return LeftOut(path, *unfinished(directory, status))
+            return ExcludedRun(path, *unfinished(directory, status))
         summary = directory.summary()
         config = directory.config()
-        run = Run(path, config, directory.meta(), summary or {}, dict(validations(directory)), directory.episodes())
+        run = Run(path, config, directory.meta(), summary or {}, dict(validation_rows(directory)), directory.episodes())
         if run.summary["test"] == {}:
-            return LeftOut(path, "untested", "runner.test_episodes=0")
+            return ExcludedRun(path, "untested", "runner.test_episodes=0")
         first = run.summary["test"][run.metric]
-        complete = (run.seed, first["mean"], first["ci95"], first["n"], run.judged_on, run.higher_is_better, run.keys)
+        test = (first["mean"], first["ci95"], first["n"])
+        complete = (run.seed, test, run.task_protocol, run.higher_is_better, run.keys)
         assert complete
         assert all({"mean", "ci95", "n"} <= set(point) for point in run.summary["adaptation"])
     except ValueError as error:
-        return LeftOut(path, "damaged", brief(error))
+        return ExcludedRun(path, "damaged", one_line(error))
     except UserError as error:
-        return LeftOut(path, "damaged", brief(error).removeprefix(f"{path}/"))
+        return ExcludedRun(path, "damaged", one_line(error).removeprefix(f"{path}/"))
     except KeyError as error:
-        return LeftOut(path, "damaged", f"summary.json or config.yaml lacks {error}")
+        return ExcludedRun(path, "damaged", f"summary.json or config.yaml lacks {error}")
     except (TypeError, AttributeError, IndexError, AssertionError, OverflowError, RecursionError):
-        return LeftOut(path, "damaged", "summary.json or config.yaml is not what a run writes")
+        return ExcludedRun(path, "damaged", "summary.json or config.yaml is not what a run writes")
     except OSError as error:
-        return LeftOut(path, "damaged", f"{Path(str(error.filename)).name} cannot be read: {error.strerror}")
+        return ExcludedRun(path, "damaged", f"{Path(str(error.filename)).name} cannot be read: {error.strerror}")
     return run
 
 
 def unfinished(directory: RunDirectory, status: Mapping[str, Any]) -> tuple[str, str]:
-    """State and reason of a run without a result."""
+    """Return the state of a run without a result and the reason to report."""
     state, why = str(status.get("state", "")), str(status.get("why") or "")
     if not state:
         return "damaged", "status.json is missing or cannot be read"
@@ -178,39 +200,39 @@ def unfinished(directory: RunDirectory, status: Mapping[str, Any]) -> tuple[str,
         return "damaged", "status.json says finished, but there is no summary.json"
     if state == "interrupted":
         return state, f"{why or 'stopped'} after {where}; it can be resumed"
-    return state, brief(why) if why else f"no reason is stored; the last row is of {where}"
+    return state, one_line(why) if why else f"no reason is stored; the last row is of {where}"
 
 
-def validations(directory: RunDirectory) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows with validation results, by iteration."""
+def validation_rows(directory: RunDirectory) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the iteration and the row of each validation."""
     for row in directory.rows(having=b'"val/'):
         yield int(row["iteration"]), row
 
 
-def latest(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
-    """Of runs with one configuration, seed included, the last: a run made twice is no second seed."""
+def drop_repeated(runs: Sequence[Run]) -> tuple[list[Run], list[ExcludedRun]]:
+    """Keep the latest of the runs with the same configuration and seed, so that no seed counts twice."""
     kept: dict[str, Run] = {}
-    doubled = []
+    repeated = []
     for run in sorted(runs, key=lambda run: str(run.meta.get("start"))):
-        key = repr(sorted((k, repr(v)) for k, v in run.keys.items() if matters(k) or k == "seed"))
+        key = repr(sorted((k, repr(v)) for k, v in run.keys.items() if is_experiment_key(k) or k == "seed"))
         key += repr(sorted(run.summary["protocol"].items()))
         if key in kept:
-            doubled.append((kept[key], run))
+            repeated.append((kept[key], run))
         kept[key] = run
     order = [run for run in runs if run in kept.values()]
-    return order, [LeftOut(old.path, "repeated", f"{new.path} is the same run made later") for old, new in doubled]
+    return order, [ExcludedRun(old.path, "repeated", f"{new.path} is the same run made later") for old, new in repeated]
 
 
 BOOKKEEPING = ("seed", "name", "paper", "experiment", "task.root", "task.file", *HOW)
-"""Keys that may differ between runs of one row: they change where or how a run is computed, not what."""
+"""Keys that may differ between the runs of one row. They change where or how a run is computed, not its result."""
 
 
-def matters(key: str) -> bool:
-    """Whether runs that differ in ``key`` are different experiments."""
+def is_experiment_key(key: str) -> bool:
+    """Return whether runs with different values of ``key`` are different experiments."""
     return key not in BOOKKEEPING and not key.startswith(("tracker.", "paper."))
 
 
-def brief(text: object) -> str:
-    """On one line, not too long."""
+def one_line(text: object) -> str:
+    """Join the lines of a text and cut it to 160 characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= 160 else line[:157] + "..."

@@ -1,4 +1,4 @@
-"""A comparison as tables, and tables as text for a terminal, Markdown and CSV."""
+"""Tables of a comparison, and their rendering for a terminal, as Markdown and as CSV."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from metarun.escape import for_csv, for_markdown, printable
 from metarun.evaluation.statistics import Mean
-from metarun.reports.comparison import Comparison, Pair, Row, Setting, shown
-from metarun.reports.runs import flat
+from metarun.reports.comparison import Comparison, Pair, Row, Setting, format_value
+from metarun.reports.runs import flatten
 from metarun.reports.scores import aggregate
 
 if TYPE_CHECKING:
@@ -20,46 +20,52 @@ if TYPE_CHECKING:
 
 MARKS = {"best": " ★", "within": " ≈"}
 ONE_SEED = "¹"
-"""Beside an interval that is of episodes."""
+"""Marks an interval over the episodes of a single seed."""
 
 
 @dataclass(frozen=True)
 class Cell:
+    """A cell of a table."""
+
     text: str
     standing: str = ""
-    """``best``, ``within`` or nothing."""
+    """``best``, ``within`` (the interval of the best) or empty."""
 
     @property
     def marked(self) -> str:
+        """The text with a mark for its standing."""
         return self.text + MARKS.get(self.standing, "")
 
 
 @dataclass(frozen=True)
 class Table:
+    """A table with a title and notes below it."""
+
     title: str
     headings: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     notes: Sequence[str] = field(default=())
-    words: int = 1
-    """How many columns hold words, from the left; the others hold numbers."""
+    text_columns: int = 1
+    """Number of columns from the left that hold text. The others hold numbers."""
 
 
 def number(value: float) -> str:
+    """Format a number with four significant digits."""
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
 
 
 def interval(estimate: Mean) -> str:
-    """Mean and half width, to two digits of the half width."""
-    if not isfinite(estimate.half) or not isfinite(estimate.mean):
+    """Format a mean ± half the width of its interval, with two significant digits of the latter."""
+    if not isfinite(estimate.half_width) or not isfinite(estimate.mean):
         return number(estimate.mean)
-    if estimate.half == 0:
+    if estimate.half_width == 0:
         return f"{number(estimate.mean)} ± 0"
-    decimals = min(8, max(0, 1 - floor(log10(estimate.half))))
-    return f"{estimate.mean:.{decimals}f} ± {estimate.half:.{decimals}f}"
+    decimals = min(8, max(0, 1 - floor(log10(estimate.half_width))))
+    return f"{estimate.mean:.{decimals}f} ± {estimate.half_width:.{decimals}f}"
 
 
 def names(row: Row, setting: Setting) -> list[Cell]:
-    """What tells a row from others."""
+    """Return the cells that identify a row."""
     model = [Cell(row.model)] if row.model else []
     return [Cell(row.algorithm), *model, *(Cell(row.keys.get(key, "")) for key in setting.columns)]
 
@@ -69,7 +75,7 @@ def name_headings(setting: Setting) -> list[str]:
 
 
 def overview(comparison: Comparison) -> Table | None:
-    """Learners by settings, of each setting's own metric."""
+    """Return a table of learners by settings with the metric of each setting, or ``None`` if there is only one."""
     labels = list(dict.fromkeys(row.label for setting in comparison.settings for row in setting.rows))
     if len(comparison.settings) < 2 or len(labels) < 2:
         return None
@@ -93,7 +99,7 @@ def arrow(setting: Setting) -> str:
 
 
 def results(setting: Setting) -> Table:
-    """Means over seeds with 95 % intervals, a column a metric."""
+    """Return a table of means over seeds with 95 % intervals, one column per metric."""
     standing = {metric: setting.standing(metric) for metric in setting.metrics}
     rows = [
         [*names(row, setting), Cell(str(len(row.runs)))]
@@ -107,16 +113,16 @@ def results(setting: Setting) -> Table:
 def result_notes(setting: Setting) -> Iterable[str]:
     seeds = {len(row.runs) for row in setting.rows}
     if seeds - {1}:
-        yield "mean over seeds ± half of its 95 % interval (Student's t)"
+        yield "mean over seeds ± half the width of its 95 % interval (Student's t)"
     if 1 in seeds:
-        yield f"{ONE_SEED} one seed: ± is over its test episodes, and other seeds may differ by more"
+        yield f"{ONE_SEED} one seed: ± is over its test episodes; other seeds may differ by more"
     if len(setting.rows) > 1:
-        yield "★ best; ≈ its mean lies within the interval of the best"
+        yield "★ best; ≈ mean within the interval of the best"
     references = {name: v for run in setting.runs for name, v in (run.summary.get("references") or {}).items()}
     if references:
         first = ", ".join(f"{name} {number(value)}" for name, value in references.items())
         yield f"references of seed {setting.runs[-1].seed}: {first}"
-    yield "judged on: " + ", ".join(f"{key}={shown(value)}" for key, value in flat(setting.judged_on))
+    yield "evaluated on: " + ", ".join(f"{key}={format_value(value)}" for key, value in flatten(setting.task_protocol))
     for difference in setting.learner_differences():
         yield f"the rows' protocols differ in {difference}"
     if len(setting.versions()) > 1:
@@ -124,7 +130,7 @@ def result_notes(setting: Setting) -> Iterable[str]:
 
 
 def pairs(setting: Setting) -> Table | None:
-    """Differences on the same test episodes."""
+    """Return a table of paired differences on the same test episodes, or ``None`` if there are no pairs."""
     found = setting.pairs()
     if not found:
         return None
@@ -137,8 +143,8 @@ def pairs(setting: Setting) -> Table | None:
 
 
 PAIR_NOTES = (
-    "A and B judged on the same test tasks of each seed; the differences' mean with two 95 % intervals: over episodes, "
-    "with these learners as they are; over seeds (Student's t), with learners trained anew",
+    "mean of A − B on the same test tasks of each seed, with two 95 % intervals: over episodes, for these trained "
+    "learners; over seeds (Student's t), for learners trained anew",
 )
 
 
@@ -151,7 +157,7 @@ def pair_cells(pair: Pair) -> list[str]:
 
 
 def verdict(pair: Pair, setting: Setting) -> str:
-    """Who is better, as far as the intervals show."""
+    """Name the better row if the interval of the difference excludes zero."""
     if pair.difference is None:
         return pair.why
     episodes, seeds = pair.difference.episodes, pair.difference.seeds
@@ -164,10 +170,10 @@ def verdict(pair: Pair, setting: Setting) -> str:
 
 
 def efficiency(setting: Setting) -> Table | None:
-    """Where adaptation starts and ends, and the area under its curve."""
+    """Return a table of the first and last value of the adaptation curves and the areas under them."""
     rows = []
     for row in setting.rows:
-        curve, height = row.adaptation(), row.efficiency()
+        curve, height = row.adaptation_curve(), row.efficiency()
         if curve is None or height is None:
             continue
         at, means = curve
@@ -178,11 +184,11 @@ def efficiency(setting: Setting) -> Table | None:
     by = "episodes" if "episode" in setting.rows[0].first.summary["adaptation"][0] else "steps"
     headings = [*name_headings(setting), by, "first", "last", "area under the curve"]
     notes = [
-        "area: the curve's mean height over its " + by + ", what is expected where adaptation is cut short at random"
+        f"area under the curve: mean over the {by}, which is the expected result if adaptation stops at a random one"
     ]
     spans = {row[len(name_headings(setting))].text for row in rows}
     if len(spans) > 1:
-        notes.append(f"areas over different numbers of {by} do not compare")
+        notes.append(f"areas over different numbers of {by} are not comparable")
     title = f"{setting.title}: {setting.metric} along adaptation"
     return Table(title, headings, rows, notes, len(name_headings(setting)))
 
@@ -200,15 +206,15 @@ def aggregates(comparison: Comparison) -> Table | None:
         )
         rows.append([Cell(label), Cell(middle, "best" if score.middle == best else ""), Cell(mean)])
     notes = (
-        "a run's score is its result, scaled in its setting from the worst run (0) to the best (1): these depend on "
+        "a run's score is its result, scaled within its setting from the worst run (0) to the best (1); they depend on "
         "which runs are reported",
-        "intervals: 95 % of a bootstrap of seeds, stratified by setting (Agarwal et al. 2021, arXiv:2108.13264)",
+        "intervals: 95 %, bootstrap over seeds, stratified by setting (Agarwal et al. 2021, arXiv:2108.13264)",
     )
     return Table("scores over all settings", ["learner", "interquartile mean", "mean"], rows, notes)
 
 
 def cost(comparison: Comparison) -> Table:
-    """Time, memory and size."""
+    """Return a table of training time, peak memory and number of parameters."""
     rows = []
     every = [(setting.title, row) for setting in comparison.settings for row in setting.rows]
     for title, row in every:
@@ -228,41 +234,48 @@ def cost(comparison: Comparison) -> Table:
         ])  # fmt: skip
     headings = ["setting", "learner", "device", "iterations", "time", "peak MB", "parameters"]
     notes = (
-        "time: of one run without its test, mean over seeds; peak MB: on CUDA torch's allocations, else the whole "
-        "process; parameters: the meta-parameters",
+        "time: one run without its test, mean over seeds; peak MB: torch's allocations on CUDA, else the process's; "
+        "parameters: number of meta-parameters",
     )
     return Table("cost", headings, rows, notes, 3)
 
 
 def clock(seconds: float) -> str:
+    """Format a duration as h:mm:ss or m:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def left_out(comparison: Comparison) -> Table | None:
+    """Return a table of the runs that were excluded, or ``None`` if there are none."""
     rows = [[Cell(run.state), Cell(str(run.path)), Cell(run.reason)] for run in comparison.left_out]
     return Table("runs left out", ["state", "run", "why"], rows, (), 3) if rows else None
 
 
 def as_rich(table: Table) -> RichTable:
+    """Render a table for the terminal."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
     made = RichTable(box=box.SIMPLE_HEAD, title=Text(printable(table.title)), title_justify="left", title_style="bold")
     for i, heading in enumerate(table.headings):
-        made.add_column(Text(printable(heading)), justify="left" if i < table.words else "right", overflow="fold")
+        made.add_column(
+            Text(printable(heading)), justify="left" if i < table.text_columns else "right", overflow="fold"
+        )
     for row in table.rows:
         made.add_row(*(Text(printable(cell.marked), style="bold" if cell.standing == "best" else "") for cell in row))
     return made
 
 
 def as_markdown(table: Table) -> str:
+    """Render a table as Markdown, with the best results in bold."""
+
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cells) + " |"
 
-    rule = ["---" if i < table.words else "---:" for i in range(len(table.headings))]
+    rule = ["---" if i < table.text_columns else "---:" for i in range(len(table.headings))]
     shown = [[(for_markdown(c.marked), c.standing == "best") for c in row] for row in table.rows]
     bold = [[f"**{text}**" if best else text for text, best in row] for row in shown]
     return "\n".join(
@@ -277,7 +290,7 @@ def as_markdown(table: Table) -> str:
 
 
 def results_csv(comparison: Comparison) -> str:
-    """A line a row and metric."""
+    """Render all results as CSV with one line per row and metric."""
     keys = list(dict.fromkeys(key for setting in comparison.settings for key in setting.columns))
     header = ["setting", "task", "algorithm", "model", *keys, "metric", "higher_is_better", "seeds", "mean", "ci95",
               "interval_over", "standing", "per_seed", "protocol", "runs"]  # fmt: skip
@@ -293,16 +306,17 @@ def results_csv(comparison: Comparison) -> str:
                     setting.title, setting.task, row.algorithm, row.first.choice("model"),
                     *(row.keys.get(key, "") for key in keys), metric,
                     str(setting.higher_is_better).lower() if metric in setting.metrics else "",
-                    " ".join(str(run.seed) for run in row.runs), repr(found.mean), repr(found.half),
+                    " ".join(str(run.seed) for run in row.runs), repr(found.mean), repr(found.half_width),
                     "seeds" if len(row.runs) > 1 else "episodes", standing.get(row, ""),
                     " ".join(repr(run.summary["test"][metric]["mean"]) for run in row.runs),
-                    ", ".join(f"{k}={shown(v)}" for k, v in flat(row.first.summary["protocol"])),
+                    ", ".join(f"{k}={format_value(v)}" for k, v in flatten(row.first.summary["protocol"])),
                     " ".join(str(run.path) for run in row.runs),
                 ])  # fmt: skip
     return as_csv([header, *lines])
 
 
 def pairs_csv(comparison: Comparison) -> str:
+    """Render all paired differences as CSV with one line per pair."""
     header = ["setting", "metric", "a", "b", "seeds", "episodes", "difference", "ci95_over_episodes",
               "ci95_over_seeds", "better"]  # fmt: skip
     lines = []
@@ -314,7 +328,7 @@ def pairs_csv(comparison: Comparison) -> str:
                 numbers = [
                     str(d.seeds.n),
                     str(d.episodes.n),
-                    *map(repr, (d.episodes.mean, d.episodes.half, d.seeds.half)),
+                    *map(repr, (d.episodes.mean, d.episodes.half_width, d.seeds.half_width)),
                 ]
             lines.append([setting.title, setting.metric, pair.a.label, pair.b.label, *numbers, verdict(pair, setting)])
     return as_csv([header, *lines])

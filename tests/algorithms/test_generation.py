@@ -196,7 +196,7 @@ def test_precision_and_recall_by_hand(neighbours: int, recall: float) -> None:
     got = precision_recall(torch.stack([real, made]), torch.stack([made, real]), neighbours)
     assert got[0].tolist() == [0.75, recall]
     assert got[1].tolist() == [recall, 0.75]
-    with pytest.raises(UserError, match="neighbours=4 needs more"):
+    with pytest.raises(UserError, match="neighbours=4: must be less"):
         precision_recall(real[None], made[None], 4)
 
 

@@ -134,7 +134,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("resume .", ["is not a run directory"]),
     ("eval nowhere", ["no run directory at nowhere"]),
     ("report", ["report needs run directories", "metarun report DIR..."]),
-    ("report nowhere", ["no folder at nowhere"]),
+    ("report nowhere", ["nowhere does not exist"]),
     ("report .", ["no run in ."]),
     ("report . ouy=page", ["unknown key 'ouy'", "did you mean 'out'"]),
     ("report . out=", ["out= needs a value"]),

@@ -11,7 +11,7 @@ import torch
 
 from metarun.algorithms.supervised import judge
 from metarun.cli import main
-from metarun.evaluation.evaluator import Estimate, Result, Robust, evaluate, robust
+from metarun.evaluation.evaluator import Estimate, Result, RobustEstimate, evaluate, robust
 from metarun.tasks.episode import Spec
 from metarun.tasks.regression.sinusoid import Sinusoid
 from metarun.tasks.rl.bandit import Bandit
@@ -20,16 +20,16 @@ from metarun.types import Split
 
 def test_an_interquartile_mean_leaves_the_quarters_out() -> None:
     values = torch.tensor([9.0, 1.0, 100.0, 4.0, 3.0, -50.0, 5.0, 2.0, 6.0])  # 9 // 4 = 2 of each end
-    found = Robust.of(values)
+    found = RobustEstimate.of(values)
     assert found.iqm == pytest.approx((2 + 3 + 4 + 5 + 6) / 5)
     assert found.low <= found.iqm <= found.high
-    assert found == Robust.of(values)
+    assert found == RobustEstimate.of(values)
 
 
 def test_a_bootstrap_interval_is_that_of_all_samples_with_replacement() -> None:
     values = torch.tensor([0.0, 1.0, 3.0, 7.0])
     middles = sorted(sum(sorted(sample)[1:3]) / 2 for sample in product(values.tolist(), repeat=4))
-    found = Robust.of(values)
+    found = RobustEstimate.of(values)
     assert found.low == pytest.approx(middles[round(0.025 * len(middles))], abs=0.51)
     assert found.high == pytest.approx(middles[round(0.975 * len(middles)) - 1], abs=0.51)
 
@@ -37,7 +37,7 @@ def test_a_bootstrap_interval_is_that_of_all_samples_with_replacement() -> None:
 def test_an_interval_shrinks_as_that_of_a_mean_of_the_middle_half() -> None:
     """Of the normal distribution the variance of a 25 % trimmed mean is 1.19 / n."""
     values = torch.randn(4000, generator=torch.Generator().manual_seed(3))
-    found = Robust.of(values)
+    found = RobustEstimate.of(values)
     assert found.high - found.low == pytest.approx(2 * 1.96 * math.sqrt(1.19 / 4000), rel=0.1)
 
 

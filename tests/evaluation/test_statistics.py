@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from metarun.evaluation.evaluator import Robust
+from metarun.evaluation.evaluator import RobustEstimate
 from metarun.evaluation.statistics import (
-    area,
     interquartile_mean,
+    normalised_area,
     over_episodes,
     over_seeds,
     paired,
     percentiles,
-    profile,
-    resampled,
+    performance_profile,
+    stratified_bootstrap,
     t_quantile,
 )
 
@@ -35,16 +35,16 @@ def test_students_t(freedom: int, value: float) -> None:
 def test_an_interval_over_seeds() -> None:
     found = over_seeds([0.90, 0.94, 0.98])
     assert found.mean == pytest.approx(0.94)
-    assert found.half == pytest.approx(4.302652729911275 * 0.04 / math.sqrt(3))
+    assert found.half_width == pytest.approx(4.302652729911275 * 0.04 / math.sqrt(3))
     assert found.n == 3
-    assert math.isnan(over_seeds([0.9]).half)
+    assert math.isnan(over_seeds([0.9]).half_width)
 
 
 def test_an_interval_over_episodes_adds_the_seeds_own_variances() -> None:
     a, b = [1.0, 2.0, 4.0], [0.0, 5.0, 5.0, 6.0]
     found = over_episodes([a, b])
     assert found.mean == pytest.approx((mean(a) + mean(b)) / 2)  # each seed counts alike
-    assert found.half == pytest.approx(1.96 * math.sqrt(stdev(a) ** 2 / 3 + stdev(b) ** 2 / 4) / 2)
+    assert found.half_width == pytest.approx(1.96 * math.sqrt(stdev(a) ** 2 / 3 + stdev(b) ** 2 / 4) / 2)
     assert found.n == 7
 
 
@@ -54,36 +54,36 @@ def test_a_paired_interval_is_of_differences_and_not_of_two_means() -> None:
     first, second = [0.05, 0.02, 0.06], [0.02, 0.08, 0.03]
     assert found.episodes.mean == found.seeds.mean == pytest.approx((mean(first) + mean(second)) / 2)
     by_hand = 1.96 / 2 * math.sqrt(stdev(first) ** 2 / 3 + stdev(second) ** 2 / 3)
-    assert found.episodes.half == pytest.approx(by_hand)
+    assert found.episodes.half_width == pytest.approx(by_hand)
     assert found.episodes.excludes_zero
-    assert over_episodes(a).half > 10 * by_hand  # the episodes differ far more than the learners do
+    assert over_episodes(a).half_width > 10 * by_hand  # the episodes differ far more than the learners do
     gap = abs(mean(first) - mean(second)) / math.sqrt(2)  # of two values
-    assert found.seeds.half == pytest.approx(12.706204736432095 * gap / math.sqrt(2))
+    assert found.seeds.half_width == pytest.approx(12.706204736432095 * gap / math.sqrt(2))
 
 
 def test_the_area_under_a_curve() -> None:
-    assert area([0, 1, 3], [0.0, 1.0, 2.0]) == pytest.approx((0.5 * 1 + 1.5 * 2) / 3)
+    assert normalised_area([0, 1, 3], [0.0, 1.0, 2.0]) == pytest.approx((0.5 * 1 + 1.5 * 2) / 3)
 
 
 def test_an_interquartile_mean_is_the_evaluators() -> None:
     values = np.random.default_rng(0).normal(size=(3, 11))
     found = interquartile_mean(values)
-    assert found.tolist() == pytest.approx([Robust.of(torch.from_numpy(row)).iqm for row in values])
+    assert found.tolist() == pytest.approx([RobustEstimate.of(torch.from_numpy(row)).iqm for row in values])
 
 
 def test_a_bootstrap_draws_seeds_within_their_task() -> None:
     tasks = [np.array([0.0, 1.0]), np.array([10.0, 11.0, 12.0])]
-    drawn = resampled(tasks)
+    drawn = stratified_bootstrap(tasks)
     assert set(drawn[:, :2].ravel()) == {0.0, 1.0}
     assert set(drawn[:, 2:].ravel()) == {10.0, 11.0, 12.0}
-    assert np.array_equal(drawn, resampled(tasks))
+    assert np.array_equal(drawn, stratified_bootstrap(tasks))
     low, high = percentiles(drawn[:, :2].mean(-1))  # 0, .5 or 1, with 1/4, 1/2 and 1/4
     assert (low, high) == (0.0, 1.0)
     assert drawn[:, :2].mean() == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_profile_counts_runs_above_a_threshold() -> None:
-    found = profile(np.array([0.0, 0.5, 1.0, 0.7]), np.array([0.0, 0.5, 0.9, 1.0]))
+    found = performance_profile(np.array([0.0, 0.5, 1.0, 0.7]), np.array([0.0, 0.5, 0.9, 1.0]))
     assert found.tolist() == [0.75, 0.5, 0.25, 0.0]
 
 

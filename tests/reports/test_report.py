@@ -113,7 +113,7 @@ def test_pairs_are_episodes_of_one_seed(tmp_path: Path) -> None:
     differences = [stored["anil", seed] - stored["maml", seed] for seed in (0, 1)]
     half = 1.96 * (sum(np.var(d, ddof=1) / 30 for d in differences) / 4) ** 0.5
     assert pair.difference.episodes.mean == pytest.approx(np.mean(differences))
-    assert pair.difference.episodes.half == pytest.approx(half)
+    assert pair.difference.episodes.half_width == pytest.approx(half)
     assert half < 0.1
     assert "| anil | maml | 2 | 60 |" in said(of(tmp_path))
     assert "| maml, of these runs |" in said(of(tmp_path)) or "| maml |\n" in said(of(tmp_path))  # mse: less is better
@@ -143,14 +143,14 @@ def test_adaptation_over_seeds(tmp_path: Path) -> None:
     for seed, values in enumerate(results):
         made(tmp_path, values, seed=seed)
     (row,) = of(tmp_path).settings[0].rows
-    at, means = row.adaptation() or ([], [])
+    at, means = row.adaptation_curve() or ([], [])
     assert at == [0, 1, 2]
     assert [m.mean for m in means] == [5.0, 4.0, 3.0]
     height = row.efficiency()
     areas = [(4.0 + 2.5) / 2, (5.0 + 4.5) / 2]
     assert height is not None
     assert height.mean == pytest.approx(sum(areas) / 2)
-    iterations, minutes, _ = row.learning("mse") or ([], [], [])
+    iterations, minutes, _ = row.learning_curve("mse") or ([], [], [])
     assert (iterations, minutes) == ([10, 20], [0.5, 1.0])
 
 
@@ -162,7 +162,7 @@ def test_runs_from_before_the_summary_said_so_much(tmp_path: Path) -> None:
     (setting,) = of(tmp_path).settings  # one: norm is the learners' own
     assert (setting.metric, setting.higher_is_better) == ("mse", False)
     row = next(row for row in setting.rows if row.first.path == path)
-    assert row.learning("mse")[1] == pytest.approx([61 / 120, 61 / 60])  # type: ignore[index]
+    assert row.learning_curve("mse")[1] == pytest.approx([61 / 120, 61 / 60])  # type: ignore[index]
 
 
 def test_scores_over_settings(tmp_path: Path) -> None:
