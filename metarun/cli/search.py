@@ -18,7 +18,7 @@ from metarun.tracking.files import atomic_write
 from metarun.tracking.history import substance
 
 if TYPE_CHECKING:
-    from metarun.search.study import Folder, Study
+    from metarun.search.study import SearchFolder, Study
     from metarun.training.experiment import Experiment
 
 _OPTIONS = ("--trials", "--workers")
@@ -56,9 +56,9 @@ def run(words: list[str]) -> int:
     used = resolved(config)
     if not used["runner"]["validate_every"] or not used["runner"]["iterations"]:
         raise UserError("a search judges by validation: runner.validate_every and runner.iterations must not be 0")
-    from metarun.search.study import Folder
+    from metarun.search.study import SearchFolder
 
-    folder = Folder(Path(used["runner"]["directory"], "search", used["name"]))
+    folder = SearchFolder(Path(used["runner"]["directory"], "search", used["name"]))
     folder.begin(search, substance(config))
     if (workers := numbers.get("--workers", 1)) > 1:
         elsewhere = [word for word in words if word not in kept]
@@ -71,7 +71,7 @@ def run(words: list[str]) -> int:
     return 0 if _WORKER in numbers else _finish(study, folder, config)
 
 
-def _study(folder: Folder, search: Search, config: Mapping[str, Any], worker: int) -> Study:
+def _study(folder: SearchFolder, search: Search, config: Mapping[str, Any], worker: int) -> Study:
     from metarun.config.schema import declaration
     from metarun.search.study import Study
 
@@ -95,7 +95,7 @@ def _experiment(
     return build({**named(composed), "name": config["name"]}, facts)
 
 
-def _finish(study: Study, folder: Folder, config: Mapping[str, Any]) -> int:
+def _finish(study: Study, folder: SearchFolder, config: Mapping[str, Any]) -> int:
     """The table, the picture, and the test of the best: its first and only look at test tasks; the exit status."""
     from metarun.cli.output import number, print_summary
     from metarun.config.trust import Trust, named_code

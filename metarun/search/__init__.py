@@ -1,0 +1,1 @@
+"""Hyperparameter search with Optuna: search spaces, and studies that several processes can work on."""

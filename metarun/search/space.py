@@ -1,4 +1,4 @@
-"""What is searched, as a file of ``conf/search`` says it."""
+"""Search spaces, as the files of ``conf/search`` describe them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ if TYPE_CHECKING:
 
 DIRECTIONS = ("maximize", "minimize")
 _RANGE = ("low", "high", "log", "step")
+TYPES = {int: "an integer", bool: "true or false", Mapping: "a section"}
+"""Descriptions of the types of a search's keys."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """``space``: for each key of the configuration its choices (a list), or a range {low, high, log, step}.
+    """A checked search section.
 
-    Whole ends make a range of whole numbers.
+    Attributes:
+        trials: Number of trials.
+        prune: If true, stop trials that validate worse than the median at the same iteration.
+        startup: Finished trials before any is pruned and before the sampler learns from them.
+        objectives: ``maximize`` or ``minimize`` for each objective, or ``None`` for the task's own metric.
+        space: Choices (a list) or a range ``{low, high, log, step}`` for each key of the configuration. If ``low`` and
+            ``high`` are integers, so are the values.
     """
 
     trials: int
@@ -30,7 +38,11 @@ class Search:
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> Search:
-        """Of a file's content; raises :class:`~metarun.errors.UserError` for the first thing wrong with it."""
+        """Make a search from the content of a file.
+
+        Raises:
+            UserError: A key is unknown or missing, or a value is not allowed.
+        """
         fields = {"trials": int, "prune": bool, "startup": int, "objectives": Mapping, "space": Mapping}
         for name in section:
             if name not in fields:
@@ -41,21 +53,21 @@ class Search:
             value = section[name]
             fits = isinstance(value, kind) and not (kind is int and value is True)
             if not fits and not (name == "objectives" and value is None):
-                raise UserError(f"search.{name}={value!r}: not what belongs there ({kind.__name__.lower()})")
+                raise UserError(f"search.{name}={value!r}: must be {TYPES[kind]}")
         search = cls(**section)
         if search.trials < 1 or search.startup < 0:
-            raise UserError(f"search.trials={search.trials}, search.startup={search.startup}: at least 1 and 0")
+            raise UserError(f"search.trials={search.trials}, search.startup={search.startup}: must be at least 1 and 0")
         if not search.space:
-            raise UserError("search.space is empty: nothing to search")
+            raise UserError("search.space is empty: name at least one key to search")
         for name, direction in (search.objectives or {}).items():
             if direction not in DIRECTIONS:
-                raise UserError(f"search.objectives.{name}={direction!r}: {' or '.join(DIRECTIONS)}")
+                raise UserError(f"search.objectives.{name}={direction!r}: must be {' or '.join(DIRECTIONS)}")
         for key, values in search.space.items():
             _check(f"search.space.{key}", values)
         return search
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """The same for Optuna. Choices that are lists or sections are known to it by their position."""
+        """Return the distributions for Optuna. Choices are represented by their index."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         found: dict[str, BaseDistribution] = {}
@@ -71,7 +83,7 @@ class Search:
         return found
 
     def values(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """What a trial's parameters stand for."""
+        """Return the value of each key for the parameters of an Optuna trial."""
         return {
             key: self.space[key][value] if isinstance(self.space[key], Sequence) else value
             for key, value in parameters.items()
@@ -79,19 +91,20 @@ class Search:
 
 
 def _check(where: str, values: Any) -> None:
+    """Raise a :class:`~metarun.errors.UserError` if ``values`` is neither a list of choices nor a range."""
     if isinstance(values, Sequence) and not isinstance(values, str):
         if len(values) < 2:
-            raise UserError(f"{where}: one choice is none")
+            raise UserError(f"{where}: a list needs at least two choices")
         return
     if not isinstance(values, Mapping):
-        raise UserError(f"{where}={values!r}: a list of choices, or a range {{low, high, log, step}}")
+        raise UserError(f"{where}={values!r}: must be a list of choices or a range {{low, high, log, step}}")
     for name in values:
         if name not in _RANGE:
             raise UserError(f"unknown key '{where}.{name}'{nearest(str(name), _RANGE)}   allowed: {', '.join(_RANGE)}")
     low, high = values.get("low"), values.get("high")
     if any(isinstance(end, bool) or not isinstance(end, (int, float)) for end in (low, high)) or low >= high:  # type: ignore[operator]
-        raise UserError(f"{where}: low={low} and high={high} are no range")
+        raise UserError(f"{where}: low={low} and high={high} must be numbers with low < high")
     if values.get("log") and low <= 0:  # type: ignore[operator]
-        raise UserError(f"{where}: a logarithmic range starts above 0, not at {low}")
+        raise UserError(f"{where}: low={low} must be greater than 0 in a logarithmic range")
     if values.get("log") and values.get("step") is not None:
-        raise UserError(f"{where}: log and step exclude each other")
+        raise UserError(f"{where}: log and step cannot be combined")

@@ -1,4 +1,4 @@
-"""One search: a folder with Optuna's journal, and a run directory for each trial. Killed, it goes on where it was."""
+"""A hyperparameter search: a folder with Optuna's journal and a run directory per trial. It resumes after a crash."""
 
 from __future__ import annotations
 
@@ -25,29 +25,45 @@ if TYPE_CHECKING:
     from metarun.training.experiment import Experiment
 
 Builder = Callable[[Mapping[str, Any], str], "Experiment"]
-"""From a trial's values and its name to its experiment."""
+"""Builds the experiment of a trial from the values of the searched keys and the name of the trial."""
 
 
-class Folder:
-    """``search.yaml`` (what is searched), ``journal.log``, ``trials/NNNN`` and, at the end, ``search.json``."""
+class SearchFolder:
+    """Folder of a search.
+
+    It holds the search section in ``search.yaml``, Optuna's ``journal.log``, the run directories ``trials/NNNN`` and,
+    at the end, the results in ``search.json``.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def begin(self, search: Search, substance: Mapping[str, Any]) -> None:
-        """Make it, or check that it holds the same search; more trials may be asked for than before."""
+        """Create the folder, or check that it holds the same search. The number of trials may differ.
+
+        Raises:
+            UserError: The folder holds another search.
+        """
         self.path.joinpath("trials").mkdir(parents=True, exist_ok=True)
-        refuse_links(self.path, besides=["journal.log.lock"])  # that is how Optuna locks its journal
-        told = json.loads(json.dumps({"space": search.space, "objectives": search.objectives, "config": substance}))
+        refuse_links(self.path, besides=["journal.log.lock"])  # Optuna locks its journal by a link of this name
+        content = json.loads(json.dumps({"space": search.space, "objectives": search.objectives, "config": substance}))
         file = self.path / "search.yaml"
         if not file.is_file():
-            atomic_write(file, yaml.safe_dump(told, sort_keys=False).encode())
-        elif read_yaml(file) != told:
-            raise UserError(f"{self.path} holds another search; name=... gives this one a folder of its own")
+            atomic_write(file, yaml.safe_dump(content, sort_keys=False).encode())
+        elif read_yaml(file) != content:
+            raise UserError(f"{self.path} holds another search; choose another folder with name=...")
 
     @contextlib.contextmanager
     def locked(self, name: str, wait: bool = True) -> Iterator[bool]:
-        """Hold the lock ``name`` (the system releases it when the process ends); whether it was to be had."""
+        """Hold the lock ``name`` within the block. The system releases it when the process ends.
+
+        Args:
+            name: Name of the lock.
+            wait: If false, do not wait for a lock that another process holds.
+
+        Yields:
+            True if the lock was acquired.
+        """
         with open_to_append(self.path / f".{name}.lock") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -57,18 +73,35 @@ class Folder:
                 yield True
 
     def trial(self, number: int) -> Path:
+        """Return the run directory of a trial."""
         return self.path / "trials" / f"{number:04d}"
 
 
 class Study:
-    """The trials of a search in a folder, for one worker; several processes may work on one folder.
+    """Optuna study of a search, as one worker sees it. Several processes can work on one folder.
 
-    ``metric`` and ``higher`` are what the task is judged by, the objective where the search names none. One objective
-    is pruned by the median rule; Optuna prunes none of several.
+    Trials are pruned by the median rule if there is a single objective. Optuna cannot prune with several.
+
+    Args:
+        folder: Folder of the search.
+        search: Search section.
+        metric: Metric of the task. It is the objective if the search names none.
+        higher_is_better: True if a higher value of ``metric`` is better.
+        iterations: Iterations of a trial that is not pruned.
+        seed: Seed of the sampler.
+        worker: Number of this worker, from 0.
     """
 
     def __init__(
-        self, folder: Folder, search: Search, metric: str, higher: bool, *, iterations: int, seed: int, worker: int = 0
+        self,
+        folder: SearchFolder,
+        search: Search,
+        metric: str,
+        higher_is_better: bool,
+        *,
+        iterations: int,
+        seed: int,
+        worker: int = 0,
     ) -> None:
         import optuna
         from optuna.storages import JournalStorage
@@ -77,7 +110,7 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.folder, self.search, self.metric, self.iterations = folder, search, metric, iterations
-        self.objectives = dict(search.objectives or {metric: "maximize" if higher else "minimize"})
+        self.objectives = dict(search.objectives or {metric: "maximize" if higher_is_better else "minimize"})
         single = len(self.objectives) == 1
         pruner = optuna.pruners.MedianPruner(n_startup_trials=search.startup)
         storage = JournalStorage(JournalFileBackend(str(folder.path / "journal.log")))
@@ -89,28 +122,28 @@ class Study:
                 pruner=pruner if single and search.prune else optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
-            # Seeded by how far the search is: a worker that starts again does not draw the same trials again.
+            # The seed depends on the number of trials, so a restarted worker does not sample the same trials again.
             self.optuna.sampler = optuna.samplers.TPESampler(
                 n_startup_trials=search.startup, multivariate=True, constant_liar=True,
                 seed=(seed + 1) * 10_000 + 1000 * worker + len(self.optuna.trials),
             )  # fmt: skip
 
     def work(self, build: Builder) -> None:
-        """Take up trials until there are as many as asked for, those first whose worker was killed."""
-        while self._one(build):
+        """Run trials until the search has its number of them. Trials of killed workers come first."""
+        while self._run_next(build):
             pass
 
-    def _one(self, build: Builder) -> bool:
+    def _run_next(self, build: Builder) -> bool:
         with contextlib.ExitStack() as held:
             with self.folder.locked("journal"):
-                trial = self._stale(held) or self._new(held)
+                trial = self._abandoned(held) or self._new(held)
             if trial is None:
                 return False
             self._run(trial, build)
         return True
 
-    def _stale(self, held: contextlib.ExitStack) -> optuna.Trial | None:
-        """A trial that is running by the journal, but nobody holds."""
+    def _abandoned(self, held: contextlib.ExitStack) -> optuna.Trial | None:
+        """Return a trial that is running according to the journal but locked by no process, and lock it."""
         import optuna
 
         for frozen in self.optuna.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
@@ -119,6 +152,7 @@ class Study:
         return None
 
     def _new(self, held: contextlib.ExitStack) -> optuna.Trial | None:
+        """Sample a new trial and lock it, or return ``None`` if there are enough."""
         if len(self.optuna.get_trials(deepcopy=False)) >= self.search.trials:
             return None
         trial = self.optuna.ask(self.search.distributions())
@@ -126,7 +160,7 @@ class Study:
         return trial
 
     def _run(self, trial: optuna.Trial, build: Builder) -> None:
-        """Train one trial and tell what came of it: its values; that it was given up; why it could not be run."""
+        """Train one trial and report its outcome to Optuna: objective values, pruned, or failed with a reason."""
         import optuna
 
         state = optuna.trial.TrialState
@@ -140,7 +174,7 @@ class Study:
             if len(self.objectives) == 1:
                 name = next(iter(self.objectives))
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # a resumed run repeats what it had reported
+                    warnings.simplefilter("ignore")  # a resumed run reports some validations again
                     trial.report(_value(name, row, {}, self.metric), seen)
                 if pruned and seen < self.iterations and trial.should_prune():
                     raise Pruned
@@ -156,7 +190,7 @@ class Study:
             summary = experiment.run(directory)
         except Pruned:
             tell(state=state.PRUNED)
-        except RunFailed as error:  # it diverged: as bad as can be, which the sampler should know
+        except RunFailed as error:  # the run diverged: Optuna's sampler treats pruned trials as bad ones
             trial.set_user_attr("why", str(error))
             tell(state=state.PRUNED)
         except UserError as error:
@@ -170,16 +204,16 @@ class Study:
             }
             row = chosen_row(directory, self.metric, summary["best_iteration"])
             values = [_value(name, row, facts, self.metric) for name in self.objectives]
-            if not all(map(math.isfinite, values)):  # validation tasks diverged, though no meta-training task did
+            if not all(map(math.isfinite, values)):  # diverged on validation tasks only
                 trial.set_user_attr("why", "validation is not finite")
                 tell(state=state.PRUNED)
             else:
                 tell(values=values)
 
-    # What came of it
+    # Results
 
     def best(self) -> list[optuna.trial.FrozenTrial]:
-        """The best trial, or those that no other one betters in every objective; the first of equals first."""
+        """Return the best trial, or all Pareto-optimal trials if there are several objectives."""
         import optuna
 
         if not self.optuna.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
@@ -187,11 +221,11 @@ class Study:
         return self.optuna.best_trials if len(self.objectives) > 1 else [self.optuna.best_trial]
 
     def spent(self) -> int:
-        """Iterations that all trials took together."""
+        """Return the total number of iterations of all trials."""
         return sum(int(t.user_attrs.get("iterations", 0)) for t in self.optuna.get_trials(deepcopy=False))
 
     def counts(self) -> dict[str, int]:
-        """Trials by what became of them."""
+        """Return the number of trials in each state."""
         found: dict[str, int] = {}
         for trial in self.optuna.get_trials(deepcopy=False):
             found[trial.state.name.lower()] = found.get(trial.state.name.lower(), 0) + 1
@@ -199,17 +233,22 @@ class Study:
 
 
 def chosen_row(directory: RunDirectory, metric: str, iteration: int | None) -> dict[str, Any]:
-    """The row of validation at ``iteration``, the last one where that is ``None``."""
+    """Return the validation row of ``iteration``, or the last validation row if there is none.
+
+    Raises:
+        UserError: The run was never validated.
+    """
     rows = [row for row in directory.rows() if f"val/{metric}" in row]
     if not rows:
-        raise UserError("runner.validate_every=0: a search judges by validation, and this run has none")
+        raise UserError("runner.validate_every=0: a search selects by validation, and this run has none")
     return next((row for row in rows if row["iteration"] == iteration), rows[-1])
 
 
 def _value(name: str, row: Mapping[str, Any], facts: Mapping[str, Any], metric: str) -> float:
+    """Return the value of an objective from a validation row or from facts about the run."""
     if name in facts:
         return float(facts[name])
     if f"val/{name}" not in row:
         known = [key.removeprefix("val/") for key in row if key.startswith("val/") and not key.endswith("_ci95")]
-        raise UserError(f"search.objectives.{name}: validation reports {', '.join(known)}; seconds and parameters too")
+        raise UserError(f"search.objectives.{name}: must be one of {', '.join([*known, 'seconds', 'parameters'])}")
     return float(row[f"val/{name}"])

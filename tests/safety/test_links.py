@@ -148,9 +148,9 @@ def test_matplotlib_is_not_configured_by_a_run(run: Path, capsys: pytest.Capture
 def test_a_linked_search_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     from metarun.search.space import Search
-    from metarun.search.study import Folder
+    from metarun.search.study import SearchFolder
 
-    folder = Folder(tmp_path / "search")
+    folder = SearchFolder(tmp_path / "search")
     search = Search(trials=1, prune=False, startup=0, objectives=None, space={"algorithm.inner_lr": [0.1]})
     folder.begin(search, {})
     (tmp_path / "victim").write_text("mine")

@@ -42,12 +42,12 @@ def space(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     ("changed", "message"),
     [
         ({"trails": 3}, "unknown key 'search.trails' - did you mean 'trials'?"),
-        ({"trials": "many"}, "search.trials='many': not what belongs there"),
+        ({"trials": "many"}, "search.trials='many': must be an integer"),
         ({"space": {}}, "search.space is empty"),
-        ({"objectives": {"mse": "small"}}, "search.objectives.mse='small': maximize or minimize"),
-        ({"space": {"a": [1]}}, "search.space.a: one choice is none"),
-        ({"space": {"a": {"low": 2, "high": 1}}}, "search.space.a: low=2 and high=1 are no range"),
-        ({"space": {"a": {"low": 0, "high": 1, "log": True}}}, "a logarithmic range starts above 0"),
+        ({"objectives": {"mse": "small"}}, "search.objectives.mse='small': must be maximize or minimize"),
+        ({"space": {"a": [1]}}, "search.space.a: a list needs at least two choices"),
+        ({"space": {"a": {"low": 2, "high": 1}}}, "search.space.a: low=2 and high=1 must be numbers with low < high"),
+        ({"space": {"a": {"low": 0, "high": 1, "log": True}}}, "low=0 must be greater than 0 in a logarithmic range"),
         ({"space": {"a": {"lo": 0, "high": 1}}}, "unknown key 'search.space.a.lo' - did you mean 'low'?"),
     ],
 )
