@@ -1,1 +1,1 @@
-"""metarun's outer step side by side with that of other libraries: time, memory, and whether the gradient is right."""
+"""Benchmarks of metarun's outer step against other libraries: time, memory and error of the gradient."""

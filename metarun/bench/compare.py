@@ -1,8 +1,9 @@
-"""One workload, every implementation: interleaved times, added memory, and each gradient against a float64 loop's.
+"""Measurement of all implementations on one workload: interleaved times, added memory and gradient errors.
 
-Whether two implementations compute the same thing shows in float64. In float32 a ReLU or a maximum whose inputs are
-within rounding of a tie may fall the other way, which moves the gradient by far more than rounding does: where millions
-of units are pooled no implementation is spared, learn2learn's loop included.
+Gradients are compared with those of a plain loop in float64. Only errors in float64 show whether two implementations
+compute the same function. In float32, rounding can flip a ReLU or a maximum whose inputs are nearly tied, which changes
+the gradient by far more than rounding itself. With millions of pooled units this happens in every implementation,
+including the loop of learn2learn.
 """
 
 from __future__ import annotations
@@ -19,39 +20,40 @@ from typing import Any
 
 import torch
 
-from metarun.bench.implementations import OURS, Implementation, Ready
-from metarun.bench.machine import added_by_step, give_back_freed_memory, limited_to, seconds
+from metarun.bench.implementations import METARUN, Implementation, PreparedStep
+from metarun.bench.machine import limit_threads, measure_added_memory, time_step, trim_memory
 from metarun.bench.peers import BASE, PEERS
 from metarun.bench.workloads import Problem, Workload
 from metarun.training.device import keep_freed_memory
 
 log = logging.getLogger("metarun")
 
-SHORTEST = 0.02
-"""Seconds a sample lasts at least; steps that are shorter are repeated within it."""
+MIN_SAMPLE_SECONDS = 0.02
+"""Minimum duration of a sample in seconds. Shorter steps are repeated within a sample."""
 
 
 @dataclass
 class Row:
-    """What was measured of one implementation."""
+    """Measurements of one implementation."""
 
     implementation: Implementation
     samples: list[float] = field(default_factory=list)
-    """Seconds a step, one for each round."""
+    """Seconds per step, one value per round."""
     error: float | None = None
-    """Relative distance of its float32 gradient from the float64 one."""
+    """Relative error of the float32 gradient against the float64 reference."""
     error_float64: float | None = None
-    """The same of its gradient in float64, on at most two tasks."""
+    """Relative error of the float64 gradient on at most two tasks."""
     added_mb: float | None = None
-    """Memory that a step adds at its peak."""
+    """Peak memory that a step adds, in MB."""
     failed: str | None = None
+    """Error that the implementation raised."""
 
     def ratios(self, base: Row) -> list[float]:
-        """``base``'s time over this one's, round by round: how many times as fast."""
+        """Return the speed relative to ``base`` in each round: the time of ``base`` divided by the own time."""
         return [b / own for b, own in zip(base.samples, self.samples, strict=True)]
 
     def as_dict(self, base: Row) -> dict[str, Any]:
-        """For the JSON file; times in milliseconds."""
+        """Return the measurements for the JSON file, with times in milliseconds."""
         result: dict[str, Any] = {"name": self.implementation.name, "what": self.implementation.about}
         if self.failed is not None:
             return {**result, "failed": self.failed}
@@ -68,32 +70,39 @@ class Row:
 
 
 def rows_for(workload: Workload, peers: Sequence[Implementation]) -> list[Row]:
-    """A row for the base, each of the engine's forms and each peer that has a loop for the workload's method."""
-    return [Row(i) for i in (BASE, *OURS, *peers) if workload.method in i.methods]
+    """Return a row for the base, metarun's variants and the peers, as far as they support the workload's method."""
+    return [Row(i) for i in (BASE, *METARUN, *peers) if workload.method in i.methods]
 
 
 def compare(workload: Workload, rows: Sequence[Row], device: torch.device, rounds: int) -> None:
-    """Fill ``rows`` in: gradients first, which also warms up, then the rounds, each with every row in turn.
+    """Measure gradient errors, which also warms up, and then the time per step.
 
-    Only one implementation's graph is alive at a time. What a peer raises is noted in its row; the rest goes on.
+    Each round measures all implementations in turn. An error that a peer raises is stored in its row, and the
+    comparison continues without it. Only one implementation's graph is in memory at a time.
+
+    Args:
+        workload: Learner and shape of the meta-batch.
+        rows: Rows to fill in. The first one is the base.
+        device: Device to compute on.
+        rounds: Number of rounds.
     """
-    keep_freed_memory()  # as a run does; peers profit alike
-    truth = reference(workload)
+    keep_freed_memory()  # as in a run; peers benefit from it, too
+    truth = reference_gradient(workload)
     problem = Problem(workload, device, torch.float32)
-    few = workload.resized(min(workload.tasks, 2))
-    few_truth, few_problem = reference(few), Problem(few, device, torch.float64)
-    ready: dict[str, tuple[Ready, int]] = {}
+    few = workload.with_tasks(min(workload.tasks, 2))
+    few_truth, few_problem = reference_gradient(few), Problem(few, device, torch.float64)
+    steps: dict[str, tuple[PreparedStep, int]] = {}
     for row in rows:
         log.info("%s: %s, gradient", workload.name, row.implementation.name)
         try:
-            if device.type != "mps":  # which has no float64
-                one = row.implementation.make(few_problem)
-                one.step()
-                row.error_float64 = relative_error(flat(one), few_truth)
-            one = row.implementation.make(problem)
-            one.step()
-            row.error = relative_error(flat(one), truth)
-            ready[row.implementation.name] = one, math.ceil(SHORTEST / seconds(one, device))
+            if device.type != "mps":  # MPS has no float64
+                prepared = row.implementation.make(few_problem)
+                prepared.step()
+                row.error_float64 = relative_error(flat_gradient(prepared), few_truth)
+            prepared = row.implementation.make(problem)
+            prepared.step()
+            row.error = relative_error(flat_gradient(prepared), truth)
+            steps[row.implementation.name] = prepared, math.ceil(MIN_SAMPLE_SECONDS / time_step(prepared, device))
         except Exception as error:
             if row.implementation.package is None:
                 raise
@@ -102,46 +111,51 @@ def compare(workload: Workload, rows: Sequence[Row], device: torch.device, round
     for turn in range(rounds):
         log.info("%s: round %d of %d", workload.name, turn + 1, rounds)
         running = [row for row in rows if row.failed is None]
-        for row in running if turn % 2 else reversed(running):  # nobody always follows the same one
-            one, repeats = ready[row.implementation.name]
-            row.samples.append(seconds(one, device, repeats))
-    give_back_freed_memory()
+        for row in running if turn % 2 else reversed(running):  # alternate the order
+            prepared, repeats = steps[row.implementation.name]
+            row.samples.append(time_step(prepared, device, repeats))
+    trim_memory()
 
 
-def reference(workload: Workload) -> torch.Tensor:
-    """The gradient in float64, by a plain loop of torch's own layers on the CPU that shares nothing with the engine."""
+def reference_gradient(workload: Workload) -> torch.Tensor:
+    """Compute the gradient in float64 on the CPU by a plain loop over torch's layers, without the engine."""
     loop = BASE.make(Problem(workload, torch.device("cpu"), torch.float64))
     loop.step()
-    return flat(loop)
+    return flat_gradient(loop)
 
 
-def flat(ready: Ready) -> torch.Tensor:
-    """The last gradient as one float64 vector."""
-    return torch.cat([g.detach().flatten().double().cpu() for g in ready.gradient()])
+def flat_gradient(prepared: PreparedStep) -> torch.Tensor:
+    """Return the last gradient as one float64 vector on the CPU."""
+    return torch.cat([g.detach().flatten().double().cpu() for g in prepared.gradient()])
 
 
 def relative_error(gradient: torch.Tensor, truth: torch.Tensor) -> float:
+    """Return ||gradient - truth|| / ||truth||."""
     return float((gradient - truth).norm() / truth.norm())
 
 
 def measure_memory(workload: Workload, rows: Sequence[Row], device: torch.device, threads: int) -> None:
-    """Fill in what a step adds to memory, each implementation in a fresh process of its own."""
+    """Measure the memory that a step adds, each implementation in a fresh process."""
     for row in rows:
         if row.failed is None:
             log.info("%s: %s, memory", workload.name, row.implementation.name)
-            # Spawned, not forked: torch's threads do not survive a fork, and the parent's memory would count.
+            # Spawn instead of fork: torch's threads do not survive a fork, and the parent's memory would count.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 try:
                     row.added_mb = process.submit(
                         _memory, workload, row.implementation.name, str(device), threads
                     ).result()
                 except BrokenProcessPool:
-                    log.warning("%s: %s was killed, for memory as a rule", workload.name, row.implementation.name)
+                    log.warning(
+                        "%s: the process of %s was killed, probably because memory ran out",
+                        workload.name,
+                        row.implementation.name,
+                    )
 
 
 def _memory(workload: Workload, name: str, device: str, threads: int) -> float:
-    implementation = next(i for i in (*OURS, *PEERS.values()) if i.name == name)
+    implementation = next(i for i in (*METARUN, *PEERS.values()) if i.name == name)
     where = torch.device(device)
     keep_freed_memory()
-    with limited_to(threads, bind=implementation.package == "jax"):
-        return added_by_step(implementation.make(Problem(workload, where, torch.float32)), where)
+    with limit_threads(threads, bind=implementation.package == "jax"):
+        return measure_added_memory(implementation.make(Problem(workload, where, torch.float32)), where)

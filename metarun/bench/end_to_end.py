@@ -1,4 +1,4 @@
-"""How much of a run is not its outer steps: drawing episodes, logging, the display, checkpoints."""
+"""Measurement of a run's overhead: time outside the outer steps for episodes, logging, display and checkpoints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger("metarun")
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """Times of a run, from the begin of its first outer step to the end of its last."""
+    """Times of a run from the start of its first outer step to the end of its last."""
 
     task: str
     iterations: int
@@ -35,15 +35,23 @@ class EndToEnd:
 
     @property
     def share(self) -> float:
+        """Share of the time that is spent outside the outer steps."""
         return self.outside / self.seconds
 
 
 def end_to_end(iterations: int, threads: int, device: torch.device, meta_batch: int | None) -> EndToEnd:
-    """MAML with W2's network in the real loop: on Omniglot where it lies on this machine, else on letters.
+    """Train MAML with the network of workload W2 in the real training loop and measure its overhead.
 
-    Validation, the test and starting up are left out; W&B logs offline, as in a run without a server.
+    The task is Omniglot if its data is on this machine, else glyphs. Start-up, validation and test do not count.
+    W&B logs offline.
+
+    Args:
+        iterations: Number of outer steps.
+        threads: Number of CPU threads.
+        device: Device to compute on.
+        meta_batch: Tasks per outer step; ``None`` for the workload's own number.
     """
-    workload = WORKLOADS["W2"].resized(meta_batch)
+    workload = WORKLOADS["W2"].with_tasks(meta_batch)
     task = "vision/omniglot" if find(None, "omniglot") else "vision/glyphs"
     log.info("end to end: %d iterations on %s", iterations, task)
     with TemporaryDirectory(ignore_cleanup_errors=True) as directory, _quiet():
@@ -66,14 +74,14 @@ def end_to_end(iterations: int, threads: int, device: torch.device, meta_batch: 
                 ]
             ).config
         )
-        spans = clocked(experiment.engine, experiment.device)
+        spans = record_steps(experiment.engine, experiment.device)
         experiment.run()
-    whole = spans[-1][1] - spans[0][0]
-    return EndToEnd(task, iterations, whole, whole - sum(end - start for start, end in spans))
+    total = spans[-1][1] - spans[0][0]
+    return EndToEnd(task, iterations, total, total - sum(end - start for start, end in spans))
 
 
-def clocked(engine: Engine, device: torch.device) -> list[tuple[float, float]]:
-    """From now on, note when each outer step of ``engine`` begins and ends."""
+def record_steps(engine: Engine, device: torch.device) -> list[tuple[float, float]]:
+    """Wrap ``engine.meta_step`` and return a list to which each step adds its start and end in seconds."""
     spans: list[tuple[float, float]] = []
     take = engine.meta_step
 
@@ -91,7 +99,7 @@ def clocked(engine: Engine, device: torch.device) -> list[tuple[float, float]]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Warnings alone: what a run says of its directory is no use once that is gone."""
+    """Log only warnings: the run directory that a run announces is temporary."""
     before = log.level
     log.setLevel(logging.WARNING)
     try:

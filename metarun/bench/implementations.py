@@ -1,4 +1,4 @@
-"""Who is timed: one row of the comparison is one way to find the gradient of one meta-batch."""
+"""Implementations to compare. Each computes the outer gradient of one meta-batch in its own way."""
 
 from __future__ import annotations
 
@@ -18,80 +18,88 @@ from metarun.engine.tuning import tuned
 
 log = logging.getLogger("metarun")
 
-LONG = 60_000
-"""Iterations of the run whose plan is timed: MAML's on Omniglot."""
+LONG_RUN = 60_000
+"""Iterations of the run for which the engine chooses its plan: those of MAML on Omniglot."""
 
-EVERY: tuple[Method, ...] = ("maml", "fomaml", "anil", "reptile", "protonet")
+ALL_METHODS: tuple[Method, ...] = ("maml", "fomaml", "anil", "reptile", "protonet")
 
 
 @dataclass(frozen=True)
-class Ready:
-    """An implementation made ready for one problem."""
+class PreparedStep:
+    """An implementation that is ready to compute the gradient of one problem."""
 
     step: Callable[[], object]
-    """Finds the gradient; returns when it is there, or on its way on the device."""
+    """Computes the gradient. May return before the device has finished."""
     gradient: Callable[[], list[Tensor]]
-    """What the last step found, in the order of the learner's parameters."""
+    """Returns the gradient of the last step in the order of the learner's parameters."""
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """A row: its name, what it is, and how to make it ready. ``package`` must be installed for it."""
+    """One row of a comparison.
+
+    Attributes:
+        name: Name of the row.
+        about: Description for tables.
+        methods: Methods that it implements.
+        make: Prepares a problem.
+        package: Python package that must be installed, or ``None``.
+    """
 
     name: str
     about: str
     methods: tuple[Method, ...]
-    make: Callable[[Problem], Ready]
+    make: Callable[[Problem], PreparedStep]
     package: str | None = None
 
 
-def collected(parameters: Iterable[nn.Parameter]) -> Callable[[], list[Tensor]]:
-    """Reads the gradients that ``backward`` left; zero where it left none."""
+def gradient_reader(parameters: Iterable[nn.Parameter]) -> Callable[[], list[Tensor]]:
+    """Return a function that reads the gradients left by ``backward``, zero for parameters without one."""
     parameters = list(parameters)
     return lambda: [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 
 
 def planned(problem: Problem) -> Engine:
-    """The engine with the plan that a long run here would find (in float64: captured, no search)."""
+    """Make the engine with the plan that a long run would choose. In float64 it captures a graph without a search."""
     learner = problem.learner()
     if problem.dtype == torch.float64:
         return Engine(learner, Plan(capture="graph" if can_capture(learner) else "none"))
-    if found := tuned(learner, problem.batch, LONG, None, 0.0):
+    if found := tuned(learner, problem.batch, LONG_RUN, None, 0.0):
         log.info("%s: %s", problem.workload.name, found)
     return Engine(learner, found.plan if found else None)
 
 
-def one_at_a_time(problem: Problem) -> Engine:
-    """The engine with ``runner.chunk=1``, which needs the least memory."""
+def single_chunk(problem: Problem) -> Engine:
+    """Make the engine with ``runner.chunk=1``, which needs the least memory."""
     learner = problem.learner()
     return Engine(learner, Plan(chunk=1, capture="graph" if can_capture(learner) else "none"))
 
 
 def plain(problem: Problem) -> Engine:
-    """The engine as a loop over tasks."""
+    """Make the engine as a plain loop over tasks."""
     return Engine(problem.learner(), Plan(batched=False, chunk=1))
 
 
-def gradient(problem: Problem, make: Callable[[Problem], Engine]) -> Ready:
-    """The outer gradient alone."""
+def gradient(problem: Problem, make: Callable[[Problem], Engine]) -> PreparedStep:
+    """Prepare the outer gradient alone."""
     engine = make(problem)
-    return Ready(lambda: engine.gradient(problem.batch), collected(engine.algorithm.parameters()))
+    return PreparedStep(lambda: engine.gradient(problem.batch), gradient_reader(engine.algorithm.parameters()))
 
 
-def outer_step(problem: Problem) -> Ready:
-    """The whole outer step of a run, its optimizer's part included."""
+def outer_step(problem: Problem) -> PreparedStep:
+    """Prepare the whole outer step of a run, including the step of the outer optimizer."""
     engine = planned(problem)
-    return Ready(lambda: engine.meta_step(problem.batch, 0), collected(engine.algorithm.parameters()))
+    return PreparedStep(lambda: engine.meta_step(problem.batch, 0), gradient_reader(engine.algorithm.parameters()))
 
 
-OURS = [
-    Implementation("metarun", "the engine, as a run uses it", EVERY, partial(gradient, make=planned)),
-    Implementation("metarun, whole step", "the same and the outer optimizer's step", EVERY, outer_step),
+METARUN = [
+    Implementation("metarun", "the engine, as a run uses it", ALL_METHODS, partial(gradient, make=planned)),
+    Implementation("metarun, whole step", "the same, with the step of the outer optimizer", ALL_METHODS, outer_step),
     Implementation(
         "metarun, chunk 1",
         "the engine, one task at a time",
         ("maml", "fomaml", "anil", "reptile"),
-        partial(gradient, make=one_at_a_time),
+        partial(gradient, make=single_chunk),
     ),
     Implementation(
         "metarun, plain loop",

@@ -1,4 +1,4 @@
-"""The machine while something is measured: its threads, its clock, and the memory of this process."""
+"""Control and measurement of threads, time and memory during a benchmark."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from collections.abc import Iterator
 
 import torch
 
-from metarun.bench.implementations import Ready
+from metarun.bench.implementations import PreparedStep
 from metarun.training.device import forget_peak, resident
 
 
 @contextlib.contextmanager
-def limited_to(threads: int, bind: bool) -> Iterator[None]:
-    """Within the block torch computes in ``threads`` threads; if ``bind``, so many cores are all there are.
+def limit_threads(threads: int, bind: bool) -> Iterator[None]:
+    """Limit the CPU threads within the block.
 
-    That is the only limit which a library with threads of its own, such as JAX, keeps to; it must not have started.
+    Args:
+        threads: Number of threads of torch.
+        bind: Also bind the process to as many cores. This is the only limit that libraries with their own thread pool,
+            such as JAX, respect. They must not have started their threads yet.
     """
     before = torch.get_num_threads()
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
@@ -36,44 +39,45 @@ def limited_to(threads: int, bind: bool) -> Iterator[None]:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until everything queued on ``device`` is done."""
+    """Wait until all work queued on ``device`` is done."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
-def seconds(ready: Ready, device: torch.device, repeats: int = 1) -> float:
-    """Of one step, averaged over ``repeats``."""
+def time_step(prepared: PreparedStep, device: torch.device, repeats: int = 1) -> float:
+    """Return the seconds that a step takes, averaged over ``repeats`` steps."""
     synchronise(device)
     start = time.perf_counter()
     for _ in range(repeats):
-        ready.step()
+        prepared.step()
     synchronise(device)
     return (time.perf_counter() - start) / repeats
 
 
-def added_by_step(ready: Ready, device: torch.device) -> float:
-    """Peak memory of one step above what was held before it, in MB; a first step warms up what lasts.
+def measure_added_memory(prepared: PreparedStep, device: torch.device) -> float:
+    """Return the peak memory of a step minus the memory held before it, in MB.
 
-    On CUDA, of torch's allocations; else of the whole process, which should have been made for this alone. A library
-    that keeps what it has freed, as JAX may, shows less than it needs.
+    A first step warms up and is not measured. On CUDA the value counts torch's allocations, elsewhere the memory of the
+    whole process, which should have been started for this measurement. It is too low for libraries that keep freed
+    memory for reuse, as JAX may.
     """
-    ready.step()
+    prepared.step()
     if device.type == "cuda":
         synchronise(device)
         forget_peak(device)
         before = torch.cuda.memory_allocated(device)
-        ready.step()
+        prepared.step()
         synchronise(device)
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    give_back_freed_memory()
+    trim_memory()
     held = resident("VmRSS")
     forget_peak(device)
-    ready.step()
+    prepared.step()
     return (resident("VmHWM") - held) / 1e6
 
 
-def give_back_freed_memory() -> None:
-    """To the system, where the C library keeps what was freed for later use."""
+def trim_memory() -> None:
+    """Return freed memory that the C library keeps for reuse to the system. Does nothing outside Linux."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

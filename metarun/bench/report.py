@@ -1,4 +1,4 @@
-"""What was measured, as tables, as a JSON file and as a picture."""
+"""Benchmark results as tables, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def table(workload: Workload, rows: Sequence[Row]) -> Table:
-    """One workload's rows."""
+    """Return the table of one workload."""
     result = Table(
         box=box.SIMPLE_HEAD,
         title=f"{workload.name}   {workload.text}; {workload.tasks} task{'s'[: workload.tasks > 1]} an outer step",
@@ -44,18 +44,18 @@ def _cells(row: Row, base: Row) -> Iterator[str]:
 
 
 def legend(measured: Mapping[str, Sequence[Row]]) -> str:
-    """What columns and rows mean."""
+    """Return an explanation of the rows and columns."""
     lines = {row.implementation.name: row.implementation.about for rows in measured.values() for row in rows} | {
-        "speed": f"{BASE.name}'s time over this one's in the same round: median over rounds, lowest, highest",
-        "MB": "peak memory of one step above what was held before it",
-        "error": "relative distance of the float32 gradient from a float64 loop's",
-        "in float64": "the same of the float64 gradient, on two tasks: whether it is the same function",
+        "speed": f"time of {BASE.name} divided by own time in the same round: median over rounds, lowest, highest",
+        "MB": "peak memory of one step minus the memory held before it",
+        "error": "relative error of the float32 gradient against a plain loop in float64",
+        "in float64": "relative error of the float64 gradient on two tasks; small if the same function is computed",
     }
     return "\n".join(f"{name:<22}{text}" for name, text in lines.items())
 
 
 def picture(measured: Mapping[str, Sequence[Row]]) -> Figure:
-    """Speed relative to learn2learn's loop, one panel a workload, from lowest to highest marked."""
+    """Plot the speed relative to learn2learn, one panel per workload, with the range over rounds."""
     from matplotlib.figure import Figure
 
     heights = [len(rows) + 1.6 for rows in measured.values()]
@@ -80,7 +80,7 @@ def picture(measured: Mapping[str, Sequence[Row]]) -> Figure:
 
 
 def as_json(workloads: Mapping[str, Workload], measured: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
-    """Every workload with all its samples."""
+    """Return all workloads with all samples for the JSON file."""
     return [
         {
             "name": name,

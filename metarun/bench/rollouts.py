@@ -1,4 +1,4 @@
-"""How many steps a second: the collector of rollouts beside what it is built on and what others use."""
+"""Benchmark of rollout collection in environment steps per second, against MuJoCo's thread pool and Gymnasium."""
 
 from __future__ import annotations
 
@@ -22,41 +22,56 @@ from metarun.errors import UserError
 from metarun.tasks.rl.robots import needed
 
 BASE = "MuJoCo's pool"
-TASKS, COPIES = 40, 20
-"""The published meta-batch of the cheetah's tasks."""
-VECTOR = 64
-"""Environments in one of Gymnasium's vectors."""
+TASKS, NUM_ENVS = 40, 20
+"""Tasks per meta-batch and environments per task in the published HalfCheetah experiments."""
+VECTOR_SIZE = 64
+"""Number of environments in a Gymnasium vector environment."""
 
 
 @dataclass
 class Speed:
-    """Steps a second of one way to take them, one sample a round."""
+    """Speed of one way to collect environment steps, in steps per second with one sample per round."""
 
     name: str
     about: str
     run: Callable[[], int]
-    """Takes some steps; how many."""
+    """Takes environment steps and returns their number."""
     samples: list[float] = field(default_factory=list)
 
     def ratios(self, base: Speed) -> list[float]:
-        """This one's speed over ``base``'s, round by round."""
+        """Return the speed relative to ``base`` in each round."""
         return [own / other for own, other in zip(self.samples, base.samples, strict=True)]
 
     def as_dict(self) -> dict[str, Any]:
         return {"name": self.name, "what": self.about, "steps_per_s": self.samples, "median": median(self.samples)}
 
 
-def rollouts(rounds: int, threads: int, tasks: int = TASKS, copies: int = COPIES, vector: int = VECTOR) -> list[Speed]:
-    """Every way in turn in each of ``rounds``, after warming up; simulations in ``threads``, learners in one."""
+def rollouts(
+    rounds: int, threads: int, tasks: int = TASKS, num_envs: int = NUM_ENVS, vector_size: int = VECTOR_SIZE
+) -> list[Speed]:
+    """Measure the speed of rollout collection.
+
+    After a warm-up, each round measures all ways in turn. Learners compute in one thread.
+
+    Args:
+        rounds: Number of rounds.
+        threads: Number of simulation threads.
+        tasks: Tasks per meta-batch.
+        num_envs: Environments per task.
+        vector_size: Environments in a Gymnasium vector environment.
+
+    Raises:
+        UserError: Gymnasium is not installed.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ExitStack() as stack:
-            # Gymnasium's first: its processes are forked, which is best done before there are threads.
+            # Gymnasium comes first because it forks processes, which should happen before threads start.
             speeds = [
-                *(stack.enter_context(gymnasium(kind, vector)) for kind in ("sync", "async")),
-                *cheetah(tasks, copies, threads),
-                *navigation(tasks, copies),
+                *(stack.enter_context(gymnasium(kind, vector_size)) for kind in ("sync", "async")),
+                *cheetah(tasks, num_envs, threads),
+                *navigation(tasks, num_envs),
             ]
             for number in range(rounds + 1):
                 for speed in speeds:
@@ -70,29 +85,29 @@ def rollouts(rounds: int, threads: int, tasks: int = TASKS, copies: int = COPIES
 
 
 @contextmanager
-def gymnasium(kind: str, vector: int, steps: int = 20) -> Iterator[Speed]:
-    """Gymnasium's vectors of environments, random actions."""
+def gymnasium(kind: str, vector_size: int, steps: int = 20) -> Iterator[Speed]:
+    """Prepare a Gymnasium vector environment of a ``kind`` (``sync`` or ``async``) with random actions."""
     try:
         import gymnasium
     except ImportError:
         raise UserError(needed("gymnasium")) from None
-    env = gymnasium.make_vec("HalfCheetah-v5", num_envs=vector, vectorization_mode=kind)
+    env = gymnasium.make_vec("HalfCheetah-v5", num_envs=vector_size, vectorization_mode=kind)
     try:
         env.reset(seed=0)
 
         def run() -> int:
             for _ in range(steps):
                 env.step(env.action_space.sample())
-            return steps * vector
+            return steps * vector_size
 
-        about = f"HalfCheetah-v5, {vector} environments" + (", a process each" if kind == "async" else "")
+        about = f"HalfCheetah-v5, {vector_size} environments" + (", one process each" if kind == "async" else "")
         yield Speed(f"Gymnasium, {kind}", about, run)
     finally:
         env.close()
 
 
-def cheetah(tasks: int, copies: int, threads: int, horizon: int = 20) -> Iterator[Speed]:
-    """MuJoCo's pool of threads alone, and the collector that works on it, with a policy of each task's own."""
+def cheetah(tasks: int, num_envs: int, threads: int, horizon: int = 20) -> Iterator[Speed]:
+    """Prepare MuJoCo's thread pool alone, and metarun's collector on top of it with one policy per task."""
     words = ["task=rl/half_cheetah_dir", f"task.horizon={horizon}", f"task.threads={threads}"]
     config = compose([*words, "model.hidden=[64,64]", "model.activation=tanh"]).config
     task = construct(config["task"], seed=0)
@@ -100,27 +115,27 @@ def cheetah(tasks: int, copies: int, threads: int, horizon: int = 20) -> Iterato
     model = construct(config["model"], spec=task.spec)
     parameters = {name: p.detach().expand(tasks, *p.shape) for name, p in model.named_parameters()}
     act: Act = lambda percept: call_with(parameters, model, percept.observation)  # noqa: E731
-    size = f"{tasks} x {copies} cheetahs, {threads} thread{'s'[: threads > 1]}"
+    size = f"{tasks} x {num_envs} cheetahs, {threads} thread{'s'[: threads > 1]}"
 
-    def bare() -> int:
+    def run_pool() -> int:
         pool, places = physics.pool
         noise = np.random.default_rng(0)
-        state = env.reset(copies, env.generator()).flatten(0, 1).numpy()
+        state = env.reset(num_envs, env.generator()).flatten(0, 1).numpy()
         for _ in range(horizon):
-            held = noise.uniform(-1, 1, (len(state), 1, physics.actions)).repeat(physics.robot.skip, 1)
-            state = pool.rollout(physics.model, places, state, held)[0][:, -1]
-        return horizon * tasks * copies
+            actions = noise.uniform(-1, 1, (len(state), 1, physics.actions)).repeat(physics.robot.skip, 1)
+            state = pool.rollout(physics.model, places, state, actions)[0][:, -1]
+        return horizon * tasks * num_envs
 
-    def collected() -> int:
-        collect(env, task.spec, act, copies, 1, env.generator())
-        return horizon * tasks * copies
+    def run_collector() -> int:
+        collect(env, task.spec, act, num_envs, 1, env.generator())
+        return horizon * tasks * num_envs
 
-    yield Speed(BASE, f"{size}, random actions: no observation, no reward, no policy", bare)
-    yield Speed("metarun, cheetah", f"{size}: the collector, a policy of 64 and 64 units for each task", collected)
+    yield Speed(BASE, f"{size}, random actions: no observation, no reward, no policy", run_pool)
+    yield Speed("metarun, cheetah", f"{size}: the collector, a policy of 64 and 64 units for each task", run_collector)
 
 
-def navigation(tasks: int, copies: int) -> Iterator[Speed]:
-    """The collector on the plane, with random actions and with a policy of each task's own."""
+def navigation(tasks: int, num_envs: int) -> Iterator[Speed]:
+    """Prepare metarun's collector on 2D navigation, with random actions and with one policy per task."""
     config = compose(["task=rl/navigation"]).config
     task = construct(config["task"], seed=0)
     env = task.batch("train", range(tasks))
@@ -135,15 +150,15 @@ def navigation(tasks: int, copies: int) -> Iterator[Speed]:
     for name, act in acts.items():
 
         def run(act: Act = act) -> int:
-            collect(env, task.spec, act, copies, 1, env.generator())
-            return env.horizon * tasks * copies
+            collect(env, task.spec, act, num_envs, 1, env.generator())
+            return env.horizon * tasks * num_envs
 
         short = "metarun, navigation" + (", policy" if "policy" in name else "")
-        yield Speed(short, f"{tasks} x {copies} points in the plane, one thread: the collector, {name}", run)
+        yield Speed(short, f"{tasks} x {num_envs} points in the plane, one thread: the collector, {name}", run)
 
 
 def speed_table(speeds: list[Speed]) -> Table:
-    """Medians over rounds, and what they are of MuJoCo's own pool's in the same round."""
+    """Return a table of speeds, with the ratio to MuJoCo's thread pool in the same round."""
     result = Table(box=box.SIMPLE_HEAD, title="rollouts   steps a second", title_justify="left", collapse_padding=True)
     for heading in ("", "median", "lowest", "highest", f"of {BASE}", "what"):
         result.add_column(heading, justify="right" if heading not in ("", "what") else "left")

@@ -1,4 +1,4 @@
-"""The keys of ``metarun bench``: a closed section. Their values stand in conf/bench/default.yaml."""
+"""Schema of the keys of ``metarun bench``. Their defaults are in conf/bench/default.yaml."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from metarun.types import Positive
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared, and how."""
+    """Settings of a benchmark."""
 
     workloads: Sequence[str]
+    """Names of workloads, ``end_to_end`` or ``rollouts``."""
     peers: Sequence[str] | None
-    """Beside learn2learn's loop; null for those that are installed."""
+    """Libraries to compare with besides learn2learn. ``None`` means all that are installed."""
     rounds: Positive
+    """Number of rounds. Each measures all implementations in turn."""
     threads: Positive
+    """Number of CPU threads."""
     device: str
     meta_batch: Positive | None
-    """Tasks an outer step; null for the workload's own."""
+    """Tasks per outer step. ``None`` means the workload's own number."""
     memory: bool
+    """If true, also measure the memory that a step adds."""
     iterations: Positive
-    """Of the end-to-end run."""
+    """Outer steps of the end-to-end run."""
     out: str
+    """Folder for the results."""

@@ -1,4 +1,4 @@
-"""What is timed: the outer step of well-known settings, on random data of their shapes."""
+"""Workloads: the outer steps of well-known settings on random data of the same shapes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,17 @@ Method = Literal["maml", "fomaml", "anil", "reptile", "protonet"]
 
 @dataclass(frozen=True)
 class Workload:
-    """A learner, as the shipped configuration and ``words`` describe it, and the shape of its meta-batch."""
+    """A learner and the shape of its meta-batch.
+
+    Attributes:
+        name: Name on the command line.
+        text: Description for tables.
+        method: Meta-learning method.
+        words: Overrides of the shipped configuration that describe the learner.
+        spec: Shapes of inputs and outputs.
+        shape: Ways, shots and queries of an episode.
+        tasks: Tasks per outer step.
+    """
 
     name: str
     text: str
@@ -28,17 +38,17 @@ class Workload:
     shape: EpisodeShape
     tasks: int
 
-    def resized(self, tasks: int | None) -> Workload:
-        """The same with another number of tasks; its own where ``None``."""
+    def with_tasks(self, tasks: int | None) -> Workload:
+        """Return the workload with another number of tasks, or itself for ``None``."""
         return self if tasks is None else replace(self, tasks=tasks)
 
 
 OMNIGLOT = Spec("classification", "image", (1, 28, 28), 5)
-# Peers adapt every parameter, normalisation's too, so here all do.
+# Peers adapt all parameters including those of normalisation layers, so metarun does, too.
 STRIDED = ("model=conv4", "model.width=64", "model.downsample=stride", "model.reduce=mean", "model.norm_scale=true")
 POOLED = ("model=conv4", "model.downsample=pool", "model.reduce=flatten", "model.norm_scale=true")
 EVERYTHING = "algorithm.adapts.norm=true"
-# Plain descent on the whole support set, on both sides: a lasting Adam meets tasks one after another by its nature.
+# Plain SGD on the whole support set in all implementations: an Adam whose state lasts needs the tasks in sequence.
 SGD = ("~algorithm.rule", "+algorithm.rule={_target_: metarun.algorithms.gradient.rules.SGD}")
 
 
@@ -94,9 +104,14 @@ WORKLOADS = {
 
 
 class Problem:
-    """A workload's learner and one random meta-batch, the same for every implementation.
+    """A learner and one random meta-batch, which are the same for all implementations.
 
-    Values are drawn in float32 and widened, so that problems of other precisions are the same problem.
+    Values are drawn in float32 and then cast, so that the problem is the same in all precisions.
+
+    Args:
+        workload: Learner and shape of the meta-batch.
+        device: Device of the data and the learner.
+        dtype: Precision of the data and the learner.
     """
 
     def __init__(self, workload: Workload, device: torch.device, dtype: torch.dtype) -> None:
@@ -104,21 +119,21 @@ class Problem:
         self.config = compose(workload.words).config
         noise = torch.Generator().manual_seed(0)
         shape = workload.shape
-        parts = (self._labelled(shape.shot, noise), self._labelled(shape.query, noise))
-        self.batch = TaskBatch(*parts).map(self._placed)
+        parts = (self._examples(shape.shot, noise), self._examples(shape.query, noise))
+        self.batch = TaskBatch(*parts).map(self._to_device)
 
     def learner(self) -> Any:
-        """A fresh learner, with the same initial parameters every time."""
+        """Make a new learner. Its initial parameters are the same every time."""
         torch.manual_seed(0)
         model = construct(self.config["model"], spec=self.workload.spec)
         learner: SupervisedAlgorithm = construct(self.config["algorithm"], model=model, spec=self.workload.spec)
         with torch.no_grad():
-            for p in learner.parameters():  # away from ones and zeros, at which a wrong gradient might not show
+            for p in learner.parameters():  # a wrong gradient might not show at parameters of zero or one
                 p.add_(0.1 * torch.randn_like(p) * (p.abs().mean() + 0.1))
         return learner.to(device=self.device, dtype=self.dtype).train()
 
-    def _labelled(self, each: int, noise: torch.Generator) -> Labelled:
-        """``each`` examples a class, or in all."""
+    def _examples(self, each: int, noise: torch.Generator) -> Labelled:
+        """Draw random examples: ``each`` per class in classification, ``each`` in total in regression."""
         tasks, spec, way = self.workload.tasks, self.workload.spec, self.workload.shape.way
         if spec.kind == "regression":
             x, y = (torch.randn(tasks, each, size, generator=noise) for size in (*spec.input_shape, spec.output_size))
@@ -126,5 +141,5 @@ class Problem:
         y = torch.arange(way).repeat_interleave(each).expand(tasks, -1)
         return Labelled(torch.rand(*y.shape, *spec.input_shape, generator=noise), y.contiguous(), way)
 
-    def _placed(self, values: Tensor) -> Tensor:
+    def _to_device(self, values: Tensor) -> Tensor:
         return values.to(self.device, self.dtype if values.is_floating_point() else None)

@@ -42,7 +42,7 @@ def run(words: list[str]) -> int:
     # Imported here for torch's sake.
     from metarun.bench.compare import compare, measure_memory, rows_for
     from metarun.bench.end_to_end import end_to_end
-    from metarun.bench.machine import limited_to
+    from metarun.bench.machine import limit_threads
     from metarun.bench.report import as_json, legend, picture, table
     from metarun.bench.workloads import WORKLOADS
     from metarun.tracking.files import atomic_write
@@ -54,7 +54,7 @@ def run(words: list[str]) -> int:
     peers = chosen_peers(settings.peers)
     device = choose_device(settings.device, "device")
     path = _result_file(settings.out)
-    workloads = {name: WORKLOADS[name].resized(settings.meta_batch) for name in names if name in WORKLOADS}
+    workloads = {name: WORKLOADS[name].with_tasks(settings.meta_batch) for name in names if name in WORKLOADS}
     result: dict[str, Any] = {
         "start": now(),
         **provenance(),
@@ -68,7 +68,7 @@ def run(words: list[str]) -> int:
             "this machine is busy (load %.1f): times will scatter, those of small steps most", result["load"][0]
         )
     console, measured = plain_console(), {}
-    with limited_to(settings.threads, bind=any(peer.package == "jax" for peer in peers)):
+    with limit_threads(settings.threads, bind=any(peer.package == "jax" for peer in peers)):
         for name, workload in workloads.items():
             measured[name] = rows = rows_for(workload, peers)
             compare(workload, rows, device, settings.rounds)

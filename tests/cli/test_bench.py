@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from metarun.bench import compare, peers
-from metarun.bench.compare import Row, flat, measure_memory, relative_error, rows_for
-from metarun.bench.end_to_end import clocked, end_to_end
-from metarun.bench.implementations import OURS, Implementation, Ready
-from metarun.bench.machine import added_by_step, limited_to, seconds
-from metarun.bench.peers.learn2learn import Restated
+from metarun.bench.compare import Row, flat_gradient, measure_memory, relative_error, rows_for
+from metarun.bench.end_to_end import end_to_end, record_steps
+from metarun.bench.implementations import METARUN, Implementation, PreparedStep
+from metarun.bench.machine import limit_threads, measure_added_memory, time_step
+from metarun.bench.peers.learn2learn import MAMLReplica
 from metarun.bench.report import legend, picture, table
 from metarun.bench.rollouts import rollouts, speed_table
 from metarun.bench.workloads import WORKLOADS, Problem, Workload
@@ -26,7 +26,7 @@ from metarun.tasks.episode import EpisodeShape, Spec
 
 CPU = torch.device("cpu")
 HERE = [peer for peer in peers.PEERS.values() if peers.installed(peer)]
-CELLS = [(name, i) for name, w in WORKLOADS.items() for i in [*OURS, *HERE] if w.method in i.methods]
+CELLS = [(name, i) for name, w in WORKLOADS.items() for i in [*METARUN, *HERE] if w.method in i.methods]
 
 
 def small(name: str) -> Workload:
@@ -56,11 +56,11 @@ def test_every_implementation_finds_the_same_gradient(name: str, implementation:
     workload = small(name)
     ready = implementation.make(Problem(workload, CPU, torch.float64))
     ready.step()
-    gradient = flat(ready)
-    assert relative_error(gradient, compare.reference(workload)) < 1e-11
+    gradient = flat_gradient(ready)
+    assert relative_error(gradient, compare.reference_gradient(workload)) < 1e-11
     if implementation.name != "metarun, whole step":  # which has moved its parameters
         ready.step()
-        assert torch.equal(flat(ready), gradient) or relative_error(flat(ready), gradient) < 1e-12
+        assert torch.equal(flat_gradient(ready), gradient) or relative_error(flat_gradient(ready), gradient) < 1e-12
 
 
 def test_the_reference_against_finite_differences() -> None:
@@ -73,19 +73,19 @@ def test_the_reference_against_finite_differences() -> None:
             for p, d in zip(learner.parameters(), direction, strict=True):
                 p += eps * d
         losses.append(learner.outer_loss(problem.batch)[0].item())
-    along = float(compare.reference(small("W2x5")) @ torch.cat([d.flatten() for d in direction]))
+    along = float(compare.reference_gradient(small("W2x5")) @ torch.cat([d.flatten() for d in direction]))
     assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(along, rel=1e-6)
 
 
 def test_workloads_have_the_published_sizes() -> None:
-    counts = {name: sum(p.numel() for p in Problem(w.resized(1), CPU, torch.float32).learner().parameters())
+    counts = {name: sum(p.numel() for p in Problem(w.with_tasks(1), CPU, torch.float32).learner().parameters())
               for name, w in WORKLOADS.items()}  # fmt: skip
     conv64 = 3 * 3 * (64 + 3 * 64 * 64) + 4 * 2 * 64
     assert counts["W1"] == 2 * 40 + 41 * 40 + 41
     assert counts["W2"] == counts["W2x5"] == counts["W5-ANIL"] == conv64 + 65 * 5
     assert counts["W3"] == 9 * (3 * 32 + 3 * 32 * 32) + 4 * 2 * 32 + (32 * 25 + 1) * 5
     assert counts["W4"] == conv64
-    learners = {name: Problem(w.resized(1), CPU, torch.float32).learner() for name, w in WORKLOADS.items()}
+    learners = {name: Problem(w.with_tasks(1), CPU, torch.float32).learner() for name, w in WORKLOADS.items()}
     steps = {name: learner.inner_steps for name, learner in learners.items() if name != "W4"}
     assert steps == {"W1": 1, "W2": 1, "W2x5": 5, "W3": 5, "W5-FOMAML": 1, "W5-ANIL": 1, "W5-Reptile": 5}
     assert [w.tasks for w in WORKLOADS.values()] == [25, 32, 32, 4, 1, 32, 32, 32]
@@ -94,7 +94,7 @@ def test_workloads_have_the_published_sizes() -> None:
 def test_the_restated_wrapper_leaves_its_module_alone() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Tanh(), nn.Linear(3, 1, bias=False)))
     before = copy.deepcopy(net.state_dict())
-    learner = Restated(net, 0.1, first_order=False).clone()
+    learner = MAMLReplica(net, 0.1, first_order=False).clone()
     learner.adapt(learner(torch.randn(4, 2)).square().mean())
     assert all(torch.equal(before[n], p) for n, p in net.state_dict().items())
     moved = [p for layer in learner.module.modules() for p in layer._parameters.values() if p is not None]
@@ -104,12 +104,12 @@ def test_the_restated_wrapper_leaves_its_module_alone() -> None:
 
 
 def test_compared(capsys: pytest.CaptureFixture[str]) -> None:
-    def fails(problem: Problem) -> Ready:
+    def fails(problem: Problem) -> PreparedStep:
         raise ValueError("not today\nnor tomorrow")
 
     workload = small("W2")
     rows = rows_for(workload, [Implementation("odd", "a peer that fails", ("maml",), fails, "odd")])
-    assert [row.implementation.name for row in rows] == [peers.BASE.name, *(i.name for i in OURS), "odd"]
+    assert [row.implementation.name for row in rows] == [peers.BASE.name, *(i.name for i in METARUN), "odd"]
     compare.compare(workload, rows, CPU, rounds=3)
     assert rows[-1].failed == "ValueError: not today"
     for row in rows[:-1]:
@@ -133,20 +133,20 @@ def test_a_step_s_time_and_memory() -> None:
         held[:] = [torch.ones(16_000_000)]  # 64 MB
         held.clear()
 
-    ready = Ready(step, lambda: held)
-    assert seconds(ready, CPU, repeats=2) > 0
-    assert 60 < added_by_step(ready, CPU) < 90
+    ready = PreparedStep(step, lambda: held)
+    assert time_step(ready, CPU, repeats=2) > 0
+    assert 60 < measure_added_memory(ready, CPU) < 90
 
 
 def test_memory_is_measured_in_a_process_of_its_own() -> None:
-    rows = [Row(OURS[0])]
-    measure_memory(WORKLOADS["W1"].resized(1000), rows, CPU, threads=1)
+    rows = [Row(METARUN[0])]
+    measure_memory(WORKLOADS["W1"].with_tasks(1000), rows, CPU, threads=1)
     assert rows[0].added_mb is not None
     assert 3 < rows[0].added_mb < 300
 
 
 def test_threads_are_put_back() -> None:
-    with limited_to(2, bind=True):
+    with limit_threads(2, bind=True):
         assert torch.get_num_threads() == 2
     assert torch.get_num_threads() == 1
 
@@ -161,7 +161,7 @@ def test_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rollouts() -> None:
     pytest.importorskip("gymnasium")
     pytest.importorskip("mujoco")
-    speeds = rollouts(2, 1, tasks=2, copies=2, vector=2)
+    speeds = rollouts(2, 1, tasks=2, num_envs=2, vector_size=2)
     assert [len(speed.samples) for speed in speeds] == [2] * 6
     assert all(value > 0 for speed in speeds for value in speed.samples)
     base, collector = speeds[2:4]
@@ -175,7 +175,7 @@ def test_only_the_run_s_own_steps_are_clocked() -> None:
     problem = Problem(small("W1"), CPU, torch.float32)
     learner = problem.learner()
     engine = Engine(learner)
-    spans = clocked(engine, CPU)
+    spans = record_steps(engine, CPU)
     Engine(copy.deepcopy(learner)).meta_step(problem.batch, 0)
     assert spans == []
     before = [p.clone() for p in learner.parameters()]
@@ -198,7 +198,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert result["settings"]["rounds"] == 2
     assert result["versions"]["torch"]
     (workload,) = result["workloads"]
-    assert [row["name"] for row in workload["rows"]] == [peers.BASE.name, *(i.name for i in OURS)]
+    assert [row["name"] for row in workload["rows"]] == [peers.BASE.name, *(i.name for i in METARUN)]
     assert all(len(row["samples_ms"]) == 2 for row in workload["rows"])
 
 

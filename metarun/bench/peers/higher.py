@@ -1,20 +1,21 @@
-"""higher: the loop of its MAML example, a functional network and a differentiable optimizer for each task."""
+"""MAML with higher, as in its example: a functional network and a differentiable optimizer for each task."""
 
 from __future__ import annotations
 
 import torch
 
 from metarun.algorithms.supervised import task_loss
-from metarun.bench.implementations import Implementation, Ready, collected
-from metarun.bench.peers.networks import twin
+from metarun.bench.implementations import Implementation, PreparedStep, gradient_reader
+from metarun.bench.peers.networks import torch_network
 from metarun.bench.workloads import Problem
 
 
-def make(problem: Problem) -> Ready:
+def make(problem: Problem) -> PreparedStep:
+    """Prepare the loop of higher's MAML example."""
     from higher import innerloop_ctx
 
     learner = problem.learner()
-    net = twin(problem, learner)
+    net = torch_network(problem, learner)
     kind, batch = learner.spec.kind, problem.batch
     optimizer = torch.optim.SGD(net.parameters(), lr=learner.inner_lr)
 
@@ -26,7 +27,7 @@ def make(problem: Problem) -> Ready:
                     descent.step(task_loss(kind, adapted(sx), sy))
                 (task_loss(kind, adapted(qx), qy) / len(batch.support.y)).backward()
 
-    return Ready(step, collected(net.parameters()))
+    return PreparedStep(step, gradient_reader(net.parameters()))
 
 
 IMPLEMENTATION = Implementation("higher", "its own loop", ("maml",), make, "higher")

@@ -1,7 +1,7 @@
-"""JAX: the whole meta-gradient in one ``jit``, ``vmap`` over tasks, convolutions as matrix products of patches.
+"""MAML with JAX: one ``jit`` of the whole meta-gradient with ``vmap`` over tasks.
 
-XLA's own convolution with a batch of weights is twenty times slower on a CPU, so a fair peer needs the patches.
-Pooling is written as a maximum of pairs, whose gradient is right at second order.
+Convolutions are matrix products of image patches, since XLA's own convolution with a batch of weights is twenty times
+slower on a CPU. Pooling is a maximum of pairs, whose second derivative is correct.
 """
 
 from __future__ import annotations
@@ -12,27 +12,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun.bench.implementations import Implementation, Ready
-from metarun.bench.peers.networks import SpatialMean, twin
+from metarun.bench.implementations import Implementation, PreparedStep
+from metarun.bench.peers.networks import SpatialMean, torch_network
 from metarun.bench.workloads import Problem
 from metarun.errors import RunFailed
 
 
-def make(problem: Problem) -> Ready:
+def make(problem: Problem) -> PreparedStep:
+    """Prepare the compiled meta-gradient.
+
+    Raises:
+        RunFailed: JAX runs on another kind of device.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
 
     backend = {"cuda": "gpu"}.get(problem.device.type, problem.device.type)
     if jax.default_backend() != backend:
-        raise RunFailed(f"jax runs on {jax.default_backend()} here, not on {problem.device.type}")
+        raise RunFailed(f"jax runs on {jax.default_backend()}, not on {problem.device.type}")
     jax.config.update("jax_enable_x64", problem.dtype is torch.float64)
     learner = problem.learner()
-    net, batch = twin(problem, learner), problem.batch
-    predict, classifies = _translated(net), learner.spec.kind == "classification"
+    net, batch = torch_network(problem, learner), problem.batch
+    predict, classifies = _to_jax(net), learner.spec.kind == "classification"
 
     def array(values: Tensor) -> Any:
-        """Images with their channels last."""
+        """Convert a tensor to a JAX array, images to channels last."""
         return jnp.asarray((values.movedim(2, -1) if values.dim() == 5 else values).cpu().numpy())
 
     def loss(parameters: Any, x: Any, y: Any) -> Any:
@@ -63,11 +68,11 @@ def make(problem: Problem) -> Ready:
         given = (torch.from_numpy(np.array(g)) for g in found)
         return [_from_matrix(g, shape) for g, shape in zip(given, shapes, strict=True)]
 
-    return Ready(step, gradient)
+    return PreparedStep(step, gradient)
 
 
 def _to_matrix(p: Tensor) -> Tensor:
-    """A convolution's weight [O, I, K, K] as [K K I, O]."""
+    """Convert the weight of a convolution from [O, I, K, K] to [K K I, O]. Other tensors are returned as they are."""
     return p.permute(2, 3, 1, 0).flatten(0, 2) if p.dim() == 4 else p
 
 
@@ -78,8 +83,8 @@ def _from_matrix(g: Tensor, shape: torch.Size) -> Tensor:
     return g.view(*kernel, inputs, outputs).permute(3, 2, 0, 1)
 
 
-def _translated(net: nn.Sequential) -> Callable[[Sequence[Any], Any], Any]:
-    """``net`` as a function of its parameters and inputs [N, H, W, C] or [N, features]."""
+def _to_jax(net: nn.Sequential) -> Callable[[Sequence[Any], Any], Any]:
+    """Return ``net`` as a function of its parameters and inputs [N, H, W, C] or [N, features]."""
     import jax
     import jax.numpy as jnp
 
@@ -112,7 +117,7 @@ def _translated(net: nn.Sequential) -> Callable[[Sequence[Any], Any], Any]:
         raise NotImplementedError(type(layer).__name__)
 
     def _patches(x: Any, kernel: int, stride: int) -> Any:
-        """[N, H, W, C] -> [N, H', W', K K C], padded by one."""
+        """Pad images [N, H, W, C] by one pixel and return their patches [N, H', W', K K C]."""
         rows, columns = ((n + 2 - kernel) // stride + 1 for n in x.shape[1:3])
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         reach = [slice(i, i + stride * (n - 1) + 1, stride) for n in (rows, columns) for i in range(kernel)]

@@ -1,9 +1,9 @@
-"""learn2learn: its MAML wrapper, and the loops of its examples.
+"""MAML, ANIL, Reptile and prototypical networks with learn2learn: its MAML wrapper and the loops of its examples.
 
-Where the package is not installed (its last release does not build on every Python), an exact restatement of what
-the wrapper does takes its place: the module is cloned for each task with parameters that stay connected to the
-graph, adapted out of place by ``torch.autograd.grad``, and the query loss of each task is sent backward before the
-next begins; the summed gradients are divided by the number of tasks.
+The last release of learn2learn does not build on every Python. If it is not installed, :class:`MAMLReplica` replaces
+its wrapper. It does exactly the same: it clones the module for each task with parameters that stay connected to the
+graph and adapts them out of place with ``torch.autograd.grad``. The loop calls ``backward`` on the query loss of each
+task before the next task and divides the summed gradients by the number of tasks.
 """
 
 from __future__ import annotations
@@ -18,67 +18,74 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algorithms.supervised import task_loss
-from metarun.bench.implementations import EVERY, Implementation, Ready, collected
-from metarun.bench.peers.networks import twin
+from metarun.bench.implementations import ALL_METHODS, Implementation, PreparedStep, gradient_reader
+from metarun.bench.peers.networks import torch_network
 from metarun.bench.workloads import Problem
 
-PUBLISHED = find_spec("learn2learn") is not None
+INSTALLED = find_spec("learn2learn") is not None
 
 
-class Restated:
-    """What ``learn2learn.algorithms.MAML`` does with a module."""
+class MAMLReplica:
+    """Replica of ``learn2learn.algorithms.MAML``.
+
+    Args:
+        module: Network to adapt.
+        lr: Inner learning rate.
+        first_order: If true, ignore second derivatives.
+    """
 
     def __init__(self, module: nn.Module, lr: float, first_order: bool) -> None:
         self.module, self.lr, self.first_order = module, lr, first_order
 
-    def clone(self) -> Restated:
-        """A learner whose parameters are copies that gradients pass through."""
+    def clone(self) -> MAMLReplica:
+        """Return a learner with cloned parameters, through which gradients reach the original ones."""
         copies = (p.clone() for p in self.module.parameters())
-        return Restated(with_parameters(self.module, copies), self.lr, self.first_order)
+        return MAMLReplica(with_parameters(self.module, copies), self.lr, self.first_order)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.module(x)
 
     def adapt(self, loss: Tensor) -> None:
-        """One step of descent on ``loss``."""
-        old = list(self.module.parameters())
+        """Take one step of gradient descent on ``loss``."""
+        parameters = list(self.module.parameters())
         second = not self.first_order
-        gradients = torch.autograd.grad(loss, old, retain_graph=second, create_graph=second)
-        moved = (p - self.lr * g for p, g in zip(old, gradients, strict=True))
-        self.module = with_parameters(self.module, moved)
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=second, create_graph=second)
+        updated = (p - self.lr * g for p, g in zip(parameters, gradients, strict=True))
+        self.module = with_parameters(self.module, updated)
 
 
 def with_parameters(module: nn.Module, values: Iterable[Tensor]) -> nn.Module:
-    """A shallow copy of ``module`` and its children, holding ``values`` as its parameters, in their order."""
-    return _rebuilt(module, iter(values))
+    """Return a shallow copy of ``module`` and its children with ``values`` as its parameters, in order."""
+    return _copy_with(module, iter(values))
 
 
-def _rebuilt(module: nn.Module, values: Iterator[Tensor]) -> nn.Module:
+def _copy_with(module: nn.Module, values: Iterator[Tensor]) -> nn.Module:
     other = object.__new__(type(module))
     vars(other).update(vars(module))
     vars(other)["_parameters"] = {n: None if p is None else next(values) for n, p in module._parameters.items()}
     vars(other)["_buffers"] = dict(module._buffers)
-    vars(other)["_modules"] = {n: m and _rebuilt(m, values) for n, m in module._modules.items()}
+    vars(other)["_modules"] = {n: m and _copy_with(m, values) for n, m in module._modules.items()}
     return other
 
 
-def wrapped(module: nn.Module, lr: float, first_order: bool) -> Any:
-    """learn2learn's own wrapper, or its restatement."""
-    if not PUBLISHED:
-        return Restated(module, lr, first_order)
+def maml_wrapper(module: nn.Module, lr: float, first_order: bool) -> Any:
+    """Wrap a module by learn2learn's MAML, or by its replica if learn2learn is not installed."""
+    if not INSTALLED:
+        return MAMLReplica(module, lr, first_order)
     from learn2learn.algorithms.maml import MAML
 
     return MAML(module, lr=lr, first_order=first_order)
 
 
-def maml(problem: Problem) -> Ready:
-    """MAML, first-order MAML, and ANIL (the wrapper around the head alone)."""
+def maml(problem: Problem) -> PreparedStep:
+    """Prepare MAML, first-order MAML, or ANIL, which wraps the head alone."""
     learner = problem.learner()
-    net = twin(problem, learner)
+    net = torch_network(problem, learner)
     method = problem.workload.method
-    # ANIL's examples embed support and query together; apart, each with its own statistics, is what the others do.
+    # learn2learn's ANIL examples embed support and query together. All implementations here embed them separately, each
+    # with its own batch statistics.
     features, adapting = (net[:-1], net[-1]) if method == "anil" else (nn.Identity(), net)
-    wrapper = wrapped(adapting, learner.inner_lr, method == "fomaml")
+    wrapper = maml_wrapper(adapting, learner.inner_lr, method == "fomaml")
     kind, steps, batch = learner.spec.kind, learner.inner_steps, problem.batch
 
     def step() -> None:
@@ -91,13 +98,13 @@ def maml(problem: Problem) -> Ready:
             task_loss(kind, adapted(query), qy).backward()
         _divide(net, len(batch.support.y))
 
-    return Ready(step, collected(net.parameters()))
+    return PreparedStep(step, gradient_reader(net.parameters()))
 
 
-def reptile(problem: Problem) -> Ready:
-    """A deep copy and an inner optimizer for each task, as in its Reptile example; plain descent, as in the learner."""
+def reptile(problem: Problem) -> PreparedStep:
+    """Prepare Reptile with a deep copy and an inner optimizer for each task, as in its example, but with plain SGD."""
     learner = problem.learner()
-    net = twin(problem, learner)
+    net = torch_network(problem, learner)
     batch = problem.batch
 
     def step() -> None:
@@ -112,18 +119,18 @@ def reptile(problem: Problem) -> Ready:
                 optimizer.step()
             F.cross_entropy(adapted(qx), qy)
             with torch.no_grad():
-                for p, moved in zip(net.parameters(), adapted.parameters(), strict=True):
+                for p, final in zip(net.parameters(), adapted.parameters(), strict=True):
                     assert p.grad is not None
-                    p.grad += p - moved
+                    p.grad += p - final
         _divide(net, len(batch.support.y))
 
-    return Ready(step, collected(net.parameters()))
+    return PreparedStep(step, gradient_reader(net.parameters()))
 
 
-def protonet(problem: Problem) -> Ready:
-    """Support and query embedded together, every pair's difference written out, as in its ProtoNet example."""
+def protonet(problem: Problem) -> PreparedStep:
+    """Prepare a prototypical network that embeds support and query together, as in learn2learn's example."""
     learner = problem.learner()
-    net = twin(problem, learner)
+    net = torch_network(problem, learner)
     batch, way = problem.batch, problem.workload.shape.way
 
     def step() -> None:
@@ -136,10 +143,11 @@ def protonet(problem: Problem) -> Ready:
             F.cross_entropy(-(apart**2).sum(2), qy).backward()
         _divide(net, len(batch.support.y))
 
-    return Ready(step, collected(net.parameters()))
+    return PreparedStep(step, gradient_reader(net.parameters()))
 
 
-def make(problem: Problem) -> Ready:
+def make(problem: Problem) -> PreparedStep:
+    """Prepare the loop for the method of the workload."""
     loops = {"reptile": reptile, "protonet": protonet}
     return loops.get(problem.workload.method, maml)(problem)
 
@@ -151,5 +159,8 @@ def _divide(net: nn.Module, tasks: int) -> None:
 
 
 IMPLEMENTATION = Implementation(
-    "learn2learn", "its own loop" if PUBLISHED else "its loop, restated: the package is not installed", EVERY, make
+    "learn2learn",
+    "its own loop" if INSTALLED else "a replica of its loop: the package is not installed",
+    ALL_METHODS,
+    make,
 )

@@ -1,4 +1,4 @@
-"""A learner's network as users of other libraries write it: torch's own layers, in the order that papers give."""
+"""The learner's network built from torch's own layers, as users of other libraries would write it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from metarun.models.mlp import MLP
 
 
 class SpatialMean(nn.Module):
-    """[N, C, H, W] -> [N, C]."""
+    """Mean over the pixels of images: [N, C, H, W] -> [N, C]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3))
 
 
-def twin(problem: Problem, learner: Any) -> nn.Sequential:
-    """``learner``'s network of torch's own layers, with its parameters' values, in their order."""
-    body, *head = learner.net if hasattr(learner, "net") else [learner.model]
+def torch_network(problem: Problem, learner: Any) -> nn.Sequential:
+    """Return ``learner``'s network built from torch's own layers, with equal parameters in the same order."""
+    body, *heads = learner.net if hasattr(learner, "net") else [learner.model]
     layers = _conv4(body) if isinstance(body, Conv4) else _mlp(body)
-    layers += [nn.Linear(h.in_features, h.out_features) for h in head]
+    layers += [nn.Linear(h.in_features, h.out_features) for h in heads]
     net = nn.Sequential(*layers).to(problem.device, problem.dtype)
     with torch.no_grad():
-        for mine, its in zip(net.parameters(), learner.parameters(), strict=True):
-            mine.copy_(its)
+        for copy, original in zip(net.parameters(), learner.parameters(), strict=True):
+            copy.copy_(original)
     return net
 
 
@@ -37,7 +37,7 @@ def _conv4(model: Conv4) -> list[nn.Module]:
         assert isinstance(block, Block)
         conv, norm = block.conv, block.norm
         layers += [
-            # As in the learner, no bias, which the normalisation would cancel.
+            # Without bias, as in the learner: the normalisation would cancel it.
             nn.Conv2d(conv.in_channels, conv.out_channels, 3, conv.stride[0], 1, bias=False),
             nn.BatchNorm2d(conv.out_channels, eps=norm.eps, track_running_stats=norm.policy == "running"),
             nn.ReLU(),

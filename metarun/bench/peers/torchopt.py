@@ -1,22 +1,23 @@
-"""TorchOpt: the loop of its MAML example, the network stepped by ``MetaSGD`` and put back after each task."""
+"""MAML with TorchOpt, as in its example: ``MetaSGD`` steps the network, which is restored after each task."""
 
 from __future__ import annotations
 
 import torch
 
 from metarun.algorithms.supervised import task_loss
-from metarun.bench.implementations import Implementation, Ready, collected
-from metarun.bench.peers.networks import twin
+from metarun.bench.implementations import Implementation, PreparedStep, gradient_reader
+from metarun.bench.peers.networks import torch_network
 from metarun.bench.workloads import Problem
 
 
-def make(problem: Problem) -> Ready:
+def make(problem: Problem) -> PreparedStep:
+    """Prepare the loop of TorchOpt's MAML example."""
     from torchopt import MetaSGD, extract_state_dict, recover_state_dict
 
     learner = problem.learner()
-    net = twin(problem, learner)
+    net = torch_network(problem, learner)
     kind, batch = learner.spec.kind, problem.batch
-    parameters = list(net.parameters())  # the optimizer puts other tensors in their place
+    parameters = list(net.parameters())  # the optimizer replaces them by other tensors
     descent = MetaSGD(net, lr=learner.inner_lr)
 
     def step() -> None:
@@ -33,7 +34,7 @@ def make(problem: Problem) -> Ready:
             recover_state_dict(descent, fresh)
         torch.stack(losses).mean().backward()
 
-    return Ready(step, collected(parameters))
+    return PreparedStep(step, gradient_reader(parameters))
 
 
 IMPLEMENTATION = Implementation("torchopt", "its own loop", ("maml",), make, "torchopt")
