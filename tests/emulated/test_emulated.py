@@ -250,6 +250,6 @@ def test_the_search_for_a_plan_captures_steps(
 
 
 def test_a_step_that_reads_back_runs_uncaptured(emulated: Emulated) -> None:
-    said, same = emulated(runs.fallback)
+    said, off = emulated(runs.fallback)
     assert "the step could not be captured and runs uncaptured" in said
-    assert same
+    assert off < EXACT
