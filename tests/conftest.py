@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-# Threads make small operations slower, far slower on a busy machine.
-torch.set_num_threads(1)
+# Threads make small operations slower, far slower on a busy machine. Torch reads this when it is imported, which
+# fixtures do themselves: the process that hands tests to workers needs no torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
 def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test runs in its own empty directory, one-threaded, in float32, with W&B off unless it says otherwise."""
+    import torch
+
+    torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.delenv("METARUN_CONF", raising=False)
@@ -28,6 +30,8 @@ def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @pytest.fixture
 def float64() -> None:
     """For exact comparisons: float64 is the default, until the test ends; random numbers are those of seed 0."""
+    import torch
+
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
 

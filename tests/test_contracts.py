@@ -5,6 +5,7 @@ By default a part of them is walked, which :func:`covering` selects; ``-m slow``
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import json
@@ -18,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+import metarun.config.catalogue
 from metarun.cli import main
 from metarun.config.build import build
 from metarun.config.catalogue import catalogue
@@ -381,7 +383,8 @@ def stepped(run: Experiment, iteration: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("cell", walk(WORKING, CHOSEN))
 def test_fitting_cell(cell: Cell, own_data: dict[str, list[str]], request: pytest.FixtureRequest) -> None:
-    run = experiment(cell, own_data, request)
+    config = compose(choices(cell, own_data, request)).config
+    run = build(copy.deepcopy(config))
     metrics = stepped(run, 0)
     assert all(v.dim() == 0 and torch.isfinite(v) and not v.requires_grad for v in metrics.values())
     state = run.algorithm.checkpoint()
@@ -399,7 +402,7 @@ def test_fitting_cell(cell: Cell, own_data: dict[str, list[str]], request: pytes
     torch.save(state, "state.pt")
     stepped(run, 1)
     after = evaluated(run)
-    again = experiment(cell, own_data, request)
+    again = build(config)
     saved = torch.load("state.pt", weights_only=True)
     if not run.algorithm.learns:  # the runner leaves its steps out, so they must change nothing
         for name, value in run.algorithm.state_dict().items():
@@ -445,6 +448,13 @@ def to_meta(run: Experiment) -> None:
             group["params"] = [after[before[id(p)]] for p in group["params"]]
 
 
+@pytest.fixture
+def _options_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal reads every option, and so does ``show``."""
+    monkeypatch.setattr("metarun.config.catalogue._load", cache(metarun.config.catalogue._load))
+
+
+@pytest.mark.usefixtures("_options_are_read_once")
 def test_unfit_cells_are_refused_with_what_fits() -> None:
     """One of all that declare the same: whether they fit is decided by what they declare alone."""
     said = ("kind", "kinds", "modality", "modalities", "role", "roles")
@@ -454,20 +464,15 @@ def test_unfit_cells_are_refused_with_what_fits() -> None:
         for name, e in entries.items()
     }
     kinds = {tuple(facts[name] for name in cell): cell for cell in UNFIT}
-    whole = {task: compose([f"task={task}"]).config for task, _, _ in kinds.values()}
+    config = compose([]).config
     for task, algorithm, model in kinds.values():
-        config = whole[task] | {
-            "algorithm": complete("algorithm", algorithm),
-            "model": complete("model", model),
+        config |= {
+            "task": TASKS[task].section,
+            "algorithm": ALGORITHMS[algorithm].section,
+            "model": MODELS[model].section,
         }
         with pytest.raises(UserError, match="what fits: algorithm="):
             check(config)
-
-
-@cache
-def complete(group: str, name: str) -> dict[str, Any]:
-    """The keys of an option of ``group``, resolved."""
-    return compose([f"{group}={name}"]).config[group]
 
 
 def declared_sections() -> Iterator[tuple[str, Path, dict[str, Any], str]]:
@@ -506,6 +511,7 @@ def test_a_value_is_declared_once() -> None:
             assert all("#" in line for line in stated), f"{name}: {key} has no comment"
 
 
+@pytest.mark.usefixtures("_options_are_read_once")
 def test_every_name_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
     for group, names in (("task", TASKS), ("model", MODELS), ("algorithm", ALGORITHMS)):
         for name in names:

@@ -17,12 +17,12 @@ from metarun.algorithms.solve import neumann_series
 from metarun.algorithms.supervised import judge
 from metarun.config.build import construct
 from metarun.config.catalogue import catalogue
-from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models.lowrank import Added
 from metarun.models.norm import BatchNorm
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.tasks.regression.sinusoid import Sinusoid
+from tests.composed import composed
 
 WAY, SHOT, TASKS, LR = 3, 2, 2, 0.3
 SPEC = Spec("classification", "image", (1, 6, 6), WAY)
@@ -60,7 +60,7 @@ class Odd(nn.Module):
 
 def build(name: str, model: nn.Module, spec: Spec = SPEC, **changes: Any) -> GradientLearner:
     """The learner of conf/algorithm/<name>.yaml with other values; ``outer__first_order`` is outer.first_order."""
-    section = compose(["task=vision/folder", f"algorithm={name}"]).config["algorithm"]
+    section = composed("task=vision/folder", f"algorithm={name}")["algorithm"]
     for key, value in {"inner_lr": LR, "inner_steps": 3, "test_steps": 3, **changes}.items():
         inner, _, leaf = key.rpartition("__")
         (section[inner] if inner else section)[leaf] = value
@@ -142,10 +142,9 @@ def test_outer_gradient_equals_finite_differences(name: str, norm: str) -> None:
     learner.batch_tasks = False
     assert apart(gradient, outer_gradient(learner, data)) < 1e-11
     learner.batch_tasks = True
-    for _ in range(3):
-        direction = {n: torch.randn_like(p) for n, p in learner.named_parameters()}
-        exact = sum(float((gradient[n] * direction[n]).sum()) for n in gradient)
-        assert finite_difference(learner, data, direction) == pytest.approx(exact, rel=1e-5, abs=1e-7)
+    direction = {n: torch.randn_like(p) for n, p in learner.named_parameters()}
+    exact = sum(float((gradient[n] * direction[n]).sum()) for n in gradient)
+    assert finite_difference(learner, data, direction) == pytest.approx(exact, rel=1e-5, abs=1e-7)
 
 
 ADAPTED = {"maml": ["0.0.weight", "0.0.bias", "1.weight", "1.bias"], "anil": ["1.weight", "1.bias"],
@@ -454,8 +453,8 @@ def test_context_added_to_the_first_layer_is_context_beside_the_input() -> None:
 
 
 SOLVERS: dict[str, dict[str, Any]] = {
-    "cg": {"outer__solver": "cg", "outer__iterations": 400},
-    "neumann": {"outer__solver": "neumann", "outer__iterations": 400, "outer__step": 0.1},
+    "cg": {"outer__solver": "cg", "outer__iterations": 100},
+    "neumann": {"outer__solver": "neumann", "outer__iterations": 250, "outer__step": 0.1},
 }
 
 
@@ -718,7 +717,6 @@ METHODS = [e.name for e in catalogue("algorithm") if str(e.section["_target_"]).
 
 
 def test_every_method_is_walked() -> None:
-    assert len(METHODS) == 22
     assert {*EXACT, "fomaml", "pretrain", "reptile", "imaml", "warpgrad_steps", *MULTISTEP, *ELSEWHERE} == {*METHODS}
     assert {*LEARN_CLUSTERS, *LEARN_SINUSOIDS, *ELSEWHERE} == {*METHODS} - {"pretrain"}
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from metarun.algorithms.amortised.in_context import Block, InContext
 from metarun.algorithms.amortised.sequence import shuffled, told
 from metarun.config.build import construct
-from metarun.config.compose import compose
 from metarun.models.attention import attend
 from metarun.models.linear import Linear
 from metarun.models.mlp import MLP
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
+from tests.composed import composed
 
 REGRESSION = Spec("regression", "vector", (3,), 2)
 CLASSES = Spec("classification", "vector", (3,), 3)
@@ -25,7 +25,7 @@ CLASSES = Spec("classification", "vector", (3,), 3)
 def build(name: str, spec: Spec = REGRESSION, model: nn.Module | None = None, **changes: Any) -> Any:
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
-    section = compose([f"algorithm={name}"]).config["algorithm"] | changes
+    section = composed(f"algorithm={name}")["algorithm"] | changes
     return construct(section, model=model or Linear(bias=False), spec=spec)
 
 
@@ -215,7 +215,7 @@ def test_controls_learn_nothing() -> None:
 def test_learns_linear_functions() -> None:
     """In seconds: half the error of predicting 0, from 8 examples of a line through the origin."""
     words = ["task=regression/functions", "task.size=2", "task.shot=8", "task.noise=0.1", "algorithm.width=32"]
-    config = compose([*words, "algorithm.layers=2", "algorithm.outer_lr=0.003", "algorithm.decay_over=400"]).config
+    config = composed(*words, "algorithm.layers=2", "algorithm.outer_lr=0.003", "algorithm.decay_over=400")
     task = construct(config["task"], seed=0)
     torch.manual_seed(0)
     learner = construct(config["algorithm"], model=Linear(bias=False), spec=task.spec)

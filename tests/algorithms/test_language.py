@@ -15,16 +15,16 @@ from metarun.algorithms.amortised.baum_welch import BaumWelch, normalised
 from metarun.algorithms.amortised.in_context_language import InContextLanguage
 from metarun.algorithms.amortised.language import judge_strings
 from metarun.config.build import construct
-from metarun.config.compose import compose
 from metarun.models.symbols import Symbols
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
+from tests.composed import composed
 
 pytestmark = pytest.mark.usefixtures("float64")
 SPEC = Spec("sequence", "symbols", (5,), 3)
 
 
 def build(name: str, **changes: Any) -> Any:
-    section = compose([f"algorithm={name}"]).config["algorithm"] | changes
+    section = composed(f"algorithm={name}")["algorithm"] | changes
     return construct(section, model=Symbols(SPEC, width=6), spec=SPEC)
 
 

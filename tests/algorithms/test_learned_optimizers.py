@@ -302,9 +302,9 @@ def test_learns_to_optimize_quadratics(name: str) -> None:
     rates = [0.01 * 1.5**i for i in range(12)]
     descent = min(error(build("scratch", Linear(bias=False), inner_lr=lr, **steps)) for lr in rates)
     learner = build(name, Linear(bias=False), inner_steps=20, outer__unroll=10, inner_lr=0.1, outer_lr=0.01,
-                    decay_over=600, **steps)  # fmt: skip
+                    decay_over=200, **steps)  # fmt: skip
     before = error(learner)
-    for i in range(600):
+    for i in range(200):
         torch.manual_seed(i)
         learner.meta_step(task.batch("train", range(16 * i, 16 * i + 16)), i)
     assert error(learner) < min(before, descent) - 0.05, (before, descent, error(learner))

@@ -14,10 +14,10 @@ from metarun.algorithms.metric.head import Head
 from metarun.algorithms.metric.learner import EmbeddingLearner
 from metarun.algorithms.metric.metaoptnet import crammer_singer
 from metarun.config.build import construct
-from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models.norm import BatchNorm
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
+from tests.composed import composed
 
 WAY, SHOT, QUERY, TASKS, WIDTH = 3, 2, 4, 2, 6
 SPEC = Spec("classification", "vector", (WIDTH,), WAY)
@@ -31,7 +31,7 @@ def _float64() -> Iterator[None]:
 
 
 def section(name: str, *overrides: str) -> dict[str, Any]:
-    return compose([f"algorithm={name}", *(f"algorithm.{o}" for o in overrides)]).config["algorithm"]
+    return composed(f"algorithm={name}", *(f"algorithm.{o}" for o in overrides))["algorithm"]
 
 
 def head(name: str, *overrides: str, shape: tuple[int, ...] = (WIDTH,), spec: Spec = SPEC) -> Head:
@@ -188,7 +188,7 @@ def test_relation_compares_every_pair(shape: tuple[int, ...]) -> None:
 
 def test_relation_cannot_normalise_by_the_support_set() -> None:
     spec = Spec("classification", "image", (1, 8, 8), WAY)
-    model = construct(compose(["model.width=4", "model.depth=2"]).config["model"], spec=spec)
+    model = construct(composed("model.width=4", "model.depth=2")["model"], spec=spec)
     with pytest.raises(UserError, match=r"algorithm\.norm=support"):
         construct(section("relation", "norm=support"), model=model, spec=spec)
 

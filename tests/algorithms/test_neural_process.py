@@ -12,11 +12,11 @@ from torch.distributions import Normal, kl_divergence
 
 from metarun.algorithms.amortised.neural_process import NeuralProcess, Predictive, SelfAttention
 from metarun.config.build import construct
-from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models.attention import attend
 from metarun.models.linear import Linear
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
+from tests.composed import composed
 
 SPEC = Spec("regression", "vector", (3,), 2)
 
@@ -25,7 +25,7 @@ def learner(name: str, **changes: Any) -> NeuralProcess:
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
     small = {"width": 8, "heads": 2, "latent": 4 if name != "cnp" else 0, "outer_lr": 0.001, **changes}
-    section = compose([f"algorithm={name}"]).config["algorithm"] | small
+    section = composed(f"algorithm={name}")["algorithm"] | small
     return construct(section, model=Linear(bias=False), spec=SPEC)
 
 
@@ -184,7 +184,7 @@ def test_learns_curves(name: str) -> None:
     torch.manual_seed(0)
     words = ["task=regression/gp", "task.length=[0.8,0.8]", "task.scale=[1.0,1.0]", "task.query=10", "task.shot=9"]
     words += [f"algorithm={name}", "algorithm.outer_lr=0.003", "algorithm.width=32"]
-    config = compose([*words, *([] if name == "cnp" else ["algorithm.latent=8"])]).config
+    config = composed(*words, *([] if name == "cnp" else ["algorithm.latent=8"]))
     task = construct(config["task"], seed=0)
     process = construct(config["algorithm"], model=Linear(bias=False), spec=task.spec)
     for i in range(400):

@@ -12,10 +12,10 @@ from torch import Tensor
 from metarun.algorithms.amortised.mann import MANN
 from metarun.algorithms.amortised.snail import Attention, Dense, TemporalConvolutions
 from metarun.config.build import construct
-from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models.linear import Linear
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
+from tests.composed import composed
 
 CLASSES = Spec("classification", "vector", (4,), 3)
 SMALL: dict[str, dict[str, Any]] = {
@@ -27,7 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
 def learner(name: str, spec: Spec = CLASSES, **changes: Any) -> Any:
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
-    section = compose([f"algorithm={name}"]).config["algorithm"] | SMALL[name] | changes
+    section = composed(f"algorithm={name}")["algorithm"] | SMALL[name] | changes
     return construct(section, model=Linear(bias=False), spec=spec)
 
 

@@ -12,11 +12,11 @@ from torch import nn
 from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.config.build import construct
 from metarun.config.catalogue import catalogue
-from metarun.config.compose import compose
 from metarun.engine.capture import Captured, can_capture
 from metarun.engine.plan import Plan
 from metarun.engine.step import Engine, parts
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
+from tests.composed import composed
 
 WAY, TASKS = 3, 4
 SPEC = Spec("classification", "image", (1, 8, 8), WAY)
@@ -27,7 +27,7 @@ CONV4 = {"_target_": "metarun.models.conv4.Conv4", "width": 4, "depth": 2, "down
 
 def build(name: str, model: nn.Module | None = None, **changes: Any) -> GradientLearner:
     torch.manual_seed(0)
-    section = compose(["task=vision/folder", f"algorithm={name}"]).config["algorithm"]
+    section = composed("task=vision/folder", f"algorithm={name}")["algorithm"]
     section |= {"inner_steps": min(section["inner_steps"], 3), **changes}
     return construct(section, model=model or construct(CONV4, spec=SPEC), spec=SPEC)
 
@@ -52,7 +52,7 @@ def found_by(engine: Engine, plan: Plan, data: TaskBatch) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", [*METHODS, "protonet"])
 def test_a_captured_step_is_the_same_to_the_bit(name: str) -> None:
     if name == "protonet":
-        section = compose(["algorithm=protonet"]).config["algorithm"] | {"norm": "transductive"}
+        section = composed("algorithm=protonet")["algorithm"] | {"norm": "transductive"}
         learner = construct(section, model=construct(CONV4, spec=SPEC), spec=SPEC)
     else:
         learner = build(name)
@@ -71,7 +71,7 @@ def test_a_captured_step_is_the_same_to_the_bit(name: str) -> None:
 
 
 def test_a_captured_step_moves_running_statistics_as_the_step_itself_does() -> None:
-    section = compose(["algorithm=protonet"]).config["algorithm"]
+    section = composed("algorithm=protonet")["algorithm"]
     moved = []
     for capture in ("none", "graph"):
         torch.manual_seed(0)

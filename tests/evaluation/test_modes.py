@@ -14,11 +14,11 @@ from metarun.adapted import AdaptedLearner
 from metarun.algorithms.base import Algorithm
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.config.build import construct
-from metarun.config.compose import compose
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.rl.bandit import Bandit
 from metarun.tasks.rl.navigation import Navigation
+from tests.composed import composed
 
 CLASSES = Spec("classification", "vector", (4,), 3, train_classes=3)
 CURVES = Spec("regression", "vector", (4,), 1)
@@ -46,7 +46,7 @@ def batch(spec: Spec) -> Any:
 
 
 def learner(algorithm: str, spec: Spec, *words: str) -> Any:
-    config = compose([f"algorithm={algorithm}", *words]).config
+    config = composed(f"algorithm={algorithm}", *words)
     if spec.kind in ("control", "generation"):
         model = construct(config["model"], spec=spec)
     else:

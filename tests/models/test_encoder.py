@@ -18,11 +18,11 @@ from metarun.algorithms.gradient.outer import Unrolled
 from metarun.algorithms.gradient.rules import SGD
 from metarun.algorithms.metric.learner import EmbeddingLearner
 from metarun.config.build import construct
-from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models import encoder
 from metarun.models.encoder import Encoder
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
+from tests.composed import composed
 from tests.models.tiny_bert import tiny_bert
 
 TEXTS = ["book a flight to rome", "weather", "is my card blocked about my flight to rome", "block my card", "", "zzz a"]
@@ -159,7 +159,7 @@ def test_learners_learn(bert: Path, tune: str) -> None:
     x = model.encode([TEXTS[i] for i in (0, 3, 1, 2)])[None]  # queries nearer to the other class
     y = torch.tensor([[0, 1]])
     batch = TaskBatch(Labelled(x[:, :2], y, 2), Labelled(x[:, 2:], y, 2))
-    prototypes = construct(compose(["algorithm=protonet"]).config["algorithm"]["head"])
+    prototypes = construct(composed("algorithm=protonet")["algorithm"]["head"])
     learners = [
         EmbeddingLearner(
             model, SPEC, head=prototypes, train_way=None, train_shot=None, train_query=None, norm="running",

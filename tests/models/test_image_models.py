@@ -21,9 +21,10 @@ from metarun.models.norm import BatchNorm, set_policy, statistics_from
 from metarun.models.resnet12 import DropBlock, ResNet12
 from metarun.models.wrn import WRN
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
+from tests.composed import composed
 
 RGB = Spec("classification", "image", (3, 84, 84), 5)
-CONV4 = compose(["model=conv4"]).config["model"]
+CONV4 = composed("model=conv4")["model"]
 SMALL = Spec("classification", "image", (3, 22, 18), 3)  # odd sizes after one halving
 
 
@@ -98,7 +99,7 @@ def test_wrn_is_what_the_paper_says() -> None:
 @pytest.mark.parametrize("model", ["resnet12", "wrn"])
 @pytest.mark.parametrize("name", ["maml", "anil"])
 def test_batched_inner_loops_equal_one_task_after_another(model: str, name: str) -> None:
-    section = compose(["task=vision/folder", f"algorithm={name}"]).config["algorithm"] | {"inner_steps": 2}
+    section = composed("task=vision/folder", f"algorithm={name}")["algorithm"] | {"inner_steps": 2}
     network = resnet12(widths=(3, 4, 5)) if model == "resnet12" else WRN(SMALL, depth=10, width=1, drop=0.0)
     learner: GradientLearner = construct(section, model=network, spec=SMALL)
     y = torch.arange(3).repeat_interleave(2).expand(2, -1)

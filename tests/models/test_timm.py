@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from metarun.config.build import construct
-from metarun.config.compose import compose
 from metarun.errors import RunFailed, UserError
 from metarun.models.timm import Timm, imported
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
+from tests.composed import composed
 
 SPEC = Spec("classification", "image", (3, 32, 32), 3)
 
@@ -100,7 +100,7 @@ def test_real_models_embed_learn_and_follow_the_policy(real: Any, name: str) -> 
     features = model(x)
     assert features.dim() == 2
     assert features.isfinite().all()
-    section = compose(["task=vision/folder", "algorithm=protonet"]).config["algorithm"] | {"norm": "transductive"}
+    section = composed("task=vision/folder", "algorithm=protonet")["algorithm"] | {"norm": "transductive"}
     learner = construct(section, model=model, spec=SPEC)
     y = torch.arange(3).repeat_interleave(2).expand(2, -1)
     data = TaskBatch(*(Labelled(torch.rand(2, 6, 3, 32, 32), y, 3) for _ in range(2)))

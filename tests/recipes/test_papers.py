@@ -111,7 +111,7 @@ def differing(claim: Claim, entry: dict[str, Any], config: dict[str, Any]) -> se
 
 
 def test_every_claim_is_the_catalogues() -> None:
-    walked = 0
+    walked = set()
     for name, paper in PAPERS.items():
         config, different = composed(name), set()
         for claim in paper.claims:
@@ -120,19 +120,18 @@ def test_every_claim_is_the_catalogues() -> None:
             assert paper.arxiv == entry["arxiv"], claim.id
             assert (claim.verified or paper.verified) == SOURCES[entry["verified"]], claim.id
             assert claim.percent == ("%" in entry["metric"]), claim.id
-            walked += 1
+            walked.add(claim.id)
             different |= differing(claim, entry, config)
             for budget in (value for key, value in (entry.get("hyperparameters") or {}).items() if key in BUDGETS):
                 if type(budget) is int and config["runner"]["iterations"] < budget:
                     assert paper.iterations == budget, f"{name}: a miss would be one of a smaller budget"
         assert different == set(paper.differs or ()), name
-    assert walked == len(CATALOGUE) == 223
-    assert len(PAPERS) == 193
+    assert walked == set(CATALOGUE)
 
 
 def test_what_is_not_covered_is_named() -> None:
     named = [name for names in NOT_COVERED.values() for name in names]
-    assert len(named) == len(set(named)) == 217
+    assert len(named) == len(set(named))
     assert not set(named) & set(CATALOGUE)
     assert set(CATALOGUE) == {claim.id for paper in PAPERS.values() for claim in paper.claims}
 
@@ -147,7 +146,6 @@ def test_the_catalogue_here_is_an_extract_of_the_whole() -> None:
         assert entries[name] == entry, name
     named = {name for names in NOT_COVERED.values() for name in names}
     assert set(CATALOGUE) | named == set(entries)
-    assert len(entries) == 440
 
 
 def data_of(name: str) -> str:
@@ -172,7 +170,7 @@ def test_recipes_of_generated_tasks_take_a_step() -> None:
     names = [name for name in PAPERS if data_of(name) == "generated"]
     for name in names:
         take_a_step(name)
-    assert len(names) == 39
+    assert names
 
 
 @pytest.mark.usefixtures("data_root")
@@ -188,7 +186,7 @@ def test_recipes_of_omniglot_take_a_step(monkeypatch: pytest.MonkeyPatch) -> Non
     names = [name for name in PAPERS if data_of(name) == "omniglot"]
     for name in names:
         take_a_step(name)
-    assert len(names) == 62
+    assert names
 
 
 def test_records_are_of_recipes_as_they_are() -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from metarun.config.build import construct
-from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.tasks.nlp.bao import SPLIT
 from metarun.types import SPLITS
+from tests.composed import composed
 
 
 def family(name: str, root: Path | None, **changes: Any) -> Any:
-    section = compose([f"task=nlp/{name}"]).config["task"]
+    section = composed(f"task=nlp/{name}")["task"]
     return construct({**section, "root": root and str(root), "query": 2, "test_ways": [], **changes}, seed=0)
 
 

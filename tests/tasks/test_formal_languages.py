@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from metarun.config.build import construct
-from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.tasks.nlp.formal_languages import FormalLanguages
+from tests.composed import composed
 
 
 def family(seed: int = 0, **changes: Any) -> FormalLanguages:
-    section = compose(["task=nlp/formal_languages"]).config["task"]
+    section = composed("task=nlp/formal_languages")["task"]
     return construct({**section, "lengths": [3, 8], "shot": 5, "query": 2, **changes}, seed=seed)
 
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from metarun.config.build import construct
-from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.tasks.regression.functions import Functions
 from metarun.tasks.rng import normals, uniforms
+from tests.composed import composed
 
 CLASSES = ["linear", "sparse_linear", "tree", "relu_network"]
 
 
 def task(function: str, seed: int = 0, **changes: Any) -> Functions:
-    section = compose(["task=regression/functions"]).config["task"]
+    section = composed("task=regression/functions")["task"]
     return construct({**section, "size": 6, "function": function, **changes}, seed=seed)
 
 

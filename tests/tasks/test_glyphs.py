@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from metarun.config.build import construct
-from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models.conv4 import Conv4
 from metarun.tasks.vision import glyphs
 from metarun.tasks.vision.base import warped
 from metarun.tasks.vision.glyphs import Glyphs, components, distances, inked, relatives, render
+from tests.composed import composed
 
 ARGUMENTS = {
     **{"way": 5, "shot": 1, "query": 5, "test_ways": [20], "size": 28},
@@ -172,7 +172,7 @@ def test_picture(task, channels):
     seen.spec = replace(task.spec, input_shape=(channels, 28, 28))
     torch.manual_seed(0)
     model = Conv4(seen.spec, width=8, depth=4, downsample="pool", halvings=None, reduce="flatten", norm_scale=True)
-    section = compose(["algorithm=protonet", "algorithm.norm=transductive"]).config["algorithm"]
+    section = composed("algorithm=protonet", "algorithm.norm=transductive")["algorithm"]
     algorithm = construct(section, model=model, spec=seen.spec)
     figure = seen.picture(algorithm)
     left, main = figure.axes

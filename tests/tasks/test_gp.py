@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from metarun.config.build import construct
-from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.tasks.regression.gp import GaussianProcesses
 from metarun.tasks.rng import normals, uniforms
+from tests.composed import composed
 
 
 def task(seed: int = 0, **changes: Any) -> GaussianProcesses:
-    return construct({**compose(["task=regression/gp"]).config["task"], **changes}, seed=seed)
+    return construct({**composed("task=regression/gp")["task"], **changes}, seed=seed)
 
 
 KERNELS: dict[str, Callable[[float, float, float, float], float]] = {

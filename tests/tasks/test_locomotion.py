@@ -13,10 +13,10 @@ from torch import Tensor
 from metarun.algorithms.rl.collect import Percept, collect
 from metarun.algorithms.rl.controls import RandomActions
 from metarun.config.build import construct
-from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models.policies import MLPPolicy
 from metarun.tasks.rl.locomotion import Body, Direction, Locomotion, Robots, Variation, Velocity
+from tests.composed import composed
 
 gymnasium = pytest.importorskip("gymnasium")
 mujoco = pytest.importorskip("mujoco")
@@ -214,4 +214,4 @@ def test_what_cannot_be_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) 
         locomotion().to(torch.device("mps"))
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(UserError, match=r"need mujoco: pip install 'metarun\[rl\]'$"):
-        construct(compose(["task=rl/half_cheetah_dir"]).config["task"], seed=0)
+        construct(composed("task=rl/half_cheetah_dir")["task"], seed=0)

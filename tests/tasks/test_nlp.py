@@ -11,7 +11,6 @@ import torch
 
 from metarun.algorithms.metric.learner import EmbeddingLearner
 from metarun.config.build import construct
-from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.models.tfidf import TfIdf
 from metarun.tasks.nlp.base import by_class
@@ -19,6 +18,7 @@ from metarun.tasks.nlp.folds import FOLDS
 from metarun.tasks.nlp.intents import FILES, Intents
 from metarun.tasks.nlp.text import Text
 from metarun.types import SPLITS
+from tests.composed import composed
 
 INTENTS: dict[str, Any] = {
     "dataset": "OOS", "root": None, "way": 5, "shot": 1, "query": 5, "test_ways": [], "fold": 1, "val": 0.15,
@@ -277,7 +277,7 @@ def learner(task: Text) -> EmbeddingLearner:
     """Nearest prototype over TF-IDF; of all texts, since these few share no words."""
     model = TfIdf(task.texts, unit="char", shortest=1, longest=3, min_texts=1)
     task.prepare(model)
-    return construct(compose(["algorithm=protonet"]).config["algorithm"], model=model, spec=task.spec)
+    return construct(composed("algorithm=protonet")["algorithm"], model=model, spec=task.spec)
 
 
 def test_an_episode_holds_the_ids_of_its_texts(tmp_path: Path) -> None:

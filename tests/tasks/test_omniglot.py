@@ -16,6 +16,7 @@ from metarun.errors import UserError
 from metarun.tasks.episode import EpisodeShape
 from metarun.tasks.vision import omniglot
 from metarun.tasks.vision.omniglot import Omniglot, Part
+from tests.composed import composed
 
 ARGUMENTS = {
     **{"root": None, "way": 5, "shot": 1, "query": 5, "test_ways": [20], "split": "vinyals", "split_seed": 0},
@@ -139,7 +140,7 @@ def test_validation_characters_can_be_trained_on_but_not_chosen_by(data_root, tm
     words = ["task=vision/omniglot", "task.train_on_val=true", f"runner.directory={tmp_path}"]
     with pytest.raises(UserError, match=r"runner\.select=best"):
         build_run(compose(words).config)
-    task = build_run(compose([*words, "runner.select=last"]).config).task
+    task = build_run(composed(*words, "runner.select=last")).task
     assert counts(task) == {"train": 4 * 1200, "val": 4 * 172, "test": 4 * 423}
     assert task.protocol()["train_on_val"]
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from metarun.config.build import construct
-from metarun.config.compose import compose
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.vision.images import Preparation
 from metarun.tasks.vision.omniglot import Part
 from metarun.tasks.vision.published import class_list
+from tests.composed import composed
 
 PLAIN = {"root": ".", "way": 2, "shot": 1, "query": 1, "test_ways": []}
 FEW = {**PLAIN, "whole": False, "crop": 0, "flip": False, "jitter": 0.0}
@@ -54,7 +54,7 @@ def test_a_users_picture_looks_as_it_would_in_training(
     for name in (f"class{i}" for i in range(6)) if family == "folder" else (name for each in some for name in each):
         for i in range(2):
             file = red_blue_red(tmp_path / "data" / name / f"{name}{i}.png")
-    section = compose([f"task=vision/{family}"]).config["task"]
+    section = composed(f"task=vision/{family}")["task"]
     task = construct({**section, **keys, "root": str(tmp_path / "data")}, seed=0)
     trained = task.batch("train", [0]).support.x[0, 0]
     assert torch.equal(torch.from_numpy(task.preparation(file)), trained)

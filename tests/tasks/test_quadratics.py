@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from metarun.config.build import construct
-from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.tasks.episode import EpisodeShape
 from metarun.tasks.regression.quadratics import Quadratics
 from metarun.tasks.vision.glyphs import Glyphs
+from tests.composed import composed
 
 
 def test_a_task_depends_on_seed_split_and_index_alone() -> None:
@@ -38,7 +38,7 @@ def test_entries_are_distributed_as_said(distribution: str, mean: float, varianc
 
 def test_the_learners_loss_is_the_quadratic_itself() -> None:
     torch.set_default_dtype(torch.float64)
-    config = compose(["task=regression/quadratics", "algorithm=scratch", "algorithm.inner_lr=0.01"]).config
+    config = composed("task=regression/quadratics", "algorithm=scratch", "algorithm.inner_lr=0.01")
     task = construct(config["task"], seed=0)
     learner = construct(config["algorithm"], model=construct(config["model"]), spec=task.spec)
     assert [name for name, _ in learner.net.named_parameters()] == ["1.weight"]
@@ -61,7 +61,7 @@ def test_a_query_set_of_its_own_is_refused() -> None:
 
 
 def test_an_episode_of_images_without_query_is_judged_on_its_support_set() -> None:
-    config = compose(["task=vision/glyphs"]).config["task"]
+    config = composed("task=vision/glyphs")["task"]
     task: Glyphs = construct({**config, "way": 3, "shot": 8, "query": 0, "test_ways": [], "augment": 0.2}, seed=0)
     for split in ("train", "test"):
         batch = task.batch(split, range(2))
