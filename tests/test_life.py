@@ -19,28 +19,26 @@ from metarun.tracking.console import Display
 from metarun.tracking.rundir import RunDirectory
 from tests.test_contracts import (  # noqa: F401
     ALGORITHMS,
-    ALIKE,
-    DEEP,
     MODELS,
-    SIMULATED,
     TASKS,
     WORKING,
+    Cell,
     _embeddings,
     bert,
     choices,
+    covering,
     own_data,
 )
 
 LENGTH = ["runner.iterations=3", "runner.validate_every=2", "runner.val_episodes=2", "runner.test_episodes=2",
           "runner.log_every=1", "runner.tune_above=null"]  # fmt: skip
-Cell = tuple[str, str, str]
 
 
 def options_of(cell: Cell) -> set[tuple[str, str]]:
     return set(zip(("task", "algorithm", "model"), cell, strict=True))
 
 
-def covering(cells: list[Cell]) -> list[Cell]:
+def fewest(cells: list[Cell]) -> list[Cell]:
     """Few of ``cells`` that have every option of all of them: always the one that adds most."""
     left, chosen = set().union(*map(options_of, cells)), []
     while left:
@@ -49,31 +47,19 @@ def covering(cells: list[Cell]) -> list[Cell]:
     return chosen
 
 
-def representatives(cells: list[Cell]) -> list[Cell]:
-    """One of ``cells`` for each class of algorithm, and for each option that is built on another."""
-    left_out = (*SIMULATED, *ALIKE, *(name for name, entry in TASKS.items() if "robot" in entry.section))
-    quick = [cell for cell in cells if cell[0] not in left_out and cell[2] not in (*DEEP, "encoder")]
-    kinds: dict[str, Cell] = {}
-    for cell in quick:
-        entry = ALGORITHMS[cell[1]]
-        kinds.setdefault(str(entry.section["_target_"]), cell)
-        if entry.content.get("defaults"):
-            kinds.setdefault(str(entry.content["defaults"]), cell)
-    return list(dict.fromkeys(kinds.values()))
+def class_of(cell: Cell) -> str:
+    """The class of its algorithm."""
+    return str(ALGORITHMS[cell[1]].section["_target_"])
 
 
-CELLS = covering(WORKING)
-QUICK = representatives(WORKING)
+CELLS = fewest(WORKING)
+QUICK = covering(WORKING, lambda cell: {("class", class_of(cell)), ("input", TASKS[cell[0]].attributes["modality"])})
 
 
 def test_every_option_is_walked() -> None:
-    for cells, groups in ((CELLS, ("task", "algorithm", "model")), (QUICK, ())):
-        walked = set().union(*map(options_of, cells))
-        every = {"task": TASKS, "algorithm": ALGORITHMS, "model": MODELS}
-        for group in groups:
-            assert {name for kind, name in walked if kind == group} == set(every[group])
-    targets = {str(ALGORITHMS[algorithm].section["_target_"]) for _, algorithm, _ in QUICK}
-    assert targets == {str(entry.section["_target_"]) for entry in ALGORITHMS.values()}
+    every = {"task": TASKS, "algorithm": ALGORITHMS, "model": MODELS}
+    assert set().union(*map(options_of, CELLS)) == {(group, name) for group in every for name in every[group]}
+    assert {*map(class_of, QUICK)} == {str(entry.section["_target_"]) for entry in ALGORITHMS.values()}
 
 
 def stop_after(iteration: int, monkeypatch: pytest.MonkeyPatch) -> None:
