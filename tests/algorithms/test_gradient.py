@@ -454,7 +454,7 @@ def test_context_added_to_the_first_layer_is_context_beside_the_input() -> None:
 
 SOLVERS: dict[str, dict[str, Any]] = {
     "cg": {"outer__solver": "cg", "outer__iterations": 100},
-    "neumann": {"outer__solver": "neumann", "outer__iterations": 250, "outer__step": 0.1},
+    "neumann": {"outer__solver": "neumann", "outer__iterations": 400, "outer__step": 0.1},
 }
 
 
@@ -683,11 +683,16 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("third", [0, *(pytest.param(third, marks=pytest.mark.slow) for third in (1, 2))])
 @pytest.mark.parametrize("rule", EVERY_RULE)
 @pytest.mark.parametrize("adapts", ADAPTS)
-def test_every_combination_of_pieces_steps_and_unrolled_ones_are_exact(adapts: str, rule: str) -> None:
+def test_every_combination_of_pieces_steps_and_unrolled_ones_are_exact(adapts: str, rule: str, third: int) -> None:
+    """The first third has every pair of pieces, and unrolls all that adapts by every rule."""
+    place = [*ADAPTS].index(adapts) + [*EVERY_RULE].index(rule)
     data, loss = batch(), {"_target_": f"{G}.losses.Proximal", "strength": 0.5}
-    for outer, section in OUTER.items():
+    for number, (outer, section) in enumerate(OUTER.items()):
+        if (place + number) % 3 != third and (outer, third) != ("unrolled", 0):
+            continue
         changes = {"adapts": ADAPTS[adapts], "rule": EVERY_RULE[rule], "outer": section, "loss": loss, "inner_lr": 0.1}
         if why := REFUSED.get((adapts, outer)) or REFUSED.get((rule, outer)):
             with pytest.raises(UserError, match=why):
