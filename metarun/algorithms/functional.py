@@ -25,5 +25,8 @@ def call_with(values: Mapping[str, Tensor], module: nn.Module, *arguments: Any) 
                 name = f"{prefix}.{key}" if prefix else key
                 tensors[name] = tensor
                 places[id(tensor)].append(name)
-    everywhere = {place: value for name, value in values.items() for place in places[id(tensors[name])]}
+    everywhere: dict[str, Tensor] = {}
+    for name, value in values.items():
+        for place in places[id(tensors[name])]:
+            everywhere[place] = value
     return functional_call(module, everywhere, arguments, tie_weights=False)

@@ -56,7 +56,7 @@ class Engine:
 
     def gradient(self, batch: TaskBatch) -> Metrics:
         """Leave the gradient of the mean outer loss on the parameters; returns the mean over tasks of each metric."""
-        algorithm, plan = self.algorithm, self.plan
+        algorithm, plan = self.algorithm, self._plan
         algorithm.zero_grad()
         total: Metrics = {}
         with algorithm.computing(), fuse_layers(plan.batched and algorithm.precision == "float32"):
@@ -78,7 +78,7 @@ class Engine:
 
     def _recording(self, part: TaskBatch) -> Captured | None:
         """The recording for parts of this shape, made when first asked for; ``None`` if there can be none."""
-        algorithm, plan = self.algorithm, self.plan
+        algorithm, plan = self.algorithm, self._plan
         key = algorithm.capture_key(algorithm.iteration)
         if algorithm.iteration > 0 and key != algorithm.capture_key(algorithm.iteration - 1):
             return None  # a function of the iteration alone, so that a resumed run does the same

@@ -7,8 +7,6 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from metarun.kernels.norm import align_task_dims
-
 
 def broadcast_add(parameter: Tensor, update: Tensor) -> Tensor:
     """Return ``parameter + update``, both of the same shape for one task.
@@ -27,16 +25,20 @@ class BroadcastAdd(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.shapes = [t.shape for t in inputs]
+        parameter, update = inputs
+        ctx.shapes = parameter.shape, update.shape
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
-        return tuple(sum_to_shape(g, shape) for shape in ctx.shapes)
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        parameter, update = ctx.shapes
+        return sum_to_shape(g, parameter), sum_to_shape(g, update)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], parameter: Tensor, update: Tensor) -> tuple[Tensor, int]:
-        both = (t[None] if dim is None else t for t, dim in zip((parameter, update), in_dims, strict=True))
-        return BroadcastAdd.apply(*align_task_dims(list(both), [dim or 0 for dim in in_dims])), 0
+        first, second = in_dims
+        parameter = parameter[None] if first is None else parameter.movedim(first, 0)
+        update = update[None] if second is None else update.movedim(second, 0)
+        return BroadcastAdd.apply(parameter, update), 0
 
 
 def sum_to_shape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -44,9 +46,11 @@ def sum_to_shape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
     Sums over tasks in another order, such as that of ``Tensor.sum_to_size``, take ten times as long.
     """
-    dims = [d for d in range(x.dim()) if shape[d] < x.shape[d]]
-    if not dims:
+    if x.shape == shape:
         return x
     order = sorted(range(x.dim()), key=x.stride, reverse=True)
-    result = x.permute(order).sum([order.index(d) for d in dims], keepdim=True)
-    return result.permute([order.index(d) for d in range(x.dim())])
+    dims = []
+    for place, d in enumerate(order):
+        if shape[d] < x.shape[d]:
+            dims.append(place)
+    return x.permute(order).sum(dims, keepdim=True).permute(sorted(range(x.dim()), key=order.__getitem__))

@@ -15,11 +15,9 @@ from test_gradient import LR, NORMS, TASKS, apart, batch, body, build, outer_gra
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun.algorithms.gradient.adapts import Adapts
 from metarun.algorithms.gradient.learner import GradientLearner
-from metarun.algorithms.gradient.losses import InnerLoss
 from metarun.algorithms.gradient.parameters import Parameters
-from metarun.algorithms.gradient.rules import Rule, State
+from metarun.algorithms.gradient.pieces import AdaptedParameters, InnerLoss, Rule, State
 from metarun.config.build import build as built
 from metarun.config.compose import compose
 from metarun.errors import Interrupted, UserError
@@ -105,7 +103,7 @@ CHAIN = 0.5 * (torch.eye(LENGTH, dtype=torch.float64) + torch.diag(torch.ones(LE
 FORCE = torch.cat([torch.ones(POSITIVE), -torch.ones(LENGTH - POSITIVE)]).double()
 
 
-class Chain(Adapts):
+class Chain(AdaptedParameters):
     """The state, from 1."""
 
     def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:

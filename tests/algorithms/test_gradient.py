@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun.algorithms.gradient.learner import GradientLearner, minibatches
+from metarun.algorithms.gradient.inner_loop import minibatches
+from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.algorithms.solve import neumann_series
 from metarun.algorithms.supervised import judge
 from metarun.config.build import construct
@@ -137,7 +138,7 @@ EXACT = ["maml", "anil", "boil", "metasgd", "metacurvature", "lslr", "cavia", "p
 def test_outer_gradient_equals_finite_differences(name: str, norm: str) -> None:
     model = Odd() if norm == "odd" else body("batch" if norm == "support" else norm)
     learner, data = perturb(build(name, model, norm="support" if norm == "support" else "transductive")), batch()
-    assert learner.batched
+    assert learner.batchable
     gradient = outer_gradient(learner, data)
     learner.batch_tasks = False
     assert apart(gradient, outer_gradient(learner, data)) < 1e-11
@@ -619,7 +620,7 @@ def test_vmap_over_torchs_own_normalisation_is_wrong_and_is_not_used(
     """It differs from the loop by far more than rounding; finite differences side with the loop."""
     model = body("native") if norm == "batch" else OwnFunction()
     learner, data = perturb(build("maml", model, adapts__norm=True)), batch()
-    assert learner.batched
+    assert learner.batchable
     kernels = outer_gradient(learner, data)
     learner.batch_tasks = False
     loop = outer_gradient(learner, data)

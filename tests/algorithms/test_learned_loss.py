@@ -86,7 +86,7 @@ def compared(learner: GradientLearner, data: TaskBatch, start: str, inputs: bool
     assert all(n.startswith("loss.network") for n in by_hand)
     # What is added to the loss whatever the prediction, or (for "random") the row not read, moves nothing.
     assert sum(bool(g.abs().max() > 1e-9) for g in by_hand.values()) >= 5
-    assert learner.batched
+    assert learner.batchable
     assert apart(gradient_at(learner, data), by_hand) < 1e-11
     learner.batch_tasks = False
     assert apart(gradient_at(learner, data), by_hand) < 1e-11

@@ -104,7 +104,7 @@ def test_meta_gradient_equals_the_loop_unrolled_by_hand(
     steps: int, first_order: bool, downsample: str, adapt_norm: bool
 ) -> None:
     learner, data = maml(conv(downsample), steps, first_order, adapt_norm=adapt_norm), batch()
-    assert learner.batched
+    assert learner.batchable
     assert relative(flat(meta_gradient(learner, data)), flat(by_hand(learner, data, downsample))) < 1e-12
 
 
@@ -112,7 +112,7 @@ def test_meta_gradient_equals_the_loop_unrolled_by_hand(
 @pytest.mark.parametrize("steps", [1, 3])
 def test_meta_gradient_equals_finite_differences(steps: int, native: bool, norm: str) -> None:
     learner, data = maml(NativeNorm() if native else conv(), steps, norm=norm), batch()
-    assert learner.batched
+    assert learner.batchable
     gradient = meta_gradient(learner, data)
     parameters = dict(learner.net.named_parameters())
     for _ in range(4):

@@ -72,7 +72,7 @@ def test_a_wrong_gradient_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: p
     right = GradientLearner.over_tasks
 
     def wrong(self: GradientLearner, f: Any, dims: Any) -> Any:
-        if not self.batched:
+        if not (self.batchable and self.batch_tasks):
             return right(self, f, dims)
         return lambda *arguments: _scaled(right(self, f, dims)(*arguments))
 

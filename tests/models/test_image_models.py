@@ -109,7 +109,7 @@ def test_batched_inner_loops_equal_one_task_after_another(model: str, name: str)
         other = copy.deepcopy(learner)
         Engine(other, plan).gradient(data)
         gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in other.parameters()])
-    assert learner.batched
+    assert learner.batchable
     assert sum(float(g.abs().sum()) for g in gradients[0]) > 0
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, rtol=1e-8, atol=1e-10)

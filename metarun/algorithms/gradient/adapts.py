@@ -1,15 +1,17 @@
-"""What adapts to a task: the first of the gradient engine's four pieces."""
+"""Choices of what adapts: a part of the network, an added context, or a head made from prototypes."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.functional import call_with
+from metarun.algorithms.gradient.inner_loop import InnerLoopLearner
 from metarun.algorithms.gradient.parameters import Parameters
+from metarun.algorithms.gradient.pieces import AdaptedParameters
 from metarun.algorithms.metric.protonet import prototypes
 from metarun.algorithms.supervised import dry_run
 from metarun.errors import nearest, require
@@ -17,39 +19,10 @@ from metarun.models.norm import BatchNorm
 from metarun.tasks.episode import Labelled, Spec
 from metarun.types import Positive
 
-if TYPE_CHECKING:
-    from metarun.algorithms.gradient.learner import GradientLearner
-
 NORMS = (BatchNorm, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
-class Adapts(nn.Module):
-    """Chooses, or adds, the parameters that adapt, and says where they start.
-
-    A subclass gives :meth:`attach`; :meth:`initial` only where the start depends on the task, and :meth:`at` only
-    where the network itself changes from step to step.
-    """
-
-    any_way: bool = False
-    """Whether the head is made anew for each task, and so for any number of classes."""
-
-    def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
-        """Names in ``net`` (the model, then its head) of what adapts; whatever they need may be added to it."""
-        raise NotImplementedError
-
-    def prepare(self, learner: GradientLearner) -> None:
-        """Called once after :meth:`attach`, when the learner knows what adapts."""
-
-    def at(self, step: int) -> Parameters:
-        """What replaces the network's own at ``step`` (0, 1, ...) and for queries after it, the same for all tasks."""
-        return {}
-
-    def initial(self, learner: GradientLearner, support: Labelled) -> tuple[Parameters, Any]:
-        """Where adaptation starts, and the dimension of tasks: ``None`` (shared), 0, or a dictionary of both."""
-        return learner.meta_learned(), None
-
-
-class Part(Adapts):
+class Part(AdaptedParameters):
     """A part of the network, from its meta-learned values; the rest stays as meta-learned.
 
     ``all``; only the ``head`` (ANIL: Raghu et al. 2020, arXiv:1909.09157); only the ``body`` (BOIL: Oh et al.
@@ -84,7 +57,7 @@ def affine(net: nn.Module) -> set[str]:
     }
 
 
-class Context(Adapts):
+class Context(AdaptedParameters):
     """``size`` numbers c of added context adapt, from 0; the network and how it reads them are meta-learned.
 
     CAVIA (Zintgraf et al. 2019, arXiv:1810.03642, equations 2-4). They modulate the output y of the model's
@@ -166,9 +139,9 @@ class Prototypes(Part):
         net[-1].requires_grad_(False)
         return super().attach(net, spec)
 
-    def initial(self, learner: GradientLearner, support: Labelled) -> tuple[Parameters, Any]:
+    def initial(self, learner: InnerLoopLearner, support: Labelled) -> tuple[Parameters, Any]:
         shared = learner.meta_learned()
-        embed = partial(call_with, learner.adapts.at(0), learner.net[:-1])
+        embed = partial(call_with, learner.adapts.overrides_at(0), learner.net[:-1])
         features = learner.over_tasks(embed, (0,))(support.x)
         centres = prototypes(features, support.y, support.way)
         head = {"1.weight": 2 * centres, "1.bias": -centres.square().sum(-1)}

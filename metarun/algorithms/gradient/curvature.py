@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.gradient.parameters import Parameters
-from metarun.algorithms.gradient.rules import Rule, State
+from metarun.algorithms.gradient.pieces import Rule, State
 from metarun.types import Count
 
 

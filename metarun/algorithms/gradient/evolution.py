@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.functional import call_with
-from metarun.algorithms.gradient.learner import Walk, minibatches, one_of
+from metarun.algorithms.gradient.inner_loop import InnerLoopLearner, InnerLoopState, minibatches, one_of
 from metarun.algorithms.gradient.parameters import Parameters
-from metarun.algorithms.gradient.windows import Windows
+from metarun.algorithms.gradient.windows import TruncatedUnroll
 from metarun.algorithms.supervised import judge
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, TaskBatch
 from metarun.tasks.rng import forked_rng
 from metarun.types import Positive, Rate
 
-if TYPE_CHECKING:
-    from metarun.algorithms.gradient.learner import GradientLearner
 
-
-class Evolution(Windows):
+class Evolution(TruncatedUnroll):
     """Antithetic evolution strategies: every task of the meta-batch is met by a pair of particles, theta +- e.
 
     For e ~ N(0, ``sigma``^2 I) drawn for each task and L+, L- the losses of its pair,
@@ -46,12 +43,12 @@ class Evolution(Windows):
         super().__init__(unroll=unroll, log=log)
         self.sigma, self.along = sigma, along
 
-    def prepare(self, learner: GradientLearner) -> None:
+    def prepare(self, learner: InnerLoopLearner) -> None:
         super().prepare(learner)
         self.learns = [name for name, p in learner.named_parameters() if p.requires_grad]
         require(bool(self.learns), "algorithm.outer: evolution strategies need a meta-parameter, and here is none")
 
-    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+    def forward(self, learner: InnerLoopLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         theta = {name: learner.get_parameter(name) for name in self.learns}
         batch = self.tasks(batch)
         tasks, some = len(batch.support.y), next(iter(theta.values()))
@@ -65,9 +62,9 @@ class Evolution(Windows):
                     start = self.begin(learner, plus, batch.support)
                 mirrored = self.begin(learner, minus, batch.support)
                 start = {n: torch.cat([p, mirrored[n]]) for n, p in start.items()}
-                walk, drift = Walk(start, 0, start, 0, None, 0), noise
+                walk, drift = InnerLoopState(start, 0, start, 0, None, 0), noise
             else:
-                walk = Walk(*self.kept["walk"])
+                walk = InnerLoopState(*self.kept["walk"])
                 drift = {n: e + self.kept["drift"][n] for n, e in noise.items()}
             walk, losses, metrics = self.run(learner, particles, walk, batch)
             self.keep(learner, batch, walk, drift=drift)
@@ -75,7 +72,7 @@ class Evolution(Windows):
             gradient = {n: torch.tensordot(slope, e, 1) for n, e in drift.items()}
         return torch.stack([(gradient[n] * p).sum() for n, p in theta.items()]).sum(), metrics
 
-    def begin(self, learner: GradientLearner, meta: Parameters, support: Labelled) -> Parameters:
+    def begin(self, learner: InnerLoopLearner, meta: Parameters, support: Labelled) -> Parameters:
         """Where each task's particle starts."""
 
         def one(x: Tensor, y: Tensor) -> Parameters:
@@ -84,8 +81,8 @@ class Evolution(Windows):
         return learner.over_tasks(with_meta(learner, one), (0, 0, 0))(meta, support.x, support.y)
 
     def run(
-        self, learner: GradientLearner, meta: Parameters, walk: Walk, batch: TaskBatch
-    ) -> tuple[Walk, Tensor, Metrics]:
+        self, learner: InnerLoopLearner, meta: Parameters, walk: InnerLoopState, batch: TaskBatch
+    ) -> tuple[InnerLoopState, Tensor, Metrics]:
         """A window of all particles: where they then stand, their losses [2T], and what they are judged by at its end.
 
         The first T are the tasks' theta + e, the others theta - e.
@@ -103,10 +100,10 @@ class Evolution(Windows):
                 answer = learner.over_tasks(with_meta(learner, predict), (0, 0, 0, 0))
                 judged = judge(learner.spec, answer(meta, parameters, support.x, query.x), query.y)
             if self.along or step + 1 == learner.inner_steps:
-                losses = losses + self.heights(judged)
+                losses = losses + self.task_objectives(judged)
         there = losses.isfinite() & torch.stack(list(judged.values())).isfinite().all(0)
         means = {name: torch.where(there, value, 0).sum() / there.sum() for name, value in judged.items()}
-        return Walk(initial, 0, parameters, 0, state, last), losses, means
+        return InnerLoopState(initial, 0, parameters, 0, state, last), losses, means
 
     def extra_repr(self) -> str:
         return f"sigma={self.sigma}, {super().extra_repr()}, along={self.along}"
@@ -115,7 +112,7 @@ class Evolution(Windows):
 class _WithMeta(nn.Module):
     """Holds a learner, so that its parameters can be replaced while a function of it runs."""
 
-    def __init__(self, learner: GradientLearner, f: Callable[..., Any]) -> None:
+    def __init__(self, learner: InnerLoopLearner, f: Callable[..., Any]) -> None:
         super().__init__()
         self.learner, self.f = learner, f
 
@@ -123,7 +120,7 @@ class _WithMeta(nn.Module):
         return self.f(*arguments)
 
 
-def with_meta(learner: GradientLearner, f: Callable[..., Any]) -> Callable[..., Any]:
+def with_meta(learner: InnerLoopLearner, f: Callable[..., Any]) -> Callable[..., Any]:
     """``f``, which uses ``learner``, as a function of the learner's meta-parameters and its own arguments."""
     held = _WithMeta(learner, f)
     return lambda meta, *arguments: call_with({f"learner.{n}": p for n, p in meta.items()}, held, *arguments)

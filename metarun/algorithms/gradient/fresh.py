@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.gradient.adapts import Part, affine
+from metarun.algorithms.gradient.inner_loop import InnerLoopLearner
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.tasks.episode import Labelled, Spec
 from metarun.types import Rate
-
-if TYPE_CHECKING:
-    from metarun.algorithms.gradient.learner import GradientLearner
 
 
 class Fresh(Part):
@@ -36,7 +34,7 @@ class Fresh(Part):
             net.get_parameter(name).requires_grad_(False)
         return names
 
-    def initial(self, learner: GradientLearner, support: Labelled) -> tuple[Parameters, Any]:
+    def initial(self, learner: InnerLoopLearner, support: Labelled) -> tuple[Parameters, Any]:
         tasks = len(support.y)
         return {name: self.draw(name, p, tasks) for name, p in learner.meta_learned().items()}, 0
 

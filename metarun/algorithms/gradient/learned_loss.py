@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algorithms.gradient.losses import InnerLoss
 from metarun.algorithms.gradient.parameters import Parameters
+from metarun.algorithms.gradient.pieces import InnerLoss
 from metarun.errors import require
 from metarun.tasks.episode import Spec
 from metarun.types import Positive

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.gradient.parameters import Parameters, flatten, unflatten
-from metarun.algorithms.gradient.rules import Rule, State
+from metarun.algorithms.gradient.pieces import Rule, State
 from metarun.types import Fraction, Positive, Rate
 
 

@@ -1,56 +1,25 @@
-"""The gradient engine: a learner that adapts by gradient steps, put together from four exchangeable pieces."""
+"""The gradient learner: model, inner loop and the four exchangeable pieces, put together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from math import ceil
-from operator import attrgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.func import grad, vmap
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from metarun.algorithms.base import Metrics
-from metarun.algorithms.functional import call_with
-from metarun.algorithms.gradient.adapts import Adapts
-from metarun.algorithms.gradient.losses import InnerLoss
-from metarun.algorithms.gradient.outer import OuterGradient
-from metarun.algorithms.gradient.parameters import Parameters
-from metarun.algorithms.gradient.rules import Rule, State
-from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run, judge, with_head
-from metarun.kernels.bfloat16 import bfloat16_disabled
-from metarun.kernels.broadcast_add import broadcast_add
-from metarun.kernels.mode import REPLACED, TaskBatched
-from metarun.models.norm import set_policy, statistics_from
-from metarun.tasks.episode import Labelled, Spec, TaskBatch
+from metarun.algorithms.gradient.inner_loop import InnerLoopLearner
+from metarun.algorithms.gradient.pieces import AdaptedParameters, InnerLoss, OuterGradient, Rule
+from metarun.algorithms.supervised import dry_run, with_head
+from metarun.kernels.mode import REPLACED
+from metarun.models.norm import set_policy
+from metarun.tasks.episode import Spec
 from metarun.types import Count, Decay, Positive, Rate
 
-Dims = Any
-"""Which dimension of an argument is the tasks': 0, ``None`` (shared by all), or nested dictionaries of these."""
+MAX_CAPTURED_STEPS = 32
+"""Inner steps up to which a step is recorded: the recording, and the time that it takes to make, grow with them."""
 
 
-RECORDED = 32
-"""Inner steps up to which a step is captured: the recording, and the time that making it takes, grow with them."""
-
-
-class Walk(NamedTuple):
-    """Where the inner loops of many tasks stand, after ``step`` steps."""
-
-    initial: Parameters
-    shared: Dims
-    """The dimension of tasks of ``initial``."""
-    parameters: Parameters
-    dims: Dims
-    """The same of ``parameters``."""
-    state: State
-    """The rule's; ``None`` before the first step."""
-    step: int
-
-
-class GradientLearner(SupervisedAlgorithm):
+class GradientLearner(InnerLoopLearner):
     """Learns from where, and with learned pieces how, a few gradient steps learn a task.
 
     The model gets a linear head. On a task with support set S and query set Q, what ``adapts`` starts at phi_0
@@ -77,7 +46,7 @@ class GradientLearner(SupervisedAlgorithm):
         model: nn.Module,
         spec: Spec,
         *,
-        adapts: Adapts,
+        adapts: AdaptedParameters,
         rule: Rule,
         loss: InnerLoss,
         outer: OuterGradient,
@@ -117,154 +86,13 @@ class GradientLearner(SupervisedAlgorithm):
         self.learn_with(outer_lr, halve_every, decay_over, decay, outer_optimizer)
 
     @property
-    def batched(self) -> bool:
-        """Whether inner loops run on all tasks at once: where that is exact, unless :attr:`batch_tasks` is off."""
-        return self.batchable and self.batch_tasks
-
-    def begin_iteration(self, iteration: int) -> None:
-        super().begin_iteration(iteration)
-        self.outer.begin_iteration(iteration)
-
-    def capture_key(self, iteration: int) -> tuple[Any, ...]:
-        return self.outer.capture_key(iteration)
-
-    @property
-    def is_capturable(self) -> bool:
-        return self.outer.is_capturable and self.inner_steps <= RECORDED
-
-    @property
     def model(self) -> nn.Module:  # type: ignore[override]
         """The model without the head."""
         return self.net[0]
 
-    def meta_learned(self) -> Parameters:
-        """What adapts, as the network holds it."""
-        return {name: attrgetter(name)(self.net) for name in self.adapted_names}
-
-    # One task. ``step`` is the one whose gradient is taken, or that came before the queries; null: the last one.
-
-    def predict(self, parameters: Parameters, x: Tensor, step: int | None = None) -> Tensor:
-        """Predictions [N, outputs]; ``parameters`` replace the network's own of the same names."""
-        of_the_step = self.adapts.at(max(self.inner_steps - 1, 0) if step is None else step)
-        return call_with({**of_the_step, **parameters}, self.net, x)
-
-    def predict_query(self, parameters: Parameters, support: Tensor, query: Tensor, step: int | None = None) -> Tensor:
-        """Query predictions, normalised as the policy says."""
-        if self.norm == "support":
-            with statistics_from(self.net, len(support)):
-                return self.predict(parameters, torch.cat([support, query]), step)[len(support) :]
-        return self.predict(parameters, query, step)
-
-    def inner_gradient(
-        self, parameters: Parameters, initial: Parameters, x: Tensor, y: Tensor, step: int | None = None
-    ) -> Parameters:
-        """Of the inner loss on the support set (x, y), by ``parameters``."""
-
-        def loss(p: Parameters) -> Tensor:
-            prediction = self.predict(p, x, step)
-            with bfloat16_disabled():
-                return self.loss(prediction, x, y, p, initial)
-
-        return grad(loss)(parameters)
-
-    def inner_step(
-        self,
-        step: int,
-        first_order: bool,
-        parameters: Parameters,
-        state: State,
-        initial: Parameters,
-        x: Tensor,
-        y: Tensor,
-    ) -> tuple[Parameters, State]:
-        """Parameters and the rule's state after one more step; ``state`` is ``None`` before the first."""
-        gradients = self.inner_gradient(parameters, initial, x, y, step)
-        if first_order:
-            gradients = {name: g.detach() for name, g in gradients.items()}
-        with bfloat16_disabled():  # the rule is not part of the network
-            changes, state = self.rule.update(gradients, self.rule.init(parameters) if state is None else state, step)
-        return {name: broadcast_add(p, changes[name]) for name, p in parameters.items()}, state
-
-    # Many tasks.
-
-    def begin(self, support: Labelled) -> Walk:
-        """The inner loops before their first step."""
-        initial, shared = self.adapts.initial(self, support)
-        return Walk(initial, shared, initial, shared, None, 0)
-
-    def trajectory(
-        self, support: Labelled, steps: int, size: int | None, first_order: bool = False, start: Walk | None = None
-    ) -> Iterator[tuple[Parameters, Dims, State]]:
-        """Parameters after 0..``steps`` steps on ``size`` examples, the dimension of their tasks, the rule's state.
-
-        From their beginning, or from wherever ``start`` says that they stand.
-        """
-        initial, shared, parameters, dims, state, done = start or self.begin(support)
-        yield parameters, dims, state
-        for step, (x, y) in enumerate(minibatches(support, steps, size), done):
-            advance = self.over_tasks(
-                partial(self.inner_step, step, first_order), (dims, None if state is None else 0, shared, 0, 0)
-            )
-            parameters, state = advance(parameters, state, initial, x, y)
-            dims = 0
-            yield parameters, dims, state
-
-    def adapted(self, support: Labelled, first_order: bool = False) -> tuple[Parameters, Dims]:
-        """Parameters after the inner loop of meta-training, and the dimension of their tasks.
-
-        One task after another where the rule carries its state on.
-        """
-        if not self.rule.carries:
-            *_, (parameters, dims, _) = self.trajectory(support, self.inner_steps, self.inner_batch, first_order)
-            return parameters, dims
-        each = []
-        for task in range(len(support.y)):
-            one = support.map(lambda values, task=task: values[task : task + 1])  # type: ignore[misc]
-            *_, (parameters, dims, state) = self.trajectory(one, self.inner_steps, self.inner_batch, first_order)
-            if state is not None:
-                self.rule.keep(one_of(state, 0, 0))
-            each.append(parameters if dims is None else one_of(parameters, dims, 0))
-        return _stack(each), 0
-
-    def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
-        steps = self.test_steps if steps is None else steps
-        for taken, (parameters, dims, _) in enumerate(self.trajectory(support, steps, self.test_batch)):
-            yield partial(self.answers, parameters, dims, support, step=max(taken - 1, 0))
-
-    def answers(
-        self, parameters: Parameters, dims: Dims, support: Labelled, query: Tensor, step: int | None = None
-    ) -> Tensor:
-        """Predictions [T, Nq, outputs] for the inputs ``query`` [T, Nq, ...]."""
-        answer = partial(self.predict_query, step=step)
-        return self.over_tasks(answer, (dims, 0, 0))(parameters, support.x, query)
-
-    def query_loss(
-        self, parameters: Parameters, dims: Dims, batch: TaskBatch, step: int | None = None
-    ) -> tuple[Tensor, Metrics]:
-        """Mean loss of adapted learners on their query sets; and that with the other metrics, detached."""
-        judged = judge(self.spec, self.answers(parameters, dims, batch.support, batch.query.x, step), batch.query.y)
-        means = {name: value.mean() for name, value in judged.items()}
-        loss = means["loss" if self.spec.kind == "classification" else "mse"]
-        return loss, {name: value.detach() for name, value in means.items()}
-
-    def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
-        return self.outer(self, batch)
-
-    def over_tasks(self, f: Callable[..., Any], dims: tuple[Dims, ...]) -> Callable[..., Any]:
-        """``f`` of one task as a function of many: batched where that is exact, else one task after another."""
-        if self.batched:
-
-            def batched(*arguments: Any) -> Any:
-                with TaskBatched():
-                    return vmap(f, in_dims=dims, randomness="different")(*arguments)
-
-            return batched
-
-        def loop(*arguments: Any) -> Any:
-            tasks = range(len(arguments[-1]))
-            return _stack([f(*(one_of(a, d, t) for a, d in zip(arguments, dims, strict=True))) for t in tasks])
-
-        return loop
+    @property
+    def is_capturable(self) -> bool:
+        return self.outer.is_capturable and self.inner_steps <= MAX_CAPTURED_STEPS
 
     def protocol(self) -> dict[str, Any]:
         pieces = {"adapts": self.adapts, "rule": self.rule, "loss": self.loss, "outer": self.outer}
@@ -275,23 +103,6 @@ class GradientLearner(SupervisedAlgorithm):
             "inner_lr": self.inner_lr,
             **{name: f"{type(piece).__name__}({piece.extra_repr()})" for name, piece in pieces.items()},
         }
-
-
-def minibatches(support: Labelled, steps: int, size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """(x, y) for each step: the whole support set, or the next ``size`` examples of it in random order.
-
-    Every task has an order of its own, drawn anew whenever it is used up.
-    """
-    tasks, examples = support.y.shape[:2]
-    if size is None or size >= examples:
-        yield from [(support.x, support.y)] * steps
-        return
-    device = support.y.device
-    order = torch.rand(tasks, ceil(steps * size / examples), examples, device=device).argsort(-1).flatten(1)
-    row = torch.arange(tasks, device=device)[:, None]
-    for step in range(steps):
-        chosen = order[:, step * size : (step + 1) * size]
-        yield support.x[row, chosen], support.y[row, chosen]
 
 
 UNTRUSTED = ("batch_norm", "layer_norm", "instance_norm", "group_norm", "lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -309,22 +120,3 @@ class _Unbatchable(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.any |= func not in REPLACED and getattr(func, "__name__", "").endswith(UNTRUSTED)
         return func(*args, **(kwargs or {}))
-
-
-def one_of(value: Any, dims: Dims, task: int) -> Any:
-    """One task's part of an argument of :meth:`GradientLearner.over_tasks`."""
-    if dims is None:
-        return value
-    if isinstance(value, dict):
-        return {k: one_of(v, dims[k] if isinstance(dims, dict) else dims, task) for k, v in value.items()}
-    return value[task]
-
-
-def _stack(values: Sequence[Any]) -> Any:
-    """The inverse: a result of many tasks from those of each."""
-    first = values[0]
-    if isinstance(first, dict):
-        return {k: _stack([v[k] for v in values]) for k in first}
-    if isinstance(first, tuple):
-        return tuple(map(_stack, zip(*values, strict=True)))
-    return torch.stack(list(values))

@@ -1,26 +1,14 @@
-"""What adaptation descends: the third of the gradient engine's four pieces."""
+"""Inner losses: the task's own, and the task's own with a proximal term."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarun.algorithms.gradient.parameters import Parameters
+from metarun.algorithms.gradient.pieces import InnerLoss
 from metarun.algorithms.supervised import task_loss
-from metarun.tasks.episode import Spec
 from metarun.types import NonNegative
-
-
-class InnerLoss(nn.Module):
-    """A scalar of one task's support set; what it learns are ``nn.Parameter``, made in :meth:`prepare`."""
-
-    def prepare(self, spec: Spec) -> None:
-        """Called once, with the task family."""
-        self.kind = spec.kind
-
-    def forward(self, prediction: Tensor, x: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
-        """``prediction`` [N, outputs] of the ``parameters`` moved from ``initial``; inputs ``x``, targets ``y``."""
-        raise NotImplementedError
 
 
 class TaskLoss(InnerLoss):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from metarun.algorithms.gradient.adapts import Adapts
+from metarun.algorithms.gradient.pieces import AdaptedParameters
 from metarun.models.lowrank import add, fix
 from metarun.tasks.episode import Spec
 from metarun.types import Positive
 
 
-class LowRank(Adapts):
+class LowRank(AdaptedParameters):
     """Every linear and convolution weight W, the head's too, becomes W + B A of ``rank`` r; only B and A adapt.
 
     LoRA (Hu et al. 2022, arXiv:2106.09685, section 4.1) with its scaling left to ``algorithm.inner_lr``: B

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.gradient.adapts import Adapts, affine
-from metarun.algorithms.gradient.outer import OuterGradient
+from metarun.algorithms.gradient.adapts import affine
+from metarun.algorithms.gradient.inner_loop import InnerLoopLearner
 from metarun.algorithms.gradient.parameters import Parameters
+from metarun.algorithms.gradient.pieces import AdaptedParameters, OuterGradient
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Count
-
-if TYPE_CHECKING:
-    from metarun.algorithms.gradient.learner import GradientLearner
 
 FLOOR = 0.03
 """What an early step's weight falls to at least while it has one, as a part of 1 / K (the authors' code)."""
@@ -44,7 +42,7 @@ class MultiStep(OuterGradient):
         # A buffer is an input of a recorded step, so that one recording serves for all weights.
         self.register_buffer("iteration", torch.zeros(()), persistent=False)
 
-    def prepare(self, learner: GradientLearner) -> None:
+    def prepare(self, learner: InnerLoopLearner) -> None:
         require(learner.inner_steps > 0, "algorithm.inner_steps=0: a loss after each inner step needs one")
         require(not learner.rule.carries, "algorithm.rule.carry=true: losses along the way need all tasks at once")
 
@@ -60,7 +58,7 @@ class MultiStep(OuterGradient):
         early = (1 - self.iteration / self.anneal_over).clamp_min(FLOOR) / steps
         return torch.stack([early] * (steps - 1) + [1 - (steps - 1) * early])
 
-    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+    def forward(self, learner: InnerLoopLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         first_order, along = self.capture_key(learner.iteration)
         if not along:
             return learner.query_loss(*learner.adapted(batch.support, first_order), batch)
@@ -74,7 +72,7 @@ class MultiStep(OuterGradient):
         return f"anneal_over={self.anneal_over}, first_order_for={self.first_order_for}"
 
 
-class StepNorm(Adapts):
+class StepNorm(AdaptedParameters):
     """What ``adapts`` says, in a network whose normalisation has factors and offsets of its own at each inner step.
 
     Per-step batch normalisation weights and biases of MAML++ (Antoniou, Edwards & Storkey 2019, arXiv:1810.09502,
@@ -89,14 +87,14 @@ class StepNorm(Adapts):
     ``norm: support`` takes the support set's, anew at each step.
     """
 
-    def __init__(self, *, adapts: Adapts) -> None:
+    def __init__(self, *, adapts: AdaptedParameters) -> None:
         super().__init__()
         self.adapts, self.any_way = adapts, adapts.any_way
 
     def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
         return self.adapts.attach(net, spec)
 
-    def prepare(self, learner: GradientLearner) -> None:
+    def prepare(self, learner: InnerLoopLearner) -> None:
         self.adapts.prepare(learner)
         chosen = affine(learner.net) - {*learner.adapted_names}
         single = {name: p for name, p in learner.net.named_parameters() if name in chosen}
@@ -105,11 +103,11 @@ class StepNorm(Adapts):
         for p in single.values():
             p.requires_grad_(False)  # a set stands in for it at every step
 
-    def at(self, step: int) -> Parameters:
+    def overrides_at(self, step: int) -> Parameters:
         sets = {name: values[min(step, len(values) - 1)] for name, values in zip(self.names, self.sets, strict=True)}
-        return {**self.adapts.at(step), **sets}
+        return {**self.adapts.overrides_at(step), **sets}
 
-    def initial(self, learner: GradientLearner, support: Labelled) -> tuple[Parameters, Any]:
+    def initial(self, learner: InnerLoopLearner, support: Labelled) -> tuple[Parameters, Any]:
         return self.adapts.initial(learner, support)
 
     def extra_repr(self) -> str:

@@ -1,47 +1,22 @@
-"""How the outer gradient is found: the last of the gradient engine's four pieces."""
+"""Outer gradients: unrolled (MAML), of the difference of parameters (Reptile), and implicit (iMAML)."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import vjp
 
 from metarun.algorithms.base import Metrics
+from metarun.algorithms.gradient.inner_loop import InnerLoopLearner
 from metarun.algorithms.gradient.parameters import Parameters, flatten, unflatten
+from metarun.algorithms.gradient.pieces import OuterGradient
 from metarun.algorithms.solve import conjugate_gradient, neumann_series
 from metarun.errors import require
 from metarun.tasks.episode import TaskBatch
 from metarun.types import NonNegative, Positive, Rate
-
-if TYPE_CHECKING:
-    from metarun.algorithms.gradient.learner import GradientLearner
-
-
-class OuterGradient(nn.Module):
-    """Gives a loss whose gradient by the meta-parameters is the outer gradient; its value need mean nothing."""
-
-    needs_full_meta_batch: bool = False
-    """Whether it needs the meta-batch whole; else it may be given parts, whose gradients are averaged."""
-
-    is_capturable: bool = True
-    """Whether a recording of its tensor operations repeats it: it keeps nothing in Python from step to step."""
-
-    def begin_iteration(self, iteration: int) -> None:
-        """Called before the step at ``iteration``; what changes with every one is kept as a buffer."""
-
-    def capture_key(self, iteration: int) -> tuple[Any, ...]:
-        """What it depends on at ``iteration`` beside tensors."""
-        return ()
-
-    def prepare(self, learner: GradientLearner) -> None:
-        """Called once, with the rest of the learner; raises :class:`~metarun.errors.UserError` where that cannot be."""
-
-    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
-        """That loss, and the means over tasks of what the adapted learners are judged by on their query sets."""
-        raise NotImplementedError
 
 
 class Unrolled(OuterGradient):
@@ -55,17 +30,17 @@ class Unrolled(OuterGradient):
         super().__init__()
         self.first_order = first_order
 
-    def prepare(self, learner: GradientLearner) -> None:
+    def prepare(self, learner: InnerLoopLearner) -> None:
         refuse_constant_gradients(self.first_order, learner)
 
-    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+    def forward(self, learner: InnerLoopLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         return learner.query_loss(*learner.adapted(batch.support, self.first_order), batch)
 
     def extra_repr(self) -> str:
         return f"first_order={self.first_order}"
 
 
-def refuse_constant_gradients(first_order: bool, learner: GradientLearner) -> None:
+def refuse_constant_gradients(first_order: bool, learner: InnerLoopLearner) -> None:
     """A learned loss acts through the inner gradients alone: with these as constants nothing of it would be learned."""
     learned = any(p.requires_grad for p in learner.loss.parameters())
     require(not (first_order and learned), "algorithm.outer.first_order=true: a learned loss gets no gradient that way")
@@ -79,13 +54,13 @@ class Difference(OuterGradient):
     the other pieces would learn, gets no gradient. The query set is for the log only.
     """
 
-    def prepare(self, learner: GradientLearner) -> None:
+    def prepare(self, learner: InnerLoopLearner) -> None:
         learned = any(p.requires_grad for p in learner.meta_learned().values())
         require(
             learned, "algorithm.outer: the difference moves only what adapts, and here that starts at no learned value"
         )
 
-    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+    def forward(self, learner: InnerLoopLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         with torch.no_grad():
             adapted, dims = learner.adapted(batch.support)
             _, metrics = learner.query_loss(adapted, dims, batch)
@@ -112,10 +87,10 @@ class Implicit(OuterGradient):
         super().__init__()
         self.solver, self.iterations, self.damping, self.step = solver, iterations, damping, step
 
-    def prepare(self, learner: GradientLearner) -> None:
+    def prepare(self, learner: InnerLoopLearner) -> None:
         require(learner.inner_steps > 0, "algorithm.inner_steps=0: an implicit gradient needs an inner loop")
 
-    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+    def forward(self, learner: InnerLoopLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         (x, y), names = (batch.support.x, batch.support.y), learner.adapted_names
         with torch.no_grad():
             phi, _ = learner.adapted(batch.support)
@@ -129,7 +104,7 @@ class Implicit(OuterGradient):
         return loss - torch.stack([(slope[n] * v[n]).sum() for n in names]).sum(), metrics
 
     def solve(
-        self, learner: GradientLearner, pull: Parameters, phi: Parameters, initial: Parameters, x: Tensor, y: Tensor
+        self, learner: InnerLoopLearner, pull: Parameters, phi: Parameters, initial: Parameters, x: Tensor, y: Tensor
     ) -> Parameters:
         """One task's v."""
 

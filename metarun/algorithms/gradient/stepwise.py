@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.gradient.outer import OuterGradient
+from metarun.algorithms.gradient.inner_loop import InnerLoopLearner
+from metarun.algorithms.gradient.pieces import OuterGradient
 from metarun.errors import require
 from metarun.tasks.episode import TaskBatch
-
-if TYPE_CHECKING:
-    from metarun.algorithms.gradient.learner import GradientLearner
 
 
 class Stepwise(OuterGradient):
@@ -29,11 +25,11 @@ class Stepwise(OuterGradient):
     for the initialisation (section 2.5), which may be any.
     """
 
-    def prepare(self, learner: GradientLearner) -> None:
+    def prepare(self, learner: InnerLoopLearner) -> None:
         require(learner.inner_steps > 0, "algorithm.inner_steps=0: the outer gradient of single steps needs one")
         require(not learner.rule.carries, "algorithm.rule.carry=true: steps on their own have no state to carry on")
 
-    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+    def forward(self, learner: InnerLoopLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         walk, losses = learner.begin(batch.support), []
         for _ in range(learner.inner_steps):
             *_, (moved, dims, state) = learner.trajectory(batch.support, 1, learner.inner_batch, start=walk)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.gradient.learner import Walk
-from metarun.algorithms.gradient.outer import OuterGradient, refuse_constant_gradients
+from metarun.algorithms.gradient.inner_loop import InnerLoopLearner, InnerLoopState
+from metarun.algorithms.gradient.outer import refuse_constant_gradients
+from metarun.algorithms.gradient.pieces import OuterGradient
 from metarun.algorithms.supervised import judge
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, TaskBatch
@@ -21,11 +22,8 @@ from metarun.types import Positive
 SMALLEST = 1e-10
 """Added to a loss before its logarithm is taken, as in the paper."""
 
-if TYPE_CHECKING:
-    from metarun.algorithms.gradient.learner import GradientLearner
 
-
-class Windows(OuterGradient):
+class TruncatedUnroll(OuterGradient):
     """An outer gradient of ``unroll`` inner steps an outer step (null: of the whole inner loop).
 
     The next outer step goes on from where this one's inner loops ended, on the same tasks; after
@@ -43,20 +41,20 @@ class Windows(OuterGradient):
         self.kept: dict[str, Any] | None = None
         """What goes on, as tensors and plain values; ``None`` where the next outer step begins anew."""
 
-    def prepare(self, learner: GradientLearner) -> None:
+    def prepare(self, learner: InnerLoopLearner) -> None:
         require(learner.inner_steps > 0, "algorithm.inner_steps=0: a window of the inner loop needs one")
         require(not learner.rule.carries, "algorithm.rule.carry=true: long inner loops keep a rule's state themselves")
 
-    def window(self, learner: GradientLearner, step: int) -> int:
+    def window(self, learner: InnerLoopLearner, step: int) -> int:
         """How many inner steps to take now, ``step`` having been taken."""
         return min(self.unroll or learner.inner_steps, learner.inner_steps - step)
 
-    def heights(self, judged: Metrics) -> Tensor:
+    def task_objectives(self, judged: Metrics) -> Tensor:
         """What each task's learner is to lower, [T], from what it is judged by."""
         losses = judged["loss"] if "loss" in judged else judged["mse"]
         return (losses + SMALLEST).log() if self.log else losses
 
-    def keep(self, learner: GradientLearner, batch: TaskBatch, walk: Walk, **more: Any) -> None:
+    def keep(self, learner: InnerLoopLearner, batch: TaskBatch, walk: InnerLoopState, **more: Any) -> None:
         """Where to go on in the next outer step, unless the inner loops have ended."""
         self.kept = None
         if walk.step < learner.inner_steps:
@@ -77,7 +75,7 @@ class Windows(OuterGradient):
     def set_extra_state(self, state: dict[str, Any] | None) -> None:
         self.kept = state
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Windows:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TruncatedUnroll:
         """What ``to`` moves."""
         self.kept = mapped(fn, self.kept)
         return super()._apply(fn, recurse)
@@ -86,7 +84,7 @@ class Windows(OuterGradient):
         return f"unroll={self.unroll}, log={self.log}"
 
 
-class Truncated(Windows):
+class Truncated(TruncatedUnroll):
     """Backpropagation through the steps of a window: of the query losses after each of them, summed.
 
     L = sum over k of l(phi_k; Q) (Andrychowicz et al. 2016, arXiv:1606.04474, equation 3 with all w_k = 1), a mean
@@ -99,20 +97,22 @@ class Truncated(Windows):
         super().__init__(unroll=unroll, log=log)
         self.first_order = first_order
 
-    def prepare(self, learner: GradientLearner) -> None:
+    def prepare(self, learner: InnerLoopLearner) -> None:
         super().prepare(learner)
         refuse_constant_gradients(self.first_order, learner)
 
-    def forward(self, learner: GradientLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+    def forward(self, learner: InnerLoopLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         batch = self.tasks(batch)
-        walk = learner.begin(batch.support) if self.kept is None else Walk(*self.kept["walk"])
+        walk = learner.begin(batch.support) if self.kept is None else InnerLoopState(*self.kept["walk"])
         steps, losses = self.window(learner, walk.step), []
         trajectory = learner.trajectory(batch.support, steps, learner.inner_batch, self.first_order, walk)
         for step, (parameters, dims, state) in enumerate(islice(trajectory, 1, None), walk.step):  # noqa: B007
             answers = learner.answers(parameters, dims, batch.support, batch.query.x, step)
             judged = judge(learner.spec, answers, batch.query.y)
-            losses.append(self.heights(judged).mean())
-        self.keep(learner, batch, Walk(walk.initial, walk.shared, parameters, dims, state, walk.step + steps))
+            losses.append(self.task_objectives(judged).mean())
+        self.keep(
+            learner, batch, InnerLoopState(walk.initial, walk.initial_dims, parameters, dims, state, walk.step + steps)
+        )
         return torch.stack(losses).sum(), {name: value.detach().mean() for name, value in judged.items()}
 
     def extra_repr(self) -> str:
