@@ -1,4 +1,6 @@
-"""A meta-trained learner applied to a task of the user's own: three lines load what ``metarun adapt`` saved.
+"""A learner adapted to the user's own task: ``learner`` adapts and predicts, ``sources`` reads the user's files.
+
+Three lines load what ``metarun adapt`` saved:
 
 from metarun.adapted import load
 learner = load("outputs/glyphs-protonet/.../adapted/...")

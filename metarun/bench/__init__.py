@@ -1,1 +1,5 @@
-"""Benchmarks of metarun's outer step against other libraries: time, memory and error of the gradient."""
+"""Benchmarks of the outer step, side by side with other libraries.
+
+``compare`` measures time, memory and the error of the gradient; ``workloads`` says on what, ``peers`` holds the other
+libraries, and ``end_to_end`` times whole runs.
+"""

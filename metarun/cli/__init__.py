@@ -1,4 +1,8 @@
-"""The command line. This module imports the standard library alone, so that help and errors come at once."""
+"""The command line, one module for each command.
+
+This module imports the standard library alone, so that help and errors come at once. ``output`` prints results; what a
+command does to runs stands in ``metarun.runs``.
+"""
 
 from __future__ import annotations
 

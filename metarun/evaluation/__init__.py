@@ -1,1 +1,5 @@
-"""Evaluation of learners on held-out tasks: metrics per task, means with intervals, and metrics of generated images."""
+"""Evaluation on held-out tasks.
+
+``evaluator`` adapts to each task and measures, ``statistics`` turns the measurements into means with confidence
+intervals, and ``samples`` measures generated images.
+"""

@@ -1,1 +1,4 @@
-"""Reports: comparisons of finished runs as pages, tables and plots, and records of reproduced papers."""
+"""Comparison of finished runs: tables, curves, paired differences, and a page that shows them.
+
+``runs`` reads run directories; ``reproductions`` compares results with those of papers.
+"""

@@ -1,1 +1,4 @@
-"""Hyperparameter search with Optuna: search spaces, and studies that several processes can work on."""
+"""Search for hyperparameters by validation.
+
+``space`` reads what is searched and how, ``study`` keeps the trials (with Optuna).
+"""
