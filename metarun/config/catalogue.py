@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,8 +31,13 @@ class Entry:
     """The YAML as it stands."""
     section: dict[str, Any]
     """The component's own keys, those of the files it builds on (``defaults``) included."""
-    settings: dict[str, Any]
-    """Everything that it sets, from the top of the configuration: ``{"algorithm": {...}, "runner": {...}}``."""
+    merge: Callable[[Keys], dict[str, Any]]
+    """Some keys of its file and of those that it builds on."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that it sets, from the top of the configuration: ``{"algorithm": {...}, "runner": {...}}``."""
+        return self.merge(_settings)
 
     @property
     def declaration(self) -> Declaration | None:
@@ -83,7 +88,7 @@ def _entries(group: str, found: Mapping[str, Path], only: str | None = None) -> 
 
     for name, path in found.items():
         if only in (None, name):
-            yield Entry(group, name, path, load(path), merged(name, _own), merged(name, _settings))
+            yield Entry(group, name, path, load(path), merged(name, _own), partial(merged, name))
 
 
 def _own(group: str, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from metarun.config.environment import resolved
-from metarun.config.overrides import value_at
 from metarun.config.paper import Paper
 from metarun.config.schema import Component, Declaration, Parameter, attributes, capabilities, declaration, is_section
 from metarun.errors import UserError, nearest
@@ -58,9 +57,11 @@ def check_objects(config: Mapping[str, Any], objects: Mapping[str, Any]) -> None
     check_value(OBJECTS, config.get(OBJECTS), Parameter(list[Literal["task", "model", "algorithm"]] | None, False))
     for section in config.get(OBJECTS) or ():
         if section not in objects:
+            stored = config.get(section)
+            kind = stored.get("_target_") if isinstance(stored, Mapping) else stored
             raise UserError(
-                f"the {section} of this run was a Python object ({value_at(config, f'{section}._target_')}), which a "
-                f"configuration cannot rebuild   in Python: metarun.load(RUN, {section}=...)"
+                f"the {section} of this run was a Python object ({kind}), which a configuration cannot rebuild   "
+                f"in Python: metarun.load(RUN, {section}=...)"
             )
 
 
