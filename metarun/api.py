@@ -14,7 +14,7 @@ from typing import Any
 
 from metarun.adapted.learner import AdaptedLearner, Predictions
 from metarun.algorithms.base import Algorithm
-from metarun.algorithms.gradient.rules import Rule
+from metarun.algorithms.gradient.pieces import Rule
 from metarun.algorithms.metric.head import Head
 from metarun.algorithms.rl.base import TrialLearner
 from metarun.algorithms.supervised import SupervisedAlgorithm
