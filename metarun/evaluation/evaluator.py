@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import sqrt
@@ -17,6 +18,8 @@ from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape
 from metarun.tasks.rng import derived_seed
 from metarun.types import Split
+
+log = logging.getLogger("metarun")
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,29 @@ def robust(task: Task, results: Mapping[str, Result]) -> dict[str, Any]:
             for suffix, result in results.items()
         }
     }
+
+
+def test_row(iteration: int, results: Mapping[str, Result]) -> dict[str, Any]:
+    """The last row of metrics.jsonl: every test metric with its interval."""
+    row: dict[str, Any] = {"iteration": iteration}
+    for name, estimate in final(results).items():
+        row |= {f"test/{name}": estimate.mean, f"test/{name}_ci95": estimate.ci95}
+    return row
+
+
+def warn_of_divergence(results: Mapping[str, Result]) -> None:
+    """Log how many test tasks have a metric that is not finite, since the mean is not finite then either."""
+    for suffix, result in results.items():
+        for name, curve in result.curves.items():
+            bad = int((~torch.isfinite(curve[:, -1])).sum())
+            if bad:
+                log.warning(
+                    "%s of %d of %d test tasks is not finite: adaptation diverged there; a smaller algorithm.inner_lr "
+                    "or fewer algorithm.test_steps is the usual cure",
+                    name + suffix,
+                    bad,
+                    len(curve),
+                )
 
 
 def evaluate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,24 @@ class LogFile(logging.FileHandler):
 
     def _open(self) -> TextIOWrapper:
         return TextIOWrapper(open_to_append(Path(self.baseFilename)), encoding="utf-8", errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Write metarun's log messages to ``path`` too, if that can be written."""
+    logger = logging.getLogger("metarun")
+    try:
+        handler: logging.Handler = LogFile(path)
+    except OSError as error:
+        logger.warning("metarun.log cannot be written: %s", error.strerror)
+        handler = logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def add_to_log(path: Path, text: str) -> None:

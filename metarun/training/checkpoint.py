@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,10 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metarun.algorithms.base import Algorithm
 from metarun.errors import RunFailed, UserError, require
+from metarun.tasks.base import Task
 from metarun.tasks.episode import Spec
 from metarun.tracking.files import atomic_write
 from metarun.tracking.rundir import RunDirectory
+
+log = logging.getLogger("metarun")
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -87,10 +93,41 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             waiting += each
 
 
-def take_model(model: nn.Module, run: Path, device: torch.device) -> Path:
-    """Give ``model`` the parameters and buffers of the run's: its best on validation, else its last; which file."""
+def restore(algorithm: Algorithm, task: Task, path: Path, state: Mapping[str, Any]) -> None:
+    """Give ``algorithm`` the meta-parameters and optimizers of the checkpoint ``state``, read from ``path``.
+
+    Raises:
+        UserError: if they do not fit the algorithm.
+    """
+    if why := misfit(algorithm, state["algorithm"]["parameters"]):
+        raise UserError(f"checkpoint {path}: {why}")
+    try:
+        with encoding_anew(algorithm, task):
+            algorithm.restore(state["algorithm"])
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"checkpoint {path} does not fit this model and algorithm ({reason})") from None
+
+
+@contextlib.contextmanager
+def encoding_anew(algorithm: Algorithm, task: Task) -> Iterator[None]:
+    """Have ``task`` encode its inputs again if the block changes how the algorithm's model encodes them."""
+    model = getattr(algorithm, "model", None)
+    before = encoding_state(model)
+    yield
+    if model is not None and encoding_state(model) != before:
+        task.prepare(model)
+
+
+def start_from(run: Path, algorithm: Algorithm, task: Task, device: torch.device) -> None:
+    """Give the algorithm's model the parameters and buffers of the run's: its best on validation, else its last.
+
+    Raises:
+        UserError: if the models differ.
+    """
     path = best_or_last(run)
     held = load(path, device)["algorithm"]["parameters"]
+    model = algorithm.model
     wanted = model.state_dict()
     require(bool(wanted), f"runner.init_from={run}: this run's model has no parameters to start from it")
     prefix = prefix_of(model, held)
@@ -105,8 +142,9 @@ def take_model(model: nn.Module, run: Path, device: torch.device) -> Path:
                 f"runner.init_from={run}: the model's {name} is {sizes}; both need the same model.* keys, and "
                 "inputs of one size and colour"
             )
-    model.load_state_dict({name: held[prefix + name] for name in wanted})
-    return path
+    with encoding_anew(algorithm, task):
+        model.load_state_dict({name: held[prefix + name] for name in wanted})
+    log.info("the model starts from %s", path)
 
 
 def best_or_last(run: Path) -> Path:

@@ -23,6 +23,7 @@ from metarun.tracking.rundir import RunDirectory
 from metarun.tracking.wandb import WandbSink
 from metarun.training import checkpoint, loop
 from metarun.training.experiment import Experiment
+from metarun.training.session import Progress, Session
 from metarun.training.signals import StopRequest
 
 HIGHER = ["task=rl/bandit", "algorithm=rl2", "model.hidden=4", "algorithm.rollouts=1", "algorithm.test_rollouts=1"]
@@ -141,8 +142,9 @@ def test_a_step_draws_by_its_iteration_and_process_and_not_by_what_was_drawn_bef
     torch.rand(7)
     assert drawn(lambda told: told.run(directory(tmp_path))) == first
     assert len({*first}) == 3
+    session = Session(Progress(), StopRequest())
     monkeypatch.setattr(distributed, "rank", lambda: 1)  # not the main process: it saves and shows nothing
-    other = drawn(lambda told: loop.meta_train(told, loop.Progress(), StopRequest()))
+    other = drawn(lambda told: loop.meta_train(told.task, told.engine, told.runner, told.seed, session))
     assert len({*first, *other}) == 6
 
 

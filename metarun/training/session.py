@@ -1,0 +1,235 @@
+"""A run in progress: how far it is, and what its main process writes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metarun.algorithms.base import Algorithm, Metrics
+from metarun.errors import Interrupted, Pruned, RunFailed, UserError
+from metarun.evaluation.evaluator import Result, test_row
+from metarun.tasks.base import Task
+from metarun.tracking.console import Display
+from metarun.tracking.files import MetricsFile, add_to_log
+from metarun.tracking.rundir import RunDirectory, State, now
+from metarun.tracking.settings import Tracker
+from metarun.tracking.wandb import WandbSink
+from metarun.training import checkpoint
+from metarun.training.device import ran_out
+from metarun.training.signals import StopRequest
+
+log = logging.getLogger("metarun")
+
+OnValidation = Callable[[dict[str, Any]], None]
+"""Receives every row of validation; it may raise :class:`~metarun.errors.Pruned`."""
+
+
+class Progress:
+    """What a run must remember to resume exactly; part of every checkpoint."""
+
+    def __init__(self) -> None:
+        self.iteration = 0
+        self.best: float | None = None
+        self.best_iteration: int | None = None
+        self.validated: int | None = None
+        self.seconds = 0.0
+        self.metrics_size = 0
+        self.ended_by: str | None = None
+        """The key of the budget that ended training before ``runner.iterations``, if one did."""
+        self.clock: list[tuple[int, float]] = []
+        """(iteration, seconds of the run until then) of each validation. Not in metrics.jsonl, which holds no times."""
+        self.pending: list[Metrics] = []
+        """Metrics of the iterations since the last logged row, still on the device."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the attributes as a checkpoint keeps them."""
+        return dict(vars(self))
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what a checkpoint holds; raises ``ValueError`` for anything else."""
+        whole = all(name in vars(self) for name in state) and type(state["iteration"]) is int
+        if not whole or state["iteration"] < 0 or type(state["metrics_size"]) is not int:
+            raise ValueError("unknown names, or no counts")
+        vars(self).update(state)
+
+
+class Outputs:
+    """What the main process of a run writes while it trains: metrics, W&B, display and checkpoints.
+
+    Args:
+        directory: The run directory.
+        progress: The run's progress, which this object keeps the time of.
+        metrics: metrics.jsonl, open after the rows of the last checkpoint.
+        sink: The W&B run.
+        display: The live line of the terminal.
+        on_validation: Receives every row of validation.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        progress: Progress,
+        metrics: MetricsFile,
+        sink: WandbSink,
+        display: Display,
+        on_validation: OnValidation | None = None,
+    ) -> None:
+        self.directory, self.progress, self.on_validation = directory, progress, on_validation
+        self.metrics, self.sink, self.display = metrics, sink, display
+        self._clock = self._saved = time.monotonic()
+
+    @property
+    def best(self) -> Path:
+        """Checkpoint of the learner that was best on validation."""
+        return self.directory.path / "checkpoints" / "best.pt"
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Write one row, to metrics.jsonl first."""
+        self.metrics.write(row)
+        self.sink.log(row)
+
+    def seconds(self) -> float:
+        """Seconds that the run has trained, those before it was resumed included."""
+        return self.progress.seconds + time.monotonic() - self._clock
+
+    @property
+    def unsaved(self) -> float:
+        """Seconds since the last checkpoint."""
+        return time.monotonic() - self._saved
+
+    def save(self, algorithm: Algorithm) -> None:
+        """Write last.pt, from which the run resumes."""
+        self._saved = time.monotonic()
+        self.progress.seconds += self._saved - self._clock
+        self._clock = self._saved
+        self.progress.metrics_size = self.metrics.size
+        self.metrics.sync()
+        state = {"algorithm": algorithm.checkpoint(), "progress": self.progress.state()}
+        checkpoint.save(self.directory.path / "checkpoints" / "last.pt", state)
+
+    def save_best(self, algorithm: Algorithm) -> None:
+        """Write best.pt, which is tested where ``runner.select`` is best."""
+        checkpoint.save(self.best, {"algorithm": algorithm.checkpoint(), "iteration": self.progress.iteration})
+
+    def write_results(self, results: Mapping[str, Result], summary: dict[str, Any]) -> None:
+        """Write what the test found: the last row of metrics.jsonl, test.npz and summary.json."""
+        if results:
+            self.log(test_row(self.progress.iteration, results))
+            curves = {name + suffix: c.numpy() for suffix, each in results.items() for name, c in each.curves.items()}
+            self.directory.write_episodes(curves)
+        self.directory.write_summary(summary)
+        self.sink.summary(summary)
+
+    def draw(self, summary: dict[str, Any], task: Task, algorithm: Algorithm) -> None:
+        """Write the plots of a tested run, also to W&B. A failure is logged: a picture must not cost a result."""
+        from metarun.tracking.plots import draw_run
+
+        try:
+            with algorithm.computing():
+                for path in draw_run(self.directory, summary, task, algorithm):
+                    self.sink.image(path.stem, path)
+        except Exception as error:
+            log.warning("plots could not be drawn: %s: %s", type(error).__name__, error)
+
+
+@dataclass(frozen=True)
+class Session:
+    """One process's part of a run: its progress, its stop request and, in the main process, its outputs."""
+
+    progress: Progress
+    stop: StopRequest
+    outputs: Outputs | None = None
+
+
+@contextlib.contextmanager
+def closing(metrics: MetricsFile, sink: WandbSink) -> Iterator[None]:
+    """Close both at the end of the block. W&B's exit code says how it ended: 0, 1, or 128 and a signal's number."""
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    except Interrupted as error:
+        exit_code = 128 + error.signal_number
+        raise
+    except Pruned:
+        exit_code = 0
+        raise
+    finally:
+        metrics.close()
+        sink.finish(exit_code)
+
+
+def start_sink(
+    directory: RunDirectory, tracker: Tracker, name: str, config: Mapping[str, Any], facts: Mapping[str, Any]
+) -> WandbSink:
+    """Start the W&B run. ``facts`` may hold the group of a sweep, and the configuration's choices, which are tags."""
+    return WandbSink.start(
+        directory.path.resolve(),
+        mode=tracker.wandb,
+        project=tracker.project,
+        entity=tracker.entity,
+        group=tracker.group or facts.get("group"),
+        tags=[*tracker.tags, *facts.get("choices", {}).values()],
+        name=name,
+        job_type="train",
+        config=config,
+        init_timeout=tracker.init_timeout,
+        finish_timeout=tracker.finish_timeout,
+    )
+
+
+def restored(algorithm: Algorithm, task: Task, run: Path, device: torch.device) -> Progress:
+    """Restore the last checkpoint of the run directory ``run``; returns its progress, a fresh one if there is none."""
+    progress, last = Progress(), run / "checkpoints" / "last.pt"
+    if last.is_file():
+        state = checkpoint.load(last, device)
+        checkpoint.restore(algorithm, task, last, state)
+        try:
+            progress.restore(state["progress"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"checkpoint {last} is damaged: its progress cannot be read ({error})") from None
+    return progress
+
+
+@contextlib.contextmanager
+def ending(directory: RunDirectory, new: bool) -> Iterator[None]:
+    """Store in status.json how the block ended if it did so early: interrupted, pruned or failed.
+
+    An earlier run, one that is not ``new``, keeps its status if it is refused by a :class:`UserError`.
+    """
+
+    def end(state: State, why: str = "") -> None:
+        with contextlib.suppress(RunFailed):  # a full disk; that the lock is free tells that the run has ended
+            directory.write_status(state, why)
+            directory.write_meta(end=now())
+
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as error:
+        end("interrupted", str(error) or "stopped at once")
+        if isinstance(error, Interrupted):
+            log.info("stopped after a checkpoint; go on with: metarun resume %s", directory.path)
+        raise
+    except Pruned:
+        end("pruned")
+        raise
+    except BaseException as error:
+        if new or not isinstance(error, UserError):
+            with contextlib.suppress(OSError, UserError):
+                add_to_log(directory.path / "metarun.log", traceback.format_exc())
+            end("failed", f"{type(error).__name__}: {error}")
+        if ran_out(error):
+            said = " ".join(str(error).split())[:160]
+            raise RunFailed(
+                f"out of memory{said and f' ({said})'}; a smaller runner.meta_batch, runner.chunk, "
+                "runner.eval_batch or model needs less"
+            ) from error
+        raise
