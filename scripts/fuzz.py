@@ -140,7 +140,7 @@ def try_line(words: list[str]) -> tuple[object, str, str | None]:
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
-        mock.patch("metarun.cli.train.carry_out", return_value=nothing),
+        mock.patch("metarun.runs.launch.carry_out", return_value=nothing),
         mock.patch("metarun.cli.resume.carry_out", return_value=nothing),
         mock.patch("metarun.cli.sweep.launch"),
         mock.patch("metarun.cli.sweep._tell", return_value=0),

@@ -13,8 +13,8 @@ from metarun.config.trust import OPTION, take_trust
 from metarun.errors import RunFailed, UserError, nearest
 from metarun.escape import printable
 from metarun.reports.reproductions import RESULTS, findings, recipes, record, row, store
+from metarun.runs.history import HOW, earlier
 from metarun.runs.stored import same_data
-from metarun.tracking.history import HOW, earlier
 
 _OPTIONS = ("--seeds", "--jobs")
 

@@ -10,10 +10,10 @@ from metarun.config.check import check
 from metarun.config.environment import resolved
 from metarun.config.trust import take_code
 from metarun.errors import UserError
+from metarun.runs.history import HOW
 from metarun.runs.launch import carry_out
 from metarun.runs.stored import refuse_lost_data, reread
 from metarun.tracking.console import set_up_logging
-from metarun.tracking.history import HOW
 
 
 def run(words: list[str]) -> int:

@@ -13,9 +13,9 @@ from metarun.cli.words import sort
 from metarun.config.catalogue import catalogue
 from metarun.errors import RunFailed, UserError, nearest
 from metarun.escape import printable
+from metarun.runs.history import substance
 from metarun.search.space import Search
 from metarun.tracking.files import atomic_write
-from metarun.tracking.history import substance
 
 if TYPE_CHECKING:
     from metarun.search.study import SearchFolder, Study

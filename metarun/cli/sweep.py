@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metarun.cli.output import print_summary
-from metarun.cli.train import train
 from metarun.config.check import check
 from metarun.config.compose import (
     Composed,
@@ -33,10 +32,11 @@ from metarun.config.compose import (
 from metarun.config.overrides import Override, read, word
 from metarun.errors import Interrupted, RunFailed, UserError, conceal, shortened
 from metarun.escape import printable
+from metarun.runs.history import Job, earlier
+from metarun.runs.launch import train
 from metarun.runs.stored import same_data
 from metarun.streams import survive
 from metarun.tracking.console import set_up_logging
-from metarun.tracking.history import Job, earlier
 from metarun.tracking.rundir import not_finite
 
 MOST_RUNS = 10_000

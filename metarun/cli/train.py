@@ -6,23 +6,22 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metarun.cli import COMMANDS
 from metarun.cli.output import print_summary
-from metarun.config.check import check
-from metarun.config.compose import Composed, compose, named, resolve, unresolved
+from metarun.config.compose import compose, resolve, unresolved
 from metarun.config.overrides import read, value_at
 from metarun.config.paths import conf_directory, options, take_config_dir
 from metarun.errors import UserError, nearest, shortened
-from metarun.runs.launch import carry_out
+from metarun.runs.launch import train
 from metarun.tracking.console import set_up_logging
 
 if TYPE_CHECKING:
-    from metarun.tracking.rundir import RunDirectory
+    pass
 
 _SHOWN = ("job", "all")
 _INFORMATION = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
@@ -142,18 +141,6 @@ def _show(asked: _Asked) -> int:
         print(f"# @package {asked.package}")
     print(OmegaConf.to_yaml(shown) if isinstance(shown, (dict, list)) else shown, end="")
     return 0
-
-
-def train(
-    composed: Composed, facts: Mapping[str, Any] | None = None, directory: RunDirectory | None = None
-) -> dict[str, Any]:
-    """One run of a composed configuration, or what is left of the one in ``directory``.
-
-    As :func:`~metarun.runs.launch.carry_out` does it.
-    """
-    config = named(composed)
-    check(config)
-    return carry_out(config, {**composed.facts, **(facts or {})}, directory)
 
 
 def _complete(words: Sequence[str]) -> int:

@@ -18,8 +18,8 @@ from metarun.config.paper import COUNTED, SEEDS, Claim, Finding, Paper, worst
 from metarun.config.paths import conf_directory, records_directory
 from metarun.errors import UserError
 from metarun.escape import for_markdown
+from metarun.runs.history import substance
 from metarun.tracking.files import atomic_write
-from metarun.tracking.history import substance
 from metarun.tracking.rundir import RunDirectory
 from metarun.untrusted import read_json
 

@@ -12,7 +12,7 @@ from typing import Any
 from metarun.config.schema import declaration
 from metarun.config.trust import is_component
 from metarun.errors import UserError, require
-from metarun.tracking.history import HOW, runs_of_sweep
+from metarun.runs.history import HOW, runs_of_sweep
 from metarun.tracking.rundir import RunDirectory
 
 RUN_FILES = ("config.yaml", "meta.json", ".lock")

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metarun.config.check import check
+from metarun.config.compose import Composed, named
 from metarun.config.environment import resolved
 from metarun.errors import Interrupted, RunFailed, UserError
 from metarun.runs.stored import recorded
@@ -27,6 +29,21 @@ if TYPE_CHECKING:
 
 GRACE = 5.0
 """Seconds that the others have to end by themselves when one process of a run is lost, and again when told to."""
+
+
+def train(
+    composed: Composed, facts: Mapping[str, Any] | None = None, directory: RunDirectory | None = None
+) -> dict[str, Any]:
+    """Check and carry out a composed configuration, as :func:`carry_out` does.
+
+    Args:
+        composed: The configuration with the facts of its composition.
+        facts: Further entries of meta.json.
+        directory: The run to go on with; ``None`` starts a new one.
+    """
+    config = named(composed)
+    check(config)
+    return carry_out(config, {**composed.facts, **(facts or {})}, directory)
 
 
 def carry_out(

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from metarun.cli import main
-from metarun.tracking.history import runs_of_sweep
+from metarun.runs.history import runs_of_sweep
 from metarun.tracking.rundir import RunDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tracking"))

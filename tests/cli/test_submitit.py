@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from metarun.cli import main
-from metarun.tracking.history import runs_of_sweep
+from metarun.runs.history import runs_of_sweep
 from tests.cli import slurm
 from tests.cli.waiting import wait_for
 

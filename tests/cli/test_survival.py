@@ -22,8 +22,8 @@ from metarun.cli import main
 from metarun.config.compose import compose
 from metarun.engine import tuning
 from metarun.evaluation.evaluator import Result
+from metarun.runs.history import earlier
 from metarun.tracking import rundir
-from metarun.tracking.history import earlier
 from metarun.tracking.rundir import RunDirectory
 from metarun.training import experiment, loop
 from tests.cli.test_kill import command, environment

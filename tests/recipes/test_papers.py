@@ -32,8 +32,8 @@ from metarun.reports.reproductions import (
     standing,
     stored,
 )
+from metarun.runs.history import substance
 from metarun.tasks.vision import omniglot
-from metarun.tracking.history import substance
 
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
 RECORDS = ROOT / "outputs" / "reproduced"

@@ -24,7 +24,7 @@ from metarun.reports.page import markdown, sections
 from metarun.reports.runs import gather
 from metarun.reports.scores import aggregate
 from metarun.reports.tables import interval
-from metarun.tracking.history import Job
+from metarun.runs.history import Job
 from tests.reports.made import edited, made
 
 random = np.random.default_rng(0)

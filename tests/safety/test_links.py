@@ -13,8 +13,8 @@ import pytest
 
 from metarun.cli import main
 from metarun.errors import UserError
+from metarun.runs.history import runs_of
 from metarun.tracking.files import MetricsFile, atomic_write
-from metarun.tracking.history import runs_of
 from metarun.tracking.rundir import RunDirectory
 from metarun.untrusted import read_json, read_text
 

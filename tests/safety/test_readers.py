@@ -22,10 +22,10 @@ from PIL import Image
 
 from metarun.cli import main
 from metarun.errors import UserError
+from metarun.runs.history import Job, runs_of, runs_of_sweep
 from metarun.tasks.archives import FREE, members
 from metarun.tasks.pickles import read_pickle
 from metarun.tasks.vision.images import open_image
-from metarun.tracking.history import Job, runs_of, runs_of_sweep
 from metarun.tracking.rundir import RunDirectory
 from metarun.training import checkpoint
 from metarun.untrusted import plain, read_arrays, read_json, read_yaml

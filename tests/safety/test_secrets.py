@@ -15,8 +15,8 @@ from metarun.adapted import load
 from metarun.cli import main
 from metarun.config.environment import as_written, resolved
 from metarun.errors import UserError, concealed
+from metarun.runs.history import earlier, substance
 from metarun.tracking import wandb as tracking
-from metarun.tracking.history import earlier, substance
 from metarun.tracking.rundir import RunDirectory
 from tests.safety.conftest import QUICK
 

@@ -11,8 +11,8 @@ import pytest
 
 from metarun.cli import main
 from metarun.errors import RunFailed
+from metarun.runs.history import HOW, substance
 from metarun.tracking.files import MetricsFile, atomic_write
-from metarun.tracking.history import HOW, substance
 from metarun.tracking.rundir import RunDirectory
 
 
