@@ -29,27 +29,8 @@ COMMANDS = {
     "bench": "bench [key=value ...]: the outer step side by side with other libraries', whichever are installed",
     "cache": "cache [clear [--older-than DAYS]]: what the cache holds and when it was used; clear empties it",
     "doctor": "what this machine offers, and what is missing",
+    "help": "help [TOPIC]: this overview, or a page of the manual",
 }
-
-HELP = """metarun: one runner for meta-learning
-
-  metarun task=vision/omniglot model=conv4 algorithm=maml seed=1
-  metarun -m task=vision/glyphs algorithm=maml,protonet seed=0,1,2     every combination, one run each
-  metarun resume outputs/glyphs-protonet/2026-01-31_12-00-00-000000_s0
-
-Commands
-{commands}
-
-Options of a training run
-  -m, --multirun        sweep: keys may have several values, a,b,c
-  --cfg job --resolve   print the configuration and stop
-  --config-dir DIR      your own configuration files: they add options and shadow metarun's
-  --info [WHAT]         Hydra's information (defaults, searchpath, plugins, ...)
-  eval "$(metarun -sc install=bash)"    tab completion (bash, zsh, fish)
-
-Results lie under outputs/<name>/<time>_s<seed>/. METARUN_DATA names your data's folder,
-METARUN_DEBUG=1 shows tracebacks.
-"""
 
 ONLY_PRINT = ("list", "show", "report", "doctor", "help", "-h", "--help", "--version")
 """Commands whose result is what they print; the others keep theirs in files."""
@@ -94,8 +75,9 @@ def console() -> None:
 
 def _dispatch(words: list[str]) -> int:
     if (words and words[0] == "help") or (is_train(words) and ("-h" in words or "--help" in words)):
-        print(HELP.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())))
-        return 0
+        from metarun.cli.help import run
+
+        return run(words[1:] if words and words[0] == "help" else [])
     if words and words[0] == "--version":
         from importlib.metadata import version
 

@@ -1,0 +1,95 @@
+"""Write the tables of the manual that come from the catalogue: python scripts/docs.py"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from metarun.config.catalogue import Entry, catalogue
+from metarun.reports.reproductions import findings, recipes, row, stored
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "metarun" / "docs"
+TABLE = re.compile(r"(<!-- table of (\w+): ([^>]*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+"""A generated table between two comments. The first one names the group, and the rows in their order."""
+SHOWN = ("inner_lr", "inner_steps", "test_steps", "train_way", "rollouts", "discount", "norm", "outer_lr")
+"""Keys of an algorithm whose defaults its row has."""
+
+
+def main() -> None:
+    """Rewrite every page whose tables have changed."""
+    for page in sorted(DOCS.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if (new := with_tables(text)) != text:
+            page.write_text(new, encoding="utf-8")
+            print(page.relative_to(ROOT))
+
+
+def with_tables(text: str) -> str:
+    """A page with its tables as the catalogue is now."""
+    return TABLE.sub(lambda found: found[1] + "\n".join(table(found[2], found[3].split())) + "\n" + found[4], text)
+
+
+def table(group: str, names: list[str]) -> Iterator[str]:
+    """The lines of one table."""
+    if group == "measured":
+        yield from measured()
+        return
+    entries = {entry.name: entry for entry in catalogue(group)}
+    columns = {"task": "| task | what it is |", "model": "| model | what it is | reads |"}
+    header = columns.get(group, "| algorithm | what it is | defaults |")
+    yield header
+    yield "|---" * (header.count("|") - 1) + "|"
+    for name in names:
+        entry = entries[name]
+        cells = [f"`{name}`", linked(entry.line.rstrip()), *last_cell(entry)]
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def last_cell(entry: Entry) -> list[str]:
+    """What a model reads; the main defaults of an algorithm; nothing for a task."""
+    if entry.group == "model":
+        return [", ".join(entry.attributes["modalities"])]
+    if entry.group == "algorithm":
+        return [", ".join(f"`{key}={entry.section[key]}`" for key in SHOWN if entry.section.get(key) is not None)]
+    return []
+
+
+def measured() -> Iterator[str]:
+    """Each algorithm's first number among the records of reproductions."""
+    papers, results = recipes(), stored(ROOT / "outputs" / "reproduced")
+    yield "| algorithm | recipe | metric | measured | published |"
+    yield "|---" * 5 + "|"
+    for name, paper in papers.items():
+        if name in results:
+            metric, published, ours, *_ = row(paper, findings(paper, results[name])[0])
+            yield f"| `{algorithm_of(name)}` | `{name}` | {metric} | {ours} | {published} |"
+
+
+def algorithm_of(recipe: str) -> str:
+    """The algorithm that a recipe, what it builds on, or else its task's file chooses."""
+    entries = {entry.name: entry for entry in catalogue("experiment")}
+    tasks = {entry.name: entry for entry in catalogue("task")}
+
+    def chosen(entry: Entry, group: str) -> str | None:
+        bases = []
+        for item in entry.content.get("defaults") or []:
+            if isinstance(item, dict) and f"override /{group}" in item:
+                return str(item[f"override /{group}"])
+            if isinstance(item, str) and item.startswith("/experiment/"):
+                bases.append(entries[item.removeprefix("/experiment/")])
+        return next(filter(None, (chosen(base, group) for base in bases)), None)
+
+    recipe_entry = entries[recipe]
+    found = chosen(recipe_entry, "algorithm") or chosen(tasks[str(chosen(recipe_entry, "task"))], "algorithm")
+    return str(found)
+
+
+def linked(text: str) -> str:
+    """Text whose arXiv numbers are links."""
+    return re.sub(r"(?:arXiv:)?\b(\d{4}\.\d{5})\b", r"[\1](https://arxiv.org/abs/\1)", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The manual and the README agree with the program: commands compose, links resolve, tables are those of the catalogue."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from metarun.cli import COMMANDS, adapt, bench, cache, evaluate, is_train, main, report, reproduce, search
+from metarun.cli.help import DOCS, overview, summary, topics
+from metarun.cli.sweep import _jobs
+from metarun.config.catalogue import catalogue
+from metarun.config.check import check
+from metarun.config.compose import compose, named
+from metarun.config.overrides import read
+from metarun.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = {path.stem: path for path in (README, *sorted(DOCS.glob("*.md")))}
+OWN_TEST = {"extending"}
+"""Pages whose commands another test runs as they are written."""
+
+
+def text_of(page: str) -> str:
+    return PAGES[page].read_text(encoding="utf-8")
+
+
+def commands(text: str) -> Iterator[str]:
+    """The lines of fenced console blocks and of indented blocks, without comments, but for blocks that need data."""
+    text = re.sub(r"^    @software.*?^    }", "", text, flags=re.MULTILINE | re.DOTALL)  # the citation
+    fences = re.finditer(r"^(<!-- [^\n]* -->\n)?```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = [(found[1], found[2]) for found in fences]
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    blocks += [(found[1], found[2]) for found in re.finditer(r"\n(<!-- [^\n]* -->)?\n((?:    [^\n]+\n)+)", outside)]
+    for mark, block in blocks:
+        if "needs data" not in (mark or ""):
+            yield from (line.strip() for line in block.splitlines() if line.strip())
+
+
+BLOCKS = [(page, line) for page in PAGES if page not in OWN_TEST for line in commands(text_of(page))]
+NAMED = [
+    (page, code)
+    for page in PAGES
+    for code in re.findall(r"(?<!\| )`(metarun [^`\n]+)`", text_of(page))
+    if not re.search(r"\.\.\.|\b(NAME|TOPIC|DIR|ID|SPACE|PATH)\b|\[|my_conf", code)
+]
+"""Commands within sentences and tables, but for those with a placeholder."""
+ALL = {line: page for page, line in [*BLOCKS, *NAMED]}
+"""Each command once."""
+
+
+@pytest.mark.parametrize("line", ALL)
+def test_a_command_of_the_manual_is_understood(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        del words[0]
+    match words:
+        case ["./scripts/run", *rest] | ["metarun" | ".venv-peers/bin/metarun", *rest]:
+            examine(rest)
+        case ["torchrun", *_, "-m", "metarun", _] | ["torchrun", *_]:
+            examine(words[words.index("metarun") + 1 :])
+        case ["python", script, *_]:
+            assert (ROOT / script).is_file()
+        case ["wandb", *_, file]:
+            assert (ROOT / file).is_file()
+        case [script, *_] if script.startswith(("./scripts/", ".ci/")):
+            assert (ROOT / script).is_file()
+        case ["pip" | "source", *_]:
+            pass
+        case _:
+            assert line.startswith(("outputs/", "*.", "summary", "metrics", "config", "checkpoints", "plots")), line
+
+
+def examine(words: list[str]) -> None:
+    """Parse a command and check the configuration that it composes, without running it."""
+    if is_train(words):
+        if {"--cfg", "--version", "--help"} & {*words}:
+            assert main(words) == 0
+            return
+        if words[:1] == ["-sc"]:
+            return
+        jobs = _jobs(words[1:])[1] if words[:1] == ["-m"] else [words]
+        for job in (jobs[0], jobs[-1])[: len(jobs)]:  # the combinations between them take other values of the same keys
+            check(named(compose(job)))
+        return
+    command, rest = words[0], words[1:]
+    options = [word for word in rest if word.startswith("-")]
+    match command:
+        case "list" | "show" | "help":
+            assert main(words) == 0
+        case "eval" | "resume":
+            read([word for word in rest[1:] if not word.startswith("-")])
+            assert {option.partition("=")[0] for option in options} <= {*evaluate.OPTIONS, "--trust", "--config-dir"}
+        case "adapt":
+            if rest:
+                adapt.parse(rest)
+        case "report":
+            report.parse(rest)
+        case "search":
+            check(named(compose(search._asked(rest)[2])))
+        case "reproduce":
+            reproduce._asked(rest)
+        case "bench":
+            bench.read(rest)
+        case "cache":
+            cache.parse(rest)
+        case _:
+            assert command in COMMANDS
+
+
+def test_there_are_commands_to_examine() -> None:
+    assert {page for page, _ in BLOCKS} >= {*PAGES} - OWN_TEST - {"python-api"}
+
+
+def test_readme_is_short() -> None:
+    assert len(text_of("README").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(#[^)\s]*)?\)", text_of(page)):
+        if target.startswith("http"):
+            continue
+        path = (PAGES[page].parent / target).resolve() if target else PAGES[page]
+        assert path.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor[1:] in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+
+
+def test_readme_leads_to_every_page() -> None:
+    missing = [topic for topic in topics() if f"metarun/docs/{topic}.md" not in text_of("README")]
+    assert not missing
+
+
+@pytest.mark.parametrize("topic", topics())
+def test_a_topic_is_shown(
+    topic: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    title = summary(text_of(topic))
+    assert re.match(r"^# \S", text_of(topic))
+    assert main(["help", topic]) == 0
+    plain = capsys.readouterr().out
+    assert plain.startswith(f"# {title}")
+    assert "<!--" not in plain
+    assert ".md)" not in plain.replace("outputs/reproduced/README.md)", "")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["help", topic]) == 0
+    rendered = re.sub(r"\x1b\[[0-9;]*m|\x1b\]8;[^\x1b]*\x1b\\", "", capsys.readouterr().out)
+    assert title.split()[0] in rendered
+    assert "```" not in rendered
+    assert max(map(len, rendered.splitlines())) <= 80
+
+
+def test_help_lists_commands_and_topics(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help"]) == 0
+    listed = capsys.readouterr().out
+    assert listed.strip() == overview().strip()
+    assert all(f"\n  {name}" in listed for name in (*COMMANDS, *topics()))
+    assert all(re.search(rf"^  {topic} +\S", listed, re.MULTILINE) for topic in topics())
+
+
+def test_an_unknown_topic_gets_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "algoritms"]) == 2
+    assert "did you mean 'algorithms'" in capsys.readouterr().err
+    assert main(["help", "adapt"]) == 0
+    assert "adapt RUN" in capsys.readouterr().out
+
+
+def test_help_imports_no_torch() -> None:
+    code = "import sys; from metarun.cli import main; main(['help', 'tasks']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_script", ROOT / "scripts" / "docs.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_up_to_date(generator: ModuleType) -> None:
+    """``python scripts/docs.py`` writes them."""
+    stale = [page for page in PAGES if generator.with_tables(text_of(page)) != text_of(page)]
+    assert not stale
+
+
+@pytest.mark.parametrize(("page", "group"), [("tasks", "task"), ("models", "model"), ("algorithms", "algorithm")])
+def test_a_page_has_the_whole_catalogue(page: str, group: str, generator: ModuleType) -> None:
+    rows = [name for found in generator.TABLE.finditer(text_of(page)) if found[2] == group for name in found[3].split()]
+    assert sorted(rows) == sorted(entry.name for entry in catalogue(group))
+    if group != "model":
+        assert all(f"`{name.rpartition('/')[2]}`" in text_of("README") for name in rows)
+
+
+def test_a_wrong_command_would_be_noticed() -> None:
+    with pytest.raises(UserError, match=re.escape("did you mean 'task.shot'")):
+        examine(["task=regression/sinusoid", "task.shots=5"])
+    with pytest.raises(UserError, match="no recipe"):
+        examine(["reproduce", "maml/sinusoids"])
