@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from metarun.config.catalogue import Entry, catalogue
@@ -36,7 +37,7 @@ def table(group: str, names: list[str]) -> Iterator[str]:
     if group == "measured":
         yield from measured()
         return
-    entries = {entry.name: entry for entry in catalogue(group)}
+    entries = options(group)
     columns = {"task": "| task | what it is |", "model": "| model | what it is | reads |"}
     header = columns.get(group, "| algorithm | what it is | defaults |")
     yield header
@@ -45,6 +46,12 @@ def table(group: str, names: list[str]) -> Iterator[str]:
         entry = entries[name]
         cells = [f"`{name}`", linked(entry.line.rstrip()), *last_cell(entry)]
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+@cache
+def options(group: str) -> dict[str, Entry]:
+    """The options of a group by name."""
+    return {entry.name: entry for entry in catalogue(group)}
 
 
 def last_cell(entry: Entry) -> list[str]:
@@ -69,8 +76,7 @@ def measured() -> Iterator[str]:
 
 def algorithm_of(recipe: str) -> str:
     """The algorithm that a recipe, what it builds on, or else its task's file chooses."""
-    entries = {entry.name: entry for entry in catalogue("experiment")}
-    tasks = {entry.name: entry for entry in catalogue("task")}
+    entries = options("experiment")
 
     def chosen(entry: Entry, group: str) -> str | None:
         bases = []
@@ -82,7 +88,7 @@ def algorithm_of(recipe: str) -> str:
         return next(filter(None, (chosen(base, group) for base in bases)), None)
 
     recipe_entry = entries[recipe]
-    found = chosen(recipe_entry, "algorithm") or chosen(tasks[str(chosen(recipe_entry, "task"))], "algorithm")
+    found = chosen(recipe_entry, "algorithm") or chosen(options("task")[str(chosen(recipe_entry, "task"))], "algorithm")
     return str(found)
 
 

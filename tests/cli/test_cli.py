@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+import metarun
 from metarun.cli import main
 from metarun.runs.history import runs_of_sweep
 from metarun.tracking.rundir import RunDirectory
@@ -227,20 +226,17 @@ def test_own_configuration_adds_and_shadows(tmp_path: Path, capsys: pytest.Captu
     assert main([*SINE, "model=mine"]) == 2
 
 
-def readme_block(name: str) -> str:
-    """The example file ``name`` as the README prints it."""
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    lines = text.split(f"    # {name}\n")[1].splitlines()
-    inside = list(itertools.takewhile(lambda line: not line or line.startswith("    "), lines))
-    end = next((i for i, line in enumerate(inside) if line.startswith(("    # my_", "    metarun "))), len(inside))
-    return textwrap.dedent("\n".join(inside[:end])) + "\n"
+def block_of_the_manual(name: str) -> str:
+    """The example file ``name`` as the manual's page on extending prints it."""
+    page = (Path(metarun.__file__).parent / "docs" / "extending.md").read_text(encoding="utf-8")
+    return page.split(f"\n# {name}\n")[1].split("```")[0]
 
 
-def test_own_update_rule_of_the_readme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_update_rule_of_the_manual(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "my_conf" / "algorithm").mkdir(parents=True)
     for name in ("my_rules.py", "my_conf/algorithm/sign.yaml"):
-        (tmp_path / name).write_text(readme_block(name))
-        assert len(readme_block(name).splitlines()) <= 30
+        (tmp_path / name).write_text(block_of_the_manual(name))
+        assert len(block_of_the_manual(name).splitlines()) <= 30
     own = ["--config-dir", "my_conf", *SINE, "algorithm=sign", "algorithm.adapts.part=head", "name=own"]
     assert main(own) == 0
     (run,) = runs(tmp_path)
@@ -307,8 +303,8 @@ def test_the_server_stops_in_mid_run(
 
 def test_own_environments_of_the_readme(tmp_path: Path) -> None:
     pytest.importorskip("gymnasium", reason="needs gymnasium: pip install 'metarun[rl]'")
-    (tmp_path / "my_tasks.py").write_text(readme_block("my_tasks.py"))
-    assert len(readme_block("my_tasks.py").strip().splitlines()) <= 20
+    (tmp_path / "my_tasks.py").write_text(block_of_the_manual("my_tasks.py"))
+    assert len(block_of_the_manual("my_tasks.py").strip().splitlines()) <= 20
     small = ["runner.iterations=2", "runner.meta_batch=3", "runner.val_episodes=2", "runner.test_episodes=2"]
     words = ["task.sampler=my_tasks", "task.episodes=2", "algorithm=rl2", "model=gru_policy", "task.horizon=20"]
     assert main(["task=rl/gym", *words, *small, "tracker.wandb=disabled", "name=own"]) == 0

@@ -1,13 +1,15 @@
-"""The manual and the README agree with the program: commands compose, links resolve, tables are those of the catalogue."""
+"""The manual and the README agree with the program: commands compose, links resolve, tables are the catalogue's."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache as cache_of
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +18,7 @@ import pytest
 from metarun.cli import COMMANDS, adapt, bench, cache, evaluate, is_train, main, report, reproduce, search
 from metarun.cli.help import DOCS, overview, summary, topics
 from metarun.cli.sweep import _jobs
+from metarun.config import compose as compose_module
 from metarun.config.catalogue import catalogue
 from metarun.config.check import check
 from metarun.config.compose import compose, named
@@ -116,6 +119,15 @@ def examine(words: list[str]) -> None:
             assert command in COMMANDS
 
 
+@pytest.fixture(scope="module", autouse=True)
+def choices_composed_once() -> Iterator[None]:
+    """Hydra takes a fifth of a second for a set of options; many commands choose the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        once = cache_of(lambda choices, original=compose_module._compose: original(list(choices)))
+        patch.setattr(compose_module, "_compose", lambda choices: copy.deepcopy(once(tuple(choices))))
+        yield
+
+
 def test_there_are_commands_to_examine() -> None:
     assert {page for page, _ in BLOCKS} >= {*PAGES} - OWN_TEST - {"python-api"}
 
@@ -142,9 +154,7 @@ def test_readme_leads_to_every_page() -> None:
 
 
 @pytest.mark.parametrize("topic", topics())
-def test_a_topic_is_shown(
-    topic: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_topic_is_shown(topic: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     title = summary(text_of(topic))
     assert re.match(r"^# \S", text_of(topic))
     assert main(["help", topic]) == 0
