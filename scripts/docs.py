@@ -44,8 +44,13 @@ def table(group: str, names: list[str]) -> Iterator[str]:
     yield "|---" * (header.count("|") - 1) + "|"
     for name in names:
         entry = entries[name]
-        cells = [f"`{name}`", linked(entry.line.rstrip()), *last_cell(entry)]
+        cells = [f"`{name}`", linked(first_sentences(entry.line.rstrip())), *last_cell(entry)]
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def first_sentences(line: str) -> str:
+    """A line that goes on in the next one, without the sentence that is cut off."""
+    return line if line.endswith((".", ")")) or ". " not in line else line[: line.rindex(". ") + 1]
 
 
 @cache

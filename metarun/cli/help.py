@@ -46,6 +46,7 @@ METARUN_DEBUG=1 shows tracebacks.
 
 def run(words: list[str]) -> int:
     """Print the overview, the page of a topic, or the line of a command; returns the exit status."""
+    words = [word for word in words if word not in ("-h", "--help")]
     if not words:
         print(overview())
         return 0
@@ -75,7 +76,8 @@ def summary(page: str) -> str:
 
 def overview() -> str:
     """The commands, the options of a training run, and the topics."""
-    pages = {topic: summary(path.read_text(encoding="utf-8")) for topic, path in topics().items()}
+    titles = {topic: summary(path.read_text(encoding="utf-8")) for topic, path in topics().items()}
+    pages = {topic: title.partition(": ")[2] or title for topic, title in titles.items()}
     width = max(map(len, pages))
     return _OVERVIEW.format(
         commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items()),
