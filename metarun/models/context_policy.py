@@ -1,4 +1,4 @@
-"""Networks of an actor and critics that are told what a context of experience says about the task."""
+"""Networks of PEARL: an encoder of context to a task variable, an actor and two critics."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from metarun.tasks.episode import Spec
 from metarun.types import Positive, Rate
 
 MIN_LOG_VARIANCE = log(1e-7)
-"""Of a step's factor, as in the authors' code."""
+"""Minimum log-variance of a factor, as in the authors' code."""
 LOG_STD = (-10.0, 2.0)
-"""Of actions before they are squashed."""
+"""Bounds of the log standard deviation of actions before tanh."""
 
 
 class TwinLinear(nn.Module):
-    """Two linear layers side by side, [2, N, inputs] -> [2, N, outputs], each initialised as torch's own."""
+    """Two linear layers in parallel, [2, N, inputs] -> [2, N, outputs], with torch's default initialisation."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -35,15 +35,22 @@ class TwinLinear(nn.Module):
 
 
 class ContextPolicy(nn.Module):
-    """The networks of PEARL (Rakelly et al. 2019, arXiv:1903.08254, figures 1 and 2).
+    """Networks of PEARL (Rakelly et al. 2019, arXiv:1903.08254, figures 1 and 2).
 
-    **Encoder**: a step's observation, action and reward (and the ``next_observation``, where dynamics differ between
-    tasks) through layers of ``encoder`` units to a Gaussian factor of ``latent`` dimensions; the posterior is the
-    product of a context's factors, whatever their order (equation 2). Variances are exponentials and begin at about
-    ``init_variance`` (the authors' softplus hardly reaches those of steps that say nothing, if there are hundreds).
-    **Actor**: observation and z through layers of ``actor`` units to mean and log standard deviation of actions before
-    they are squashed. **Critics**: two, of observation, action and z through layers of ``critics`` units, and their
-    slowly following ``targets``.
+    The encoder maps each step of the context to a Gaussian factor. The posterior of the task variable z is the product
+    of these factors, which does not depend on their order (equation 2). Variances are exponentials of the outputs. The
+    authors use softplus, which hardly reaches the large variances that uninformative steps need in a context of
+    hundreds. The actor maps observation and z to mean and log standard deviation of actions before tanh. Each of two
+    critics maps observation, action and z to a value, and has a target network that follows it slowly.
+
+    Args:
+        spec: Shapes of the task.
+        latent: Dimensions of z.
+        next_observation: If true, the encoder also reads the next observation, for tasks that differ in dynamics.
+        init_variance: Approximate initial variance of the factors.
+        encoder: Width of each layer of the encoder.
+        actor: Width of each layer of the actor.
+        critics: Width of each layer of the critics.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("vector", "state")
@@ -76,21 +83,25 @@ class ContextPolicy(nn.Module):
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
 
     def factors(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Each step's factor as mean times precision, and precision: [..., N, latent] of ``context`` [..., N, reads].
+        """Return the factor of each step as natural parameters, which add up in the product of factors.
 
-        The product of factors is the sum of both.
+        Args:
+            context: Steps, [..., N, reads].
+
+        Returns:
+            Mean times precision, and precision, each [..., N, latent].
         """
         mean, log_variance = self.encoder(context).chunk(2, -1)
         precision = (-log_variance.clamp_min(MIN_LOG_VARIANCE)).exp()
         return mean * precision, precision
 
     def act(self, observation: Tensor, z: Tensor) -> Tensor:
-        """Mean and log standard deviation of actions before they are squashed, [..., 2 * actions]."""
+        """Return mean and log standard deviation of actions before tanh, [..., 2 * actions]."""
         mean, log_std = self.actor(torch.cat([observation, z], -1)).chunk(2, -1)
         return torch.cat([mean, log_std.clamp(*LOG_STD)], -1)
 
     def values(self, observation: Tensor, action: Tensor, z: Tensor, targets: bool = False) -> Tensor:
-        """What both critics, or their ``targets``, say: [2, ...]."""
+        """Return the values of both critics, or of their target networks, [2, ...]."""
         inputs = torch.cat([observation, action, z], -1)
         critics = self.targets if targets else self.critics
         return critics(inputs.flatten(0, -2).expand(2, -1, -1)).view(2, *inputs.shape[:-1])

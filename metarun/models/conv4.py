@@ -1,4 +1,4 @@
-"""The four-block convolutional embedding of few-shot learning (Vinyals et al. 2016; Finn et al. 2017)."""
+"""Conv-4, the standard convolutional embedding of few-shot learning (Vinyals et al. 2016; Finn et al. 2017)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from metarun.types import Count, Positive
 
 
 class Block(nn.Module):
-    """3x3 convolution, batch norm, ReLU, and halving by stride or by max pooling, or none.
+    """3x3 convolution, batch norm and ReLU, with stride 2, 2x2 max pooling or no downsampling.
 
-    Pooling comes before the ReLU: the two commute, and the ReLU then costs a quarter.
+    Pooling comes before the ReLU. The two commute, and the ReLU then has a quarter of the work.
     """
 
     def __init__(self, inputs: int, width: int, halve: Literal["pool", "stride"] | None, scale: bool) -> None:
         super().__init__()
-        # A bias before batch normalisation is cancelled by the mean: it would be a parameter without effect.
+        # Batch normalisation would cancel a bias.
         self.conv = nn.Conv2d(inputs, width, 3, stride=2 if halve == "stride" else 1, padding=1, bias=False)
         self.norm = BatchNorm(width, scale=scale)
         self.pool = halve == "pool"
@@ -33,13 +33,19 @@ class Block(nn.Module):
 
 
 class Conv4(nn.Module):
-    """Conv-4: images -> features.
+    """Conv-4 embedding of images [N, C, H, W], floats or uint8 in 0..255, to features [N, features].
 
-    ``width`` filters in each block, or a list of them, one a block (R2-D2: 96, 192, 384, 512). ``downsample`` is
-    ``pool`` (Prototypical Networks) or ``stride`` (MAML on Omniglot), in the first ``halvings`` blocks (null: in
-    all); ``reduce`` turns the last map into a vector by flattening it or by its spatial mean; ``norm_scale`` gives
-    batch norm a learned factor (MAML's networks have none). Images [N, C, H, W] or uint8 in 0..255 -> [N, features];
-    :meth:`maps` is the last map.
+    Args:
+        spec: Shapes of the task.
+        width: Number of filters of all blocks, or a list with one number per block (R2-D2: 96, 192, 384, 512).
+        depth: Number of blocks.
+        downsample: ``pool`` (Prototypical Networks) or ``stride`` (MAML on Omniglot).
+        halvings: Number of blocks from the first one that downsample; ``None`` for all.
+        reduce: ``flatten`` the last feature map to a vector, or take its spatial ``mean``.
+        norm_scale: If true, batch norm has a learned scale. MAML's networks have none.
+
+    Raises:
+        UserError: Pooling would reduce the image below one pixel, or ``width`` does not have ``depth`` entries.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image",)
@@ -65,7 +71,7 @@ class Conv4(nn.Module):
             f"use at most depth={min(height, image_width).bit_length() - 1}, fewer halvings, or downsample=stride",
         )
         widths = [width] * depth if isinstance(width, int) else list(width)
-        require(len(widths) == depth, f"model.width={widths}: names {len(widths)} blocks, but model.depth={depth}")
+        require(len(widths) == depth, f"model.width={widths}: has {len(widths)} entries, but model.depth={depth}")
         sizes = zip([channels, *widths[:-1]], widths, strict=True)
         blocks = [Block(n, m, downsample if i < halved else None, norm_scale) for i, (n, m) in enumerate(sizes)]
         for block in blocks:
@@ -75,7 +81,7 @@ class Conv4(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def maps(self, x: Tensor) -> Tensor:
-        """[N, width, height, width of the last map]: what heads that compare maps read."""
+        """Return the last feature map, [N, filters, height, width], for heads that compare feature maps."""
         return self.blocks(as_float(x))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,5 +90,5 @@ class Conv4(nn.Module):
 
 
 def as_float(x: Tensor) -> Tensor:
-    """Images stored as uint8 (ink 255) as floats in [0, 1]; others as they are."""
+    """Convert uint8 images in 0..255 to floats in 0..1. Other tensors are returned as they are."""
     return x.to(torch.get_default_dtype()) / 255 if x.dtype == torch.uint8 else x

@@ -1,4 +1,4 @@
-"""Pretrained Hugging Face encoders of texts: frozen, fine-tuned, or with low-rank adapters."""
+"""Pretrained text encoders of Hugging Face: frozen, fine-tuned, or with low-rank adapters."""
 
 from __future__ import annotations
 
@@ -19,32 +19,41 @@ from metarun.tasks.files import Arrays, Progress, cached
 from metarun.types import Fraction, PathOrName, Positive, Rate
 
 Pooling = Literal["mean", "cls", "max"]
-EMBEDDED_AT_ONCE = 64
-"""Texts, of about one length; more are no faster on a few cores."""
+BATCH_SIZE = 64
+"""Number of texts of similar length that are embedded at once. Larger batches are no faster on a few cores."""
 
 
 class Encoder(nn.Module):
-    """A pretrained transformer's states of a text's tokens, pooled: one vector a text.
+    """Pooled token states of a pretrained transformer, one vector per text.
 
-    ``name`` is a folder (``config.json``, safetensors, tokenizer), ``package:folder`` for one inside an installed
-    Python package, or a model of the Hugging Face hub, ``name@revision`` for a certain one. Weights are read from
-    safetensors alone, and no code that comes with a model is run. ``pooling`` is over the tokens of the text, the
-    special ones included as in Sentence-BERT (Reimers & Gurevych 2019, arXiv:1908.10084, section 3), or takes the
-    first; ``normalize`` scales the result to length 1. Texts are cut after ``max_tokens``. What is learned of the
-    encoder (``tune``):
+    Maps embeddings [N, D] to features [N, D] if the encoder is frozen, else token ids + 1 [N, L], 0 for padding, to
+    features [N, D]. Weights are read from safetensors only, and no code of a model is run. The features are
+    ``scale * M e`` for the embedding e and an optional linear map M that starts as the identity.
 
-    ``frozen``  nothing: each text is embedded once, without dropout, and the embeddings are kept in the cache under a
-    hash of the model's files, the texts and how they are read, so that an episode is a gather;
-    ``all``  everything;
-    ``lora``  only low-rank additions of ``rank`` to its linear layers (:class:`metarun.models.lowrank.Added`; Hu et
-    al. 2022, arXiv:2106.09685), which start at 0; they alone are in checkpoints. To adapt additions to each task on
-    top of meta-learned weights, take ``algorithm=lowrank`` with ``tune=all``.
+    ``tune`` determines which weights of the encoder are trained:
 
-    The embedding e is multiplied by ``scale``, the sharpness of a softmax over distances. With ``metric`` a learned
-    linear map M, which starts as the identity, is put on top: scale M e, where ``dropout`` of e is on M's learned part
-    alone.
+    - ``frozen``: none. Each text is embedded once without dropout. Embeddings are cached under a hash of the model's
+      files, the texts and the pooling.
+    - ``all``: all weights.
+    - ``lora``: only low-rank updates of the linear layers (:class:`~metarun.models.lowrank.LowRankLayer`; Hu et al.
+      2022, arXiv:2106.09685). They start at 0, and only they are stored in checkpoints. To adapt such updates to each
+      task on top of meta-learned weights, use ``algorithm=lowrank`` with ``tune=all``.
 
-    ``frozen``: embeddings [N, D] -> [N, D]. Else ids int [N, L] (token + 1; 0: none) -> [N, D].
+    Args:
+        name: Folder with ``config.json``, safetensors and tokenizer, ``package:folder`` for a folder inside an
+            installed Python package, or ``name`` or ``name@revision`` of a model on the Hugging Face hub.
+        pooling: ``mean`` or ``max`` over all tokens including the special ones, as in Sentence-BERT (Reimers & Gurevych
+            2019, arXiv:1908.10084, section 3), or ``cls`` for the first token.
+        normalize: If true, scale embeddings to length 1.
+        tune: ``frozen``, ``all`` or ``lora``.
+        rank: Rank of the low-rank updates.
+        max_tokens: Number of tokens after which a text is cut.
+        scale: Length of the features, which is the sharpness of a softmax over distances.
+        metric: If true, learn the linear map M.
+        dropout: Dropout rate of e before the learned part of M.
+
+    Raises:
+        UserError: The model is not found or cannot be read, or transformers is not installed.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("text",)
@@ -64,11 +73,11 @@ class Encoder(nn.Module):
         dropout: Fraction,
     ) -> None:
         super().__init__()
-        require(dropout < 1, "model.dropout=1 leaves nothing; give less than 1")
+        require(dropout < 1, "model.dropout=1: must be less than 1")
         self.folder, self.name = locate(name), name
         self.pooling, self.normalize, self.max_tokens, self.scale = pooling, normalize, max_tokens, scale
         self.tokenizer = tokenizer_of(self.folder)
-        self.batchable = tune == "frozen"  # code that is not ours may branch on values, which vmap cannot
+        self.batchable = tune == "frozen"  # code of other libraries may branch on values, which vmap does not support
         self.net: nn.Module | None = None
         if tune != "frozen":
             self.net = load(self.folder).to(torch.get_default_dtype())
@@ -82,7 +91,7 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [N, D] where nothing is learned of the encoder, else token ids + 1, int32 [N, L]."""
+        """Return embeddings [N, D] if the encoder is frozen, else token ids + 1, int32 [N, L]."""
         if self.net is not None:
             return self.tokens(texts)
         key = {
@@ -91,28 +100,29 @@ class Encoder(nn.Module):
             "pooling": self.pooling,
             "max_tokens": self.max_tokens,
         }
-        embedded = torch.from_numpy(cached("embeddings", key, lambda: self._embedded(texts))["embeddings"])
+        embedded = torch.from_numpy(cached("embeddings", key, lambda: self._embed(texts))["embeddings"])
         embedded = embedded.to(torch.get_default_dtype())
         return nn.functional.normalize(embedded, dim=1) if self.normalize else embedded
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
-        """Token ids + 1, int32 [N, L], 0 where there are no more."""
+        """Return token ids + 1 of texts, int32 [N, L], padded with 0."""
         found = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"] if texts else []
         return pad([[1 + i for i in ids] for ids in found])
 
-    def _embedded(self, texts: Sequence[str]) -> Arrays:
-        """All texts through the frozen encoder, those of about one length together."""
+    def _embed(self, texts: Sequence[str]) -> Arrays:
+        """Embed all texts with the frozen encoder, in batches of similar length."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         net, ids = load(self.folder).to(device).eval(), self.tokens(texts)
-        made = torch.empty(len(texts), self.width)
+        embeddings = torch.empty(len(texts), self.width)
         lengths = (ids > 0).sum(1)
         with Progress(f"{self.name}: texts embedded", len(texts), 1, "texts") as progress, torch.no_grad():
-            for rows in lengths.argsort(stable=True).split(EMBEDDED_AT_ONCE):
-                made[rows] = pooled(net, ids[rows].to(device), self.pooling).cpu()
+            for rows in lengths.argsort(stable=True).split(BATCH_SIZE):
+                embeddings[rows] = pool_states(net, ids[rows].to(device), self.pooling).cpu()
                 progress.update(len(rows))
-        return {"embeddings": made.numpy()}
+        return {"embeddings": embeddings.numpy()}
 
     def example(self) -> Tensor:
+        """Return an example input with two texts."""
         if self.net is None:
             weight = torch.empty(0) if self.metric is None else self.metric.weight
             return weight.new_ones(2, self.width)
@@ -120,22 +130,22 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.net is not None:
-            x = pooled(self.net, x, self.pooling)
+            x = pool_states(self.net, x, self.pooling)
             x = nn.functional.normalize(x, dim=1) if self.normalize else x
         if self.metric is not None:
             x = x + self.metric(self.dropout(x))
         return self.scale * x
 
 
-def pooled(net: nn.Module, ids: Tensor, pooling: Pooling) -> Tensor:
-    """Pooled states [N, D] of the tokens ``ids - 1`` [N, L], where 0 is none."""
+def pool_states(net: nn.Module, ids: Tensor, pooling: Pooling) -> Tensor:
+    """Return the pooled states [N, D] of tokens given as ids + 1 [N, L], with 0 for padding."""
     here = ids > 0
-    try:  # columns that no text uses are left out
+    try:  # drop columns that are padding in all texts
         used = max(int(here.any(0).sum()), 1)
     except RuntimeError:  # values cannot be read on the meta device
         used = ids.shape[1]
     ids, here = ids[:, :used].long(), here[:, :used]
-    blank = getattr(net.config, "pad_token_id", None) or 0  # some read positions off it
+    blank = getattr(net.config, "pad_token_id", None) or 0  # some models compute positions from it
     states = net(input_ids=torch.where(here, ids - 1, blank), attention_mask=here.long()).last_hidden_state
     if pooling == "cls":
         return states[:, 0]
@@ -146,7 +156,11 @@ def pooled(net: nn.Module, ids: Tensor, pooling: Pooling) -> Tensor:
 
 
 def transformers() -> Any:
-    """The library, which is an extra; quiet."""
+    """Import transformers and silence its messages.
+
+    Raises:
+        UserError: It is not installed.
+    """
     try:
         import transformers
     except ImportError as error:
@@ -157,7 +171,11 @@ def transformers() -> Any:
 
 
 def locate(name: str) -> Path:
-    """The folder of the model ``name``, downloaded where it is one of the hub."""
+    """Return the folder of a model, which is downloaded if it is on the Hugging Face hub.
+
+    Raises:
+        UserError: There is no such model.
+    """
     transformers()
     package, colon, inside = name.partition(":")
     if colon:
@@ -173,7 +191,7 @@ def locate(name: str) -> Path:
         return folder
     folder = Path(name).expanduser()
     if folder.exists() or name.startswith(("/", ".", "~")):
-        require((folder / "config.json").is_file(), f"model.name={name}: no folder with a config.json")
+        require((folder / "config.json").is_file(), f"model.name={name}: must be a folder with a config.json")
         return folder
     from huggingface_hub import snapshot_download
 
@@ -184,28 +202,34 @@ def locate(name: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"model.name={name}: no such folder, and not to be had from the Hugging Face hub ({reason}); "
-            "give a folder, package:folder, or a model's name there"
+            f"model.name={name}: no such folder, and not available from the Hugging Face hub ({reason}); "
+            "give a folder, package:folder, or the name of a model there"
         ) from None
 
 
 def config_of(folder: Path) -> Any:
+    """Read the configuration of a model."""
     return _read(folder, transformers().AutoConfig)
 
 
 def tokenizer_of(folder: Path) -> Any:
+    """Read the tokenizer of a model."""
     return _read(folder, transformers().AutoTokenizer)
 
 
 def load(folder: Path) -> nn.Module:
-    """The encoder, float32, without the pooler on top of its first token; no random number is drawn."""
+    """Load the encoder in float32 without its pooler. The random state does not change.
+
+    Raises:
+        UserError: The folder cannot be read or has no weights for some tensors.
+    """
     with torch.random.fork_rng(devices=[]):
         net, info = _read(
             folder,
             transformers().AutoModel,
             use_safetensors=True,
             output_loading_info=True,
-            # Its operations have second derivatives, which fused attention has not.
+            # eager attention has second derivatives, fused attention has none
             attn_implementation="eager",
         )
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
@@ -220,13 +244,13 @@ def load(folder: Path) -> nn.Module:
 def _read(folder: Path, kind: Any, **options: Any) -> Any:
     try:
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
-    except Exception as error:  # the library checks little of what its files say
+    except Exception as error:  # transformers checks little of its files
         reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
         raise UserError(f"model.name: {folder} cannot be read as a model of transformers ({reason})") from None
 
 
 def stamp(folder: Path) -> str:
-    """A hash of the files that decide what a model makes of a text."""
+    """Return a hash of the files that determine the embeddings of a model."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".model", ".safetensors")):
         content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""The smallest model: none. The head reads the inputs themselves, and the learner is a linear map."""
+"""The identity as a model, so that the algorithm's head on top of it is a linear map of the inputs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from metarun.models.conv4 import as_float
 
 
 class Linear(nn.Module):
-    """The inputs as features, [N, ...] -> [N, all of them]; with the algorithm's head a linear map of them.
+    """Flattens the inputs to features, [N, ...] -> [N, features].
 
-    ``bias``: whether that head has offsets.
+    Args:
+        bias: If true, the algorithm's head has a bias.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image", "vector")

@@ -1,4 +1,4 @@
-"""A layer with a low-rank addition to its weight (LoRA)."""
+"""Low-rank adaptation of layers (LoRA; Hu et al. 2022, arXiv:2106.09685)."""
 
 from __future__ import annotations
 
@@ -9,37 +9,49 @@ from torch import Tensor, nn
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-class Added(nn.Module):
-    """``layer`` with B A added to its weight, as two thin layers beside it: y = layer(x) + up(down(x)).
+class LowRankLayer(nn.Module):
+    """A layer with a low-rank update B A of its weight: y = layer(x) + up(down(x)).
 
-    B, of ``up``, starts at 0. A convolution's A is a convolution to r channels with its kernel, stride and padding,
-    and B one over single places; each group of a grouped one has a B and an A of its own.
+    B, the weight of ``up``, starts at 0. For a convolution, A is a convolution to ``rank`` channels with the same
+    kernel, stride and padding, and B is a 1x1 convolution. Each group of a grouped convolution has its own A and B.
+
+    Args:
+        layer: Linear or convolution layer.
+        rank: Rank of the update, per group.
     """
 
     def __init__(self, layer: nn.Module, rank: int) -> None:
         super().__init__()
         self.layer = layer
-        self.down, self.up = thin(layer, rank)
+        self.down, self.up = low_rank_pair(layer, rank)
         nn.init.zeros_(self.up.get_parameter("weight"))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x) + self.up(self.down(x))
 
 
-def add(net: nn.Module, rank: int) -> dict[str, Added]:
-    """Put :class:`Added` in place of every linear and convolution layer of ``net``; by name.
+def add(net: nn.Module, rank: int) -> dict[str, LowRankLayer]:
+    """Replace all linear and convolution layers of a network by :class:`LowRankLayer`, in place.
 
-    Not of subclasses, which may use their weight in ways of their own; a layer used in two places counts twice.
+    Subclasses of these layers are not replaced, since they may use their weight differently. A layer that is used under
+    two names is replaced twice.
+
+    Args:
+        net: Network to change in place.
+        rank: Rank of the updates.
+
+    Returns:
+        The new layers by name.
     """
     layers = {n: m for n, m in net.named_modules(remove_duplicate=False) if type(m) in LAYERS}
-    added = {name: Added(layer, rank) for name, layer in layers.items()}
+    added = {name: LowRankLayer(layer, rank) for name, layer in layers.items()}
     for name, layer in added.items():
         net.set_submodule(name, layer)
     return added
 
 
-def thin(layer: Any, rank: int) -> tuple[nn.Module, nn.Module]:
-    """Layers without bias that lead as ``layer`` does, by way of ``rank`` numbers or channels a group."""
+def low_rank_pair(layer: Any, rank: int) -> tuple[nn.Module, nn.Module]:
+    """Return layers without bias from the inputs of ``layer`` to ``rank`` channels per group, and to its outputs."""
     if isinstance(layer, nn.Linear):
         return nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=False)
     kind, groups = type(layer), layer.groups
@@ -51,8 +63,13 @@ def thin(layer: Any, rank: int) -> tuple[nn.Module, nn.Module]:
 
 
 def fix(module: nn.Module, persistent: bool = True) -> None:
-    """Make all parameters buffers: used as before, but nothing to learn; not ``persistent``: nor to store."""
-    fixed: dict[int, Tensor] = {}  # one tensor in two places stays one
+    """Turn all parameters of a module into buffers, so that they are used but not trained.
+
+    Args:
+        module: Module to change in place.
+        persistent: If false, the buffers are not stored in checkpoints.
+    """
+    fixed: dict[int, Tensor] = {}  # a shared tensor stays shared
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False, remove_duplicate=False)):
             delattr(part, name)

@@ -1,4 +1,4 @@
-"""The multilayer perceptron: vectors, observations or flattened images -> features."""
+"""Multilayer perceptron for vectors, observations and flattened images."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from metarun.types import Positive
 
 
 class MLP(nn.Module):
-    """Hidden layers with a nonlinearity after each, batch-normalised if asked; the head is the algorithm's.
+    """Multilayer perceptron without an output layer, [N, ...] -> [N, hidden[-1]]. The algorithm adds the head.
 
-    ``[N, ...] -> [N, hidden[-1]]``. ``norm_scale`` gives batch norm a learned factor (MAML's networks have none).
-    ``init`` is torch's own or ``finn``: weights from a normal distribution of standard deviation .01 truncated at two
-    of them, biases zero (Finn et al. 2017, the authors' code).
+    Args:
+        spec: Shapes of the task.
+        hidden: Width of each hidden layer.
+        activation: Nonlinearity after each layer.
+        batch_norm: If true, batch norm follows each linear layer.
+        norm_scale: If true, batch norm has a learned scale. MAML's networks have none.
+        init: ``torch`` for torch's default, or ``finn`` for weights from a normal distribution with standard deviation
+            0.01, truncated at two standard deviations, and zero biases (Finn et al. 2017, the authors' code).
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image", "vector")
@@ -52,6 +57,6 @@ class MLP(nn.Module):
 
 
 def finn_init(layer: nn.Linear, std: float = 0.01) -> None:
-    """Truncated normal weights, zero biases."""
+    """Initialise a layer with truncated normal weights and zero biases, in place."""
     nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
     nn.init.zeros_(layer.bias)

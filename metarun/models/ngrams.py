@@ -1,4 +1,4 @@
-"""A bag of hashed word and character n-grams: TF-IDF whose weights and metric are learned."""
+"""Bag of hashed word and character n-grams: TF-IDF with learned weights and a learned metric."""
 
 from __future__ import annotations
 
@@ -16,23 +16,34 @@ from metarun.types import Fraction, Positive, Rate
 
 
 class NgramBag(nn.Module):
-    """Starts as a random projection of TF-IDF; learns a weight for every n-gram and a low-rank metric.
+    """Random projection of TF-IDF with a learned weight for each n-gram and a learned low-rank metric.
 
-    A text is the set of its runs of 1..``words`` words and, inside words, of ``chars[0]``..``chars[1]``
-    characters (null: of words alone), each hashed to one of ``buckets``. With idf from the meta-train texts, n-gram b
-    weighs ``exp(weight[b]) * idf[b] ** power``, where ``weight`` starts at 0 and ``power`` at 1, times its number in
-    the text with ``counts``, as TF-IDF has it: in long texts that decides. Of a text of more than ``max_ngrams``, with
-    ``counts`` the most frequent are kept, without it the first. The weights of a
-    text are scaled to length 1 and projected to ``dim`` numbers, each n-gram to one of them with a random
-    sign (a count sketch: Weinberger et al. 2009, arXiv:0902.2206), which keeps inner products on average,
-    those of n-grams never seen in meta-training included.
+    Maps n-gram ids [N, L], 0 for padding, to features [N, dim + rank]. Each n-gram of a text is hashed to one of
+    ``buckets``. N-gram b has the weight ``exp(weight[b]) * idf[b] ** power``, with idf from the meta-train texts,
+    ``weight`` initially 0 and ``power`` initially 1. With ``counts`` it is multiplied by the number of occurrences, as
+    in TF-IDF, which matters in long texts. The weights of a text are scaled to length 1 and projected to ``dim``
+    numbers by a count sketch (Weinberger et al. 2009, arXiv:0902.2206): each n-gram goes to one number with a random
+    sign. This preserves inner products in expectation, also for n-grams that do not occur in meta-training.
 
-    ``rank`` learned directions of the projection, A, are put beside it, small at first: the squared distance
-    of two texts whose projections differ by d is ``|d|^2 + |A d|^2``. ``dropout`` of the projection before A
-    keeps it from memorising the meta-train classes. All is multiplied by a learned factor that starts at
-    ``scale``, the sharpness of a softmax over distances.
+    The projection is concatenated with ``rank`` learned directions A of it, which are small at first. The squared
+    distance of two texts whose projections differ by d is then ``|d|^2 + |A d|^2``. All features are multiplied by a
+    learned scale, the sharpness of a softmax over distances.
 
-    Ids int [N, L] (0: none) -> [N, dim + rank].
+    Args:
+        texts: Meta-train texts.
+        words: Length of the longest n-gram of words.
+        chars: Lengths of the shortest and the longest n-gram of characters inside words; ``None`` for none.
+        max_ngrams: Maximum number of distinct n-grams of a text. With ``counts`` the most frequent ones are kept, else
+            the first ones.
+        buckets: Number of hash buckets, at least ``2 * dim``.
+        dim: Size of the projection.
+        rank: Number of learned directions.
+        dropout: Dropout rate of the projection before A, against memorisation of the meta-train classes.
+        scale: Initial value of the learned scale.
+        counts: If true, weights are multiplied by the number of occurrences.
+
+    Raises:
+        UserError: ``chars``, ``buckets`` or ``dropout`` is out of range.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("text",)
@@ -56,19 +67,19 @@ class NgramBag(nn.Module):
         super().__init__()
         require(
             chars is None or (len(chars) == 2 and chars[0] <= chars[1]),
-            f"model.chars={list(chars or ())}: give the shortest and the longest run of characters, such as [2, 4], or "
-            "null for none",
+            f"model.chars={list(chars or ())}: must be the lengths of the shortest and the longest n-gram of "
+            "characters, such as [2, 4], or null for none",
         )
         require(
             buckets >= 2 * dim,
-            f"model.buckets={buckets} must be at least twice model.dim={dim}: a bucket names a place and a sign",
+            f"model.buckets={buckets} must be at least twice model.dim={dim}",
         )
-        require(dropout < 1, "model.dropout=1 leaves nothing; give less than 1")
+        require(dropout < 1, "model.dropout=1: must be less than 1")
         self.longest, self.chars, self.max_ngrams = words, chars and (chars[0], chars[1]), max_ngrams
         self.buckets, self.dim, self.counts = buckets, dim, counts
-        held = torch.bincount((self.encode(texts) % buckets).flatten(), minlength=buckets)
-        held[0] = 0  # no n-gram, only filling
-        idf = torch.log((1 + len(texts)) / (1.0 + held)) + 1
+        texts_with = torch.bincount((self.encode(texts) % buckets).flatten(), minlength=buckets)
+        texts_with[0] = 0  # padding
+        idf = torch.log((1 + len(texts)) / (1.0 + texts_with)) + 1
         self.register_buffer("log_idf", idf.log().to(torch.get_default_dtype()))
         self.weight = nn.Parameter(torch.zeros(buckets))
         self.power = nn.Parameter(torch.ones(()))
@@ -77,11 +88,11 @@ class NgramBag(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Ids of the distinct n-grams (at most ``max_ngrams``), int32 [N, L], 0 where there are no more.
+        """Return the ids of the distinct n-grams of texts, at most ``max_ngrams`` each, int32 [N, L], padded with 0.
 
-        With ``counts``, an id plus ``buckets`` times the number of further occurrences, as far as int32 holds them.
+        With ``counts``, ``buckets`` times the number of further occurrences is added to an id, as far as int32 allows.
         """
-        by_word: dict[str, list[int]] = {}  # words recur: each one's characters are hashed once
+        by_word: dict[str, list[int]] = {}  # words recur, so the n-grams of each one are hashed once
 
         def bucket(kind: str, gram: str) -> int:
             return 1 + crc32((kind + gram).encode()) % (self.buckets - 1)
@@ -106,15 +117,16 @@ class NgramBag(nn.Module):
         return tokens.pad(rows)
 
     def example(self) -> Tensor:
+        """Return an example input, [2, 1]."""
         return torch.ones(2, 1, dtype=torch.int32, device=self.weight.device)
 
     def forward(self, ids: Tensor) -> Tensor:
-        index, further = ids.long() % self.buckets, ids.long() // self.buckets  # 0 further ones without counts
+        index, further = ids.long() % self.buckets, ids.long() // self.buckets  # further is 0 without counts
         weights = (self.weight[index] + self.power * self.log_idf[index]).exp() * ((index > 0) * (1 + further))
-        # A text without n-grams stays at zero; under the root, so that the gradient there is finite.
+        # The constant keeps a text without n-grams at zero, and the gradient of the root finite there.
         weights = weights * torch.rsqrt(weights.square().sum(1, keepdim=True) + 1e-12)
-        # The id, a hash, gives the place and, by the parity of its remaining part, the sign.
-        place, sign = index % self.dim, 1 - 2 * (index // self.dim % 2)
-        sketch = weights.new_zeros(len(ids), self.dim).scatter_add(1, place, weights * sign)
+        # The id is a hash. It determines the position and, by the parity of the quotient, the sign.
+        position, sign = index % self.dim, 1 - 2 * (index // self.dim % 2)
+        sketch = weights.new_zeros(len(ids), self.dim).scatter_add(1, position, weights * sign)
         learned = self.dropout(sketch) @ self.directions
         return torch.cat([sketch, learned], dim=1) * self.log_scale.exp()

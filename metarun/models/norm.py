@@ -1,4 +1,4 @@
-"""Batch normalisation with its statistics as a named policy.
+"""Batch normalisation with a named policy for its statistics.
 
 ``transductive``  statistics of the batch at hand, at test too (MAML, Relation Networks);
 ``support``       statistics of the support set, also for the query examples;
@@ -20,9 +20,12 @@ from metarun.types import NormPolicy
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over every dimension but the channel's (dimension 1).
+    """Batch normalisation over all dimensions except the channels (dimension 1).
 
-    ``scale`` and ``shift`` say whether the learned factor and offset exist (MAML's networks have no factor).
+    Args:
+        channels: Number of channels.
+        scale: If true, the layer has a learned scale. MAML's networks have none.
+        shift: If true, the layer has a learned shift.
     """
 
     running_mean: Tensor
@@ -37,7 +40,7 @@ class BatchNorm(nn.Module):
         self.momentum, self.eps = 0.1, 1e-5
         self.policy: NormPolicy = "running"
         self.rows: int | None = None
-        """Take statistics from the first ``rows`` examples only."""
+        """Number of examples from the first one that statistics are computed from; ``None`` for all."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rows is None:
@@ -57,22 +60,26 @@ class BatchNorm(nn.Module):
         return x if self.bias is None else x + self.bias.view(shape)
 
     def after(self, conv: nn.Module, x: Tensor) -> Tensor:
-        """``self(conv(x))``, in one pass over the outputs instead of many, where that can be.
+        """Return ``self(conv(x))``, fused into one matrix product if possible.
 
-        The outputs are W P, patches P of the images by weights W, so that their mean and variance are W mean(P) and
-        the diagonal of W cov(P) W^T: normalising is another W. Where a patch has fewer numbers than an output has
-        channels, as in a first layer, this reads less memory, and its derivatives of any order are those of products
-        of matrices.
+        The outputs of a convolution are W P for weights W and image patches P. Their mean is W mean(P) and their
+        variance is the diagonal of W cov(P) W^T, so normalisation only changes W. If a patch has fewer values than an
+        output has channels, as in a first layer, this reads less memory. Its derivatives of any order are those of
+        matrix products.
+
+        Args:
+            conv: Convolution before this layer.
+            x: Images, [N, C, H, W].
         """
         if not is_fusion_enabled() or not self.can_fuse(conv):
             return self(conv(x))
         assert isinstance(conv, nn.Conv2d)
         assert not isinstance(conv.padding, str)
-        seen, size = image_patches(x, conv.kernel_size, conv.stride, conv.padding)
+        columns, size = image_patches(x, conv.kernel_size, conv.stride, conv.padding)
         first = None if self.rows is None else self.rows * size[0] * size[1]
-        centre = seen[:, :first].mean(1, keepdim=True)
-        seen = seen - centre
-        measured = seen[:, :first]
+        centre = columns[:, :first].mean(1, keepdim=True)
+        columns = columns - centre
+        measured = columns[:, :first]
         count = measured.shape[1]
         w = conv.weight.flatten(1)
         var = ((w @ (measured @ measured.T / count)) * w).sum(1)
@@ -84,13 +91,13 @@ class BatchNorm(nn.Module):
         if self.weight is not None:
             scale = scale * self.weight
         w = w * scale[:, None]
-        if self.bias is not None:  # as one more weight: a pass over the outputs less
-            w, seen = torch.cat([w, self.bias[:, None]], 1), F.pad(seen, [0, 0, 0, 1], value=1.0)
-        y = seen.T @ w.T
+        if self.bias is not None:  # as one more weight, which saves a pass over the outputs
+            w, columns = torch.cat([w, self.bias[:, None]], 1), F.pad(columns, [0, 0, 0, 1], value=1.0)
+        y = columns.T @ w.T
         return y.view(-1, *size, len(w)).permute(0, 3, 1, 2)
 
     def can_fuse(self, conv: nn.Module) -> bool:
-        """Whether a convolution that comes before can take the normalisation in, and would be faster for it."""
+        """Return whether a convolution before this layer can be fused with it and is faster when fused."""
         return (
             type(conv) is nn.Conv2d
             and not any(m._forward_hooks or m._forward_pre_hooks for m in (conv, self))
@@ -105,9 +112,14 @@ class BatchNorm(nn.Module):
 
 
 def set_policy(model: nn.Module, policy: NormPolicy) -> None:
-    """Give every normalisation layer of ``model`` the policy; torch's own layers included where they can follow.
+    """Set the policy of all normalisation layers of a model, including torch's own layers where they support it.
 
-    Raises :class:`~metarun.errors.UserError` for torch's own batch norm under ``support``.
+    Args:
+        model: Network to change in place.
+        policy: ``transductive``, ``support`` or ``running``.
+
+    Raises:
+        UserError: The policy is ``support`` and the model has batch norm layers of torch.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, BatchNorm):
@@ -115,7 +127,7 @@ def set_policy(model: nn.Module, policy: NormPolicy) -> None:
         elif isinstance(layer, nn.modules.batchnorm._BatchNorm) and policy != "running":
             if policy == "support":
                 raise UserError(
-                    f"algorithm.norm=support cannot steer torch's own batch norm (layer '{name}'); "
+                    f"algorithm.norm=support does not work with torch's own batch norm (layer '{name}'); "
                     "use metarun.models.norm.BatchNorm, or norm=transductive or running"
                 )
             layer.track_running_stats = False
@@ -124,7 +136,7 @@ def set_policy(model: nn.Module, policy: NormPolicy) -> None:
 
 @contextmanager
 def statistics_from(model: nn.Module, rows: int | None) -> Iterator[None]:
-    """Within the block, normalise with the statistics of the first ``rows`` examples of each batch."""
+    """Compute statistics from the first ``rows`` examples of each batch within the block; ``None`` means all."""
     layers = [layer for layer in model.modules() if isinstance(layer, BatchNorm)]
     for layer in layers:
         layer.rows = rows

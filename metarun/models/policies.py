@@ -1,7 +1,8 @@
-"""Policies: from what an agent perceives to the parameters of its action distribution.
+"""Policies, which map an agent's inputs to the parameters of its action distribution.
 
-The last dimension of a policy's output is read by :func:`metarun.algorithms.rl.distributions.distribution`:
-logits of discrete actions, or mean and log standard deviation of each continuous action dimension.
+The last dimension of a policy's output holds the parameters of
+:func:`metarun.algorithms.rl.distributions.distribution`: logits of discrete actions, or mean and log standard deviation
+of each continuous action dimension.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from metarun.types import Positive, Rate
 
 
 class TaskLinear(nn.Module):
-    """A linear layer that also runs with a leading task dimension on its parameters (``functional_call``).
+    """Linear layer, ``[..., N, inputs] -> [..., N, outputs]``, whose parameters may have a leading task dimension.
 
-    ``[..., N, inputs] -> [..., N, outputs]``; Xavier-uniform weight, kept as ``[inputs, outputs]``, zero
-    bias.
+    With ``functional_call`` and parameters of T tasks it maps ``[T, N, inputs]`` to ``[T, N, outputs]``. The weight is
+    stored as ``[inputs, outputs]`` and initialised Xavier-uniform, the bias is zero.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -38,9 +39,10 @@ class TaskLinear(nn.Module):
 
 
 class TaskConv(nn.Module):
-    """A 3x3 convolution that halves an image's sides, then ReLU; it too runs with a leading task dimension.
+    """3x3 convolution with stride 2 and ReLU, whose parameters may have a leading task dimension.
 
-    ``[..., N, inputs, H, W] -> [..., N, outputs, ceil(H / 2), ceil(W / 2)]``; He-normal weight, zero bias.
+    Maps ``[..., N, inputs, H, W]`` to ``[..., N, outputs, ceil(H / 2), ceil(W / 2)]``. The weight is initialised
+    He-normal, the bias is zero.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -50,7 +52,7 @@ class TaskConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.ndim == 5:
-            # The convolutions of T tasks are one whose channels fall into T groups.
+            # The convolutions of T tasks are one convolution with T groups of channels.
             tasks, weight, bias = len(x), self.weight.flatten(0, 1), self.bias.flatten()
             y = functional.conv2d(x.transpose(0, 1).flatten(1, 2), weight, bias, 2, 1, groups=tasks)
             return y.unflatten(1, (tasks, -1)).transpose(0, 1).relu()
@@ -58,10 +60,17 @@ class TaskConv(nn.Module):
         return y.unflatten(0, x.shape[:-3]).relu()
 
 
-class Eyes(nn.Module):
-    """What every policy reads observations with: ``[..., N, size + more] -> [..., N, features + more]``.
+class ObservationEncoder(nn.Module):
+    """Encoder of observations, ``[..., N, size + more] -> [..., N, features + more]``.
 
-    Images pass convolutions of ``filters`` each; vectors, and what comes after the observation, stay as they are.
+    Images pass through convolutions. Vectors, and the inputs after the observation, are returned as they are.
+
+    Args:
+        spec: Shapes of the task.
+        filters: Number of filters of each convolution.
+
+    Raises:
+        UserError: Observations are images and ``filters`` is empty.
     """
 
     def __init__(self, spec: Spec, filters: Sequence[int]) -> None:
@@ -82,14 +91,19 @@ class Eyes(nn.Module):
         if not self.image:
             return x
         size = prod(self.shape)
-        seen = self.layers(x[..., :size].unflatten(-1, self.shape)).flatten(-3)
-        return torch.cat([seen, x[..., size:]], -1)
+        features = self.layers(x[..., :size].unflatten(-1, self.shape)).flatten(-3)
+        return torch.cat([features, x[..., size:]], -1)
 
 
 class ActionHead(nn.Module):
-    """Features -> the parameters of an action distribution; ``init_std`` is that of continuous actions.
+    """Linear head that maps features to the parameters of an action distribution.
 
-    Their standard deviation is learned but does not depend on the observation.
+    The standard deviation of continuous actions is learned and does not depend on the observation.
+
+    Args:
+        features: Number of features.
+        spec: Shapes of the task.
+        init_std: Initial standard deviation of continuous actions.
     """
 
     def __init__(self, features: int, spec: Spec, init_std: float) -> None:
@@ -107,10 +121,16 @@ class ActionHead(nn.Module):
 
 
 class MLPPolicy(nn.Module):
-    """A memoryless policy: observations [..., N, size] -> action distributions [..., N, outputs].
+    """Feedforward policy, observations [..., N, size] -> action distributions [..., N, outputs].
 
-    Run by ``functional_call`` with parameters ``[T, ...]`` and observations ``[T, N, size]`` it is T
-    policies. Images are read by convolutions of ``filters`` each.
+    With ``functional_call``, parameters ``[T, ...]`` and observations ``[T, N, size]`` it runs T policies at once.
+
+    Args:
+        spec: Shapes of the task.
+        filters: Number of filters of each 3x3 convolution for image observations.
+        hidden: Width of each hidden layer.
+        activation: Nonlinearity of the hidden layers.
+        init_std: Initial standard deviation of continuous actions.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("vector", "state", "image", "observation")
@@ -127,7 +147,7 @@ class MLPPolicy(nn.Module):
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        self.eyes = Eyes(spec, filters)
+        self.eyes = ObservationEncoder(spec, filters)
         inputs = self.eyes.features
         for width in hidden:
             layers += [TaskLinear(inputs, width), nn.ReLU() if activation == "relu" else nn.Tanh()]
@@ -139,38 +159,44 @@ class MLPPolicy(nn.Module):
         return self.head(self.body(self.eyes(observation)))
 
 
-class PerceptVector(nn.Module):
-    """What an agent perceives as one vector: observation, last action, last reward, and whether an episode ended.
+class AgentInput(nn.Module):
+    """Encoding of an agent's input as one vector: observation, last action, last reward and end of the last episode.
 
-    Discrete actions enter as one-hot vectors; -1, no action yet, as zeros. With ``transitions`` the observation acted
-    on comes last, and a percept tells by itself what was done where, and what came of it.
+    Discrete actions are one-hot. The action -1, which stands for no action yet, is a zero vector.
+
+    Args:
+        spec: Shapes of the task.
+        transitions: If true, the previous observation is appended, so that the vector holds a whole transition.
+
+    Raises:
+        UserError: Observations are images and ``transitions`` is true.
     """
 
     def __init__(self, spec: Spec, transitions: bool = False) -> None:
         super().__init__()
         require(
             not (transitions and len(spec.input_shape) == 3),
-            "model.transitions=true: this task's observations are images; only vectors are seen twice",
+            "model.transitions=true: needs vector observations, but this task's are images",
         )
         self.actions, self.discrete, self.transitions = spec.output_size, spec.discrete_actions, transitions
         size = prod(spec.input_shape)
-        self.more = spec.output_size + 2 + size * transitions  # than the observation
+        self.more = spec.output_size + 2 + size * transitions  # inputs after the observation
         self.size = size + self.more
 
-    def acted(self, action: Tensor, dtype: torch.dtype) -> Tensor:
-        """Actions as networks read them, [..., actions]."""
+    def encode_action(self, action: Tensor, dtype: torch.dtype) -> Tensor:
+        """Encode actions for networks, [..., actions]. Discrete actions become one-hot."""
         if not self.discrete:
             return action
         return (action[..., None] == torch.arange(self.actions, device=action.device)).to(dtype)
 
     def forward(self, observation: Tensor, before: Tensor, action: Tensor, reward: Tensor, done: Tensor) -> Tensor:
         dtype = reward.dtype
-        seen = [observation, self.acted(action, dtype), reward[..., None], done[..., None].to(dtype)]
-        return torch.cat([*seen, before] if self.transitions else seen, -1)
+        parts = [observation, self.encode_action(action, dtype), reward[..., None], done[..., None].to(dtype)]
+        return torch.cat([*parts, before] if self.transitions else parts, -1)
 
 
-def memory(inputs: int, hidden: int) -> nn.GRU:
-    """A GRU with orthogonal weights and no offsets at first."""
+def make_gru(inputs: int, hidden: int) -> nn.GRU:
+    """Make a GRU with orthogonal weights and zero biases."""
     gru = nn.GRU(inputs, hidden)
     for name, parameter in gru.named_parameters():
         nn.init.orthogonal_(parameter) if "weight" in name else nn.init.zeros_(parameter)
@@ -178,10 +204,20 @@ def memory(inputs: int, hidden: int) -> nn.GRU:
 
 
 class GRUPolicy(nn.Module):
-    """A policy with a memory; it reads observation, last action, last reward and whether an episode ended.
+    """Recurrent policy of RL2, which adapts by its hidden state (Duan et al. 2016, arXiv:1611.02779, section 2.2).
 
-    Adapting is what its hidden state does (Duan et al. 2016, section 2.2). A second head estimates the value. Images
-    are read by convolutions of ``filters`` each. With ``transitions`` it also reads the observation it acted on before.
+    It reads the observation, the last action, the last reward and whether an episode ended. A second head estimates the
+    value.
+
+    Args:
+        spec: Shapes of the task.
+        filters: Number of filters of each 3x3 convolution for image observations.
+        transitions: If true, it also reads the previous observation.
+        hidden: Size of the hidden state.
+        init_std: Initial standard deviation of continuous actions.
+
+    Raises:
+        UserError: Observations are images and ``transitions`` is true.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("vector", "state", "image", "observation")
@@ -191,19 +227,24 @@ class GRUPolicy(nn.Module):
         self, spec: Spec, *, filters: Sequence[Positive], transitions: bool, hidden: Positive, init_std: Rate
     ) -> None:
         super().__init__()
-        self.encode, self.eyes = PerceptVector(spec, transitions), Eyes(spec, filters)
-        self.memory = memory(self.eyes.features + self.encode.more, hidden)
+        self.encode, self.eyes = AgentInput(spec, transitions), ObservationEncoder(spec, filters)
+        self.memory = make_gru(self.eyes.features + self.encode.more, hidden)
         self.head = ActionHead(hidden, spec, init_std)
         self.value = TaskLinear(hidden, 1)
 
     def forward(self, inputs: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """S steps of B trials, [S, B, inputs], from ``hidden`` [1, B, hidden] (``None``: a trial begins).
+        """Process S steps of B trials.
 
-        Returns action distributions [S, B, outputs], values [S, B] and the new hidden state.
+        Args:
+            inputs: Agent inputs, [S, B, inputs].
+            hidden: Hidden state, [1, B, hidden]; ``None`` at the start of a trial.
+
+        Returns:
+            Action distributions [S, B, outputs], values [S, B] and the new hidden state.
         """
         features, hidden = self.features(inputs, hidden)
         return self.head(features), self.value(features)[..., 0], hidden
 
     def features(self, inputs: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What both heads read, [S, B, hidden], and the new hidden state."""
+        """Return the features that both heads read, [S, B, hidden], and the new hidden state."""
         return self.memory(self.eyes(inputs), hidden)

@@ -1,4 +1,4 @@
-"""ResNet-12, the larger embedding of few-shot learning (Oreshkin et al. 2018; Lee et al. 2019)."""
+"""ResNet-12, a larger embedding for few-shot learning (Oreshkin et al. 2018; Lee et al. 2019)."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from metarun.tasks.episode import Spec
 from metarun.types import Fraction, Positive
 
 SLOPE = 0.1
-"""Of the leaky ReLUs."""
+"""Negative slope of the leaky ReLUs."""
 
 
 def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
-    """Without offsets (normalisation follows), filled as He et al. 2015 do for what comes out."""
+    """Make a convolution without bias, with He initialisation by fan-out (He et al. 2015)."""
     conv = nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, a=SLOPE, mode="fan_out", nonlinearity="leaky_relu")
     return conv
 
 
 class DropBlock(nn.Module):
-    """Sets whole squares of feature maps to zero (Ghiasi et al. 2018, arXiv:1810.12890, algorithm 1).
+    """Sets random squares of feature maps to zero during training (Ghiasi et al. 2018, arXiv:1810.12890, algorithm 1).
 
-    Each map loses squares of ``block`` pixels, as many as make about the fraction ``drop`` of it; the rest is scaled
-    by how much is left of all maps together. Maps smaller than a block lose single pixels or are lost whole, by blocks
-    of their own size. It does so while training only.
+    The remaining values are divided by the share of values that remain in all maps together.
+
+    Args:
+        drop: Expected share of a feature map that is set to zero.
+        block: Side of the squares in pixels. It is reduced to the size of maps that are smaller.
     """
 
     def __init__(self, drop: float, block: int) -> None:
@@ -46,14 +48,14 @@ class DropBlock(nn.Module):
         places = (height - size + 1) * (width - size + 1)
         gamma = self.drop * height * width / (size * size * places)
         corners = torch.rand_like(x[..., : height - size + 1, : width - size + 1]) < gamma
-        # A pixel is lost if any of the squares that cover it starts in one of the corners.
+        # A pixel is dropped if any square that covers it has its corner among ``corners``.
         around = F.pad(corners.to(x.dtype), [size - 1] * 4)
         kept = 1 - F.max_pool2d(around, size, stride=1)
         return x * kept / kept.mean().clamp(min=1e-6)
 
 
 class Block(nn.Module):
-    """Three 3x3 convolutions beside one of 1x1, their sum halved by max pooling, and dropout."""
+    """Residual block of three 3x3 convolutions with a 1x1 shortcut, 2x2 max pooling and dropout."""
 
     def __init__(self, inputs: int, width: int, dropout: nn.Module) -> None:
         super().__init__()
@@ -69,20 +71,28 @@ class Block(nn.Module):
             y = norm.after(conv, y)
             if i < 2:
                 y = F.leaky_relu(y, SLOPE)
-        # Pooling before the leaky ReLU: the two commute, and the ReLU then costs a quarter.
+        # Pooling and leaky ReLU commute. In this order the ReLU has a quarter of the work.
         return self.dropout(F.leaky_relu(F.max_pool2d(y + self.beside_norm(self.beside(x)), 2), SLOPE))
 
 
 class ResNet12(nn.Module):
-    """ResNet-12: images -> features.
+    """ResNet-12 as in MetaOptNet (Lee et al. 2019, arXiv:1904.03758, section 4.1).
 
-    The variant of Lee et al. 2019 (MetaOptNet, arXiv:1904.03758, section 4.1): four blocks of ``widths`` filters
-    (64, 160, 320, 640; TADAM, arXiv:1805.10123, has 64, 128, 256, 512), leaky ReLUs of slope .1, and dropout of rate
-    ``drop`` after the first two blocks, DropBlock with squares of ``block`` pixels after the others. Their code raises
-    DropBlock's rate over the first 40,000 batches; here it is the same throughout, so that a step depends on nothing
-    but its data. ``reduce`` turns the last map into a vector by flattening it (as they do) or by its spatial mean (as
-    later papers do). Images [N, C, H, W] or uint8 in 0..255 -> [N, features];
-    :meth:`maps` is the last map.
+    Maps images [N, C, H, W], floats or uint8 in 0..255, to features [N, features]. The first two blocks end with
+    dropout, the others with DropBlock. The authors' code increases the rate of DropBlock over the first 40,000 batches.
+    Here it is constant, so that a step depends only on its data.
+
+    Args:
+        spec: Shapes of the task.
+        widths: Number of filters of each block (MetaOptNet: 64, 160, 320, 640; TADAM, arXiv:1805.10123: 64, 128, 256,
+            512).
+        drop: Rate of dropout and DropBlock.
+        block: Side of DropBlock's squares in pixels.
+        reduce: ``flatten`` the last feature map to a vector, as MetaOptNet does, or take its spatial ``mean``, as later
+            papers do.
+
+    Raises:
+        UserError: The blocks would reduce the image below one pixel, or ``widths`` or ``drop`` is not allowed.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image",)
@@ -105,7 +115,7 @@ class ResNet12(nn.Module):
             f"model.widths={list(widths)}: {len(widths)} blocks halve a {height}x{image_width} image below one pixel; "
             f"use at most {min(height, image_width).bit_length() - 1}",
         )
-        require(drop < 1, "model.drop=1 leaves nothing; give less than 1")
+        require(drop < 1, "model.drop=1: must be less than 1")
         inputs = [channels, *widths[:-1]]
         self.blocks = nn.Sequential(*(
             Block(n, width, nn.Dropout(drop) if i < 2 else DropBlock(drop, block))
@@ -115,7 +125,7 @@ class ResNet12(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def maps(self, x: Tensor) -> Tensor:
-        """[N, widths[-1], height, width of the last map]: what heads that compare maps read."""
+        """Return the last feature map, [N, widths[-1], H, W], for heads that compare feature maps."""
         return self.blocks(as_float(x))
 
     def forward(self, x: Tensor) -> Tensor:

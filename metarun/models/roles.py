@@ -1,6 +1,6 @@
-"""What an algorithm needs of a model, by the model's role. A model needs no base class but ``torch.nn.Module``.
+"""Interfaces between algorithms and models, one per role. The only base class of a model is ``torch.nn.Module``.
 
-Sizes in shapes: N examples; T tasks; E environments of each task; B = T x E trials; S steps; A outputs of the policy
+Sizes in shapes: N examples; T tasks; E environments per task; B = T x E trials; S steps; A outputs of the policy
 (``spec.output_size`` logits of discrete actions, or the mean and the log standard deviation of each action dimension).
 """
 
@@ -31,96 +31,107 @@ class TextEncoder(Protocol):
     """``features`` of texts: turns texts into rows of numbers once, before training."""
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Turn N texts into rows [N, ...]: token ids, or embeddings."""
+        """Convert N texts to rows [N, ...] of token ids or embeddings."""
 
     def example(self) -> Tensor:
-        """Two rows as :meth:`encode` makes them, by which the algorithm finds the number of features."""
+        """Return two rows in the format of :meth:`encode`, from which the algorithm infers the number of features."""
 
 
 class Denoiser(Protocol):
     """``denoiser``: predicts an image from its noisy version and a set of images of its class."""
 
     def read(self, sets: Tensor, counts: Tensor) -> Any:
-        """The context of ``sets`` [S, K, C, H, W], images in -1..1, of which those with ``counts`` [S, K] 1 count."""
+        """Encode sets of clean images.
+
+        Args:
+            sets: Images in -1..1, [S, K, C, H, W].
+            counts: 1 for the images that belong to a set, 0 for padding, [S, K].
+
+        Returns:
+            Context for :meth:`forward`.
+        """
 
     def forward(self, x: Tensor, t: Tensor, context: Any) -> Tensor:
-        """Predictions [S, C, H, W] for noisy images ``x`` [S, C, H, W] at times ``t`` [S] in 0..1."""
+        """Return predictions [S, C, H, W] for noisy images ``x`` [S, C, H, W] at times ``t`` [S] in 0..1."""
 
 
 class Policy(Protocol):
-    """``policy``: acts by what it sees now. It adapts by its parameters, which may have a leading task dimension."""
+    """``policy``: acts on the current observation. It adapts by its parameters, which may be batched over tasks."""
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Action distributions [..., N, A] for observations [..., N, size].
+        """Return action distributions [..., N, A] for observations [..., N, size].
 
-        With parameters [T, ...] (``torch.func.functional_call``) and observations [T, N, size] it is T policies; layers
-        that do so are ``metarun.models.policies.TaskLinear`` and ``TaskConv``.
+        With ``torch.func.functional_call``, parameters [T, ...] and observations [T, N, size] it must run T policies at
+        once. The layers ``metarun.models.policies.TaskLinear`` and ``TaskConv`` support this.
         """
 
 
 class RecurrentPolicy(Protocol):
-    """``recurrent_policy``: acts by all that it saw in a trial. Its hidden state is what adapts."""
+    """``recurrent_policy``: acts on the whole history of a trial. Adaptation happens in its hidden state."""
 
     encode: nn.Module
-    """(observation [T, E, size], observation before, action, reward, done) -> inputs [T, E, I], one row a step.
-    ``metarun.models.policies.PerceptVector`` does so."""
+    """Maps (observation [T, E, size], previous observation, action, reward, done) to inputs [T, E, I].
+
+    ``metarun.models.policies.AgentInput`` is such a module.
+    """
     head: nn.Module
-    """Features [S, B, F] -> action distributions [S, B, A]."""
+    """Maps features [S, B, F] to action distributions [S, B, A]."""
     value: nn.Module
-    """Features [S, B, F] -> values [S, B, 1]."""
+    """Maps features [S, B, F] to values [S, B, 1]."""
 
     def features(self, inputs: Tensor, *hidden: Any) -> tuple[Any, ...]:
-        """Features [S, B, F] of inputs [S, B, I], then the new hidden state; no ``hidden``: a trial begins."""
+        """Return features [S, B, F] of inputs [S, B, I] and the new hidden state. Without ``hidden`` a trial starts."""
 
     def forward(self, inputs: Tensor, *hidden: Any) -> tuple[Any, ...]:
-        """Action distributions [S, B, A], values [S, B], then the new hidden state."""
+        """Return action distributions [S, B, A], values [S, B] and the new hidden state."""
 
 
 class BeliefPolicy(Protocol):
-    """``belief_policy``: acts by a Gaussian belief about the task, of L dimensions."""
+    """``belief_policy``: acts on a Gaussian belief about the task with L dimensions."""
 
     encode: nn.Module
-    """As that of a :class:`RecurrentPolicy`."""
+    """Same as :attr:`RecurrentPolicy.encode`."""
     actor: nn.Module
     head: nn.Module
     critic: nn.Module
     value_head: nn.Module
-    """The parts that :meth:`act` uses: they learn by PPO, everything else by the bound on the likelihood."""
+    """Modules that :meth:`act` uses. PPO trains these, and the evidence lower bound trains all other modules."""
 
     def belief(self, inputs: Tensor, hidden: Any = None) -> tuple[Tensor, Tensor, Any]:
-        """Mean and log-variance [S, B, L] after each of the inputs [S, B, I], and the new hidden state."""
+        """Return mean and log-variance [S, B, L] after each input [S, B, I], and the new hidden state."""
 
     def reward(self, m: Tensor, observation: Tensor, action: Tensor, after: Tensor) -> Tensor:
-        """Expected rewards [...] of steps in tasks ``m`` [..., L]: observation, action and next observation."""
+        """Predict rewards [...] from ``m`` [..., L] and the observation, action and next observation of steps."""
 
     def act(self, observation: Tensor, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Action distributions [..., A] and values [...]."""
+        """Return action distributions [..., A] and values [...]."""
 
 
 class ContextPolicy(Protocol):
-    """``context_policy``: acts by a task variable z of ``latent`` dimensions, inferred from a context of steps."""
+    """``context_policy``: acts on a task variable z that is inferred from a context of steps."""
 
     latent: int
     """Dimensions of z."""
     reads: int
-    """Numbers that the encoder reads of a step: observation, action, reward, perhaps the next observation."""
+    """Size of the encoder's input for a step: observation, action, reward and, optionally, next observation."""
     encoder: nn.Module
     actor: nn.Module
     critics: nn.Module
     targets: nn.Module
-    """A copy of ``critics`` that follows them slowly."""
+    """Target network: a copy of ``critics`` that follows them slowly."""
 
     def factors(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean times precision, and precision, of each step's Gaussian factor [..., N, latent].
+        """Return mean times precision, and precision, of each step's Gaussian factor, [..., N, latent] each.
 
-        ``context`` is [..., N, reads].
+        Args:
+            context: Steps, [..., N, reads].
         """
 
     def act(self, observation: Tensor, z: Tensor) -> Tensor:
-        """Mean and log standard deviation of actions before they are squashed, [..., 2 * action dimensions]."""
+        """Return mean and log standard deviation of actions before tanh, [..., 2 * action dimensions]."""
 
     def values(self, observation: Tensor, action: Tensor, z: Tensor, targets: bool = False) -> Tensor:
-        """Values [2, ...] by both critics, or by their targets."""
+        """Return the values [2, ...] of both critics, or of their target networks."""
 
 
 ROLES: dict[str, type] = {
@@ -131,25 +142,31 @@ ROLES: dict[str, type] = {
     "belief_policy": BeliefPolicy,
     "context_policy": ContextPolicy,
 }
-"""What a model must offer, by its ``role``."""
+"""Interface of each role."""
 
 
 def members(role: type) -> list[str]:
-    """The names that a role asks for."""
+    """Return the names of the members of a role."""
     named = [name for name in vars(role) if not name.startswith("_")]
     return [*vars(role).get("__annotations__", {}), *(name for name in named if callable(vars(role)[name]))]
 
 
 def missing(model: nn.Module, role: type) -> list[str]:
-    """The members of ``role`` that ``model`` lacks; ``forward`` too, where it is torch's own."""
-    unwritten = type(model).forward is nn.Module.forward
-    return [name for name in members(role) if not hasattr(model, name) or (name == "forward" and unwritten)]
+    """Return the members of ``role`` that ``model`` lacks. A ``forward`` inherited from torch counts as missing."""
+    inherited = type(model).forward is nn.Module.forward
+    return [name for name in members(role) if not hasattr(model, name) or (name == "forward" and inherited)]
 
 
 def misfit(model: nn.Module, roles: Sequence[str], modality: str) -> str | None:
-    """Why an algorithm that drives models of ``roles`` cannot drive ``model`` on inputs of ``modality``, or ``None``.
+    """Return the reason why a model does not fit an algorithm, or ``None`` if it fits.
 
-    A model that says its ``role`` is checked for that one, any other for whichever of ``roles`` it comes closest to.
+    A model with an attribute ``role`` is checked against that role, any other model against the role of which it lacks
+    the fewest members.
+
+    Args:
+        model: Model to check.
+        roles: Roles that the algorithm supports.
+        modality: Kind of inputs, such as ``text``.
     """
     own = getattr(model, "role", None)
     asked = [ROLES[name] for name in ([own] if own in roles else roles) if name in ROLES]

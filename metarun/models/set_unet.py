@@ -1,4 +1,4 @@
-"""A small U-Net that restores a noisy image, told what the image is of by a set of images of the same class."""
+"""Small U-Net that denoises an image, conditioned on a set of images of the same class."""
 
 from __future__ import annotations
 
@@ -14,25 +14,32 @@ from metarun.tasks.episode import Spec
 from metarun.types import Positive
 
 Context = tuple[Tensor, Tensor, Tensor]
-"""What was read of S sets: a map [S, width, h, w], tokens [S, M, 2 width], and which of these count, [S, M]."""
+"""Encoding of S sets: a feature map [S, width, h, w], tokens [S, M, 2 width] and their mask [S, M], 1 for real ones."""
 
 GROUPS = 8
-"""Of group normalisation."""
+"""Number of groups in group normalisation."""
 
 
 class SetUNet(nn.Module):
-    """Noisy images and a set of clean ones -> what is left to say of each pixel, as a logit.
+    """U-Net that maps noisy images to one logit per pixel, conditioned on a set of clean images.
 
-    Images are cut into tiles of ``patch`` x ``patch`` pixels, which become channels; a U-Net of two levels (Ronneberger
-    et al. 2015, arXiv:1505.04597), ``width`` and twice that wide, works on these: ``upper`` residual blocks on the way
-    down and as many on the way up, ``lower`` between them. Each block reads the time t by a shift and a scale of its
-    normalised features (Dhariwal & Nichol 2021, arXiv:2105.05233, section 3). The set is read by convolutions of its
-    own: the mean of its first maps is added to the first map of the noisy image, pixel by pixel, and each place of each
-    image's second map is a token. After each block of the lower level its places attend, with ``heads`` heads, to these
-    tokens and to each other. The order of the set has no effect, and it may be empty.
+    Tiles of ``patch`` x ``patch`` pixels become channels. A U-Net with two levels (Ronneberger et al. 2015,
+    arXiv:1505.04597) works on these. Each block reads the time t through a shift and a scale of its normalised features
+    (Dhariwal & Nichol 2021, arXiv:2105.05233, section 3). Separate convolutions encode the set. The mean of its
+    upper-level feature maps is added to the first feature map of the noisy image. Each position of its lower-level
+    feature maps is a token, and after each lower block the positions attend to these tokens and to each other. The
+    order of the set has no effect, and it may be empty.
 
-    :meth:`read`: sets [S, K, C, H, W] in -1..1 -> context. :meth:`forward`: x [N, C, H, W], t [N] in 0..1, context of N
-    sets -> logits [N, C, H, W].
+    Args:
+        spec: Shapes of the task.
+        width: Channels of the upper level. The lower level has twice as many.
+        patch: Side of a tile in pixels.
+        upper: Residual blocks of the upper level on the way down, and as many on the way up.
+        lower: Residual blocks of the lower level.
+        heads: Number of attention heads.
+
+    Raises:
+        UserError: ``patch``, ``width`` or ``heads`` does not fit the images or each other.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image",)
@@ -46,11 +53,11 @@ class SetUNet(nn.Module):
         require(
             height % (2 * patch) == 0 and image_width % (2 * patch) == 0,
             f"model.patch={patch}: images of {height}x{image_width} pixels cannot be cut into an even number of tiles "
-            "each way",
+            "in each direction",
         )
         require(
             width % GROUPS == 0 and 2 * width % heads == 0,
-            f"model.width={width} must be a multiple of {GROUPS}, and twice that of model.heads={heads}",
+            f"model.width={width} must be a multiple of {GROUPS}, and twice as much a multiple of model.heads={heads}",
         )
         self.patch, self.width = patch, width
         tiles, deep = channels * patch**2, 2 * width
@@ -65,7 +72,7 @@ class SetUNet(nn.Module):
         self.down = nn.ModuleList(Residual(width, width, deep) for _ in range(upper))
         self.shrink = nn.Conv2d(width, deep, 3, stride=2, padding=1)
         self.lower = nn.ModuleList(Residual(deep, deep, deep) for _ in range(lower))
-        self.looks = nn.ModuleList(Look(deep, heads) for _ in range(lower))
+        self.looks = nn.ModuleList(SetAttention(deep, heads) for _ in range(lower))
         self.enlarge = nn.Conv2d(deep, width, 3, padding=1)
         self.up = nn.ModuleList(Residual(2 * width if i == 0 else width, width, deep) for i in range(upper))
         last = nn.Conv2d(width, tiles, 3, padding=1)
@@ -75,7 +82,15 @@ class SetUNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def read(self, sets: Tensor, counts: Tensor) -> Context:
-        """Of ``sets`` [S, K, C, H, W], the images where ``counts`` [S, K] is 1."""
+        """Encode sets of clean images.
+
+        Args:
+            sets: Images in -1..1, [S, K, C, H, W].
+            counts: 1 for the images that belong to a set, 0 for padding, [S, K].
+
+        Returns:
+            Context for :meth:`forward`.
+        """
         upper = self.set_upper(self.first_of_set(self.tiled(sets.flatten(0, 1))))
         lower = self.set_lower(self.set_down(upper))
         weight = counts / counts.sum(1, keepdim=True).clamp(min=1)
@@ -85,8 +100,9 @@ class SetUNet(nn.Module):
         return mean, tokens.reshape(len(sets), -1, tokens.shape[2]), counted.flatten(1)
 
     def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
+        """Return logits [N, C, H, W] for noisy images [N, C, H, W], times [N] in 0..1 and the context of N sets."""
         mean, tokens, counted = context
-        time = self.clock(waves(t, self.width))
+        time = self.clock(time_embedding(t, self.width))
         x = self.first(self.tiled(x)) + mean
         for block in self.down:
             x = block(x, time)
@@ -99,12 +115,12 @@ class SetUNet(nn.Module):
         return F.pixel_shuffle(self.last(x), self.patch)
 
     def tiled(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C patch^2, H / patch, W / patch]."""
+        """Move tiles to channels: [N, C, H, W] -> [N, C patch^2, H / patch, W / patch]."""
         return F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions beside an identity; the features between are shifted and scaled by what ``time`` says."""
+    """Residual block of two 3x3 convolutions, with features in between that the time embedding shifts and scales."""
 
     def __init__(self, inputs: int, width: int, time: int | None) -> None:
         super().__init__()
@@ -124,8 +140,8 @@ class Residual(nn.Module):
         return self.straight(x) + self.two(y)
 
 
-class Look(nn.Module):
-    """Each place of a map [N, width, h, w] attends to all places and to tokens [N, M, width]; added to what it was."""
+class SetAttention(nn.Module):
+    """Attention of the positions of a feature map [N, width, h, w] to each other and to tokens [N, M, width]."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -144,8 +160,8 @@ class Look(nn.Module):
         return x + self.out(found).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-def waves(t: Tensor, width: int) -> Tensor:
-    """t [N] in 0..1 as sines and cosines of ``width`` / 2 frequencies, 1 to 1000 (Vaswani et al. 2017): [N, width]."""
+def time_embedding(t: Tensor, width: int) -> Tensor:
+    """Embed times [N] in 0..1 by sines and cosines of ``width`` / 2 frequencies from 1 to 1000, [N, width]."""
     rates = torch.exp(torch.linspace(0, log(1000), width // 2, device=t.device, dtype=t.dtype))
     angles = t[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], 1)

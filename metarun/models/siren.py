@@ -1,4 +1,4 @@
-"""The network of sines: coordinates -> features of a field."""
+"""SIREN, a network with sine activations for fields over coordinates (Sitzmann et al. 2020, arXiv:2006.09661)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from metarun.types import Positive, Rate
 
 
 class Siren(nn.Module):
-    """Layers sin(w (W x + b)): ``depth`` of ``width`` units, at frequency ``first`` for the first and ``rest`` else.
+    """Layers sin(w (W x + b)) with frequency w, [N, inputs] -> [N, width].
 
-    Sitzmann et al. 2020, arXiv:2006.09661, section 3.2: entries of the first W are uniform in +-1 / inputs, those of
-    the others in +-sqrt(6 / width) / w, which keeps the distribution of activations from layer to layer.
-    ``[N, inputs] -> [N, width]``.
+    The entries of the first W are uniform in +-1 / inputs, those of the others in +-sqrt(6 / width) / w. This keeps the
+    distribution of activations the same from layer to layer (section 3.2 of the paper).
+
+    Args:
+        spec: Shapes of the task.
+        width: Units of each layer.
+        depth: Number of layers.
+        first: Frequency of the first layer.
+        rest: Frequency of the other layers.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("vector",)

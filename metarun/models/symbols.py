@@ -1,4 +1,4 @@
-"""A vector for each symbol."""
+"""Embeddings of symbols."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from metarun.types import Positive
 
 
 class Symbols(nn.Module):
-    """A learned vector of ``width`` numbers for each symbol, the beginning and the end: [N, L] -> [N, L, width]."""
+    """Learned embeddings of symbols and of the markers for begin and end: [N, L] -> [N, L, width].
+
+    Args:
+        spec: Shapes of the task.
+        width: Size of an embedding.
+    """
 
     modalities: ClassVar[tuple[str, ...]] = ("symbols",)
     role: ClassVar[str] = "features"
@@ -23,6 +28,7 @@ class Symbols(nn.Module):
         self.vectors = nn.Embedding(spec.output_size + 2, width)
 
     def example(self) -> Tensor:
+        """Return an example input, [2, L]."""
         return torch.zeros(2, self.length, dtype=torch.int64)
 
     def forward(self, x: Tensor) -> Tensor:

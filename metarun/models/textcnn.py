@@ -1,4 +1,4 @@
-"""A convolutional network over word embeddings, for sentences (Kim 2014, arXiv:1408.5882)."""
+"""Convolutional network over word embeddings for sentences (Kim 2014, arXiv:1408.5882)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ PAD, UNKNOWN = 0, 1
 
 
 class TextCNN(nn.Module):
-    """Word ids -> embeddings -> convolutions of several ``widths`` -> ReLU -> maximum over time.
+    """Word embeddings, convolutions of several widths, ReLU and maximum over time.
 
-    The vocabulary is that of the meta-train texts, words in at least ``min_texts`` of them; any other word is
-    one unknown word. Texts are cut after ``max_words``. Embeddings are learned from nothing.
+    Maps word ids [N, L], 0 for padding, to features [N, filters * len(widths)]. Embeddings are trained from scratch.
 
-    Ids int [N, L] (0: none) -> [N, filters x number of widths].
+    Args:
+        texts: Meta-train texts, from which the vocabulary is built.
+        embedding: Size of a word embedding.
+        widths: Widths of the convolutions in words.
+        filters: Number of filters of each width.
+        min_texts: Minimum number of meta-train texts that contain a word. Rarer words share one unknown word.
+        max_words: Number of words after which a text is cut.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("text",)
@@ -38,24 +43,25 @@ class TextCNN(nn.Module):
         max_words: Positive,
     ) -> None:
         super().__init__()
-        held = Counter(word for text in texts for word in dict.fromkeys(words(text)))
+        texts_with = Counter(word for text in texts for word in dict.fromkeys(words(text)))
         self.max_words = max_words
         self.embedding = nn.Parameter(torch.empty(0, embedding))
-        self.set_extra_state([word for word, count in held.items() if count >= min_texts])
+        self.set_extra_state([word for word, count in texts_with.items() if count >= min_texts])
         nn.init.normal_(self.embedding)
         self.convolutions = nn.ModuleList(nn.Conv1d(embedding, filters, width, padding=width) for width in widths)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Word ids, int32 [N, L], 0 where there are no more words."""
+        """Return the word ids of texts, int32 [N, L], padded with 0."""
         return pad([[self.ids.get(w, UNKNOWN) for w in words(text)[: self.max_words]] for text in texts])
 
     def example(self) -> Tensor:
+        """Return an example input, [2, 1]."""
         return torch.full((2, 1), UNKNOWN, dtype=torch.int32, device=self.embedding.device)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embedding[ids.long()] * (ids != PAD)[..., None]
-        # Padding by the whole width gives every text a window without words: a shorter one, which has more of
-        # them, has the same features whatever it is batched with.
+        # Padding by the whole width gives every text a window without words. The features of a short text therefore do
+        # not depend on the length of the texts that it is batched with.
         return torch.cat([torch.relu(f(x.transpose(1, 2))).amax(2) for f in self.convolutions], dim=1)
 
     def get_extra_state(self) -> list[str]:

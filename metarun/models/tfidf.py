@@ -1,4 +1,4 @@
-"""TF-IDF: the features of the baseline that a learned text model must beat."""
+"""TF-IDF features, a baseline for learned text models."""
 
 from __future__ import annotations
 
@@ -15,14 +15,22 @@ from metarun.types import Positive
 
 
 class TfIdf(nn.Module):
-    """Exact TF-IDF of n-grams, L2-normalised; nothing is learned but the statistics of the meta-train texts.
+    """Exact TF-IDF of n-grams, L2-normalised, with document frequencies from the meta-train texts.
 
-    Weight of an n-gram in a text: its count there times ``ln((1 + texts) / (1 + texts with it)) + 1``.
-    ``unit`` char takes n-grams of ``shortest``..``longest`` characters inside words (a space at either end
-    counts), ``unit`` word runs of that many words. N-grams that fewer than ``min_texts`` meta-train texts
-    hold are left out. With ProtoNet and ``runner.iterations=0`` this is the nearest-prototype baseline.
+    Maps n-gram ids [N, L], 0 for padding, to features [N, vocabulary]. The weight of an n-gram is its count in the text
+    times ``ln((1 + texts) / (1 + texts that contain it)) + 1``. With ``algorithm=protonet`` and ``runner.iterations=0``
+    this is the nearest-prototype baseline.
 
-    Ids int [N, L] (0: none) -> [N, n-grams].
+    Args:
+        texts: Meta-train texts.
+        unit: ``char`` for n-grams of characters inside words, including a space at each end, or ``word`` for n-grams of
+            words.
+        shortest: Length of the shortest n-gram.
+        longest: Length of the longest n-gram.
+        min_texts: Minimum number of meta-train texts that contain an n-gram. Rarer ones are dropped.
+
+    Raises:
+        UserError: ``shortest`` exceeds ``longest``, or no n-gram occurs in ``min_texts`` texts.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("text",)
@@ -39,30 +47,31 @@ class TfIdf(nn.Module):
         min_texts: Positive,
     ) -> None:
         super().__init__()
-        require(shortest <= longest, f"model.shortest={shortest} is more than model.longest={longest}")
+        require(shortest <= longest, f"model.shortest={shortest} must not exceed model.longest={longest}")
         self.unit, self.shortest, self.longest = unit, shortest, longest
-        held = Counter(gram for text in texts for gram in dict.fromkeys(self.grams(text)))
-        vocabulary = [gram for gram, count in held.items() if count >= min_texts]
+        texts_with = Counter(gram for text in texts for gram in dict.fromkeys(self.grams(text)))
+        vocabulary = [gram for gram, count in texts_with.items() if count >= min_texts]
         require(
             bool(vocabulary) or not texts,
             f"model.min_texts={min_texts}: no n-gram is in that many of the {len(texts)} meta-train texts",
         )
-        counts = torch.tensor([held[gram] for gram in vocabulary], dtype=torch.get_default_dtype())
+        counts = torch.tensor([texts_with[gram] for gram in vocabulary], dtype=torch.get_default_dtype())
         self.register_buffer("idf", torch.log((1 + len(texts)) / (1 + counts)) + 1)
         self.set_extra_state(vocabulary)
 
     def grams(self, text: str) -> list[str]:
-        """The n-grams of ``text``, each as often as it occurs."""
+        """Return the n-grams of a text, each as often as it occurs."""
         tokens = words(text)
         if self.unit == "word":
             return [g for g in word_ngrams(tokens, self.longest) if g.count(" ") + 1 >= self.shortest]
         return [gram for word in tokens for gram in char_ngrams(word, self.shortest, self.longest)]
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Ids of the known n-grams, int32 [N, L], repeated as they occur, 0 where there are no more."""
+        """Return the ids of the known n-grams of texts, with repetitions, int32 [N, L], padded with 0."""
         return pad([[self.ids[gram] for gram in self.grams(text) if gram in self.ids] for text in texts])
 
     def example(self) -> Tensor:
+        """Return an example input, [2, 1]."""
         return torch.ones(2, 1, dtype=torch.int32, device=self.idf.device)
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Any model of timm (PyTorch Image Models) by its name, as an embedding of images."""
+"""Models of timm (PyTorch Image Models) as embeddings of images."""
 
 from __future__ import annotations
 
@@ -15,21 +15,29 @@ from metarun.models.conv4 import as_float
 from metarun.tasks.episode import Spec
 from metarun.types import DataPath, Positive
 
-SAFE = (1, 0, 26)
-"""The first version of timm that reads every file of weights without running code."""
+MIN_VERSION = (1, 0, 26)
+"""First version of timm that loads all weight files without running code from them."""
 
 
 class Timm(nn.Module):
-    """A timm model without its classifier: images -> its pooled features.
+    """Pooled features of a timm model without its classifier.
 
-    ``name`` is one of timm's (``resnet18.a1_in1k``, ``vit_tiny_patch16_224``, also ``hf-hub:...`` and
-    ``local-dir:...``); ``pretrained`` takes its published weights, from the cache of the Hugging Face hub or by
-    download; ``weights`` takes those of a file instead. ``resize`` brings images to so many pixels on the device, for
-    weights that were learned at another size; models made for one size (vision transformers) are built for the images'
-    own size where it is null. Inputs are standardised as the model's weights want it. Its batch norm is torch's own,
-    which ``algorithm.norm=support`` cannot steer. Needs the extra ``vision``.
+    Maps images [N, C, H, W], floats or uint8 in 0..255, to features [N, features]. Inputs are standardised by the mean
+    and standard deviation of the model's weights. The batch norm is torch's own, so ``algorithm.norm=support`` does not
+    work. Needs the extra ``vision``.
 
-    Images [N, C, H, W] or uint8 in 0..255 -> [N, features].
+    Args:
+        spec: Shapes of the task.
+        name: Name of a timm model, such as ``resnet18.a1_in1k`` or ``vit_tiny_patch16_224``, also ``hf-hub:...`` and
+            ``local-dir:...``.
+        pretrained: If true, use the published weights, from the cache of the Hugging Face hub or by download.
+        weights: File of weights to load instead.
+        resize: Height and width in pixels to which images are resized on the device, for weights that were trained at
+            another size. With ``None``, models for a fixed size (vision transformers) are built for that of the images.
+
+    Raises:
+        UserError: timm is missing or too old, has no such model, or cannot build it for these images.
+        RunFailed: The weights cannot be downloaded.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image",)
@@ -41,11 +49,14 @@ class Timm(nn.Module):
         self, spec: Spec, *, name: str, pretrained: bool, weights: DataPath | None, resize: Positive | None
     ) -> None:
         super().__init__()
-        timm = imported()
+        timm = import_timm()
         plain = name.split(":", 1)[-1].split(".")[0] if ":" not in name else None
         if plain is not None and not timm.is_model(plain):
             raise UserError(f"model.name={name}: timm has no such model{nearest(plain, timm.list_models())}")
-        require(not (pretrained and weights), "model.pretrained=true and model.weights: give one of the two")
+        require(
+            not (pretrained and weights),
+            "model.pretrained=true and model.weights exclude each other: give only one of them",
+        )
         file = Path(weights).expanduser() if weights else None
         require(file is None or file.is_file(), f"model.weights={weights}: no such file")
         channels, height, width = spec.input_shape
@@ -59,7 +70,7 @@ class Timm(nn.Module):
         try:
             self.net: nn.Module = timm.create_model(name, **given)
         except (OSError, ConnectionError) as error:
-            raise RunFailed(f"model.name={name}: its weights could not be had ({_short(error)})") from error
+            raise RunFailed(f"model.name={name}: its weights could not be downloaded ({_short(error)})") from error
         except (RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
             raise UserError(
                 f"model.name={name}: timm cannot build it for images of {channels} channels and "
@@ -78,22 +89,26 @@ class Timm(nn.Module):
         return self.net((x - self.mean) / self.std)
 
 
-def imported() -> Any:
-    """timm, or what is wrong with it: it imports torchvision, which fails in its own ways beside another torch."""
+def import_timm() -> Any:
+    """Import timm.
+
+    Raises:
+        UserError: timm is missing or too old, or its torchvision does not fit the installed torch.
+    """
     try:
         import timm
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "timm":
             raise UserError("model=timm needs timm: pip install 'metarun[vision]'") from None
         raise UserError(
-            f"model=timm: timm does not import ({_short(error)}); it needs a torchvision that is built for torch "
+            f"model=timm: timm cannot be imported ({_short(error)}); it needs a torchvision that is built for torch "
             f"{torch.__version__}"
         ) from error
     found = re.findall(r"\d+", getattr(timm, "__version__", "1.0.26"))[:3]
     require(
-        tuple(map(int, found)) >= SAFE,
-        f"model=timm: timm {'.'.join(found)} reads files of weights as pickles, which can run code; "
-        f"pip install -U 'timm>={'.'.join(map(str, SAFE))}'",
+        tuple(map(int, found)) >= MIN_VERSION,
+        f"model=timm: timm {'.'.join(found)} loads weight files as pickles, which can run code; "
+        f"pip install -U 'timm>={'.'.join(map(str, MIN_VERSION))}'",
     )
     return timm
 

@@ -1,4 +1,4 @@
-"""What the text models share: words, character n-grams, and rows of ids of one width."""
+"""Tokenisation for the text models: words, n-grams, and padding of ids."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and single punctuation marks."""
+    """Split a text into lower-case words and single punctuation marks."""
     return _WORD.findall(text.lower())
 
 
 def word_ngrams(tokens: Sequence[str], longest: int) -> list[str]:
-    """Runs of 1..``longest`` words, joined by spaces."""
+    """Return all n-grams of 1..``longest`` words, joined by spaces."""
     return [" ".join(tokens[i : i + n]) for n in range(1, longest + 1) for i in range(len(tokens) - n + 1)]
 
 
 def char_ngrams(word: str, shortest: int, longest: int) -> list[str]:
-    """Runs of ``shortest``..``longest`` characters of one word with a space before and after it."""
+    """Return all n-grams of ``shortest``..``longest`` characters of a word with a space before and after it."""
     padded = f" {word} "
     return [padded[i : i + n] for n in range(shortest, longest + 1) for i in range(len(padded) - n + 1)]
 
 
 def pad(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Rows of ids -> int32 [N, longest, at least 1], filled up with 0."""
+    """Pad rows of ids with 0 to a tensor of int32, [N, L], where L is the longest row and at least 1."""
     width = max((len(row) for row in rows), default=0) or 1
     ids = torch.zeros(len(rows), width, dtype=torch.int32)
     view = ids.numpy()

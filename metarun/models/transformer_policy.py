@@ -1,4 +1,4 @@
-"""A policy whose memory is a transformer over all that it has perceived in a trial."""
+"""Transformer policy for RL2, which attends to all steps of a trial."""
 
 from __future__ import annotations
 
@@ -9,20 +9,31 @@ import torch
 from torch import Tensor, nn
 
 from metarun.errors import require
-from metarun.models.attention import Block, Past
-from metarun.models.policies import ActionHead, Eyes, PerceptVector, TaskLinear
+from metarun.models.attention import Block, KeyValueCache
+from metarun.models.policies import ActionHead, AgentInput, ObservationEncoder, TaskLinear
 from metarun.tasks.episode import Spec
 from metarun.types import Positive, Rate
 
 
 class TransformerPolicy(nn.Module):
-    """Reads what a recurrent policy reads, and attends to every earlier step of the trial instead of remembering it.
+    """Causal transformer that replaces the GRU of RL2 and attends to all earlier steps of a trial.
 
-    A causal transformer in RL2's place of the GRU (as by Melo 2022, arXiv:2206.06614, and Grigsby, Fan & Zhu 2023,
-    arXiv:2310.09971): ``layers`` pre-norm blocks of ``heads`` heads and ``width`` units, each with a layer of 4
-    ``width``, on percepts with sines of their place (Vaswani et al. 2017). A second head estimates the value.
-    Images are read by convolutions of ``filters`` each. With ``transitions`` a percept also has the observation that
-    was acted on before: one step of attention then finds what was done where the agent is now, and what it paid.
+    The architecture follows Melo 2022 (arXiv:2206.06614) and Grigsby, Fan & Zhu 2023 (arXiv:2310.09971): pre-norm
+    blocks with perceptrons of 4 ``width`` units, and sinusoidal positional encodings (Vaswani et al. 2017). A second
+    head estimates the value.
+
+    Args:
+        spec: Shapes of the task.
+        filters: Number of filters of each 3x3 convolution for image observations.
+        transitions: If true, the input of a step also holds the previous observation. One attention layer can then find
+            which action was taken at the current observation, and its reward.
+        width: Size of a token.
+        layers: Number of blocks.
+        heads: Number of attention heads. ``width`` must be a multiple of twice as many.
+        init_std: Initial standard deviation of continuous actions.
+
+    Raises:
+        UserError: ``width`` does not fit ``heads``, or the observations are images and ``transitions`` is true.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("vector", "state", "image", "observation")
@@ -41,39 +52,46 @@ class TransformerPolicy(nn.Module):
     ) -> None:
         super().__init__()
         require(width % (2 * heads) == 0, f"model.width={width} must be a multiple of twice model.heads={heads}")
-        self.encode, self.eyes = PerceptVector(spec, transitions), Eyes(spec, filters)
+        self.encode, self.eyes = AgentInput(spec, transitions), ObservationEncoder(spec, filters)
         self.inputs = nn.Linear(self.eyes.features + self.encode.more, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = ActionHead(width, spec, init_std)
         self.value = TaskLinear(width, 1)
 
-    def forward(self, inputs: Tensor, past: Sequence[Past] = ()) -> tuple[Tensor, Tensor, Sequence[Past]]:
-        """S steps of B trials, [S, B, inputs], after the ``past`` of each block (none: a trial begins).
+    def forward(
+        self, inputs: Tensor, past: Sequence[KeyValueCache] = ()
+    ) -> tuple[Tensor, Tensor, Sequence[KeyValueCache]]:
+        """Process S steps of B trials.
 
-        Returns action distributions [S, B, outputs], values [S, B] and the past, which these steps have joined.
+        Args:
+            inputs: Agent inputs, [S, B, inputs].
+            past: Caches of the blocks with the earlier steps. Empty at the start of a trial.
+
+        Returns:
+            Action distributions [S, B, outputs], values [S, B] and the caches, to which the steps were added.
         """
         features, past = self.features(inputs, past)
         return self.head(features), self.value(features)[..., 0], past
 
-    def features(self, inputs: Tensor, past: Sequence[Past] = ()) -> tuple[Tensor, Sequence[Past]]:
-        """What both heads read, [S, B, width], and the past."""
-        past = past or [Past() for _ in self.blocks]
-        before = past[0].steps
+    def features(self, inputs: Tensor, past: Sequence[KeyValueCache] = ()) -> tuple[Tensor, Sequence[KeyValueCache]]:
+        """Return the features that both heads read, [S, B, width], and the caches."""
+        past = past or [KeyValueCache() for _ in self.blocks]
+        offset = past[0].steps
         tokens = self.inputs(self.eyes(inputs).transpose(0, 1))
-        tokens = tokens + places(before, tokens.shape[1], tokens)
-        at = torch.arange(before + tokens.shape[1], device=tokens.device)
-        seen = at[None] <= at[before:, None]
-        for block, known in zip(self.blocks, past, strict=True):
+        tokens = tokens + positional_encoding(offset, tokens.shape[1], tokens)
+        steps = torch.arange(offset + tokens.shape[1], device=tokens.device)
+        mask = steps[None] <= steps[offset:, None]
+        for block, cache in zip(self.blocks, past, strict=True):
             assert isinstance(block, Block)
-            tokens = block.after(known, tokens, seen)
+            tokens = block.extend(cache, tokens, mask)
         return self.norm(tokens).transpose(0, 1), past
 
 
-def places(first: int, count: int, like: Tensor) -> Tensor:
-    """Sines and cosines of the steps from ``first`` on, [count, width]."""
+def positional_encoding(first: int, count: int, like: Tensor) -> Tensor:
+    """Return sinusoidal encodings of ``count`` steps from step ``first``, [count, width]."""
     half = like.shape[-1] // 2
-    at = torch.arange(first, first + count, device=like.device, dtype=like.dtype)
+    steps = torch.arange(first, first + count, device=like.device, dtype=like.dtype)
     rate = 10_000 ** (-torch.arange(half, device=like.device, dtype=like.dtype) / half)
-    angle = at[:, None] * rate
+    angle = steps[:, None] * rate
     return torch.cat([angle.sin(), angle.cos()], -1)

@@ -15,16 +15,16 @@ from metarun.types import Fraction, Positive
 
 
 def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
-    """Without offsets, filled as He et al. 2015 do for what comes out."""
+    """Make a convolution without bias, with He initialisation by fan-out (He et al. 2015)."""
     conv = nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
 
 
 class Block(nn.Module):
-    """Normalise, ReLU, convolve, twice, with dropout between, beside the identity.
+    """Pre-activation residual block: batch norm, ReLU and convolution, twice, with dropout in between.
 
-    Where width or size change, one convolution of 1x1 of the normalised input takes the identity's place.
+    If width or size change, a 1x1 convolution of the normalised input replaces the identity.
     """
 
     def __init__(self, inputs: int, width: int, stride: int, drop: float) -> None:
@@ -41,12 +41,20 @@ class Block(nn.Module):
 
 
 class WRN(nn.Module):
-    """WRN-``depth``-``width``: images -> features (arXiv:1605.07146, section 2 and table 1).
+    """Wide residual network WRN-``depth``-``width`` (arXiv:1605.07146, section 2 and table 1).
 
-    A convolution of 16 filters, then three groups of (depth - 4) / 6 blocks of 16, 32 and 64 times ``width`` filters,
-    the last two halving the image, then the spatial mean. WRN-28-10 is what few-shot papers use (Rusu et al. 2019,
-    Mangla et al. 2020). ``drop`` is the dropout rate inside blocks. Images [N, C, H, W] or uint8 in 0..255 ->
-    [N, 64 width]; :meth:`maps` is the last map.
+    Maps images [N, C, H, W], floats or uint8 in 0..255, to features [N, 64 * width]. A convolution of 16 filters is
+    followed by three groups of (depth - 4) / 6 blocks with 16, 32 and 64 times ``width`` filters, of which the last two
+    halve the image, and the spatial mean. Few-shot papers use WRN-28-10 (Rusu et al. 2019, Mangla et al. 2020).
+
+    Args:
+        spec: Shapes of the task.
+        depth: Number of layers, 6 n + 4.
+        width: Widening factor.
+        drop: Dropout rate inside blocks.
+
+    Raises:
+        UserError: ``depth`` or ``drop`` is not allowed.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image",)
@@ -56,9 +64,9 @@ class WRN(nn.Module):
         super().__init__()
         require(
             depth >= 10 and (depth - 4) % 6 == 0,
-            f"model.depth={depth}: must be 6 n + 4 (10, 16, 22, 28, ...), of three groups of n blocks",
+            f"model.depth={depth}: must be 6 n + 4 (10, 16, 22, 28, ...) for three groups of n blocks",
         )
-        require(drop < 1, "model.drop=1 leaves nothing; give less than 1")
+        require(drop < 1, "model.drop=1: must be less than 1")
         widths = [16, *(base * width for base in (16, 32, 64))]
         self.stem = convolution(spec.input_shape[0], widths[0], 3)
         self.blocks = nn.Sequential(*(
@@ -69,7 +77,7 @@ class WRN(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def maps(self, x: Tensor) -> Tensor:
-        """[N, 64 width, height, width of the last map]: what heads that compare maps read."""
+        """Return the last feature map, [N, 64 * width, H, W], for heads that compare feature maps."""
         return torch.relu(self.norm(self.blocks(self.stem(as_float(x)))))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from metarun.algorithms.supervised import judge
 from metarun.config.build import construct
 from metarun.config.catalogue import catalogue
 from metarun.errors import UserError
-from metarun.models.lowrank import Added
+from metarun.models.lowrank import LowRankLayer
 from metarun.models.norm import BatchNorm
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.tasks.regression.sinusoid import Sinusoid
@@ -300,7 +300,7 @@ def test_low_rank_additions_against_whole_weights_in_a_loop_unrolled_by_hand(nor
     lambda: nn.Linear(7, 6),
 ])  # fmt: skip
 def test_a_low_rank_addition_is_one_to_the_weight(layer: Callable[[], nn.Module]) -> None:
-    added = Added(layer(), 2)
+    added = LowRankLayer(layer(), 2)
     plain, groups = added.layer, getattr(added.layer, "groups", 1)
     x = torch.randn(5, 7) if isinstance(plain, nn.Linear) else torch.randn(5, 4, *[9] * (plain.weight.dim() - 2))
     assert torch.equal(added(x), plain(x))

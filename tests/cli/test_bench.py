@@ -189,7 +189,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["workloads=[W1]", "rounds=2", "threads=1", "meta_batch=2", "memory=false", "peers=learn2learn", "out=o"]
     assert main(["bench", *words]) == 0
     said = capsys.readouterr()
-    assert "2 tasks an outer step" in said.out
+    assert "2 tasks per outer step" in said.out
     assert "W1: round 2 of 2" in said.err
     (file,) = (tmp_path / "o").glob("*.json")
     assert str(file.relative_to(tmp_path)) in said.out

@@ -90,7 +90,7 @@ def test_cached_embeddings_are_those_of_the_encoder(
     frozen = made(bert, pooling=pooling, normalize=True, scale=2.0, tune="frozen")
     assert not [*frozen.parameters()]
     assert not frozen.state_dict()
-    monkeypatch.setattr(encoder, "EMBEDDED_AT_ONCE", 2)
+    monkeypatch.setattr(encoder, "BATCH_SIZE", 2)
     state = torch.get_rng_state()
     embedded = frozen.encode(TEXTS)
     assert torch.equal(torch.get_rng_state(), state)  # a run draws the same whether its embeddings are cached or not
@@ -185,7 +185,7 @@ def test_learners_learn(bert: Path, tune: str) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("/nowhere", "no folder with a config.json"),
+        ("/nowhere", "must be a folder with a config.json"),
         ("nobody_has_this:model", "package 'nobody_has_this' is not installed"),
         ("metarun:models", "no config.json in"),
     ],
@@ -218,7 +218,7 @@ def test_a_folder_inside_a_package_and_a_model_of_the_hub(
         raise OSError("no network\nsecond line")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(UserError, match=r"not to be had from the Hugging Face hub \(no network\); give a folder"):
+    with pytest.raises(UserError, match=r"not available from the Hugging Face hub \(no network\); give a folder"):
         encoder.locate("owner/model")
 
 

@@ -154,11 +154,11 @@ def test_dropblock_drops_squares_of_about_the_rate() -> None:
     [
         (
             lambda: construct({**CONV4, "width": [4, 4]}, spec=SMALL),
-            r"model.width=\[4, 4\]: names 2 blocks, but model.depth=4",
+            r"model.width=\[4, 4\]: has 2 entries, but model.depth=4",
         ),
         (lambda: resnet12(widths=()), r"model.widths=\[\]"),
         (lambda: resnet12(widths=(4,) * 5), r"5 blocks halve a 22x18 image below one pixel; use at most 4"),
-        (lambda: resnet12(drop=1.0), "model.drop=1 leaves nothing"),
+        (lambda: resnet12(drop=1.0), "model.drop=1: must be less than 1"),
         (lambda: WRN(SMALL, depth=12, width=1, drop=0.0), "model.depth=12: must be 6 n"),
     ],
 )

@@ -13,7 +13,7 @@ from torch import nn
 
 from metarun.config.build import construct
 from metarun.errors import RunFailed, UserError
-from metarun.models.timm import Timm, imported
+from metarun.models.timm import Timm, import_timm
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from tests.composed import composed
 
@@ -28,7 +28,7 @@ def build(spec: Spec = SPEC, **given: Any) -> Timm:
 def real() -> Any:
     """timm itself; skipped, with the reason, where it does not import."""
     try:
-        return imported()
+        return import_timm()
     except UserError as error:
         pytest.skip(str(error))
 
@@ -74,8 +74,8 @@ def test_inputs_are_standardised_and_resized(stand_in: dict[str, Any]) -> None:
     [
         ({"name": "resnet81"}, UserError, "timm has no such model - did you mean 'resnet18'?"),
         ({"name": "resnet18", "weights": "no/such"}, UserError, "model.weights=no/such: no such file"),
-        ({"name": "resnet18", "weights": "x", "pretrained": True}, UserError, "give one of the two"),
-        ({"name": "resnet18", "pretrained": True}, RunFailed, "its weights could not be had (no network)"),
+        ({"name": "resnet18", "weights": "x", "pretrained": True}, UserError, "give only one of them"),
+        ({"name": "resnet18", "pretrained": True}, RunFailed, "its weights could not be downloaded (no network)"),
         ({"name": "vit", "resize": 7}, UserError, "3 channels and 7x7 pixels (sizes do not divide)"),
     ],
 )

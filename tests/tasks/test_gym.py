@@ -386,7 +386,7 @@ def test_policies_with_a_memory_read_images_and_nothing_of_them_twice() -> None:
         assert model(inputs)[1].shape == (4, 3)
     with pytest.raises(UserError, match="observations are images"):
         MLPPolicy(SPEC, filters=[], hidden=[], activation="tanh", init_std=1.0)
-    with pytest.raises(UserError, match="reads vectors"):
+    with pytest.raises(UserError, match="needs vectors"):
         BeliefPolicy(SPEC, latent=1, embedding=1, hidden=1, decoder=[1], policy=[1], init_std=1.0)
 
 

@@ -145,7 +145,7 @@ class RL2(TrialLearner):
         policy, value = distribution(self.spec, self.model.head(features)), self.model.value(features)[..., 0]
         loss = ppo.loss(policy, value, action, old_logp, advantage, target, running)
         if self.rewards is not None:
-            expected = self.rewards(features, self.model.encode.acted(action, reward.dtype))
+            expected = self.rewards(features, self.model.encode.encode_action(action, reward.dtype))
             loss = loss + self.reward_weight * over_running(0.5 * (expected - reward).square(), running)
         return loss
 
