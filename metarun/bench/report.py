@@ -21,7 +21,7 @@ def table(workload: Workload, rows: Sequence[Row]) -> Table:
     """Return the table of one workload."""
     result = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{workload.name}   {workload.text}; {workload.tasks} task{'s'[: workload.tasks > 1]} an outer step",
+        title=f"{workload.name}   {workload.text}; {workload.tasks} task{'s'[: workload.tasks > 1]} per outer step",
         title_justify="left",
         collapse_padding=True,
     )
