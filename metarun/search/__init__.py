@@ -1,4 +1,4 @@
 """Search for hyperparameters by validation.
 
-``space`` reads what is searched and how, ``study`` keeps the trials (with Optuna).
+``space`` reads search spaces, ``study`` runs trials with Optuna.
 """
