@@ -72,7 +72,7 @@ class PublishedImages(ImageFewShot):
         crop: Count,
         flip: bool,
         jitter: NonNegative,
-        resize: Resize = "squash",
+        resize: Resize,
     ) -> None:
         base = locate(root, self.folders, self.layouts) or self._download()
         self.size, self.whole = size, whole
