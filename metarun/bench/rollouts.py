@@ -43,6 +43,7 @@ class Speed:
         return [own / other for own, other in zip(self.samples, base.samples, strict=True)]
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the samples for the JSON file."""
         return {"name": self.name, "what": self.about, "steps_per_s": self.samples, "median": median(self.samples)}
 
 

@@ -44,6 +44,7 @@ class Estimate:
         return cls(float(values.mean()), 1.96 * std / sqrt(len(values)), len(values))
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values for JSON."""
         return {"mean": self.mean, "ci95": self.ci95, "n": self.n}
 
 
@@ -74,6 +75,7 @@ class RobustEstimate:
         return cls(float(interquartile_mean(scores)), float(low), float(high), len(scores))
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values for JSON."""
         return {"iqm": self.iqm, "low": self.low, "high": self.high, "n": self.n}
 
 

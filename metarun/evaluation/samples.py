@@ -159,6 +159,7 @@ class Judge(SampleEvaluator):
                 engine.meta_step(images.batch("train", [episode], self.shape), episode)
 
     def protocol(self) -> dict[str, Any]:
+        """Return the entries of the protocol that describe the classifier."""
         return {"judge": f"prototypical network, conv4, {self.keys}", "neighbours": self.neighbours}
 
 

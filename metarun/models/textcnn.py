@@ -65,9 +65,11 @@ class TextCNN(nn.Module):
         return torch.cat([torch.relu(f(x.transpose(1, 2))).amax(2) for f in self.convolutions], dim=1)
 
     def get_extra_state(self) -> list[str]:
+        """Return the vocabulary, which checkpoints store."""
         return self.vocabulary
 
     def set_extra_state(self, state: Any) -> None:
+        """Load the vocabulary and resize the weights to fit it."""
         self.vocabulary = list(state)
         self.ids = {word: i for i, word in enumerate(self.vocabulary, start=2)}
         rows = len(self.vocabulary) + 2

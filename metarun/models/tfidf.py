@@ -81,9 +81,11 @@ class TfIdf(nn.Module):
         return nn.functional.normalize(counts[:, 1:] * self.idf, dim=1)
 
     def get_extra_state(self) -> list[str]:
+        """Return the vocabulary, which checkpoints store."""
         return self.vocabulary
 
     def set_extra_state(self, state: Any) -> None:
+        """Load the vocabulary and resize the weights to fit it."""
         self.vocabulary = list(state)
         self.ids = {gram: i for i, gram in enumerate(self.vocabulary, start=1)}
         if len(self.idf) != len(self.vocabulary):

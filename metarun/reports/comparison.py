@@ -44,6 +44,7 @@ class Row:
 
     @property
     def algorithm(self) -> str:
+        """Name of the algorithm."""
         return self.first.choice("algorithm")
 
     @property
@@ -146,18 +147,22 @@ class Setting:
 
     @property
     def title(self) -> str:
+        """Name of the task with the protocol entries that distinguish the setting."""
         return " ".join([self.task, *(f"{key}={value}" for key, value in self.title_keys.items())])
 
     @property
     def runs(self) -> list[Run]:
+        """All runs of the setting."""
         return [run for row in self.rows for run in row.runs]
 
     @property
     def metric(self) -> str:
+        """Metric of the task."""
         return self.rows[0].first.metric
 
     @property
     def higher_is_better(self) -> bool:
+        """True if a higher value of the metric is better."""
         return self.rows[0].first.higher_is_better
 
     @cached_property

@@ -111,6 +111,7 @@ def by_shape(setting: Setting, looks: Looks) -> Iterator[tuple[str, Figure]]:
 
 
 def performance(comparison: Comparison, looks: Looks) -> Figure | None:
+    """Plot performance profiles, or return ``None`` if there are no scores over all settings."""
     scores = aggregate(comparison.settings)
     if isinstance(scores, str):
         return None

@@ -54,6 +54,7 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """Seed of the run."""
         return int(self.summary["seed"])
 
     @cached_property

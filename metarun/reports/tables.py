@@ -71,6 +71,7 @@ def names(row: Row, setting: Setting) -> list[Cell]:
 
 
 def name_headings(setting: Setting) -> list[str]:
+    """Return the headings of the cells that identify a row."""
     return ["algorithm", *(["model"] if setting.rows[0].model else []), *setting.columns]
 
 
@@ -90,11 +91,13 @@ def overview(comparison: Comparison) -> Table | None:
 
 
 def result(row: Row, metric: str, standing: str) -> Cell:
+    """Return the cell of a row's test metric. It is empty if a run did not measure the metric."""
     found = row.estimate(metric)
     return Cell("" if found is None else interval(found) + (ONE_SEED if len(row.runs) == 1 else ""), standing)
 
 
 def arrow(setting: Setting) -> str:
+    """Return an arrow in the direction in which the metric improves."""
     return "↑" if setting.higher_is_better else "↓"
 
 
@@ -111,6 +114,7 @@ def results(setting: Setting) -> Table:
 
 
 def result_notes(setting: Setting) -> Iterable[str]:
+    """Yield the notes below a table of results."""
     seeds = {len(row.runs) for row in setting.rows}
     if seeds - {1}:
         yield "mean over seeds ± half the width of its 95 % interval (Student's t)"
@@ -149,6 +153,7 @@ PAIR_NOTES = (
 
 
 def pair_cells(pair: Pair) -> list[str]:
+    """Return seeds, episodes and both intervals of a difference. They are empty if there is no difference."""
     if pair.difference is None:
         return ["", "", "", ""]
     episodes, seeds = pair.difference.episodes, pair.difference.seeds
@@ -194,6 +199,7 @@ def efficiency(setting: Setting) -> Table | None:
 
 
 def aggregates(comparison: Comparison) -> Table | None:
+    """Return a table of scores over all settings, or ``None`` if there are too few settings or learners."""
     found = aggregate(comparison.settings)
     if isinstance(found, str):
         return None
@@ -335,6 +341,7 @@ def pairs_csv(comparison: Comparison) -> str:
 
 
 def as_csv(rows: Iterable[Sequence[str]]) -> str:
+    """Render rows of text as CSV, with cells escaped for spreadsheets."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([for_csv(cell) for cell in row] for row in rows)
     return buffer.getvalue()

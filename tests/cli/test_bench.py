@@ -91,7 +91,7 @@ def test_workloads_have_the_published_sizes() -> None:
     assert [w.tasks for w in WORKLOADS.values()] == [25, 32, 32, 4, 1, 32, 32, 32]
 
 
-def test_the_restated_wrapper_leaves_its_module_alone() -> None:
+def test_the_replica_of_the_wrapper_leaves_its_module_alone() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Tanh(), nn.Linear(3, 1, bias=False)))
     before = copy.deepcopy(net.state_dict())
     learner = MAMLReplica(net, 0.1, first_order=False).clone()
