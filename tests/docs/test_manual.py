@@ -223,7 +223,7 @@ def generator() -> ModuleType:
 def test_tables_are_up_to_date(generator: ModuleType) -> None:
     """``python scripts/docs.py`` writes them."""
     stale = [page for page in PAGES if generator.with_tables(text_of(page)) != text_of(page)]
-    assert not stale
+    assert not stale, "run: python scripts/docs.py"
 
 
 @pytest.mark.parametrize(("page", "group"), [("tasks", "task"), ("models", "model"), ("algorithms", "algorithm")])
