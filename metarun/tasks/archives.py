@@ -1,4 +1,6 @@
-"""Archives read from front to back, within bounds. Nothing is extracted, so a member may have any name."""
+"""Reading of archives from front to back, with a limit on unpacked size. Nothing is extracted to disk, so member names
+are harmless.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,15 @@ from typing import IO, Any
 from metarun.errors import UserError
 
 RATIO = 200
-"""Times their packed size that members may have: pictures and arrays of pictures pack to a half, texts to a tenth."""
+"""Largest ratio of unpacked to packed size. Images and arrays pack to about a half, texts to a tenth."""
 FREE = 64 << 20
-"""Bytes that are unpacked whatever they were packed to."""
+"""Bytes that may be unpacked regardless of the ratio."""
 
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, MemoryError)
 
 
 class _Bounded(io.RawIOBase):
-    """A packed stream that raises ``EOFError`` once more of it is asked for than ``limit`` bytes."""
+    """A packed stream that raises ``EOFError`` when more than ``limit`` bytes are read."""
 
     def __init__(self, inner: IO[bytes], limit: int) -> None:
         self.inner, self.limit = inner, limit
@@ -53,18 +55,18 @@ class _Bounded(io.RawIOBase):
 
 
 class _Member:
-    """A member's content; what is wrong with it is told as :class:`UserError`."""
+    """An open archive member; errors while unpacking are raised as :class:`UserError`."""
 
     def __init__(self, inner: IO[bytes], name: str) -> None:
         self.inner, self.name = inner, name
 
     def read(self, size: int = -1) -> bytes:
-        return self._told(self.inner.read, size)
+        return self._guarded(self.inner.read, size)
 
     def readline(self, size: int = -1) -> bytes:
-        return self._told(self.inner.readline, size)
+        return self._guarded(self.inner.readline, size)
 
-    def _told(self, read: Callable[[int], bytes], size: int) -> bytes:
+    def _guarded(self, read: Callable[[int], bytes], size: int) -> bytes:
         try:
             return read(size)
         except DAMAGE as error:
@@ -72,10 +74,17 @@ class _Member:
 
 
 def members(path: Path, wanted: set[str] | None = None, content: bool = True) -> Iterator[tuple[str, _Member]]:
-    """(name, opened) of every file in a .zip or tar (packed by gzip or not), of ``wanted`` where given.
+    """Yield (name, open member) of every file in a .zip, .tar or .tar.gz archive.
 
-    Members are unopened without ``content``. Links and devices in a tar are passed over. Raises :class:`UserError` for
-    a damaged archive, and for one that unpacks to far more than its size.
+    Links and devices in a tar are skipped.
+
+    Args:
+        path: The archive.
+        wanted: Names to yield; all files if omitted.
+        content: If false, members are not opened and the second value is ``None``.
+
+    Raises:
+        UserError: The archive is damaged, or unpacks to far more than its size.
     """
     nothing: Any = None
     try:
@@ -97,7 +106,7 @@ def members(path: Path, wanted: set[str] | None = None, content: bool = True) ->
 
 
 def refuse_bomb(info: zipfile.ZipInfo) -> None:
-    """Raise ``EOFError`` for a member that unpacks to far more than it is."""
+    """Raise ``EOFError`` for a member that unpacks to far more than its packed size."""
     if info.file_size > FREE + RATIO * info.compress_size:
         raise EOFError(f"{info.filename} unpacks to more than {RATIO} times its size")
 

@@ -23,83 +23,148 @@ __all__ = ["EpisodeShape", "Kind", "Labelled", "Spec", "Task", "TaskBatch"]
 
 
 class Task(ABC):
-    """A task family: a distribution over tasks, split into meta-train, meta-validation and meta-test.
+    """The base class of task families: a distribution over tasks with meta-train, meta-validation and meta-test splits.
 
-    **The contract**: :meth:`batch` is a pure function of ``(self.seed, split, indices, shape)``.
+    A family sets the class attributes below, sets :attr:`seed` and :attr:`spec` in its constructor, and implements
+    :meth:`batch`. Every other method has a default.
+
+    **Contract**: :meth:`batch` is a pure function of ``(self.seed, split, indices, shape)``. It draws all random
+    numbers from :mod:`metarun.tasks.rng`, so that an episode is the same on every device, for any number of processes
+    and after any resume.
+
+    Attributes:
+        kind: The kind of problem, one of :data:`~metarun.tasks.episode.Kind`. Algorithms list the kinds that they
+            support.
+        modality: The type of an input, such as ``image``, ``text`` or ``vector``. Models list those that they read.
+        metric: Name of the metric that selects the best checkpoint and that results report.
+        higher_is_better: True if a larger value of :attr:`metric` is better.
+        held_out_val: True if the validation split shares no task with the meta-train split, so that checkpoints can be
+            selected on it.
+        seed: Seed of all episodes.
+        spec: Shapes and sizes from which models and algorithms are built.
+        shape: Size of the evaluated episodes; ``None`` for families without support and query sets (RL).
+        device: Device on which batches are returned.
     """
 
     kind: ClassVar[str]
     modality: ClassVar[str]
     metric: ClassVar[str]
-    """The name under which algorithms report what this family is judged by."""
     higher_is_better: ClassVar[bool] = True
 
     held_out_val: bool = True
-    """Whether the validation split shares nothing with the meta-train split, so that a learner can be chosen on it."""
     seed: int
     spec: Spec
     shape: EpisodeShape | None = None
-    """The episode that is evaluated; ``None`` where episodes have no such shape (control)."""
     device: torch.device = torch.device("cpu")
 
     @abstractmethod
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Any:
-        """Tasks number ``indices`` of ``split``: a :class:`TaskBatch`, or a batched environment for control."""
+        """Return the tasks with the given indices.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            indices: Numbers of the tasks, from 0 on. Each names the same task in every call.
+            shape: Size of the episodes; :attr:`shape` if omitted.
+
+        Returns:
+            A :class:`TaskBatch` of ``len(indices)`` tasks on :attr:`device`, or a batched
+            :class:`~metarun.tasks.rl.base.Environment` in RL families.
+        """
 
     def prepare(self, model: torch.nn.Module) -> None:
-        """Let ``model`` encode the inputs, for families whose inputs a model encodes, such as texts.
+        """Encode the inputs with ``model``. Only families whose inputs a model encodes, such as texts, override this.
 
-        Called after the model is built, and again when a checkpoint has changed how it encodes.
+        It is called once the model is built, and again when a loaded checkpoint has changed the model's encoding.
+
+        Args:
+            model: A model with a method ``encode``.
         """
 
     def to(self, device: torch.device) -> Self:
-        """Keep the data on ``device`` from now on."""
+        """Move the data to ``device`` and return the family itself."""
         self.device = device
         return self
 
     def variants(self) -> dict[str, EpisodeShape | None]:
-        """The shapes that are tested: ``{"": the task's own}`` and, with a name suffix, any further ones."""
+        """Return the tested episode shapes by metric suffix: ``{"": self.shape}`` and any further ones, such as
+        ``_20way``.
+        """
         return {"": self.shape}
 
     def check(self, split: Split, shape: EpisodeShape) -> None:
-        """Raise :class:`~metarun.errors.UserError` if ``split`` cannot serve episodes of ``shape``."""
+        """Check that ``split`` has enough data for episodes of ``shape``.
+
+        Raises:
+            UserError: The split is too small. The message names the key to change and the largest possible value.
+        """
 
     def remarks(self) -> list[str]:
-        """What a user should know of the data before trusting a result: what was read, left out, or is there twice."""
+        """Return notes that a user should read before trusting a result, such as rows read, rows skipped and
+        duplicates.
+        """
         return []
 
     def protocol(self) -> dict[str, Any]:
-        """What a reader must know to compare a number of this family: split, way, shot, preprocessing."""
+        """Return the facts needed to compare a result of this family with another: data, split, way, shot,
+        preprocessing.
+        """
         return {}
 
     def record(self) -> DataRecord:
-        """Which classes its splits have and what they hold: kept with a run, compared when it is resumed or evaluated.
+        """Return the classes of each split and hashes of their examples.
 
-        Families whose splits depend on files, or on keys such as ``split_seed``, say so here.
+        The record is stored with a run and compared when the run is resumed or evaluated. Families whose splits depend
+        on files, or on keys such as ``split_seed``, override this.
         """
         return DataRecord()
 
     def class_names(self) -> Sequence[str]:
-        """All classes of the data, those of no split included."""
+        """Return the names of all classes in the data, including classes that belong to no split."""
         return sorted(self.record().names)
 
     def keep_classes(self, classes: Mapping[Split, Sequence[str]]) -> None:
-        """Take these classes for each split, by their names, in this order. All of them are in the data."""
+        """Replace the classes of each split.
+
+        Args:
+            classes: Names of the classes of each split, in label order. All of them must be in the data.
+
+        Raises:
+            UserError: The family has fixed splits that differ from ``classes``.
+        """
         require(self.record().classes == classes, f"{type(self).__name__} cannot take the splits of an earlier run")
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
-        """Known reference values of the metric on these tasks (oracle, random, optimum), where there are any."""
+        """Return reference values of the metric on these tasks, such as those of an oracle, a random policy or the
+        optimum.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            indices: Numbers of the tasks.
+
+        Returns:
+            Mean over the tasks by name of the reference; empty if none is known.
+        """
         return {}
 
     def picture(self, learner: Any) -> Figure | None:
-        """Draw what was learned, on test tasks; ``None`` if the family has no picture.
+        """Plot the adapted learner on a few test tasks.
 
         Args:
             learner: The trained algorithm. A family declares the part that it uses as a
                 :class:`~metarun.tasks.learner.Learner` or :class:`~metarun.tasks.learner.RLLearner`.
+
+        Returns:
+            A figure, or ``None`` if the family has no plot.
         """
         return None
 
     def film(self, learner: Any) -> list[NDArray[np.uint8]] | None:
-        """Film what was learned on a test task: frames [height, width, 3]; ``None`` if the family has no film."""
+        """Record a video of the adapted learner on a test task.
+
+        Args:
+            learner: The trained algorithm, as in :meth:`picture`.
+
+        Returns:
+            Frames [height, width, 3], or ``None`` if the family has no video.
+        """
         return None

@@ -1,4 +1,7 @@
-"""The cache: where it lies, what it holds, and emptying it. Needs the standard library alone, to answer at once."""
+"""The cache folder: its location, its entries, and deleting them.
+
+It imports the standard library only, so that ``metarun cache`` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,22 @@ from typing import Any
 from metarun.errors import UserError
 
 MADE = re.compile(r"([0-9a-f]{16,64})\.(npz|npy|json)")
-"""Files that metarun makes in the cache's folders; a name is a hash of what the content depends on."""
+"""File names in the cache's folders: a hash of everything that the content depends on."""
 UNFINISHED = re.compile(r"\.(.+)\.\d+\.[0-9a-f]{8}")
-"""What a process that was killed while it wrote leaves behind."""
+"""Temporary files left by a process that was killed while writing."""
 KINDS = {
-    "index": "what lies where: content of data folders",
-    "plans": "how steps are computed fastest",
+    "index": "content of data folders",
+    "plans": "tuned execution plans",
     "glyphs": "rendered letters",
     "omniglot": "decoded Omniglot",
     "embeddings": "embedded texts",
-    "judge": "judges of generated images",
+    "judge": "classifiers that evaluate generated images",
 }
-"""Folders of the cache, in words."""
+"""Descriptions of the cache's folders."""
 
 
 def cache_root() -> Path:
-    """The cache folder, whether it is there or not: ``METARUN_CACHE``, default ``~/.cache/metarun``."""
+    """Return the path of the cache folder, ``METARUN_CACHE`` or ``~/.cache/metarun``. It may not exist yet."""
     try:
         return Path(os.environ.get("METARUN_CACHE") or "~/.cache/metarun").expanduser()
     except RuntimeError:  # a user without a home
@@ -37,7 +40,7 @@ def cache_root() -> Path:
 
 
 def cache_dir() -> Path:
-    """The cache folder, made if missing."""
+    """Return the path of the cache folder and create it if it is missing."""
     path = cache_root()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -48,7 +51,9 @@ def cache_dir() -> Path:
 
 @dataclass
 class Entry:
-    """A thing in the cache: its files, their bytes, and when it was last used, in seconds since the epoch."""
+    """A cached item: a description, its files, their size in bytes, and the time of last use in seconds since the
+    epoch.
+    """
 
     what: str
     files: list[Path]
@@ -57,13 +62,15 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """All that metarun keeps in the cache, the largest first. Links are not followed; other files are none of it."""
+    """Return everything that metarun keeps in the cache, largest first. Links are not followed; foreign files are
+    ignored.
+    """
     found = {entry.files[0]: entry for entry in (*_downloads(), *_made())}
     return sorted(found.values(), key=lambda entry: -entry.size)
 
 
 def remove(chosen: Iterable[Entry]) -> int:
-    """Delete entries; returns the bytes freed. Raises :class:`UserError` for what cannot be deleted."""
+    """Delete entries and return the number of bytes freed; raises :class:`UserError` if a file cannot be deleted."""
     freed = 0
     for entry in chosen:
         for file in entry.files:
@@ -79,7 +86,7 @@ def remove(chosen: Iterable[Entry]) -> int:
 
 
 def shown_size(size: float) -> str:
-    """``1.3 GB``."""
+    """Format a size in bytes: ``1.3 GB``."""
     for unit in ("B", "KB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
@@ -88,16 +95,16 @@ def shown_size(size: float) -> str:
 
 
 def _made() -> Iterator[Entry]:
-    """Arrays and notes, those of one hash together."""
+    """Yield arrays and JSON notes; files with the same hash form one entry."""
     root = cache_root()
     for folder in _folders(root):
-        together: dict[str, list[Path]] = {}
+        by_hash: dict[str, list[Path]] = {}
         for file in _files(folder):
             if match := MADE.fullmatch(file.name):
-                together.setdefault(match[1], []).append(file)
+                by_hash.setdefault(match[1], []).append(file)
             elif match := UNFINISHED.fullmatch(file.name):
                 yield from _entry("left by a process that was killed", [file])
-        for files in together.values():
+        for files in by_hash.values():
             files.sort(key=lambda file: file.suffix != ".npy")
             note = next((file for file in files if file.suffix == ".json"), None)
             what = str(_read(note).get("what") or "") if note and len(files) > 1 else ""

@@ -1,4 +1,4 @@
-"""Sizes of episodes that are drawn at random, the same for all tasks of a batch."""
+"""Episode sizes that are drawn at random and shared by all tasks of a batch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,28 @@ from metarun.types import Split
 def shared_count(
     seed: int, split: Split, indices: Sequence[int], least: int, most: int, *, together: int, stream: int
 ) -> int:
-    """A number of points, uniform between ``least`` and ``most``, of which the tasks of a batch have as many.
+    """Draw a number of points, uniform in ``least..most``, that all tasks of a batch share.
 
-    ``together`` tasks in a row share it: task i has that of number i // ``together``.
+    Args:
+        seed: Seed of the family.
+        split: Split of the tasks.
+        indices: Numbers of the tasks in the batch.
+        least: Smallest number of points.
+        most: Largest number of points.
+        together: Number of consecutive tasks with the same count: task i uses draw ``i // together``.
+        stream: Random stream of the draw.
+
+    Returns:
+        The number of points.
+
+    Raises:
+        UserError: The tasks of the batch belong to groups with different counts.
     """
     groups = sorted({i // together for i in indices})
     counts = least + np.floor((most - least + 1) * uniforms(seed, split, groups, 1, stream))
     require(
         bool((counts == counts[0]).all()),
-        f"task.together={together}: tasks {min(indices)} to {max(indices)} have different numbers of points; "
-        "runner.meta_batch and runner.eval_batch must divide it, or the least number be the largest",
+        f"task.together={together}: tasks {min(indices)} to {max(indices)} of one batch have different numbers of "
+        "points; choose runner.meta_batch and runner.eval_batch that divide it, or a fixed number of points",
     )
     return int(counts[0, 0])

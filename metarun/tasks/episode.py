@@ -9,8 +9,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 Kind = Literal["classification", "regression", "sequence", "generation", "control"]
-Judge = Callable[[Callable[[Tensor], Tensor], "TaskBatch"], dict[str, Tensor]]
-"""Evaluates a generative learner: (adapted learner, the tasks that it adapted to) -> each metric as [T]."""
+SampleMetrics = Callable[[Callable[[Tensor], Tensor], "TaskBatch"], dict[str, Tensor]]
+"""Evaluates a generative learner: (adapted learner, its tasks) -> each metric as [T]."""
 
 
 @dataclass(frozen=True)
@@ -18,19 +18,19 @@ class Spec:
     """Description of a task family, from which a model and an algorithm are built.
 
     Attributes:
-        kind: What a task asks for: class labels, values, the next symbol, new examples, or actions.
-        modality: What an input is, such as ``image``, ``text`` or ``vector``. A model lists those that it reads.
+        kind: The kind of prediction: class labels, values, the next symbol, new examples, or actions (``control``).
+        modality: The type of an input, such as ``image``, ``text`` or ``vector``. A model lists those that it reads.
         input_shape: Shape of one example without batch dimensions: ``(channels, height, width)`` for images,
             ``(features,)`` for vectors and observations, ``()`` where the model chooses it (text).
         output_size: Number of classes, target dimensions, symbols (sequences), discrete actions or dimensions of
             continuous actions.
-        discrete_actions: True if actions are numbers 0..output_size-1, false if they are vectors.
+        discrete_actions: True if actions are integers 0..output_size-1, false if they are vectors [output_size].
         rewards: Distribution of rewards around means from U[0, 1] or N(1, 1), for families whose observations are
             one-hot states.
         train_classes: Number of classes of the meta-train split, for learners that classify among all of them; 0 where
             tasks have no classes in common.
         peak: Largest value of a target, if known. Errors are then reported in decibel too.
-        judge: Evaluates what is generated, in families of that kind.
+        evaluate_samples: Function that evaluates generated examples, in families of kind ``generation``.
     """
 
     kind: Kind
@@ -41,7 +41,7 @@ class Spec:
     rewards: Literal["bernoulli", "gaussian"] | None = None
     train_classes: int = 0
     peak: float | None = None
-    judge: Judge | None = None
+    evaluate_samples: SampleMetrics | None = None
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Labelled:
         x: Inputs [T, N, ...]. For sequences [T, N, L]; for generation the class indices [T, N].
         y: Class indices [T, N] or targets [T, N, D]. For sequences the target at each of L places [T, N, L], -1 where
             there is none; for generation examples [T, N, ...] of the classes in ``x``.
-        way: Number of classes, 0 in regression. It is known on the host, so that no step reads it back from the device.
-        truth: Probabilities [T, N, ..., outputs] that ``y`` was drawn with, if the family knows them. They serve
-            evaluation; no learner may read them.
+        way: Number of classes, 0 in regression. It is a Python integer, so that reading it needs no device sync.
+        truth: Probabilities [T, N, ..., outputs] that ``y`` was drawn from, if the family knows them. They are for
+            evaluation only; no learner may read them.
     """
 
     x: Tensor
@@ -87,9 +87,8 @@ class TaskBatch:
 class EpisodeShape:
     """Size of an episode.
 
-    A learner that classifies among all classes of meta-training needs nothing beyond ``named``: its batches are named
-    episodes of any number of classes, without queries, which are drawn, counted, checked, augmented and recorded like
-    any other. Classes are drawn uniformly, where a loader over all examples would draw them by their size.
+    A learner that classifies among all meta-train classes uses episodes with ``named=True`` and no queries as its
+    mini-batches. Classes are drawn uniformly, whereas a loader over all examples would draw them by their size.
 
     Attributes:
         way: Number of classes. Families without classes ignore it.

@@ -20,21 +20,23 @@ from metarun.tasks.rng import choose, permutation, uniforms
 from metarun.tasks.to_device import to_device
 from metarun.types import SPLITS, Split
 
-COMPARED = 4 << 30
-"""Bytes of data, at most, in which identical examples are looked for; they take seconds."""
-MANY = 0.01
-"""Share of identical examples from which on a user is told that scores are too good."""
+MAX_COMPARED_BYTES = 4 << 30
+"""Largest data in which duplicates are searched; the search takes seconds."""
+MANY_DUPLICATES = 0.01
+"""Share of duplicates from which on a user is warned that scores are too high."""
 
 
 class ClassData:
     """Examples sorted by class.
 
-    ``x`` [N, ...]: class c owns rows ``offsets[c]:offsets[c + 1]``; ``offsets`` [C + 1]; ``names`` [C]. ``x`` may be
-    given as a function that loads it; it is called at first use, once episodes are known to fit the data.
-
-    ``digests`` [C], or a function that returns them, are hashes of the content of each class, by which a run later
-    recognises its data; by default, of its rows of ``x``. Empty: the content is not compared. ``places`` are the
-    absolute paths that the data were read from.
+    Args:
+        x: Examples [N, ...]; class c owns rows ``offsets[c]:offsets[c + 1]``. A function that loads them is called at
+            first use, after episodes have been checked against the data.
+        offsets: First row of each class, and N: [C + 1].
+        names: Names of the C classes.
+        digests: Hashes of the content of each class, by which a run recognises its data later, or a function that
+            returns them. Default: hashes of the rows of ``x``. An empty sequence turns the comparison off.
+        places: Absolute paths that the data were read from.
     """
 
     def __init__(
@@ -59,33 +61,37 @@ class ClassData:
 
     @property
     def sizes(self) -> np.ndarray:
-        """[C] examples a class."""
+        """Number of examples of each class, [C]."""
         return np.diff(self.offsets)
 
     @property
     def digests(self) -> Sequence[str]:
-        """[C] or empty."""
+        """Hash of each class's content, [C]; empty if content is not compared."""
         if self._digests is None:
             rows = zip(self.offsets, self.offsets[1:], strict=False)
-            self._digests = [hash_of(self.x[a:b].cpu().contiguous().numpy().tobytes()) for a, b in rows]
+            self._digests = [content_hash(self.x[a:b].cpu().contiguous().numpy().tobytes()) for a, b in rows]
         elif callable(self._digests):
             self._digests = self._digests()
         return self._digests
 
     def to(self, device: torch.device) -> ClassData:
-        """A copy with ``x`` on ``device``."""
+        """Return a copy with ``x`` on ``device``."""
         return ClassData(self.x.to(device), self.offsets, self.names, self._digests, self.places)
 
 
-def hash_of(content: bytes) -> str:
-    """A hash for :attr:`ClassData.digests`."""
+def content_hash(content: bytes) -> str:
+    """Return a short hash of ``content`` for :attr:`ClassData.digests`."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 class DoesNotFit(UserError):
-    """An episode is larger than the data allow: the sum of ``parts`` of its shape is more than ``limit``.
+    """An episode needs more classes or examples than the data have.
 
-    Of several parts, the first is the first to lower. ``why`` is a clause: ``'val' has 3 classes``.
+    Args:
+        message: The error message.
+        why: The reason as a clause, such as ``'val' has 3 classes``.
+        limit: Largest possible sum of ``parts``.
+        parts: Fields of the episode shape that add up to more than ``limit``; the first is the first to lower.
     """
 
     def __init__(self, message: str, why: str, limit: int, *parts: str) -> None:
@@ -94,18 +100,24 @@ class DoesNotFit(UserError):
 
 
 class FewShot(Task):
-    """N-way K-shot episodes: ``way`` classes, each with ``shot`` support and ``query`` query examples.
+    """N-way K-shot episodes over labelled examples.
 
-    Without query examples (0) an episode is an optimisation problem: learners are judged on the support set itself.
-    A family loads its data and calls ``super().__init__``; everything else is here. Labels are
-    0..way-1 in the order drawn, and rows are ordered by label, then by example.
+    An episode has ``way`` classes, each with ``shot`` support and ``query`` query examples. Labels are 0..way-1 in the
+    order drawn, and rows are ordered by label, then by example. With ``query=0`` an episode is an optimisation problem:
+    the query set is the support set.
+
+    A subclass loads its data, calls ``super().__init__`` and usually overrides :meth:`protocol`.
+
+    Attributes:
+        remedy_for_few_classes: Clause that an error about too few classes ends with. It names the keys of the family to
+            change.
+        remedy_for_small_classes: The same for classes with too few examples.
     """
 
     kind: ClassVar[str] = "classification"
     metric: ClassVar[str] = "accuracy"
     remedy_for_few_classes: str = ""
     remedy_for_small_classes: str = ""
-    """What an error adds: which keys of the family change how many classes and examples there are."""
 
     def __init__(
         self,
@@ -120,7 +132,22 @@ class FewShot(Task):
         input_shape: tuple[int, ...] | None = None,
         name: str = "",
     ) -> None:
-        """``classes[split]``: indices into ``data``; ``test_ways``: further ways to test at the same shot."""
+        """Build the family.
+
+        Args:
+            data: All examples, sorted by class.
+            classes: Indices into ``data.names`` of each split's classes.
+            seed: Seed of the episodes.
+            way: Classes of an episode.
+            shot: Support examples of a class.
+            query: Query examples of a class.
+            test_ways: Further ways to test at the same shot.
+            input_shape: Shape of one model input; that of ``data.x`` if omitted.
+            name: Name of the data in messages and results; the class's name if omitted.
+
+        Raises:
+            UserError: A split has too few classes, or a class too few examples.
+        """
         self.data = data
         self.classes = {split: np.asarray(ids, dtype=np.int64) for split, ids in classes.items()}
         self.seed = seed
@@ -132,7 +159,7 @@ class FewShot(Task):
         self._check_shapes()
 
     def _check_shapes(self) -> None:
-        """Refuse the family's own shapes, by its own keys."""
+        """Check the family's own episode shapes; errors name the family's keys."""
         try:
             for split in self.classes:
                 self.check(split, self.shape)
@@ -142,8 +169,8 @@ class FewShot(Task):
             try:
                 self.check("test", self.shape.changed(way=other))
             except DoesNotFit as error:
-                told = f"task.test_ways={list(self.test_ways)}: {error}"
-                raise DoesNotFit(told, error.why, error.limit, "test_ways") from None
+                message = f"task.test_ways={list(self.test_ways)}: {error}"
+                raise DoesNotFit(message, error.why, error.limit, "test_ways") from None
 
     def check(self, split: Split, shape: EpisodeShape) -> None:
         ids = self.classes[split]
@@ -173,19 +200,19 @@ class FewShot(Task):
         return self
 
     def rows(self, split: Split, indices: Sequence[int], shape: EpisodeShape) -> tuple[np.ndarray, np.ndarray]:
-        """Which classes [T, way] and which rows of the data [T, way, shot + query] make up the episodes."""
+        """Return the classes [T, way] and the rows of the data [T, way, shot + query] that make up the episodes."""
         drawn, per_class = self.draw(split, indices, shape.way), shape.shot + shape.query
         u = uniforms(self.seed, split, indices, shape.way * per_class, stream=1).reshape(-1, per_class)
         example = choose(u, self.data.sizes[drawn].reshape(-1)).reshape(len(indices), shape.way, per_class)
         return drawn, self.data.offsets[drawn][..., None] + example
 
     def draw(self, split: Split, indices: Sequence[int], way: int) -> np.ndarray:
-        """The classes of each episode, in label order: [T, way] distinct ids of the split."""
+        """Draw the classes of each episode, in label order: [T, way] distinct class ids of the split."""
         ids = self.classes[split]
         return ids[choose(uniforms(self.seed, split, indices, way), len(ids))]
 
     def numbers(self, split: Split, drawn: np.ndarray) -> np.ndarray:
-        """Which of the split's classes, 0..C-1, each of the ids ``drawn`` is."""
+        """Map class ids ``drawn`` to their positions 0..C-1 among the split's classes."""
         order = self.classes[split].argsort()
         return order[np.searchsorted(self.classes[split], drawn, sorter=order)]
 
@@ -208,19 +235,22 @@ class FewShot(Task):
         return TaskBatch(learned, gather(query) if shape.query else learned)
 
     def examples(self, index: Tensor) -> Tensor:
-        """Model inputs for rows ``index`` [T, N] of the data: [T, N, ...]."""
+        """Return the model inputs [T, N, ...] for rows ``index`` [T, N] of the data."""
         return self.data.x[index]
 
     def contents(self) -> Sequence[Hashable]:
-        """For each example a value that only an identical one has."""
+        """Return one value for each example; identical examples have equal values."""
         return [hash(row.tobytes()) for row in self.data.x.cpu().numpy()]
 
     def remarks(self) -> list[str]:
-        """How many examples have an identical one in their class, which can be support and query of one episode, or in
-        another split, which is then not held out."""
+        """Count duplicates.
+
+        A duplicate within a class can be in the support and the query set of one episode. A duplicate in another split
+        means that the test classes are not held out.
+        """
         size = self.data.x.numel() * self.data.x.element_size()
-        if size > COMPARED:
-            return [f"{self.name}: identical examples are not looked for in {size / 1e9:.1f} GB"]
+        if size > MAX_COMPARED_BYTES:
+            return [f"{self.name}: {size / 1e9:.1f} GB of data were not searched for duplicates"]
         contents, offsets = self.contents(), self.data.offsets
         splits: dict[Hashable, set[Split]] = {}
         repeated = 0
@@ -230,18 +260,18 @@ class FewShot(Task):
                 repeated += sum(count for count in counts.values() if count > 1)
                 for content in counts:
                     splits.setdefault(content, set()).add(split)
-        found = []
+        remarks = []
         if repeated:
             share = repeated / len(contents)
-            flattering = "; scores are too good" if share >= MANY else ""
-            found.append(
-                f"{self.name}: {repeated} of {len(contents)} examples have an identical one in their class "
-                f"({100 * share:.2g} %): an episode can ask for an example that is in its support set{flattering}"
+            warning = "; scores are too high" if share >= MANY_DUPLICATES else ""
+            remarks.append(
+                f"{self.name}: {repeated} of {len(contents)} examples have a duplicate in their class "
+                f"({100 * share:.2g} %): a query example can also be in the support set{warning}"
             )
         shared = sum("test" in homes and len(homes) > 1 for homes in splits.values())
         if shared and self.held_out_val:
-            found.append(f"{self.name}: examples of the test classes that are also in other splits: {shared}")
-        return found
+            remarks.append(f"{self.name}: {shared} examples of the test classes are also in other splits")
+        return remarks
 
     def variants(self) -> dict[str, EpisodeShape | None]:
         shapes: dict[str, EpisodeShape | None] = {"": self.shape}
@@ -277,11 +307,24 @@ class FewShot(Task):
 def split_classes(
     groups: Sequence[int] | np.ndarray, *, val: float, test: float, seed: int, least: int = 0
 ) -> dict[Split, np.ndarray]:
-    """Class ids of three splits: about ``val`` and ``test`` of all classes, the rest to train.
+    """Split classes at random into meta-train, meta-validation and meta-test.
 
-    ``groups`` [C] names each class's group, and a group stays whole (``range(C)``: every class for itself).
-    Groups come in a seeded order and go to test, then val, while they fit: neither gets more than its share, but
-    ``least`` classes where its share is not 0 and as many are left to train.
+    Groups are visited in a seeded order. Each goes to test, else to val, if it still fits there, and to train
+    otherwise.
+
+    Args:
+        groups: Group of each class, [C]. The classes of a group stay in one split; ``range(C)`` puts every class into a
+            group of its own.
+        val: Fraction of the classes for validation.
+        test: Fraction of the classes for test.
+        seed: Seed of the order.
+        least: Smallest number of classes for each split whose fraction is not 0, if there are enough classes for all.
+
+    Returns:
+        Class ids of each split, sorted.
+
+    Raises:
+        UserError: ``val + test`` is 1 or more.
     """
     require(val + test < 1, f"task.val={val} + task.test={test} leave no classes to meta-train on")
     _, group = np.unique(groups, return_inverse=True)

@@ -1,4 +1,4 @@
-"""Where data lie, and how they get there: data roots, the cache, atomic writes, downloads with a checksum."""
+"""Data files: search in data roots, caching, atomic writes, and downloads with a checksum."""
 
 from __future__ import annotations
 
@@ -30,10 +30,18 @@ Allocate = Callable[[tuple[int, ...]], NDArray[np.uint8]]
 
 
 def find(root: str | os.PathLike[str] | None, *candidates: str) -> Path | None:
-    """The first of ``candidates`` (paths below a data root, ``"."`` for the root itself) that exists.
+    """Return the first of ``candidates`` that exists.
 
-    An explicit ``root`` (``task.root``) is the only place looked in, and it must hold one of them:
-    :class:`~metarun.errors.UserError` otherwise. Else ``METARUN_DATA``, then the cache, or ``None``.
+    Args:
+        root: An explicit data root (``task.root``). If given, it is the only place searched.
+        candidates: Paths relative to a data root; ``"."`` is the root itself.
+
+    Returns:
+        The path. Without ``root``, ``METARUN_DATA`` is searched, then the cache, and ``None`` is returned if neither
+        has it.
+
+    Raises:
+        UserError: ``root`` is not a folder or holds none of the candidates.
     """
     if root is not None:
         base = Path(root).expanduser()
@@ -60,9 +68,9 @@ def _first(base: Path, candidates: tuple[str, ...]) -> Path | None:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; renamed over it when the block ends well, else removed.
+    """Yield a temporary path beside ``path``, renamed to ``path`` if the block succeeds and removed otherwise.
 
-    Concurrent writers are safe: each has its own temporary file, and readers see a whole file or none.
+    Concurrent writers are safe: each has its own temporary file, and readers see a complete file or none.
     """
     temporary = _temporary(path)
     try:
@@ -81,10 +89,15 @@ def _temporary(path: Path) -> Path:
 
 
 def cached(kind: str, key: Mapping[str, Any], build: Callable[[], Arrays]) -> Arrays:
-    """The arrays that ``build()`` makes, kept in the cache under ``kind`` and a hash of ``key``.
+    """Return the arrays that ``build()`` computes, from the cache if they are there.
 
-    ``key`` (JSON values) must hold everything that the result depends on. An unreadable file is built anew; a cache
-    that cannot be written to costs the next run the same work, and nothing else.
+    A damaged file is rebuilt. If the cache cannot be written, a warning is logged and the next run builds the arrays
+    again.
+
+    Args:
+        kind: Folder of the cache.
+        key: JSON values that hold everything the result depends on; their hash names the file.
+        build: Function that computes the arrays.
     """
     path = _place(kind, key, ".npz")
     if path.exists():
@@ -102,7 +115,9 @@ def cached(kind: str, key: Mapping[str, Any], build: Callable[[], Arrays]) -> Ar
 
 
 def recalled(kind: str, key: Mapping[str, Any]) -> Any:
-    """The JSON value that :func:`remember` kept under the same ``kind`` and ``key``; ``None`` if there is none."""
+    """Return the JSON value that :func:`remember` stored under the same ``kind`` and ``key``; ``None`` if there is
+    none.
+    """
     path = _place(kind, key, ".json")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -113,18 +128,21 @@ def recalled(kind: str, key: Mapping[str, Any]) -> Any:
 
 
 def remember(kind: str, key: Mapping[str, Any], value: Any) -> None:
-    """Keep a JSON value in the cache for :func:`recalled`."""
+    """Store a JSON value in the cache for :func:`recalled`."""
     path = _place(kind, key, ".json")
     with _best_effort(path), atomic(path) as temporary:
         temporary.write_text(json.dumps(value), encoding="utf-8")
 
 
 def mapped(kind: str, key: Mapping[str, Any], build: Callable[[Allocate], None], what: str = "") -> NDArray[np.uint8]:
-    """A large uint8 array from the cache, mapped from its file rather than read.
+    """Return a large uint8 array from the cache, memory-mapped. Writing to it changes no file.
 
-    ``build(allocate)`` makes it where it is missing or damaged: it fills the array that ``allocate(shape)`` gives it,
-    which lies in memory where the cache has no room. ``key`` as in :func:`cached`; ``what`` describes the array to
-    whoever lists the cache. Writing to the array changes no file.
+    Args:
+        kind: Folder of the cache.
+        key: As in :func:`cached`.
+        build: Function that fills the array if it is missing or damaged. It gets a function that allocates an array of
+            a given shape, on disk, or in memory if the cache has no room.
+        what: Description for ``metarun cache``.
     """
     path = _place(kind, key, ".npy")
     beside = path.with_suffix(".json")
@@ -141,7 +159,7 @@ def mapped(kind: str, key: Mapping[str, Any], build: Callable[[Allocate], None],
     array = np.empty(0, np.uint8)
 
     def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        # Space is taken at once: a mapped file that cannot grow ends the process without a word.
+        # Space is reserved at once: writing to a mapped file on a full disk kills the process without a message.
         nonlocal array
         with _best_effort(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +197,7 @@ def _place(kind: str, key: Mapping[str, Any], ending: str) -> Path:
 
 @contextmanager
 def _best_effort(path: Path) -> Iterator[None]:
-    """A block that writes ``path`` in the cache: where that fails, it says so once and ends."""
+    """Run a block that writes ``path`` in the cache; log its first failure for each folder instead of raising."""
     try:
         yield
     except (OSError, UserError) as error:
@@ -195,28 +213,36 @@ _unwritable: set[str] = set()
 
 
 def _used(path: Path) -> None:
-    """Note the time of last use, by which `metarun cache` lists and clears."""
+    """Update the time of last use, by which `metarun cache` lists and clears."""
     with contextlib.suppress(OSError):
         os.utime(path)
 
 
 def checksums(array: NDArray[np.uint8], block: int = 1 << 26) -> list[int]:
-    """CRC-32 of every ``block`` bytes, computed in threads."""
+    """Return the CRC-32 of every ``block`` bytes, computed in threads."""
     flat = array.reshape(-1)
     with ThreadPoolExecutor(cpus()) as pool:
         return list(pool.map(lambda at: zlib.crc32(flat[at : at + block].data), range(0, len(flat), block)))
 
 
 def cpus() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def download(url: str, known_hash: str, name: str) -> Path:
-    """Fetch ``url`` into the cache as ``name`` unless it lies there already; progress goes to stderr.
+    """Download ``url`` into the cache as ``name``, unless the file is there already. Progress is written to stderr.
 
-    ``known_hash`` is pooch's ``"md5:..."`` or ``"sha256:..."``, checked also for a file already there (one
-    that differs is fetched again). Raises :class:`~metarun.errors.RunFailed` where network or checksum fails.
+    Args:
+        url: Address of the file.
+        known_hash: pooch's ``"md5:..."`` or ``"sha256:..."``. A cached file with another hash is downloaded again.
+        name: Path below the cache folder.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        RunFailed: The network fails or the checksum differs.
     """
     import pooch
 
@@ -227,9 +253,9 @@ def download(url: str, known_hash: str, name: str) -> Path:
         with Progress(name) as progress:
             downloader = pooch.HTTPDownloader(progressbar=progress)
             pooch.retrieve(url, known_hash, fname=path.name, path=path.parent, downloader=downloader)
-    except ValueError as error:  # pooch's word for a checksum that differs
-        raise RunFailed(f"{url}: what arrived is not the expected file (its checksum differs)") from error
-    except OSError as error:  # every error of requests is one
+    except ValueError as error:  # pooch raises it if the checksum differs
+        raise RunFailed(f"{url}: the downloaded file has the wrong checksum") from error
+    except OSError as error:  # the base class of all errors of requests
         reason = type(error).__name__ if len(str(error)) > 200 else error
         raise RunFailed(
             f"cannot download {url} ({reason}); put the file under METARUN_DATA or task.root instead"
@@ -239,9 +265,15 @@ def download(url: str, known_hash: str, name: str) -> Path:
 
 
 class Progress:
-    """One line on stderr, rewritten on a terminal, silent elsewhere but for its last state.
+    """A progress line on stderr. On a terminal it is rewritten in place; elsewhere only the last state is printed.
 
-    Has the few methods of tqdm that pooch calls; ``scale`` divides what is shown (bytes to MB).
+    It implements the few methods of tqdm that pooch calls.
+
+    Args:
+        label: Text before the numbers.
+        total: Total count; 0 if unknown.
+        scale: Divisor of the displayed counts (bytes to MB).
+        unit: Unit of the displayed counts.
     """
 
     def __init__(self, label: str, total: int = 0, scale: float = 1e6, unit: str = "MB") -> None:
@@ -265,11 +297,11 @@ class Progress:
         return f"{self.done / self.scale:.{digits}f}{total} {self.unit}"
 
     def reset(self) -> None:
-        """pooch resets before its last update, which then stands for the whole."""
+        """Reset the count. pooch does so before its last update, which then holds the total."""
         self.done = 0
 
     def close(self) -> None:
-        """Called by pooch; the end of the ``with`` block ends the line."""
+        """Do nothing. pooch calls this; leaving the ``with`` block ends the line."""
 
     def __enter__(self) -> Progress:
         return self

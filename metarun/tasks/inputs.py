@@ -1,4 +1,4 @@
-"""How a run's learner reads its inputs: kept with the run, so that it can be applied without its training data."""
+"""The conversion of a learner's inputs to tensors, stored with a run so that it can be applied without its data."""
 
 from __future__ import annotations
 
@@ -19,37 +19,41 @@ from metarun.tasks.tables import shown
 from metarun.tasks.vision.images import FILTERS, Preparation
 
 COLUMNS = {"text": "text", "label": "label"}
-"""The columns of a table of texts, where a run's own file has no others."""
+"""Columns of a table of texts, unless the run's own file had others."""
 READABLE = "adapt predicts from images, texts and numbers"
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """How inputs of one modality become a tensor [N, ...]."""
+    """Converts inputs of one modality to a tensor [N, ...].
+
+    Attributes:
+        spec: Description of the task family.
+        preparation: Preprocessing of images, the same as in meta-training; ``None`` for other modalities.
+        columns: For texts, the names of the text and label columns in the run's own file.
+    """
 
     spec: Spec
     preparation: Preparation | None = None
-    """For images: what a user's own go through, as those of meta-training did."""
     columns: Mapping[str, str] = field(default_factory=lambda: dict(COLUMNS))
-    """For texts: the columns of the text and of the label in the run's own file."""
 
     @classmethod
     def of(cls, task: Task) -> Inputs:
-        """Those of a task family."""
+        """Return the input conversion of a task family."""
         columns = getattr(task, "columns", COLUMNS)
         if task.spec.modality != "image" or len(task.spec.input_shape) != 3:
             return cls(task.spec, None, columns)
-        # Families of images that are no classification, and a user's own, may say nothing of how they are prepared.
+        # Families of images without classes, and a user's own, may declare no preparation.
         channels, height, width = task.spec.input_shape
         prepared = getattr(task, "preparation", None) or Preparation(channels, height, width)
         return cls(task.spec, prepared, columns)
 
     @classmethod
     def from_dict(cls, stored: Any, where: str) -> Inputs:
-        """The inverse of :meth:`as_dict`; raises :class:`UserError` for anything else."""
+        """Rebuild the conversion from :meth:`as_dict`; raises :class:`UserError` if ``stored`` has another form."""
         try:
             spec = {**stored["spec"], "input_shape": tuple(stored["spec"]["input_shape"])}
-            known = {each.name for each in fields(Spec)} - {"judge"}
+            known = {each.name for each in fields(Spec)} - {"evaluate_samples"}
             require(spec.keys() <= known and isinstance(spec["modality"], str), "unknown")
             require(all(type(n) is int and 0 < n <= 1 << 20 for n in spec["input_shape"]), "sizes")
             images = stored["images"] and Preparation(**stored["images"])
@@ -62,34 +66,34 @@ class Inputs:
             raise UserError(f"{where}: damaged, or of another version of metarun") from None
 
     def as_dict(self) -> dict[str, Any]:
-        """In plain values."""
-        spec = {name: value for name, value in vars(self.spec).items() if name != "judge"}
+        """Return the conversion as JSON values."""
+        spec = {name: value for name, value in vars(self.spec).items() if name != "evaluate_samples"}
         images = None if self.preparation is None else asdict(self.preparation)
         return {"spec": {**spec, "input_shape": list(self.spec.input_shape)}, "images": images,
                 "columns": dict(self.columns)}  # fmt: skip
 
     def check(self) -> None:
-        """Raise :class:`UserError` for families that take no inputs from files."""
+        """Raise :class:`UserError` for families whose inputs cannot be read from files."""
         spec = self.spec
         if spec.kind in ("control", "generation") or spec.modality not in ("image", "text", "vector"):
-            what = "making images" if spec.kind == "generation" else spec.modality
-            raise UserError(f"{READABLE}; this run's learner is for {what}")
+            purpose = "making images" if spec.kind == "generation" else spec.modality
+            raise UserError(f"{READABLE}; this run's learner is for {purpose}")
         require(
             spec.modality != "image" or (len(spec.input_shape) == 3 and spec.input_shape[0] in (1, 3)),
             f"images of shape {list(spec.input_shape)} cannot be read; one or three channels can",
         )
 
     def tensor(self, items: Any, model: Any) -> Tensor:
-        """``items`` as a tensor [N, ...]; one item is a batch of one.
+        """Convert ``items`` to a tensor [N, ...]; one item is a batch of one.
 
         Args:
-            items: images (paths, Pillow images, arrays or tensors [H, W], [H, W, C] or [C, H, W] of uint8 or of
-                floats in 0..1, or a batch of them with one more dimension), texts, or rows of numbers.
-            model: what turns texts into ids.
+            items: Images (paths, Pillow images, arrays or tensors [H, W], [H, W, C] or [C, H, W] of uint8 or of floats
+                in 0..1, or a batch of them with one more dimension), texts, or rows of numbers.
+            model: Model whose ``encode`` turns texts into ids.
 
         Raises:
-            TypeError: an item is of another type or shape.
-            UserError: an image cannot be read, a number is not finite, or there are no items.
+            TypeError: An item has the wrong type or shape.
+            UserError: An image cannot be read, a number is not finite, or there are no items.
         """
         if self.spec.modality == "image":
             images = [self._image(item, i) for i, item in enumerate(_listed_images(items), start=1)]
@@ -114,7 +118,7 @@ def _is_pillow(item: Any) -> bool:
 
 
 def _listed_images(items: Any) -> Sequence[Any]:
-    """One image or several as a sequence of images."""
+    """Return one image or several as a sequence of images."""
     if isinstance(items, str | Path) or _is_pillow(items):
         return [items]
     if isinstance(items, np.ndarray | Tensor) and _kind(items) != "U":
@@ -128,9 +132,9 @@ def _listed_images(items: Any) -> Sequence[Any]:
 
 
 def _pixels(item: Any, name: str) -> NDArray[Any]:
-    """An array or tensor as pixels [H, W] or [H, W, C].
+    """Return an array or tensor as pixels [H, W] or [H, W, C].
 
-    Where both the first and the last dimension could be channels, an array has them last and a tensor first.
+    If both the first and the last dimension could be channels, an array has them last and a tensor first.
     """
     if not isinstance(item, np.ndarray | Tensor):
         raise TypeError(f"{name} is of type {type(item).__name__}; give a path, a Pillow image, an array or a tensor")
@@ -147,7 +151,7 @@ def _pixels(item: Any, name: str) -> NDArray[Any]:
 
 
 def _kind(values: np.ndarray | Tensor) -> str:
-    """numpy's letter for a kind of values: b, i, u, f, U, O, ..."""
+    """Return numpy's letter for the type of ``values``: b, i, u, f, c, U, O."""
     if isinstance(values, np.ndarray):
         return values.dtype.kind
     if values.is_complex():
@@ -165,7 +169,7 @@ def _texts(items: Any) -> list[str]:
 
 
 def _numbers(items: Any, shape: tuple[int, ...]) -> Tensor:
-    """Rows of numbers of ``shape``; one row, and for a single input one number or several, count as rows too."""
+    """Return rows of numbers [N, *shape]. A single row, or a list of single inputs, counts as rows too."""
     if isinstance(items, Tensor):
         items = items.detach().cpu().double().numpy() if _kind(items) in "biuf" else items.numpy()
     try:

@@ -1,6 +1,6 @@
-"""The part of an algorithm that task families use: to draw pictures and films of an adapted learner.
+"""Protocols for the part of an algorithm that task families use to plot and film an adapted learner.
 
-Task families know algorithms by these protocols alone and import none of them.
+Task families know algorithms by these protocols only and import none of them.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class RLLearner(Protocol):
         """Yield test rollouts after 0, 1, ... adaptation steps: one episode or a whole trial each."""
 
     def expected(self, env: Environment, observation: Tensor, action: Tensor, after: Tensor) -> Tensor | None:
-        """Return the reward that the learner's belief predicts, at each time of the last :meth:`rollouts`.
+        """Return the rewards that the learner's belief predicts, at each time of the last :meth:`rollouts`.
 
         Args:
             env: The environment of those rollouts.
-            observation: [N, size], where each of N steps starts.
+            observation: [N, size], the observation before each of N steps.
             action: [N] or [N, size].
-            after: [N, size], the observation that each step leads to.
+            after: [N, size], the observation after each step.
 
         Returns:
             [T, E, S, N], or ``None`` for a learner without a belief about rewards.

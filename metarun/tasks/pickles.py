@@ -1,9 +1,9 @@
-"""Pickled data read without running anything: arrays of numbers, dictionaries, lists, strings, numbers, nothing else.
+"""Safe reading of pickled data: arrays of numbers, dictionaries, lists, strings and numbers, and nothing else.
 
-A pickle is a program: by its own choice it calls any function that it can name. Here the only names it gets are those
-that numpy's arrays, numbers and Python 2's strings need, and each stands for code of this module, never for numpy's
-own: arrays are put together from a shape, a plain type and as many bytes as these take, all three checked. What stands
-for a name has no attribute that a pickle could set.
+A pickle is a program that may call any function it can name. Here it can name only the functions that numpy arrays,
+numbers and Python 2 strings need, and each name resolves to code of this module, never to numpy's own. An array is
+built from a shape, a plain dtype and a matching number of bytes, all checked. The stand-ins have no attributes that a
+pickle could set.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import numpy as np
 from metarun.errors import UserError
 
 LARGEST = 1 << 40
-"""Length of an axis."""
+"""Largest length of an axis."""
 DEEPEST = 100
-"""Levels of lists and dictionaries in each other."""
+"""Largest nesting depth of lists and dictionaries."""
 MOST = 20_000_000
-"""Values, those counted again to which a pickle refers again."""
+"""Largest number of values; a value referred to several times counts each time."""
 
 
 class Refused(pickle.UnpicklingError):
-    """What the pickle asks for is nothing that data consist of."""
+    """The pickle asks for something that data do not need."""
 
 
 class _Type:
-    """Stands for ``numpy.dtype``: a byte order and one of numpy's plain numeric types."""
+    """Stand-in for ``numpy.dtype``: a byte order and one of numpy's plain numeric types."""
 
     __slots__ = ("code", "order")
 
@@ -64,7 +64,7 @@ def _plain(given: Any) -> np.dtype[Any]:
 
 
 def _memory(shape: Any, kind: np.dtype[Any], data: Any) -> bytes | bytearray:
-    """What an array of ``shape`` is made of: ``data``, if that is as long as it must be."""
+    """Return ``data`` as the memory of an array, if its length matches ``shape`` and ``kind``."""
     if isinstance(data, str):  # a string of Python 2
         data = data.encode("latin1")
     whole = isinstance(shape, tuple) and len(shape) <= 32 and all(type(n) is int and 0 <= n <= LARGEST for n in shape)
@@ -76,7 +76,7 @@ def _memory(shape: Any, kind: np.dtype[Any], data: Any) -> bytes | bytearray:
 
 
 class _Array(np.ndarray):
-    """What an array is until its state arrives."""
+    """An array before its state is set."""
 
     def __setstate__(self, state: Any) -> None:
         # (version, shape, type, whether in Fortran's order, bytes)
@@ -88,7 +88,7 @@ class _Array(np.ndarray):
 
 
 class _Name:
-    """Stands for a function or class of the same name; has no state and no attributes."""
+    """Base class of stand-ins for a function or class of the same name; they have no state and no attributes."""
 
     __slots__ = ()
 
@@ -149,7 +149,7 @@ class _frombuffer(_Name):  # noqa: N801
 
 
 class _encode(_Name):  # noqa: N801
-    """``_codecs.encode(text, "latin1")`` is how old protocols store bytes."""
+    """Stand-in for ``_codecs.encode(text, "latin1")``, by which old protocols store bytes."""
 
     __slots__ = ()
 
@@ -160,7 +160,7 @@ class _encode(_Name):  # noqa: N801
 
 
 class _bytes(_Name):  # noqa: N801
-    """``bytes()`` is how old protocols store none."""
+    """Stand-in for ``bytes()``, by which old protocols store empty bytes."""
 
     __slots__ = ()
 
@@ -187,8 +187,8 @@ ADMITTED: dict[tuple[str, str], _Name] = {
 }
 
 
-# Python's own reader rather than the one in C: that one's memory grows with the largest number that a pickle gives
-# to an object, be it four thousand millions.
+# The reader in Python rather than the one in C: the latter allocates memory for the largest memo index that a pickle
+# names, which may be 2^32.
 class _Reader(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
@@ -201,7 +201,7 @@ class _Reader(pickle._Unpickler):
         except KeyError:
             raise Refused(f"{module}.{name}"[:100]) from None
 
-    # Keys are names and numbers: to hash a tuple of tuples of tuples may take for ever.
+    # Keys are restricted to names and numbers because hashing deeply nested tuples takes exponential time.
 
     def load_dict(self) -> None:
         items = self.pop_mark()
@@ -222,7 +222,7 @@ class _Reader(pickle._Unpickler):
         filled.update(zip(items[::2], items[1::2], strict=True))
 
     def refuse(self) -> None:
-        raise Refused("a set, or another thing that data have no need of")
+        raise Refused("a set or another object that data do not need")
 
     dispatch |= {
         pickle.DICT[0]: load_dict,
@@ -237,7 +237,7 @@ class _Reader(pickle._Unpickler):
 
 
 def _measured(value: Any) -> Any:
-    """``value``, refused if it is too deep, contains itself, or unfolds to far more than there is of it."""
+    """Return ``value``; refuse it if it is too deep, contains itself, or expands to too many values."""
     sizes: dict[int, int] = {}
     open_now: dict[int, None] = {}
     waiting: list[tuple[Any, bool]] = [(value, False)]
@@ -250,9 +250,9 @@ def _measured(value: Any) -> Any:
             del open_now[id(each)]
             sizes[id(each)] = 1 + sum(sizes.get(id(one), 1) for one in inner)
             if sizes[id(each)] > MOST:
-                raise Refused(f"more than {MOST:,} values, many of them the same ones again and again")
+                raise Refused(f"more than {MOST:,} values, counting repeated references")
         elif id(each) in open_now or len(open_now) > DEEPEST:
-            raise Refused("a list that contains itself, or lists too deep in each other")
+            raise Refused("a list that contains itself, or lists nested too deeply")
         else:
             open_now[id(each)] = None
             waiting.append((each, True))
@@ -261,7 +261,7 @@ def _measured(value: Any) -> Any:
 
 
 class Readable(Protocol):
-    """What a pickle is read from."""
+    """A file that a pickle is read from."""
 
     def read(self, size: int = ..., /) -> bytes: ...
 
@@ -269,15 +269,15 @@ class Readable(Protocol):
 
 
 def read_pickle(file: Readable, name: str | Path) -> Any:
-    """The data in ``file``, strings of Python 2 as ``str``; arrays may be read-only.
+    """Read the data in ``file``. Strings of Python 2 become ``str``; arrays may be read-only.
 
-    Raises :class:`~metarun.errors.UserError` for a damaged pickle, and for one that asks for anything but data;
-    nothing of it has then been run.
+    Raises:
+        UserError: The pickle is damaged or asks for anything but data. No code of it has been run.
     """
     try:
         return _measured(_Reader(file, encoding="latin1").load())
     except Refused as error:
-        raise UserError(f"{name}: is not read, since it asks for more than data: {error}") from error
+        raise UserError(f"{name}: refused, because the pickle asks for more than data: {error}") from error
     except (
         *(pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError),
         *(ImportError, MemoryError, OverflowError, RecursionError, OSError),
@@ -287,7 +287,7 @@ def read_pickle(file: Readable, name: str | Path) -> Any:
 
 
 def load_pickle(path: Path) -> Any:
-    """:func:`read_pickle` of a file."""
+    """Read a pickle file with :func:`read_pickle`."""
     try:
         with path.open("rb") as file:
             return read_pickle(file, path)

@@ -1,7 +1,7 @@
 """Random numbers as a pure function of (seed, split, index): Philox 4x32-10, vectorised over episodes.
 
-A counter-based generator has no state, so an episode is the same on every device, for any number of
-processes and after any resume. (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.)
+A counter-based generator has no state, so an episode is the same on every device, for any number of processes and after
+any resume. (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 
 
 def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
-    """Ten rounds of Philox 4x32. ``counter`` [..., 4] and the result hold 32-bit words in uint64."""
+    """Apply ten rounds of Philox 4x32. ``counter`` [..., 4] and the result hold 32-bit words in uint64."""
     c0, c1, c2, c3 = (counter[..., i].copy() for i in range(4))
     k0, k1 = np.uint64(key[0]), np.uint64(key[1])
     for _ in range(10):
@@ -35,9 +35,14 @@ def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint
 
 
 def uniforms(seed: int, split: Split, indices: Sequence[int], count: int, stream: int = 0) -> NDArray[np.float64]:
-    """``[len(indices), count]`` uniforms in [0, 1), row i depending on (seed, split, indices[i]) alone.
+    """Return uniforms in [0, 1), [len(indices), count]; row i depends on (seed, split, indices[i]) only.
 
-    ``stream`` (< 16) keeps different uses for one episode apart: classes from examples, tasks from noise.
+    Args:
+        seed: Seed of the family; its lower 64 bits are used.
+        split: Split of the tasks.
+        indices: Numbers of the tasks, below 2^64.
+        count: Numbers of a task.
+        stream: Number below 16 that separates different uses within a task, such as classes and examples.
     """
     blocks = -(-count // 2)  # two 53-bit uniforms a block of four words
     index = np.asarray(indices, dtype=np.uint64)[:, None]
@@ -53,15 +58,20 @@ def uniforms(seed: int, split: Split, indices: Sequence[int], count: int, stream
 
 
 def normals(seed: int, split: Split, indices: Sequence[int], count: int, stream: int = 0) -> NDArray[np.float64]:
-    """``[len(indices), count]`` standard normals, from the uniforms of the same ``stream`` (Box and Muller)."""
+    """Return standard normals [len(indices), count], made of the uniforms of the same ``stream`` by Box-Muller."""
     u, v = np.split(uniforms(seed, split, indices, 2 * count, stream), 2, axis=1)
     return np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v)
 
 
 def choose(u: NDArray[np.float64], sizes: NDArray[np.int64] | int) -> NDArray[np.int64]:
-    """Draw without replacement: uniforms ``u`` [R, k] -> [R, k] distinct integers below ``sizes`` (int, [R]).
+    """Draw without replacement by a partial Fisher-Yates shuffle, vectorised over rows.
 
-    A partial Fisher-Yates shuffle, vectorised over rows; every row needs ``sizes >= k``.
+    Args:
+        u: Uniforms [R, k].
+        sizes: Size of each row's population, [R] or one for all; at least k.
+
+    Returns:
+        Distinct integers below ``sizes``, [R, k].
     """
     rows, k = u.shape
     size = np.broadcast_to(np.asarray(sizes, dtype=np.int64), (rows,))
@@ -76,21 +86,21 @@ def choose(u: NDArray[np.float64], sizes: NDArray[np.int64] | int) -> NDArray[np
 
 
 def permutation(seed: int, count: int) -> NDArray[np.int64]:
-    """A seeded order of ``range(count)``, apart from all streams of episodes: for splitting classes."""
+    """Return a seeded permutation of ``range(count)`` for splitting classes, in a stream that no episode uses."""
     return choose(uniforms(seed, "train", [0], count, stream=15), count)[0]
 
 
 def derived_seed(seed: int, split: Split, index: int, stream: int) -> int:
-    """A 63-bit seed for torch's own generators, again a pure function of (seed, split, index)."""
+    """Return a 53-bit seed for torch's or NumPy's generators, a pure function of (seed, split, index, stream)."""
     return int(uniforms(seed, split, [index], 1, stream)[0, 0] * 2**53)
 
 
 @contextmanager
 def forked_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Within the block torch draws on the CPU and on ``device`` from ``seed``, or from where it stands.
+    """Run a block with torch's generators on the CPU and on ``device`` seeded by ``seed``, then restore their states.
 
-    Afterwards both generators stand where they stood before. (Seeding torch seeds the GPU's generator too, so that
-    one alone would not do.)
+    Without a ``seed`` the block continues from the current states. The GPU's generator is restored too because
+    ``torch.manual_seed`` seeds it as well.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if seed is not None:
@@ -99,7 +109,9 @@ def forked_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
 
 
 class Share(Sequence[int]):
-    """The tasks of a meta-batch that one of several processes computes: every ``world``-th, from the ``rank``-th on."""
+    """The indices of a meta-batch that one of several processes computes: every ``world``-th, from the ``rank``-th
+    on.
+    """
 
     def __init__(self, whole: range, rank: int, world: int) -> None:
         self.whole, self.rank, self.world = whole, rank, world
@@ -117,7 +129,9 @@ class Share(Sequence[int]):
 
 
 class Noise(torch.Generator):
-    """A torch generator for the noise inside the episodes of a batch of tasks; of those of one process, its part."""
+    """A torch generator for the noise of a batch of tasks; :attr:`share` is set if this process computes a part of
+    them.
+    """
 
     share: Share | None = None
 
@@ -125,9 +139,17 @@ class Noise(torch.Generator):
 def generator(
     device: torch.device, seed: int, split: Split, indices: Sequence[int], stream: int = 8
 ) -> torch.Generator | None:
-    """For noise inside the episodes of tasks (policy actions, transitions): by (seed, split, the batch's first index).
+    """Return a generator for noise inside episodes, such as sampled actions and transitions.
 
-    ``None`` on the ``meta`` device, which has no random numbers.
+    Args:
+        device: Device of the generator.
+        seed: Seed of the family.
+        split: Split of the tasks.
+        indices: Numbers of the tasks; the first of the whole meta-batch seeds the generator.
+        stream: Random stream of the seed.
+
+    Returns:
+        The generator, or ``None`` on the ``meta`` device, which has no random numbers.
     """
     if device.type == "meta":
         return None
@@ -138,9 +160,17 @@ def generator(
 
 
 def drawn(x: Tensor, how: str, *arguments: float, generator: torch.Generator | None, tasks: int = 0) -> Tensor:
-    """``x`` filled at random by torch's in-place function ``how`` (``normal_``); dimension ``tasks`` is the tasks'.
+    """Fill ``x`` in place with random numbers and return it.
 
-    In the share of one process are the numbers that these tasks would get within the whole meta-batch.
+    If the generator belongs to one process's share of a meta-batch, each task gets the numbers that it would get if all
+    tasks were computed in one process.
+
+    Args:
+        x: Tensor to fill.
+        how: Name of a torch in-place sampler, such as ``normal_`` or ``uniform_``.
+        arguments: Arguments of the sampler.
+        generator: Source of the random numbers, from :func:`generator`.
+        tasks: The dimension of ``x`` that counts tasks.
     """
     share = getattr(generator, "share", None)
     if share is None:

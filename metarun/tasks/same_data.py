@@ -1,4 +1,4 @@
-"""Checks that a resumed or evaluated run reads the data it began with, and that its test classes are held out."""
+"""Checks that a resumed or evaluated run reads the same data as before and that its test classes are held out."""
 
 from __future__ import annotations
 
@@ -15,31 +15,42 @@ from metarun.types import Split
 
 log = logging.getLogger("metarun")
 NAMED = 5
-"""Number of classes that a message names; it counts the others."""
+"""Number of classes that a message names; the others are counted."""
 
 
 def settle_for_resume(task: Task, kept: DataRecord | None) -> None:
-    """Give ``task`` the splits that the run began with; raises :class:`UserError` if its data are not the same."""
+    """Give ``task`` the splits of the run that is resumed.
+
+    Args:
+        task: The family, built anew.
+        kept: The record stored with the run; ``None`` for runs older than data.json, which are not checked.
+
+    Raises:
+        UserError: The data differ from those of the run.
+    """
     if kept is None:
-        log.info("the run is from before data.json was kept: nothing tells whether its data are still the same")
+        log.info("the run has no data.json, so its data cannot be compared with the present ones")
         return
     _keep_splits(task, kept)
     found = task.record()
     differs = _differences(kept, found)
     require(
         not differs,
-        f"the data are not those that the run began with: {differs}   "
-        f"put them back, or say where they lie (task.root=NEW, as the family calls it); read from: {_places(found)}",
+        f"the data differ from those that the run began with: {differs}   restore them, or name their new location "
+        f"(task.root=NEW, or the family's own key); read from: {_places(found)}",
     )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation was asked for: ``split``; ``keys`` of the task that were changed; and two allowances.
+    """The request of an evaluation.
 
-    ``moved``: the user named where the data lie; such keys are not among ``keys``.
-    ``allow_seen_classes``: also classes that the run
-    meta-trained on. ``new_classes``: on the classes of the data that the run does not know, in place of its own.
+    Attributes:
+        split: The split to evaluate on.
+        keys: Keys of the task that the user changed.
+        moved: True if the user named a new location of the data. Such keys are not among ``keys``.
+        allow_seen_classes: True if classes that the run meta-trained on are allowed.
+        new_classes: True to evaluate on the classes of the data that the run does not know, instead of its own.
     """
 
     split: Split = "test"
@@ -50,34 +61,46 @@ class Evaluation:
 
 
 def settle_for_evaluation(task: Task, kept: DataRecord | None, asked: Evaluation) -> dict[str, Any]:
-    """Give ``task`` the classes to evaluate on; returns what is to be printed and stored with the result.
+    """Give ``task`` the classes to evaluate on.
 
-    Without any changed key these are the run's own, read from the same data. Raises :class:`UserError` for data that
-    differ unless the user named them, and for classes that the run meta-trained on unless these are allowed.
+    Unless a key is changed, these are the run's own, read from the same data.
+
+    Args:
+        task: The family, built anew.
+        kept: The record stored with the run; ``None`` for runs older than data.json.
+        asked: The request.
+
+    Returns:
+        Facts to print and to store with the result: new classes, differences of the data, classes seen in
+        meta-training.
+
+    Raises:
+        UserError: The data differ though the user named no others, or classes were meta-trained on and that is not
+            allowed.
     """
     if kept is None:
-        log.info("the run is from before data.json was kept: nothing tells whether it was trained on these classes")
-        require(not asked.new_classes, "--new-classes: the run is from before data.json was kept")
+        log.info("the run has no data.json, so it is unknown whether it was meta-trained on these classes")
+        require(not asked.new_classes, "--new-classes: the run has no data.json, so its classes are unknown")
         return {}
-    told: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     other_split = [key for key in asked.keys if not _of_an_episode(key)]
     found = task.record()
     if asked.new_classes:
-        strange = sorted(name for name in task.class_names() if name not in kept.names)
-        require(len(strange) >= 2, f"--new-classes: {_places(found)} has {len(strange)} classes that the run lacks")
-        task.keep_classes({**kept.classes, asked.split: strange})
-        told["new_classes"] = strange
+        new = sorted(name for name in task.class_names() if name not in kept.names)
+        require(len(new) >= 2, f"--new-classes: {_places(found)} has {len(new)} classes that the run lacks")
+        task.keep_classes({**kept.classes, asked.split: new})
+        facts["new_classes"] = new
     elif not other_split and (not asked.moved or kept.names <= set(task.class_names())):
         _keep_splits(task, kept)
     found = task.record()
     if differs := _differences(kept, found, classes=not asked.new_classes):
         require(
             asked.moved or bool(other_split) or asked.new_classes,
-            f"the data are not those of the run: {differs}   put them back, or name the data to evaluate on "
-            f"(task.root=PATH, or as the family calls it), also where they are now: {_places(found)}",
+            f"the data differ from those of the run: {differs}   restore them, or name the data to evaluate on "
+            f"(task.root=PATH, or the family's own key), even if the location is unchanged: {_places(found)}",
         )
-        told["other_data"] = differs
-        log.info("evaluated on other data than the run's: %s", differs)
+        facts["other_data"] = differs
+        log.info("evaluating on data that differ from the run's: %s", differs)
     names = found.classes.get(asked.split, [])
     seen = kept.trained_on(names, found.content)
     rules = {key: (kept.rule.get(key), value) for key, value in found.rule.items() if kept.rule.get(key) != value}
@@ -90,49 +113,49 @@ def settle_for_evaluation(task: Task, kept: DataRecord | None, asked: Evaluation
         )
         require(
             asked.allow_seen_classes,
-            f"{which}   such a result is not about new tasks; --allow-seen-classes evaluates all the same",
+            f"{which}   the result would not measure adaptation to new tasks; --allow-seen-classes evaluates anyway",
         )
-        told["seen_classes"] = seen or list(rules)
+        facts["seen_classes"] = seen or list(rules)
         log.warning("not held out: %s", which)
-    return told
+    return facts
 
 
 def _of_an_episode(key: str) -> bool:
-    """Whether a key of a task changes the episodes that are drawn, and no split: ``task.shot``, ``task.test_ways``."""
+    """Return whether a key changes only the episodes and no split: ``task.shot``, ``task.test_ways``."""
     name = key.split(".")[-1]
     return name.startswith("test_") or name in {each.name for each in fields(EpisodeShape)}
 
 
 def named(names: Sequence[str]) -> str:
-    """``'a', 'b', ... and 3 more``."""
+    """List names for a message: ``'a', 'b', ... and 3 more``."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(f"'{name}'" for name in names[:NAMED]) + more
 
 
 def _keep_splits(task: Task, kept: DataRecord) -> None:
-    """The run's own splits, where the data now would be split otherwise: classes were added, or drawn differently."""
+    """Restore the run's splits if the data would now be split differently, because classes were added for example."""
     if task.record().classes == kept.classes:
         return
-    there = set(task.class_names())
-    missing = sorted(kept.names - there)
+    available = set(task.class_names())
+    missing = sorted(kept.names - available)
     require(
         not missing,
         f"the data lack {len(missing)} of the {len(kept.names)} classes that the run has: {named(missing)}   "
-        f"put them back, or name their place (task.root=NEW, as the family calls it); read from: "
+        f"restore them, or name their new location (task.root=NEW, or the family's own key); read from: "
         f"{_places(task.record())}",
     )
-    extra = sorted(there - kept.names)
+    extra = sorted(available - kept.names)
     task.keep_classes(kept.classes)
     if extra:
         log.info(
-            "%d classes that the run does not know are ignored: %s   --new-classes of eval evaluates on them",
+            "%d classes that the run does not know are ignored: %s   metarun eval RUN --new-classes evaluates on them",
             len(extra),
             named(extra),
         )
 
 
 def _differences(kept: DataRecord, found: DataRecord, classes: bool = True) -> str:
-    """In words; empty where there are none."""
+    """Describe the differences between two records; empty if there are none."""
     words = []
     if classes and (missing := sorted(kept.names - found.names)):
         words.append(f"{len(missing)} classes are missing ({named(missing)})")

@@ -1,4 +1,4 @@
-"""Tables that users bring, CSV or JSON: the one reader of texts, labels and numbers."""
+"""Reader of tables that users bring, CSV or JSON, for texts, labels and numbers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ import numpy as np
 from metarun.errors import UserError, nearest, require
 
 Row = tuple[str, dict[str, Any]]
-"""Where a row stands, such as ``data.csv, line 3``, and its values by column."""
+"""A row's location, such as ``data.csv, line 3``, and its values by column."""
 CSV, JSON = {".csv": ",", ".tsv": "\t"}, (".jsonl", ".ndjson", ".json")
-"""Endings of files that are read; those of separated values with their usual separator."""
+"""Endings of the files that are read; the CSV ones with their usual separator."""
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -30,7 +30,7 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-"""Byte order marks and the encodings that they announce."""
+"""Byte order marks and their encodings."""
 LARGEST = float(np.finfo(np.float32).max)
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?")
@@ -38,43 +38,56 @@ _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?")
 
 @dataclass
 class Table:
-    """The rows of a file, and how it was read."""
+    """The rows of a file and notes on reading it.
+
+    Attributes:
+        path: The file.
+        columns: Names of the columns in order; ``column 1``, ``column 2``, ... if the file has no header.
+        rows: Location and values of each row.
+        header: True if the file names its columns.
+        decimal_commas: True if numbers may be written with a decimal comma.
+        notes: Remarks for the user: skipped rows, an unusual separator or encoding.
+    """
 
     path: Path
     columns: list[str]
-    """In their order; ``column 1``, ``column 2``, ... where the file has no header."""
     rows: list[Row]
     header: bool = True
-    """Whether the columns have names of their own."""
     decimal_commas: bool = False
-    """Whether a number may be written with a comma."""
     notes: list[str] = field(default_factory=list)
-    """What a user should know of how the file was read: rows that were skipped, an unusual separator or encoding."""
 
     def summary(self, used: Sequence[str]) -> str:
-        """How many rows were read, from which columns, and what was not."""
+        """Describe the reading in one line: number of rows, columns ``used``, columns not used, and :attr:`notes`."""
         unused = [column for column in self.columns if column not in used]
         ignored = [f"not used: {', '.join(unused)}"] if unused else []
         return "; ".join([f"{len(self.rows)} rows of {', '.join(used)}", *ignored, *self.notes])
 
     def texts(self, column: str, what: str = "a text", key: str | None = None) -> list[str]:
-        """The values of ``column`` as strings; raises :class:`UserError` for the first that is none, or empty.
+        """Return the values of ``column`` as strings.
 
-        ``what`` the values are and the configuration ``key`` that names the column are for the error.
+        Args:
+            column: Name of the column.
+            what: Description of a value for the error.
+            key: Configuration key that names the column, for the error.
+
+        Raises:
+            UserError: The column is missing, or a value is empty or not a string.
         """
         return [text(where, row, column, what, key) for where, row in self.rows]
 
     def numbers(self, columns: Sequence[str]) -> list[list[float]]:
-        """The values of ``columns``, row by row; raises :class:`UserError` for the first that is no finite number."""
+        """Return the values of ``columns`` row by row; raises :class:`UserError` for a value that is not a finite
+        number.
+        """
         return [[self._number(where, row, column) for column in columns] for where, row in self.rows]
 
     def is_empty(self, column: str) -> bool:
-        """Whether no row has a value there."""
+        """Return whether no row has a value in ``column``."""
         return all(is_blank(row.get(column)) for _, row in self.rows)
 
     def _number(self, where: str, row: Mapping[str, Any], column: str) -> float:
         value = row.get(column)
-        require(not is_blank(value), f"{where}: '{column}' is empty; a number must be there")
+        require(not is_blank(value), f"{where}: '{column}' is empty; a number is required")
         number = parse_number(value)
         if number is None and self.decimal_commas and isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value):
             number = float(value.replace(",", "."))
@@ -90,10 +103,10 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """The rows of a .csv, .tsv, .jsonl, .ndjson or .json file.
+    """Read a .csv, .tsv, .jsonl, .ndjson or .json file.
 
     Raises:
-        UserError: with the line and column, for what cannot be read or has more than one meaning.
+        UserError: The file cannot be read or is ambiguous. The message names the line and the column.
     """
     ending = path.suffix.lower()
     if ending not in (*CSV, *JSON):
@@ -105,7 +118,14 @@ def read_table(path: Path) -> Table:
 
 
 def decoded(path: Path) -> tuple[str, list[str]]:
-    """The characters of a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; and what to tell of it."""
+    """Decode a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+
+    Returns:
+        The text, and notes for the user on its encoding.
+
+    Raises:
+        UserError: The file cannot be read or is not text.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -125,7 +145,7 @@ def decoded(path: Path) -> tuple[str, list[str]]:
 
 
 def _without_mark(data: bytes) -> str | None:
-    """UTF-16 of mostly Latin letters shows in the zeros of every second byte."""
+    """Detect UTF-16 without a mark by the zeros in every second byte of mostly Latin text."""
     even, odd = data[0::2].count(0), data[1::2].count(0)
     if len(data) % 2 == 0 and max(even, odd) > len(data) // 4 and min(even, odd) == 0:
         return "utf-16-le" if odd else "utf-16-be"
@@ -169,11 +189,11 @@ def _separated(path: Path, content: str, usual: str) -> Table:
 
 
 def _separator(content: str, usual: str) -> str:
-    """What separates the values: ``usual``, unless the first rows have several columns by one other alone."""
+    """Return ``usual``, unless only one other separator gives the first rows several columns and ``usual`` does not."""
 
     def divides(separator: str) -> bool:
         try:
-            with _fields_of_any_size(content):
+            with _unlimited_fields(content):
                 rows = [row for row in islice(csv.reader(io.StringIO(content), delimiter=separator), 50) if any(row)]
         except csv.Error:
             return False
@@ -184,11 +204,11 @@ def _separator(content: str, usual: str) -> str:
 
 
 def _records(path: Path, content: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """The line on which each record begins, and its values without the spaces around them."""
+    """Yield each record's first line number and its values, stripped of surrounding spaces."""
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
     begins = 1
     try:
-        with _fields_of_any_size(content):
+        with _unlimited_fields(content):
             for cells in reader:
                 if cells:
                     yield begins, [cell.strip() for cell in cells]
@@ -200,8 +220,8 @@ def _records(path: Path, content: str, separator: str) -> Iterator[tuple[int, li
 
 
 @contextmanager
-def _fields_of_any_size(content: str) -> Iterator[None]:
-    """A value may be as long as its file; Python's own limit is 131,072 characters."""
+def _unlimited_fields(content: str) -> Iterator[None]:
+    """Lift the csv module's limit of 131,072 characters a value within the block."""
     limit = csv.field_size_limit(max(len(content), csv.field_size_limit()))
     try:
         yield
@@ -216,7 +236,7 @@ def _json(path: Path, content: str) -> Table:
 
 
 def json_lines(path: Path, content: str) -> Iterator[Row]:
-    """One JSON object a line."""
+    """Yield one row for each line with a JSON object; blank lines are skipped."""
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
             yield (
@@ -226,7 +246,7 @@ def json_lines(path: Path, content: str) -> Iterator[Row]:
 
 
 def _items(path: Path, content: str) -> Iterator[Row]:
-    """The objects of a JSON list; a line that is itself a list is no table of lines."""
+    """Yield the objects of a JSON list as rows."""
     found = parse_json(str(path), content)
     for number, item in enumerate(found, start=1):
         yield f"{path}, item {number}", _object(f"{path}, item {number}", item)
@@ -238,7 +258,7 @@ def _object(where: str, value: Any) -> dict[str, Any]:
 
 
 def parse_json(where: str, content: str) -> Any:
-    """The value that ``content`` stands for; raises :class:`UserError` for what is no JSON or names a key twice."""
+    """Parse JSON; raises :class:`UserError` if ``content`` is not JSON or repeats a key."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
@@ -255,11 +275,11 @@ def parse_json(where: str, content: str) -> Any:
 
 
 def text(where: str, row: Mapping[str, Any], column: str, what: str = "a text", key: str | None = None) -> str:
-    """The value of ``column`` as a string that is not empty."""
+    """Return the value of ``column`` as a non-empty string; raises :class:`UserError` otherwise."""
     if column not in row:
-        there = ", ".join(map(str, row)) or "nothing"
-        named = f" ({key})" if key else ""
-        raise UserError(f"{where}: no column '{column}'{named}; there is {there}{nearest(column, row)}")
+        available = ", ".join(map(str, row)) or "none"
+        source = f" ({key})" if key else ""
+        raise UserError(f"{where}: no column '{column}'{source}; available: {available}{nearest(column, row)}")
     value = row[column]
     require(isinstance(value, str | int) and not is_blank(value), f"{where}: '{column}' is {shown(value)}, not {what}")
     found = str(value).strip()
@@ -271,7 +291,7 @@ def text(where: str, row: Mapping[str, Any], column: str, what: str = "a text", 
 
 
 def parse_number(value: Any) -> float | None:
-    """The number that ``value`` is or spells, infinities and NaN included; ``None`` if it is none."""
+    """Return ``value`` as a float, including infinities and NaN; ``None`` if it is not a number."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return float(value)
@@ -285,11 +305,11 @@ def parse_number(value: Any) -> float | None:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a cell holds nothing."""
+    """Return whether a cell is empty."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in a message."""
+    """Format a value for a message, at most 40 characters."""
     found = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
     return found if len(found) <= 40 else f"{found[:37]}..."

@@ -1,4 +1,4 @@
-"""Copies of what was drawn on the host, to the device that tasks are on."""
+"""Copies from the host to the device of the tasks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def to_device(values: NDArray[Any] | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Return ``values`` as a tensor on ``device``, of ``dtype`` or else of their own type.
+    """Return ``values`` as a tensor on ``device``, converted to ``dtype`` if given.
 
-    To a GPU they go through pinned memory, so that the host goes on at once. An ordinary copy would make it wait until
-    the GPU has done all that it was asked before, which is the whole step of the last meta-batch.
+    A copy to a GPU goes through pinned memory and does not block. An ordinary copy would wait for all work queued on
+    the GPU, which is the previous outer step.
     """
     tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
     tensor = tensor if dtype is None else tensor.to(dtype)

@@ -236,10 +236,10 @@ def test_real_images_and_copies_are_judged_alike(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path))  # after the letters have been rendered, or found
     episode = family.batch("test", [0, 1])
     _, held_out = halves(episode.query)
-    perfect = family.judge(lambda classes: held_out.y, episode)
+    perfect = family.evaluator(lambda classes: held_out.y, episode)
     names = ("accuracy", "precision", "recall", "diversity", "novelty")
     assert all(torch.equal(perfect[name], perfect[f"real_{name}"]) for name in names)
-    copied = family.judge(Copies(Silent(), SPEC, warp=0, smooth=False, scatter=0).adapt(episode.support), episode)
+    copied = family.evaluator(Copies(Silent(), SPEC, warp=0, smooth=False, scatter=0).adapt(episode.support), episode)
     assert copied["novelty"].tolist() == [0, 0]
     assert float(copied["real_novelty"].min()) > 0
 
@@ -250,13 +250,13 @@ def test_a_judge_depends_on_the_data_alone_and_is_kept(tmp_path: Path, monkeypat
                     for seed in (7, 8))  # fmt: skip
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "one"))
     torch.manual_seed(5)
-    features = first.judge.features(x)
+    features = first.evaluator.features(x)
     after = torch.rand(1)
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(1))  # the run's random numbers go on as though there were none
-    assert not torch.equal(other.judge.features(x), features)
+    assert not torch.equal(other.evaluator.features(x), features)
     monkeypatch.setattr(Judge, "_train", None)
-    assert torch.equal(again.judge.features(x), features)  # from the cache, or this would fail
+    assert torch.equal(again.evaluator.features(x), features)  # from the cache, or this would fail
     monkeypatch.undo()
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "two"))
-    assert torch.equal(third.judge.features(x), features)  # trained anew, to the bit
+    assert torch.equal(third.evaluator.features(x), features)  # trained anew, to the bit

@@ -104,7 +104,7 @@ def test_steps_after_a_truncation_are_no_experience() -> None:
 
     learner = pearl()
     rollout, _ = learner.trial(Cut(SPARSE.batch("train", range(2))), 2, explore=True)
-    assert rollout.running.unflatten(-1, (4, 6)).sum(-1).eq(3).all()
+    assert rollout.mask.unflatten(-1, (4, 6)).sum(-1).eq(3).all()
     assert not rollout.terminated.any()
 
 
@@ -118,10 +118,10 @@ def test_a_trial_acts_on_the_prior_then_on_all_it_experienced(task: Any, monkeyp
     with torch.no_grad():
         rollout, packed = learner.trial(env, 2, explore=False)
         steps = learner.unpack(packed)
-        assert task is SPARSE or not rollout.running.all()
+        assert task is SPARSE or not rollout.mask.all()
         for t in range(3):
             for e in range(2):
-                on = rollout.running[t, e]
+                on = rollout.mask[t, e]
                 for episode in range(task.episodes):
                     z = torch.ones(3)
                     if episode >= 2:
@@ -154,7 +154,7 @@ def test_what_is_kept_of_steps(task: Any) -> None:
     steps = learner.unpack(packed)
     assert torch.equal(steps.observation, rollout.observation)
     assert torch.equal(steps.terminated.bool(), rollout.terminated)
-    on = rollout.running
+    on = rollout.mask
     moved = rollout.observation + 0.1 * rollout.action
     torch.testing.assert_close(steps.after[on], moved[on])
     distance = (moved - env.goals[:, :, None]).norm(dim=-1)
@@ -302,7 +302,7 @@ def test_the_divergence_moves_the_encoder_by_its_weight() -> None:
 
     def replayed(learner: PEARL) -> tuple[Tensor, Tensor, Tensor]:
         rollout, steps = learner.trial(SPARSE.batch("train", range(4)), 2, explore=True)
-        return steps, rollout.running, rollout.running
+        return steps, rollout.mask, rollout.mask
 
     none, once, thrice = (step(weight) for weight in (0.0, 1.0, 3.0))
     for name in none:

@@ -145,7 +145,7 @@ def random_rollout(spec: Spec, generator: torch.Generator, tasks: int = 3, copie
 def random_experience(spec: Spec, generator: torch.Generator) -> Experience:
     rollout = random_rollout(spec, generator)
     advantage, logp = torch.randn(2, *rollout.reward.shape, generator=generator, dtype=torch.float64)
-    return Experience(rollout, advantage * rollout.running, 0.3 * logp - 2, 1 + torch.arange(len(logp)).double())
+    return Experience(rollout, advantage * rollout.mask, 0.3 * logp - 2, 1 + torch.arange(len(logp)).double())
 
 
 # Estimators
@@ -242,12 +242,12 @@ def test_expected_advantages_are_exact_where_values_are_true() -> None:
 def test_linear_baseline_is_least_squares_a_task() -> None:
     g = torch.Generator().manual_seed(1)
     rollout = random_rollout(CONTINUOUS, g, copies=12, steps=9)
-    found = linear_baseline(rollout.observation, rollout.reward, rollout.running, 0.9)
+    found = linear_baseline(rollout.observation, rollout.reward, rollout.mask, 0.9)
     returns = discounted(rollout.reward, 0.9)
     for task in range(3):
         rows, targets, values = [], [], []
         for e in range(12):
-            for s in range(int(rollout.running[task, e].sum())):
+            for s in range(int(rollout.mask[task, e].sum())):
                 x, y = rollout.observation[task, e, s].tolist()
                 t = s / 100
                 rows.append([x, y, x * x, y * y, t, t * t, t**3, 1.0])
@@ -257,7 +257,7 @@ def test_linear_baseline_is_least_squares_a_task() -> None:
         penalty = (1e-5 * len(rows)) ** 0.5 * torch.eye(8, dtype=torch.float64)
         weights = torch.linalg.lstsq(torch.cat([X, penalty]), torch.cat([y, y.new_zeros(8)])).solution
         torch.testing.assert_close(torch.stack(values), X @ weights, rtol=1e-7, atol=1e-9)
-    assert (found[~rollout.running] == 0).all()
+    assert (found[~rollout.mask] == 0).all()
 
 
 def test_linear_baseline_of_fast_robots_and_few_steps() -> None:
@@ -272,13 +272,13 @@ def test_linear_baseline_of_fast_robots_and_few_steps() -> None:
 
 def test_advantages_are_normalised_over_running_steps() -> None:
     rollout = random_rollout(CONTINUOUS, torch.Generator().manual_seed(2))
-    values, scale = normalised(rollout.reward + 3, rollout.running, (1, 2))
+    values, scale = normalised(rollout.reward + 3, rollout.mask, (1, 2))
     for task in range(3):
-        chosen = values[task][rollout.running[task]]
+        chosen = values[task][rollout.mask[task]]
         assert float(chosen.mean()) == pytest.approx(0, abs=1e-12)
         assert float(chosen.std(correction=0)) == pytest.approx(1, abs=1e-6)
-        assert float(scale[task]) == pytest.approx(float(rollout.reward[task][rollout.running[task]].std(correction=0)))
-    assert (values[~rollout.running] == 0).all()
+        assert float(scale[task]) == pytest.approx(float(rollout.reward[task][rollout.mask[task]].std(correction=0)))
+    assert (values[~rollout.mask] == 0).all()
 
 
 @SPECS
@@ -328,7 +328,7 @@ def by_hand(
     for rollout, advantage, logp_then, _ in path:
         loss = torch.zeros((), dtype=torch.float64)
         for copy in range(rollout.reward.shape[1]):
-            lived = task, copy, slice(0, int(rollout.running[task, copy].sum()))
+            lived = task, copy, slice(0, int(rollout.mask[task, copy].sum()))
             output = functional_call(learner.model, parameters, (rollout.observation[lived],))
             logp = distribution(learner.spec, output).log_prob(rollout.action[lived])
             change = logp - logp_then[lived]
@@ -339,7 +339,7 @@ def by_hand(
             else:
                 weights = [change[: n + 1].sum().exp() - change[:n].sum().exp() for n in range(len(change))]
             loss = loss - sum(w * a for w, a in zip(weights, advantage[lived], strict=True))
-        loss = loss / rollout.running[task].sum()
+        loss = loss / rollout.mask[task].sum()
         gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
         moves = [learner.adapts == "all" or name.startswith("head.") for name in parameters]
         stepped = zip(parameters.items(), gradients, moves, strict=True)
@@ -365,7 +365,7 @@ def mean_outer(
     losses = []
     returns = [float(sum(0.99**s * r[:, s] for s in range(6)).mean()) for r in post.rollout.reward]
     for task in range(3):
-        chosen = post.rollout.running[task]
+        chosen = post.rollout.mask[task]
         stages = by_hand(learner, theta, path, task)
         output = functional_call(learner.model, stages[-1], (post.rollout.observation[task][chosen],))
         logp = distribution(learner.spec, output).log_prob(post.rollout.action[task][chosen])
@@ -378,7 +378,7 @@ def mean_outer(
             others = [r for t, r in enumerate(returns) if t != task]
             credit = (returns[task] - sum(others) / 2) / (chosen.sum() / 4 * post.scale[task])
             for parameters, experience in zip(stages, path, strict=False):
-                seen = experience.rollout.running[task]
+                seen = experience.rollout.mask[task]
                 output = functional_call(learner.model, parameters, (experience.rollout.observation[task][seen],))
                 logp = distribution(learner.spec, output).log_prob(experience.rollout.action[task][seen])
                 loss = loss - learner.exploration * credit * logp.sum()
@@ -434,7 +434,7 @@ def test_a_clipped_outer_loss_with_its_penalty_is_the_formula(spec: Spec) -> Non
             parameters = by_hand(learner, theta, path, task)[step]
             output = functional_call(learner.model, parameters, (experience.rollout.observation[task],))
             kl = distribution(spec, output).kl_from(_task(old[step], task))  # type: ignore[arg-type]
-            loss = loss + 0.01 * kl[experience.rollout.running[task]].mean() / 3
+            loss = loss + 0.01 * kl[experience.rollout.mask[task]].mean() / 3
         return loss
 
     # Away from where the rollouts were made, so that ratios are clipped and divergences are not at their minimum.
@@ -466,7 +466,7 @@ def test_metric_is_the_hessian_of_the_divergence(
                 learner.model, by_hand(learner, theta, path, task)[-1], (post.rollout.observation[task],)
             )
             kl = distribution(spec, output).kl_from(_task(old, task))  # type: ignore[arg-type]
-            values.append(kl[post.rollout.running[task]].mean())
+            values.append(kl[post.rollout.mask[task]].mean())
         return torch.stack(values).mean()
 
     exact = torch.autograd.functional.hessian(divergence, theta.clone())
@@ -635,7 +635,7 @@ def test_loss_of_predicted_rewards(spec: Spec) -> None:
     plain = rl2(spec, hidden=4).double()
     plain.load_state_dict(learner.state_dict(), strict=False)
     rollout = random_rollout(spec, g)
-    running, action = by_step(rollout.running), by_step(rollout.action)
+    running, action = by_step(rollout.mask), by_step(rollout.action)
     inputs = torch.randn(*running.shape, learner.model.encode.size, generator=g, dtype=torch.float64)
     like = running.double()
     steps = [inputs, action, -like, like, 2 * like, running, by_step(rollout.reward)]
@@ -844,15 +844,15 @@ def test_whose_steps_advantages_are_normalised_over() -> None:
     rollout, recorder = learner.trial(env, 3)
     advantage, target = advantages(rollout, recorder.values, 0.9, 0.8)
     value = torch.stack(recorder.values, -1).view_as(advantage)
-    raw = gae(rollout.reward, value, rollout.running, 0.9, 0.8)
-    lived = rollout.running
+    raw = gae(rollout.reward, value, rollout.mask, 0.9, 0.8)
+    lived = rollout.mask
     mean, deviation = raw[lived].mean(), raw[lived].std(correction=0)
     torch.testing.assert_close(advantage[lived], (raw[lived] - mean) / deviation, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(target[lived], (raw + value)[lived])
     assert float(advantage.mean((1, 2)).abs().max()) > 0.05
 
     experience = maml(task.spec).experience(env, maml(task.spec).flat().expand(5, -1), 4, env.generator())
-    for each, alive in zip(experience.advantage, experience.rollout.running, strict=True):
+    for each, alive in zip(experience.advantage, experience.rollout.mask, strict=True):
         assert float(each[alive].mean()) == pytest.approx(0, abs=1e-5)
         assert float(each[alive].std(correction=0)) == pytest.approx(1, abs=1e-4)
 
@@ -885,11 +885,11 @@ def test_advantages_in_families_whose_episodes_end_early(name: str) -> None:
     task = families[name]
     learner = rl2(task.spec)
     rollout, recorder = learner.trial(task.batch("train", range(6)), 2)
-    assert not rollout.running.all()
+    assert not rollout.mask.all()
     value = torch.stack(recorder.values, -1).view_as(rollout.reward)
-    found = gae(rollout.reward, value, rollout.running, 0.9, 0.7)
+    found = gae(rollout.reward, value, rollout.mask, 0.9, 0.7)
     for t, e in product(range(6), range(2)):
-        lived = rollout.running[t, e]
+        lived = rollout.mask[t, e]
         expected = textbook_gae(rollout.reward[t, e, lived].tolist(), value[t, e, lived].tolist(), 0.9, 0.7)
         assert found[t, e, lived].tolist() == pytest.approx(expected, abs=1e-4)
 

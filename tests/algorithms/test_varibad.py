@@ -53,7 +53,7 @@ def test_the_lower_bound_is_the_formula(task: Any, monkeypatch: pytest.MonkeyPat
             prior = belief
             m, total = belief.mean + belief.stddev, torch.zeros(()).double()
             for k in range(steps):
-                if not rollout.running[trial, 0, k]:
+                if not rollout.mask[trial, 0, k]:
                     continue
                 last = k % env.horizon == env.horizon - 1
                 action = rollout.action[trial, 0, k]

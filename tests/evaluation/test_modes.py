@@ -23,7 +23,11 @@ from tests.composed import composed
 CLASSES = Spec("classification", "vector", (4,), 3, train_classes=3)
 CURVES = Spec("regression", "vector", (4,), 1)
 IMAGES = Spec(
-    "generation", "image", (1, 8, 8), 2, judge=lambda learner, batch: {"sum": learner(batch.query.x).sum((1, 2, 3, 4))}
+    "generation",
+    "image",
+    (1, 8, 8),
+    2,
+    evaluate_samples=lambda learner, batch: {"sum": learner(batch.query.x).sum((1, 2, 3, 4))},
 )
 BANDIT = Bandit(0, arms=2, pulls=3, rewards="bernoulli")
 NAVIGATION = Navigation(0, actions="scaled", reward="distance", horizon=4, episodes=2, test_goals="drawn")

@@ -67,8 +67,8 @@ def test_topic_sets_are_split_by_label(tmp_path: Path, dataset: str, sizes: tupl
     ("line", "message"),
     [
         ('{"label": 41, "text": ["a"]}', r"huffpost.json, line 206: 'label' is 41; huffpost has the labels 0 to 40"),
-        ('{"label": true, "text": ["a"]}', r"line 206: 'label' is True, no int"),
-        ('{"label": 1, "text": "a"}', r"line 206: 'text' is no list of tokens"),
+        ('{"label": true, "text": ["a"]}', r"line 206: 'label' is True, not an integer"),
+        ('{"label": 1, "text": "a"}', r"line 206: 'text' is not a non-empty list of tokens"),
         ('{"label": 1}', r"line 206: no 'text'; there is label"),
         ("{", r"line 206: not JSON"),
     ],
@@ -119,7 +119,7 @@ def test_markers_of_any_two_entities(tmp_path: Path, head: list[int], tail: list
     [
         (example([0], [5]), r"train_wiki.json, P7, example 2: 't' is at \[5\]; there are 5 tokens"),
         ({**example([0], [1]), "h": ["x", "Q1", []]}, r"P7, example 2: 'h' is .*, not \[name, id"),
-        ({**example([0], [1]), "tokens": []}, r"P7, example 2: 'tokens' is no list of words"),
+        ({**example([0], [1]), "tokens": []}, r"P7, example 2: 'tokens' is not a non-empty list of words"),
         (3, r"P7, example 2: not a JSON object"),
     ],
 )

@@ -36,7 +36,7 @@ def test_a_door_ends_the_episode_and_waiting_does_not() -> None:
     _, same, over = plane.step(state, numbers, None)
     assert torch.equal(same, reward)
     assert torch.equal(over, ended)
-    with pytest.raises(UserError, match=r"task\.doors=1: the prize must be hidden; use 2 or more"):
+    with pytest.raises(UserError, match=r"task\.doors=1: at least 2 doors are needed to hide the prize"):
         doors(doors=1)
 
 

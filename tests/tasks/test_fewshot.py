@@ -160,8 +160,8 @@ def test_identical_examples_of_a_class_and_of_several_splits_are_counted():
     rows = task.data.offsets[[0, 0, 20]] + [0, 3, 1]  # two of class 0, one of the test class 20
     task.data.x[rows] = -1
     within, across = task.remarks()
-    assert within.startswith("Numbers: 2 of 216 examples have an identical one in their class")
-    assert "too good" not in within
-    assert across == "Numbers: examples of the test classes that are also in other splits: 1"
+    assert within.startswith("Numbers: 2 of 216 examples have a duplicate in their class")
+    assert "too high" not in within
+    assert across == "Numbers: 1 examples of the test classes are also in other splits"
     task.data.x[:100] = -1
-    assert "too good" in task.remarks()[0]
+    assert "too high" in task.remarks()[0]

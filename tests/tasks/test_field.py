@@ -91,7 +91,7 @@ def test_numbers_of_given_pixels_vary_in_meta_training_alone() -> None:
     assert set(counts) == set(range(3, 10))
     assert max(abs(counts.count(n) - 50) for n in range(3, 10)) < 5 * 6.5  # binomial
     assert [task.batch("train", [i]).support.y.shape[1] for i in range(40)] == [n for n in counts[:10] for _ in "1234"]
-    with pytest.raises(UserError, match=r"task.together=4: tasks 0 to 39 have different numbers"):
+    with pytest.raises(UserError, match=r"task.together=4: tasks 0 to 39 of one batch have different numbers"):
         task.batch("train", range(40))
     shots = {name: task.batch("test", range(40), shape).support.y.shape[1] for name, shape in task.variants().items()}
     assert shots == {"": 9, "_2px": 2, "_50px": 50}
@@ -101,9 +101,12 @@ def test_numbers_of_given_pixels_vary_in_meta_training_alone() -> None:
 
 def test_impossible_numbers_of_pixels_are_refused() -> None:
     for changes in ({"least_shot": 31}, {"test_shots": [145]}):
-        with pytest.raises(UserError, match=r"task.least_shot=31 is more than the 30|more than the 144 pixels"):
+        with pytest.raises(
+            UserError,
+            match=r"task.least_shot=31 is more than the largest number of support pixels, 30|more than the 144 pixels",
+        ):
             field(30, **changes)
-    with pytest.raises(UserError, match="115 query pixels beside 30 given ones are more than the 144"):
+    with pytest.raises(UserError, match="30 support and 115 query pixels are more than the 144"):
         field(30).check("train", field(30).shape.changed(query=115))
 
 

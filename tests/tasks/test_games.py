@@ -19,7 +19,7 @@ from metarun.errors import UserError
 from metarun.tasks.rl.atari import Atari
 from metarun.tasks.rl.gym import GymFamily
 from metarun.tasks.rl.metaworld import MetaWorld
-from metarun.tasks.rl.minigrid import ACTIONS, Layout, MiniGrid, spoken
+from metarun.tasks.rl.minigrid import ACTIONS, Layout, MiniGrid, encode_mission
 from metarun.tasks.rl.procgen import HELD_OUT, Procgen
 from metarun.types import SPLITS, Split
 
@@ -80,7 +80,7 @@ def test_what_an_agent_sees_of_a_grid() -> None:
     assert few.spec.output_size == 2
     done: list[int] = []
     chosen.simulator = SimpleNamespace(step=lambda a: done.append(a) or (seen, 0.5, True, False, {}))
-    chosen.told = np.zeros(0, np.float32)
+    chosen.mission = np.zeros(0, np.float32)
     assert chosen.step(1)[4]["success"]
     assert done == [3]
 
@@ -93,16 +93,16 @@ def test_missions_are_told_in_words_and_held_out() -> None:
         vector, _ = layout.reset(seed=0)
         said = layout.simulator.mission
         missions[split].add(said)
-        np.testing.assert_array_equal(vector[-6 * 16 :], spoken(said, 6))
+        np.testing.assert_array_equal(vector[-6 * 16 :], encode_mission(said, 6))
     assert all(missions.values())
     assert not missions["train"] & (missions["val"] | missions["test"])
     assert not missions["val"] & missions["test"]
-    rows = spoken("go to the red ball", 6).reshape(6, 16)
+    rows = encode_mission("go to the red ball", 6).reshape(6, 16)
     assert len(np.unique(rows[:5], axis=0)) == 5
     assert not rows[5].any()
-    np.testing.assert_array_equal(rows[2], spoken("the", 1))
+    np.testing.assert_array_equal(rows[2], encode_mission("the", 1))
     with pytest.raises(UserError, match=r"task\.words=4: the mission 'go to the red ball' has 5 words"):
-        spoken("go to the red ball", 4)
+        encode_mission("go to the red ball", 4)
     with pytest.raises(UserError, match="did you mean 'MiniGrid-Empty-5x5-v0'"):
         minigrid("MiniGrid-Empty-5x5")
 

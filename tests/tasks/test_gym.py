@@ -105,7 +105,7 @@ def test_a_batch_is_a_plain_loop_over_its_simulators() -> None:
         seen, _ = walk.reset(seed=int(seeds[t, 3 * k + e] * 2**31))
         over, paid, solved = False, 0.0, False
         for s in range(8 * k, 8 * k + 8):
-            assert bool(rollout.running[t, e, s]) == (not over)
+            assert bool(rollout.mask[t, e, s]) == (not over)
             np.testing.assert_array_equal(rollout.observation[t, e, s], seen)
             if over:
                 assert rollout.reward[t, e, s] == 0
@@ -332,7 +332,7 @@ def test_a_film_shows_the_first_and_the_last_episode(tmp_path: Path) -> None:
     env = family.batch("test", [0])
     env.films = []
     rollout = collect(env, family.spec, still(2), 2, 2, env.generator())
-    lengths = [int(rollout.episode(k, 8).running[0, 0].sum()) for k in range(2)]
+    lengths = [int(rollout.episode(k, 8).mask[0, 0].sum()) for k in range(2)]
     assert [len(film) for film in env.films] == [n + 1 for n in lengths]
     assert [frame[0, 0, 0] for frame in env.films[0]] == list(range(lengths[0] + 1))
     frames = [np.full((8, 6, 3), 50 * n, np.uint8) for n in range(4)]

@@ -297,7 +297,7 @@ def test_missing_images_and_classes_are_counted_and_named(tmp_path, monkeypatch)
         mini(tmp_path / "own", whole=True)
     assert len(mini(tmp_path / "own").data.x) == 33
     (tmp_path / "own" / "train.csv").write_text(table)
-    with pytest.raises(UserError, match=rf"^3 of the 36 images that .*names are missing: {', '.join(gone)}$"):
+    with pytest.raises(UserError, match=rf"^3 of the 36 images listed in .* are missing: {', '.join(gone)}$"):
         mini(tmp_path / "own")
 
 
@@ -344,7 +344,7 @@ def empty(root):
         (other_classes, "1 classes are in no split of this data set, such as 'n00000001'"),
         (hostile, "asks for more than data: os.system"),
         (other_pickle, "neither image_data and class_dict nor"),
-        (beyond, "its classes name images beyond its 12"),
+        (beyond, "its classes refer to images beyond its 12"),
         (cut_tar, "not a readable archive"),
         (empty, "holds no mini-ImageNet; it must hold mini-imagenet-cache-"),
     ],
@@ -470,7 +470,7 @@ def test_missing_birds_are_named(tmp_path):
     write_cub(tmp_path / "own", False)
     gone = f"{SPECIES['val'][1]}/{SPECIES['val'][1][4:]}_0001_1.jpg"
     (tmp_path / "own" / "CUB_200_2011" / "images" / gone).unlink()
-    with pytest.raises(UserError, match=f"^1 of the 27 images that .*images.txt names are missing: {gone}$"):
+    with pytest.raises(UserError, match=f"^1 of the 27 images listed in .*images.txt are missing: {gone}$"):
         cub(tmp_path / "own", whole=True)
     assert len(cub(tmp_path / "own").data.x) == 26
 
@@ -552,7 +552,7 @@ def test_cifars_own_split_of_images_is_ignored_with_a_line(tmp_path, name, caplo
     with caplog.at_level("INFO", "metarun"):
         task = cifar(name, tmp_path / "parts")
     assert sum(task.data.sizes) == len(files)
-    assert "lie in test/ and train/ alike: that split of images is ignored" in caplog.text
+    assert "lie in test/ and train/: this split of images is ignored" in caplog.text
     assert task.record().classes == cifar(name, tmp_path / "plain").record().classes
 
 

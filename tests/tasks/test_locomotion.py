@@ -176,7 +176,7 @@ def test_fallen_walkers_stop_where_falling_ends_an_episode() -> None:
         env = task.batch("train", range(3))
         rollout = collect(env, task.spec, act, 2, 1, env.generator())
         assert bool(rollout.terminated.any(-1).all()) == ends
-        assert bool(rollout.running.all()) == (not ends)
+        assert bool(rollout.mask.all()) == (not ends)
 
 
 def test_references_are_what_is_simulated() -> None:

@@ -127,7 +127,7 @@ def test_a_root_without_the_data_and_a_fold_that_is_not_there(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        ("", "0 classes in place of 150"),
+        ("", "0 classes, not 150"),
         ("{", "line 1"),
         ('{"sentence": "a"}\n', "line 1: no column 'label'"),
         ('{"sentence": "a", "label": null}\n', "line 1: 'label' is null"),
@@ -207,7 +207,7 @@ def test_own_split(tmp_path: Path) -> None:
         ("my.csv", None, {}, "no such file"),
         ("my.xlsx", "x", {}, "ends in '.xlsx'; allowed: .csv, .tsv, .jsonl"),
         ("my.csv", "", {}, "holds no texts"),
-        ("my.csv", "texts,label\na,b\n", {}, "line 2: no column 'text' .* there is texts, label.*'texts'"),
+        ("my.csv", "texts,label\na,b\n", {}, "line 2: no column 'text' .* available: texts, label.*'texts'"),
         ("my.csv", "text,label\na\n", {}, "line 2: no column 'label'"),
         ("my.csv", "text,label\nhello, you,b\n", {}, "line 2: more values"),
         ("my.csv", 'text,label\n"a" b,c\n', {}, "line 2: "),
@@ -259,7 +259,7 @@ def test_duplicates_are_counted_and_can_be_dropped(tmp_path: Path) -> None:
     task = Text(0, file=str(path), **TEXT)
     read, twice, *shared = task.remarks()
     assert read == "my.csv: 28 rows of text, label"
-    assert twice.startswith("my.csv: 3 of 28 examples have an identical one in their class")
+    assert twice.startswith("my.csv: 3 of 28 examples have a duplicate in their class")
     assert len(shared) == (split_of(task, "class0") != split_of(task, "class1"))
     task = Text(0, file=str(path), **{**TEXT, "duplicates": "drop"})
     assert task.texts.count("the same") == 2

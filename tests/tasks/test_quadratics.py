@@ -56,7 +56,7 @@ def test_the_learners_loss_is_the_quadratic_itself() -> None:
 
 
 def test_a_query_set_of_its_own_is_refused() -> None:
-    with pytest.raises(UserError, match="judged on their support set"):
+    with pytest.raises(UserError, match="evaluated on their support set"):
         Quadratics(0, shot=4, size=5, distribution="normal").check("train", EpisodeShape(0, 4, 3))
 
 

@@ -63,7 +63,7 @@ def test_navigation_is_a_plain_loop(actions: str, reward: str) -> None:
     for t, e in product(range(3), range(4)):
         x, done = np.zeros(2), False
         for s in range(12):
-            assert bool(rollout.running[t, e, s]) == (not done)
+            assert bool(rollout.mask[t, e, s]) == (not done)
             np.testing.assert_allclose(rollout.observation[t, e, s], x, atol=1e-6)
             if done:
                 assert rollout.reward[t, e, s] == 0
@@ -97,14 +97,14 @@ def test_a_trial_goes_on_after_an_episode_and_tells_that_it_ended() -> None:
     assert (seen[0].reward == 0).all()
     assert (seen[0].before == 0).all()
     for step in range(1, 24):
-        previous_over = ~rollout.running[..., step - 1] | rollout.terminated[..., step - 1]
+        previous_over = ~rollout.mask[..., step - 1] | rollout.terminated[..., step - 1]
         assert torch.equal(seen[step].done, previous_over | torch.tensor(step % 8 == 0))
         assert torch.equal(seen[step].before, rollout.observation[:, :, step - 1])
         assert torch.equal(seen[step].reward, rollout.reward[..., step - 1])
         assert torch.equal(seen[step].action, rollout.action[..., step - 1, :])
     for start in (0, 8, 16):
         assert (rollout.observation[:, :, start] == 0).all()
-        assert rollout.running[:, :, start].all()
+        assert rollout.mask[:, :, start].all()
     last = rollout.episode(-1, 8)
     assert torch.equal(last.reward, rollout.reward[..., 16:])
 
@@ -261,7 +261,7 @@ def test_gridnavi_is_a_plain_loop() -> None:
             there = (x, y) == tuple(task.goals("train", [t])[0])
             assert float(rollout.reward[t, e, s]) == pytest.approx(1 if there else -0.1)
             reached += there
-    assert rollout.running.all()
+    assert rollout.mask.all()
     assert reached
     numbered = gridnavi(observation="number")
     state = torch.tensor([[[3, 1]]])

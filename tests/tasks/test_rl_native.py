@@ -197,7 +197,7 @@ def test_a_maze_is_a_plain_loop() -> None:
     for t, e in product(range(20), range(3)):
         at, done = int(start[t]), False
         for s in range(25):
-            assert bool(rollout.running[t, e, s]) == (not done)
+            assert bool(rollout.mask[t, e, s]) == (not done)
             if done:
                 assert float(rollout.reward[t, e, s]) == 0
                 continue

@@ -32,7 +32,7 @@ def test_it_is_a_plain_loop() -> None:
     np.testing.assert_allclose(np.linalg.norm(goals, axis=1), 1)
     assert (goals[:, 1] >= 0).all()
     rollout, paid = walked(env, wander=0.5), 0
-    assert rollout.running.all()
+    assert rollout.mask.all()
     assert not rollout.terminated.any()
     for t in range(5):
         for e in range(3):

@@ -17,7 +17,7 @@ class Generative(SupervisedAlgorithm):
 
     Its tasks are labelled the other way round: x [T, N] are classes, y [T, N, C, H, W] images of them, floats in 0..1.
     So an adapted learner maps classes [T, N] to images [T, N, C, H, W], others each time it is asked, and
-    ``spec.judge`` says what they are worth.
+    ``spec.evaluate_samples`` computes their metrics.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("generation",)
@@ -25,12 +25,12 @@ class Generative(SupervisedAlgorithm):
 
     def evaluate(self, batch: TaskBatch) -> Metrics:
         self.eval()
-        judge = self.spec.judge
-        require(judge is not None, "the task family has no judge of what is generated")
-        assert judge is not None
+        evaluate_samples = self.spec.evaluate_samples
+        require(evaluate_samples is not None, "the task family cannot evaluate generated examples")
+        assert evaluate_samples is not None
         with torch.no_grad(), self.computing():
-            judged = [judge(learner, batch) for learner in self.adaptations(batch.support)]
-        return {name: torch.stack([each[name] for each in judged], dim=1) for name in judged[0]}
+            metrics = [evaluate_samples(learner, batch) for learner in self.adaptations(batch.support)]
+        return {name: torch.stack([each[name] for each in metrics], dim=1) for name in metrics[0]}
 
 
 def sets(support: Labelled) -> torch.Tensor:

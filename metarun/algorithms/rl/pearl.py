@@ -135,7 +135,7 @@ class PEARL(ControlAlgorithm):
             episodes.append(rollout)
             steps.append(packed)
             factors = self.model.factors(packed[..., : self.model.reads])
-            more = ((x * rollout.running[..., None]).sum(2) for x in factors)
+            more = ((x * rollout.mask[..., None]).sum(2) for x in factors)
             shift, precision = (x + y for x, y in zip((shift, precision), more, strict=True))
         joined = Rollout(*(torch.cat([getattr(e, field.name) for e in episodes], 2) for field in fields(Rollout)))
         return joined, torch.cat(steps, 2)
@@ -156,8 +156,8 @@ class PEARL(ControlAlgorithm):
         )
         rollout, steps = self.trial(batch, self.trials, explore=True)
         early = torch.arange(steps.shape[2], device=steps.device) < self.prior_episodes * batch.horizon
-        early = early.expand_as(rollout.running) if self.contexts == "prior" else rollout.running
-        self.replay.add(steps, rollout.running, early)
+        early = early.expand_as(rollout.mask) if self.contexts == "prior" else rollout.mask
+        self.replay.add(steps, rollout.mask, early)
         told = [self.gradient_step() for _ in range(self.gradient_steps)]
         means = {name: torch.stack([each[name] for each in told]).mean() for name in told[0]}
         return {"return": rollout.returns().mean(), **means}

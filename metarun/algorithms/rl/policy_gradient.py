@@ -162,17 +162,17 @@ class PolicyGradientLearner(ControlAlgorithm):
 
         rollout = collect(env, self.spec, act, episodes, 1, generator)
         if env_steps:
-            an_episode = rollout.running.sum().item() / (env.tasks * episodes)
+            an_episode = rollout.mask.sum().item() / (env.tasks * episodes)
             more = math.ceil(env_steps / an_episode) - episodes
             if more > 0:
                 rollout = rollout.joined(collect(env, self.spec, act, more, 1, generator))
         # A fit to an image's pixels would be of thousands of features: to images, time alone.
         seen = rollout.observation if len(self.spec.input_shape) == 1 else rollout.observation[..., :0]
-        value = linear_baseline(seen, rollout.reward, rollout.running, self.discount)
-        advantage = gae(rollout.reward, value, rollout.running, self.discount, self.gae_lambda)
+        value = linear_baseline(seen, rollout.reward, rollout.mask, self.discount)
+        advantage = gae(rollout.reward, value, rollout.mask, self.discount, self.gae_lambda)
         scale = advantage.new_ones(env.tasks)
         if self.normalise:
-            advantage, scale = normalised(advantage, rollout.running, (1, 2))
+            advantage, scale = normalised(advantage, rollout.mask, (1, 2))
             scale = scale.flatten()
         with torch.no_grad():
             logp = self.policy(phi, rollout).log_prob(rollout.action)
@@ -188,7 +188,7 @@ class PolicyGradientLearner(ControlAlgorithm):
         logp = self.policy(phi, rollout).log_prob(rollout.action)
         if self.inner_loss_of == "likelihood":
             return -over_steps(logp * advantage, rollout)
-        change = (logp - then) * rollout.running
+        change = (logp - then) * rollout.mask
         until = change.cumsum(-1)
         return -over_steps((until.exp() - (until - change).exp()) * advantage, rollout)
 
@@ -237,12 +237,12 @@ class PolicyGradientLearner(ControlAlgorithm):
         back = discounted(post.rollout.reward, self.discount)[..., 0].mean(1)
         tasks = len(back) * distributed.world_size()
         others = (distributed.average(back.sum()) * distributed.world_size() - back) / max(tasks - 1, 1)
-        length = post.rollout.running.sum((1, 2)) / back.new_full((), post.rollout.running.shape[1])
+        length = post.rollout.mask.sum((1, 2)) / back.new_full((), post.rollout.mask.shape[1])
         credit = (back - others) / (length * post.scale)
         logp = torch.zeros_like(back)
         for phi, experience in zip(phis, path, strict=False):
             rollout = experience.rollout
-            logp = logp + (self.policy(phi, rollout).log_prob(rollout.action) * rollout.running).sum((1, 2))
+            logp = logp + (self.policy(phi, rollout).log_prob(rollout.action) * rollout.mask).sum((1, 2))
         return -credit * logp
 
     def outer_loss(
@@ -302,4 +302,4 @@ class PolicyGradientLearner(ControlAlgorithm):
 
 def over_steps(values: Tensor, rollout: Rollout) -> Tensor:
     """Each task's mean of ``values`` [T, E, S] over the running steps, [T]."""
-    return (values * rollout.running).sum((1, 2)) / rollout.running.sum((1, 2))
+    return (values * rollout.mask).sum((1, 2)) / rollout.mask.sum((1, 2))

@@ -60,8 +60,8 @@ def advantages(rollout: Rollout, values: Sequence[Tensor], discount: float, smoo
     ``values`` [T E] are those of each step. At steps that are not running, targets mean nothing.
     """
     value = torch.stack(list(values), -1).view_as(rollout.reward)
-    advantage = gae(rollout.reward, value, rollout.running, discount, smoothing)
-    return normalised(advantage, rollout.running, (0, 1, 2))[0], advantage + value
+    advantage = gae(rollout.reward, value, rollout.mask, discount, smoothing)
+    return normalised(advantage, rollout.mask, (0, 1, 2))[0], advantage + value
 
 
 def descend(

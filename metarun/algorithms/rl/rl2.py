@@ -118,7 +118,7 @@ class RL2(TrialLearner):
             outputs = torch.stack(recorder.outputs)
             action = by_step(rollout.action)
             old_logp = distribution(self.spec, outputs).log_prob(action)
-        running, reward = by_step(rollout.running), by_step(rollout.reward)
+        running, reward = by_step(rollout.mask), by_step(rollout.reward)
         trials = [torch.stack(recorder.inputs), action, old_logp, by_step(advantage), by_step(target), running, reward]
 
         ppo = self.ppo.at(iteration)

@@ -70,7 +70,7 @@ class RL2TRPO(TrialLearner):
         self.train()
         rollout, recorder = self.trial(batch, self.trials)
         advantage, target = advantages(rollout, recorder.values, self.discount, self.gae_lambda)
-        inputs, running = torch.stack(recorder.inputs), by_step(rollout.running)
+        inputs, running = torch.stack(recorder.inputs), by_step(rollout.mask)
         told = self.improve(inputs, by_step(rollout.action), by_step(advantage), running)
         told["value_error"] = self.fit_values(inputs, by_step(target), running)
         return {"return": rollout.returns().mean(), **told}

@@ -61,7 +61,7 @@ class TrustRegion(OuterStep):
         curvatures = [] if learner.first_order else [
             hessian(learner.inner_loss, phi, experience) for phi, experience in zip(phis, path, strict=False)
         ]  # fmt: skip
-        at, running = phis[-1].detach().requires_grad_(), post.rollout.running.to(phis[-1].dtype)
+        at, running = phis[-1].detach().requires_grad_(), post.rollout.mask.to(phis[-1].dtype)
         share = (running / running.sum((1, 2), keepdim=True)).sqrt()
         adapted = fisher(learner.policy(at, post.rollout).whitened() * share[..., None], [at])
 

@@ -120,7 +120,7 @@ class VariBAD(TrialLearner):
         outputs, action = torch.stack(agent.outputs), by_step(rollout.action)
         old = distribution(self.spec, outputs)
         steps = [seen, mean, log_variance, action, old.log_prob(action)]
-        steps = [x.flatten(0, 1) for x in [*steps, *map(by_step, (advantage, target, rollout.running))]]
+        steps = [x.flatten(0, 1) for x in [*steps, *map(by_step, (advantage, target, rollout.mask))]]
 
         def loss(chosen: Tensor) -> Tensor:
             seen, mean, log_variance, *rest = (x[chosen] for x in steps)
@@ -131,7 +131,7 @@ class VariBAD(TrialLearner):
             loss, len(steps[0]), self.optimizer,
             epochs=self.epochs, minibatches=self.minibatches, max_grad_norm=self.max_grad_norm,
         )  # fmt: skip
-        running = by_step(rollout.running)
+        running = by_step(rollout.mask)
         return {"loss": mean_loss, "entropy": over_running(old.entropy(), running)}
 
     # Believing
@@ -161,7 +161,7 @@ class VariBAD(TrialLearner):
         m = picked[0] + (0.5 * picked[1]).exp() * torch.randn_like(picked[0])
 
         observation, action, reward, running = (
-            by_step(x) for x in (rollout.observation, rollout.action, rollout.reward, rollout.running)
+            by_step(x) for x in (rollout.observation, rollout.action, rollout.reward, rollout.mask)
         )
         # What comes after an episode's last step is another episode's first observation: not of this step.
         inside = torch.arange(1, steps + 1, device=kl.device) % horizon != 0

@@ -1,4 +1,4 @@
-"""The topic classification sets of Distributional Signatures: news, newsgroups and product reviews."""
+"""The topic classification data of Distributional Signatures: news, newsgroups and product reviews."""
 
 from __future__ import annotations
 
@@ -23,17 +23,28 @@ SPLIT: dict[str, tuple[Sequence[int], Sequence[int], Sequence[int]]] = {
     ),
     "reuters": (range(15), range(15, 20), range(20, 31)),
 }
-"""Labels of meta-train, meta-validation and meta-test classes, as in the authors' code."""
+"""Labels of the meta-train, meta-validation and meta-test classes, as in the authors' code."""
 
 
 class Bao(TextFewShot):
-    """Topics of texts, in the files and class splits of Bao et al. (2020, arXiv:1908.06039, section 5.1).
+    """Topic classification with the files and class splits of Bao et al. (2020, arXiv:1908.06039, section 5.1).
 
-    ``20news`` 20 newsgroups, ``amazon`` reviews of 24 kinds of products, ``huffpost`` headlines of 41 topics, ``rcv1``
-    and ``reuters`` news of 71 and 31 topics. ``<dataset>.json`` lies in ``root``, or in ``text/bao`` of METARUN_DATA or
-    the cache, as the authors publish it: one JSON object a line, with an int ``label`` and a ``text`` that is a list of
-    tokens, of which the first ``tokens`` are read (500: the authors). They also leave out texts without any known word.
-    Raises :class:`~metarun.errors.UserError` with file and line for what is no such row.
+    ``<dataset>.json`` is read as the authors publish it: one JSON object a line, with an integer ``label`` and a
+    ``text`` that is a list of tokens. The authors also leave out texts without any known word.
+
+    Args:
+        seed: Seed of the episodes.
+        dataset: ``20news`` (20 newsgroups), ``amazon`` (reviews of 24 kinds of products), ``huffpost`` (headlines of 41
+            topics), ``rcv1`` or ``reuters`` (news of 71 and 31 topics).
+        root: Folder of the file; ``None``: ``text/bao`` in METARUN_DATA or the cache.
+        tokens: Number of tokens read of each text (500 in the paper).
+        way: Classes of an episode.
+        shot: Support texts of a class.
+        query: Query texts of a class.
+        test_ways: Further ways to test.
+
+    Raises:
+        UserError: A file or a row is missing or malformed; the message names file and line.
     """
 
     def __init__(
@@ -84,7 +95,7 @@ class Bao(TextFewShot):
 
 
 def _rows(path: Path) -> Iterator[tuple[str, int, list[str]]]:
-    """Where it stands, label and tokens of every row."""
+    """Yield location, label and tokens of every row."""
     for where, row in json_lines(path, decoded(path)[0]):
         for key in ("label", "text"):
             require(key in row, f"{where}: no '{key}'; there is {', '.join(map(str, row)) or 'nothing'}")
@@ -92,10 +103,11 @@ def _rows(path: Path) -> Iterator[tuple[str, int, list[str]]]:
         # The authors read labels by int(), which takes digits in quotes too.
         digits = isinstance(label, str) and label.isdigit()
         require(
-            digits or (isinstance(label, int) and not isinstance(label, bool)), f"{where}: 'label' is {label!r}, no int"
+            digits or (isinstance(label, int) and not isinstance(label, bool)),
+            f"{where}: 'label' is {label!r}, not an integer",
         )
         require(
             isinstance(text, list) and bool(text) and all(isinstance(token, str) for token in text),
-            f"{where}: 'text' is no list of tokens, or an empty one",
+            f"{where}: 'text' is not a non-empty list of tokens",
         )
         yield where, int(label), text

@@ -1,4 +1,6 @@
-"""What every few-shot text family shares: texts sorted by class, ids from the model, an episode's picture."""
+"""The base class of few-shot text families: texts sorted by class, token ids from the model, and the plot of an
+episode.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from metarun.tasks.fewshot import ClassData, FewShot, hash_of
+from metarun.tasks.fewshot import ClassData, FewShot, content_hash
 from metarun.types import Split
 
 if TYPE_CHECKING:
@@ -21,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class TextFewShot(FewShot):
-    """Few-shot classification of texts.
+    """The base class of few-shot text classification.
 
-    A model turns texts into rows of ids once (:meth:`prepare`), so that an episode is a gather; a text
-    model's vocabulary and statistics come from :attr:`train_texts` alone.
+    The model encodes all texts once into rows of ids (:meth:`prepare`), so that drawing an episode is a gather.
+    Vocabulary and statistics of a text model come from :attr:`train_texts` only.
     """
 
     modality: ClassVar[str] = "text"
@@ -42,11 +44,23 @@ class TextFewShot(FewShot):
         name: str,
         places: Sequence[Path] = (),
     ) -> None:
-        """``examples``: class -> its texts; ``classes[split]`` are positions in it; ``places``: the files read."""
+        """Build the family.
+
+        Args:
+            examples: Texts of each class, by class name.
+            classes: Positions in ``examples`` of each split's classes.
+            seed: Seed of the episodes.
+            way: Classes of an episode.
+            shot: Support texts of a class.
+            query: Query texts of a class.
+            test_ways: Further ways to test at the same shot.
+            name: Name of the data in messages and results.
+            places: Files that the texts were read from.
+        """
         self.texts = [text for each in examples.values() for text in each]
         offsets = np.cumsum([0, *(len(each) for each in examples.values())])
         ids = torch.zeros(len(self.texts), 0, dtype=torch.int32)
-        digests = [hash_of(json.dumps(list(each)).encode()) for each in examples.values()]
+        digests = [content_hash(json.dumps(list(each)).encode()) for each in examples.values()]
         super().__init__(
             ClassData(ids, offsets, list(examples), digests, [str(place.resolve()) for place in places]),
             classes,
@@ -61,7 +75,7 @@ class TextFewShot(FewShot):
 
     @property
     def train_texts(self) -> list[str]:
-        """The texts of the meta-train classes."""
+        """Texts of the meta-train classes."""
         starts, ends = self.data.offsets[:-1], self.data.offsets[1:]
         return [text for c in self.classes["train"] for text in self.texts[starts[c] : ends[c]]]
 
@@ -69,14 +83,14 @@ class TextFewShot(FewShot):
         return self.texts
 
     def prepare(self, model: Any) -> None:
-        """Let ``model.encode`` turn every text into a row of ids."""
+        """Encode every text as a row of ids with ``model.encode``."""
         self.data.x = model.encode(self.texts).to(self.device)
 
     def picture(self, learner: Learner) -> Figure:
-        """One test episode: the support texts of each class, and queries with the class predicted.
+        """Plot one test episode: the support texts of each class, and query texts with the predicted class.
 
-        At most 5 classes, 2 support and 3 query texts of each are shown, wrongly classified ones first and in
-        red; the episode itself is whole.
+        At most 5 classes, 2 support and 3 query texts of each are shown, misclassified ones first and in red. The title
+        gives the accuracy on the whole episode.
         """
         from matplotlib.figure import Figure
 
@@ -89,12 +103,12 @@ class TextFewShot(FewShot):
         guesses = predicted.view(shape.way, shape.query).tolist()
         names = [self.data.names[c] for c in drawn[0]]
 
-        lines: list[tuple[str, str, str, bool]] = []  # label, text, predicted, whether that is wrong
+        lines: list[tuple[str, str, str, bool]] = []  # label, text, prediction, is_wrong
         for label in range(min(shape.way, 5)):
             texts = [self.texts[row] for row in rows[0, label]]
             lines += [(names[label], text, "(support)", False) for text in texts[: min(shape.shot, 2)]]
-            judged = zip(texts[shape.shot :], guesses[label], strict=True)
-            for text, guess in sorted(judged, key=lambda pair: pair[1] == label)[:3]:
+            predictions = zip(texts[shape.shot :], guesses[label], strict=True)
+            for text, guess in sorted(predictions, key=lambda pair: pair[1] == label)[:3]:
                 lines.append((names[label], text, names[guess], guess != label))
 
         figure = Figure(figsize=(11, 0.27 * len(lines) + 0.9))
@@ -124,7 +138,7 @@ _COLUMNS = (0.0, 0.22, 0.78)
 
 
 def by_class(labelled: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """(text, label) pairs -> label -> texts: labels sorted, texts in the order given."""
+    """Group (text, label) pairs by label. Labels are sorted; texts keep their order."""
     found: dict[str, list[str]] = {}
     for text, label in labelled:
         found.setdefault(label, []).append(text)

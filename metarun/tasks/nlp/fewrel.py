@@ -1,4 +1,4 @@
-"""FewRel: how are two entities of a sentence related?"""
+"""FewRel: few-shot classification of the relation between two entities of a sentence."""
 
 from __future__ import annotations
 
@@ -15,17 +15,26 @@ from metarun.types import DataPath, Fraction, Positive
 
 
 class FewRel(TextFewShot):
-    """Relations between two entities of a sentence, on relations not seen before (Han et al. 2018, arXiv:1810.10147).
+    """Classification of the relation between two entities of a sentence (Han et al. 2018, arXiv:1810.10147).
 
-    From ``train_wiki.json`` (64 relations) and ``val_wiki.json`` (16) of the authors, in ``root``, or in
-    ``text/fewrel`` of METARUN_DATA or the cache. The official test relations are hidden: meta-test are those of
-    val_wiki, meta-validation a share ``val`` of train_wiki's, drawn by ``split_seed``, and results are not those of the
-    official leaderboard.
+    The data are the authors' ``train_wiki.json`` (64 relations) and ``val_wiki.json`` (16). The official test relations
+    are hidden. Meta-test uses the relations of val_wiki, so results do not compare with the official leaderboard.
 
-    With ``markers`` the first mention of the head entity stands between [E1] and [/E1], that of the tail between [E2]
-    and [/E2] (Baldini Soares et al. 2019, arXiv:1906.03158, section 3.2). Without, nothing tells which entities are
-    asked about. Raises :class:`~metarun.errors.UserError` with file, relation and number of the example for what is no
-    example.
+    Args:
+        seed: Seed of the episodes.
+        root: Folder of the files; ``None``: ``text/fewrel`` in METARUN_DATA or the cache.
+        markers: If true, the first mention of the head entity is enclosed in [E1] and [/E1] and that of the tail in
+            [E2] and [/E2] (Baldini Soares et al. 2019, arXiv:1906.03158, section 3.2). If false, the input does not
+            show which entities are meant.
+        way: Classes of an episode.
+        shot: Support sentences of a class.
+        query: Query sentences of a class.
+        test_ways: Further ways to test.
+        val: Fraction of train_wiki's relations for meta-validation.
+        split_seed: Seed of that split.
+
+    Raises:
+        UserError: A file is missing or an example malformed; the message names file, relation and example.
     """
 
     def __init__(
@@ -45,17 +54,17 @@ class FewRel(TextFewShot):
         known, held_out = (_read(path, markers) for path in paths)
         both = sorted(known.keys() & held_out.keys())
         require(
-            not both, f"FewRel: {', '.join(both)} in both train_wiki.json and val_wiki.json; they share no relation"
+            not both, f"FewRel: {', '.join(both)} in both train_wiki.json and val_wiki.json; the two must share none"
         )
         drawn = split_classes(range(len(known)), val=val, test=0, seed=split_seed, least=2)
         classes = {split: ids.tolist() for split, ids in drawn.items()}
         classes["test"] = list(range(len(known), len(known) + len(held_out)))
         for split, ids in classes.items():
-            told = f"FewRel: '{split}' has {len(ids)} relations"
-            require(len(ids) >= 2, f"{told}, and an episode needs 2; change task.val={val}, or add relations")
+            size = f"FewRel: '{split}' has {len(ids)} relations"
+            require(len(ids) >= 2, f"{size}, and an episode needs 2; change task.val={val}, or add relations")
             if len(ids) < way:
                 raise DoesNotFit(
-                    f"{told}, fewer than task.way={way}; change task.way or task.val={val}",
+                    f"{size}, fewer than task.way={way}; change task.way or task.val={val}",
                     f"'{split}' has {len(ids)} classes",
                     len(ids),
                     "way",
@@ -88,7 +97,7 @@ def _open(root: str | None, name: str) -> Path:
 
 
 def _read(path: Path, markers: bool) -> dict[str, list[str]]:
-    """Relation -> its sentences; relations sorted, sentences in the file's order."""
+    """Return the sentences of each relation. Relations are sorted; sentences keep the file's order."""
     try:
         relations = json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -106,12 +115,12 @@ def _read(path: Path, markers: bool) -> dict[str, list[str]]:
 
 
 def _sentence(where: str, example: Any, markers: bool) -> str:
-    """The tokens of an example, its entities marked."""
+    """Return the tokens of an example as one string, with its entities marked if ``markers``."""
     require(isinstance(example, dict), f"{where}: not a JSON object")
     tokens = example.get("tokens")
     require(
         isinstance(tokens, list) and bool(tokens) and all(isinstance(token, str) for token in tokens),
-        f"{where}: 'tokens' is no list of words, or an empty one",
+        f"{where}: 'tokens' is not a non-empty list of words",
     )
     spans = {mark: _span(where, example, key, len(tokens)) for key, mark in (("h", "E1"), ("t", "E2"))}
     if not markers:
@@ -125,7 +134,7 @@ def _sentence(where: str, example: Any, markers: bool) -> str:
 
 
 def _span(where: str, example: dict[str, Any], key: str, count: int) -> tuple[int, int]:
-    """First and last token of the first mention of the entity ``key``."""
+    """Return the first and last token of the first mention of the entity ``key``."""
     match example.get(key):
         case [str(), str(), [[int(), *_] as mention, *_]] if all(isinstance(i, int) for i in mention):
             pass

@@ -1,6 +1,6 @@
 """The published class folds of ProtAugment (Dopierre, Gravier & Logerais 2021, ACL).
 
-A fold has one digit a class, classes in sorted order: 0 meta-train, 1 meta-validation, 2 meta-test.
+A fold has one digit for each class, classes sorted: 0 is meta-train, 1 meta-validation, 2 meta-test.
 """
 
 FOLDS = {

@@ -1,4 +1,4 @@
-"""Languages to be learned in context: the strings of random probabilistic finite automata."""
+"""In-context language learning: strings of random probabilistic finite automata."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ Whole = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Automata:
-    """One automaton a task: in state s, each of ``edges`` [T, S] symbols is as likely, and leads to another state.
+    """One probabilistic finite automaton for each task, all starting in state 0.
 
-    ``symbol`` and ``target`` [T, S, E] hold them in the first places. All start in state 0.
+    Attributes:
+        edges: Number of outgoing edges of each state, [T, S]; all are equally likely.
+        symbol: Symbols of the edges, [T, S, E]; the first ``edges`` entries are valid.
+        target: Target states of the edges, [T, S, E].
     """
 
     edges: Whole
@@ -37,7 +40,14 @@ class Automata:
     target: Whole
 
     def strings(self, u: NDArray[np.float64]) -> tuple[Whole, Whole]:
-        """Symbols, and the states before them, of walks [T, N, L] taken by the uniforms ``u`` [T, N, L]."""
+        """Sample walks.
+
+        Args:
+            u: Uniforms [T, N, L], one for each step.
+
+        Returns:
+            The symbols and the states before them, [T, N, L] each.
+        """
         task = np.arange(len(u))[:, None]
         state = np.zeros(u.shape[:2], dtype=np.int64)
         symbols, states = np.empty(u.shape, dtype=np.int64), np.empty(u.shape, dtype=np.int64)
@@ -48,7 +58,7 @@ class Automata:
         return symbols, states
 
     def following(self, count: int) -> NDArray[np.float64]:
-        """The probability of each of ``count`` symbols in each state, [T, S, count]."""
+        """Return the probability of each of ``count`` symbols in each state, [T, S, count]."""
         there = np.arange(self.symbol.shape[2]) < self.edges[..., None]
         chance = np.zeros((*self.edges.shape, count + 1))
         np.put_along_axis(chance, np.where(there, self.symbol, count), 1 / self.edges[..., None], axis=2)
@@ -58,16 +68,27 @@ class Automata:
 class FormalLanguages(Task):
     """In-context language learning (RegBench: Akyürek et al. 2024, arXiv:2401.12973).
 
-    A task is a probabilistic finite automaton: a number of ``states`` and a subset of the ``symbols``, its size in
-    ``alphabet``, both uniform; from every state, a number of ``edges``, uniform too, with different symbols, to
-    different states other than itself, all as likely. Strings start in state 0; they end when they have a length in
-    ``lengths``, and no learner has to say where. (So the authors' code draws them, with 1 to 3 edges, 10 to 19 strings
-    of 1 to 49 symbols; it also merges states that cannot be told apart, which changes no string, and meta-trains on
-    5000 automata where here all are new.) The splits are independent draws.
+    A task is a probabilistic finite automaton. Numbers of states, of symbols in its alphabet and of edges of each state
+    are uniform in their ranges. The edges of a state have different symbols, lead to different other states, and are
+    equally likely. Strings start in state 0 and have a uniform length. Learners do not have to predict the end.
 
-    x [T, N, L] int64: a beginning (``symbols``), then the symbols read; y the symbols that follow, -1 after the end of
-    a string, where x is ``symbols + 1`` from the next place on. At each place a learner gives log-probabilities of the
-    symbol that follows what x holds up to there, after ``shot`` strings, for each of ``query`` further ones.
+    The authors use 1 to 3 edges and 10 to 19 strings of 1 to 49 symbols. They also merge indistinguishable states,
+    which changes no string, and meta-train on 5000 automata, whereas every task here is new. The splits are independent
+    draws.
+
+    x [T, N, L] int64 holds a start symbol (``symbols``), then the symbols read, and ``symbols + 1`` after the end of a
+    string. y [T, N, L] holds the next symbol, -1 after the end. At each place a learner gives log-probabilities of the
+    next symbol, given the preceding ones and the ``shot`` support strings.
+
+    Args:
+        seed: Seed of the tasks.
+        symbols: Number of symbols of all languages.
+        states: Smallest and largest number of states.
+        alphabet: Smallest and largest number of symbols of a language.
+        edges: Smallest and largest number of edges of a state.
+        lengths: Smallest and largest length of a string.
+        shot: Support strings of a task.
+        query: Query strings of a task.
     """
 
     kind: ClassVar[str] = "sequence"
@@ -94,12 +115,12 @@ class FormalLanguages(Task):
             )
         require(
             alphabet[1] <= symbols,
-            f"task.alphabet={[*alphabet]}: more than the task.symbols={symbols} that there are",
+            f"task.alphabet={[*alphabet]}: a language has at most task.symbols={symbols} symbols",
         )
         require(
             edges[1] <= min(alphabet[0], states[0] - 1),
-            f"task.edges={[*edges]}: the edges of a state have different symbols and lead to different other states, "
-            f"of which there may be {alphabet[0]} (task.alphabet) and {states[0] - 1} (task.states, less itself)",
+            f"task.edges={[*edges]}: the edges of a state need different symbols and target states, of which there may "
+            f"be only {alphabet[0]} (task.alphabet) and {states[0] - 1} (task.states, minus the state itself)",
         )
         self.seed, self.symbols, self.states, self.alphabet = seed, symbols, states, alphabet
         self.edges, self.lengths = edges, lengths
@@ -107,7 +128,7 @@ class FormalLanguages(Task):
         self.spec = Spec("sequence", self.modality, (lengths[1],), symbols)
 
     def automata(self, split: Split, indices: Sequence[int]) -> Automata:
-        """Those of the tasks."""
+        """Draw the automata of the tasks."""
         tasks, most, states = len(indices), self.edges[1], self.states[1]
 
         def between(u: NDArray[np.float64], pair: Sequence[int]) -> Whole:
@@ -145,7 +166,7 @@ class FormalLanguages(Task):
         return TaskBatch(*(Labelled(x, y, truth=truth) for x, y, truth in parts))
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
-        """The cross-entropy of the automaton itself, its entropy: no learner can do better."""
+        """Return the cross-entropy of the true automaton, its entropy, which no learner can beat."""
         total = 0.0
         for first in range(0, len(indices), 100):
             query = self.batch(split, indices[first : first + 100]).query
@@ -166,7 +187,7 @@ class FormalLanguages(Task):
         }
 
     def picture(self, learner: Learner) -> Figure:
-        """One string each of three test tasks: what the learner expects at every place, and what may follow."""
+        """Plot one string of each of three test tasks: the true and the predicted probabilities at every place."""
         from matplotlib.figure import Figure
 
         batch = self.batch("test", range(3))
@@ -182,5 +203,5 @@ class FormalLanguages(Task):
                 ax.plot(range(here), batch.query.y[task, 0, :here].cpu(), ".", color="tab:red", ms=4)
                 ax.set_ylabel(("true", "learned")[row] if not task else "")
             panels[1, task].set_xlabel("place in the string")
-        figure.suptitle("Chances of the symbol that follows, in languages of the meta-test split; dots: what followed")
+        figure.suptitle("Probabilities of the next symbol in languages of the meta-test split; dots: the actual symbol")
         return figure

@@ -1,4 +1,4 @@
-"""Few-shot intent classification: what does the user of a dialogue system want?"""
+"""Few-shot intent classification: the goals of users of dialogue systems."""
 
 from __future__ import annotations
 
@@ -55,22 +55,35 @@ FILES = {
         "ae5573aa7fada6614862657b0d6aabcd9f33135f56c8cd8dd4aefab6bc8ccd26",
     ),
 }
-"""Place below a data root -> address and sha256."""
+"""Path below a data root -> URL and SHA-256."""
 
 
 class Intents(TextFewShot):
-    """Few-shot classification of intents, on classes that meta-training has not seen.
+    """Few-shot classification of intents, on classes that are not in meta-training.
 
-    ``clinc150``  CLINC150 (Larson et al. 2019), 150 intents of 150 sentences, without the out-of-scope ones;
-    ``banking77``  BANKING77 (Casanueva et al. 2020), 77 intents, training and test part together;
-    ``BANKING77``, ``HWU64``, ``Liu``, ``OOS``  the five class ``fold``s of ProtAugment (Dopierre, Gravier &
-    Logerais 2021), which its followers report on; OOS is CLINC150 again.
+    The data are read from ``root``, METARUN_DATA or the cache, and downloaded otherwise.
 
-    The first two are split by class with ``split_seed``: fractions ``val`` and ``test`` of the classes, the
-    rest to train, whole domains together if ``by_domain`` (clinc150). With ``seen_classes`` (clinc150) all splits have
-    all intents, and each the sentences of its published part: a protocol for encoders that are not trained on them.
-    Files come from ``root``, METARUN_DATA or the cache, and are downloaded otherwise. Raises
-    :class:`~metarun.errors.UserError` for a missing root, a damaged file, and a fold that is not there.
+    Args:
+        seed: Seed of the episodes.
+        dataset: ``clinc150``: CLINC150 (Larson et al. 2019), 150 intents of 150 sentences, without the out-of-scope
+            ones. ``banking77``: BANKING77 (Casanueva et al. 2020), 77 intents, training and test part together.
+            ``BANKING77``, ``HWU64``, ``Liu``, ``OOS``: the class folds of ProtAugment (Dopierre, Gravier & Logerais
+            2021), on which later work reports; OOS is CLINC150 again.
+        root: A data root, or the folder of the files.
+        way: Classes of an episode.
+        shot: Support sentences of a class.
+        query: Query sentences of a class.
+        test_ways: Further ways to test.
+        fold: Number of the fold, 1 to 5; for the four data sets with published folds.
+        val: Fraction of the classes for meta-validation (clinc150 and banking77).
+        test: Fraction of the classes for meta-test (clinc150 and banking77).
+        by_domain: If true, whole domains go to one split (clinc150).
+        seen_classes: If true, all splits have all intents, each with the sentences of its published part (clinc150).
+            This protocol is for encoders that are not trained on the data.
+        split_seed: Seed of the split.
+
+    Raises:
+        UserError: The root is missing, a file damaged, or the fold unknown.
     """
 
     def __init__(
@@ -93,7 +106,7 @@ class Intents(TextFewShot):
         self.partition: dict[str, Any]
         require(
             dataset == "clinc150" or not seen_classes,
-            f"task.seen_classes=true: {dataset} is not split by published parts; clinc150 is",
+            f"task.seen_classes=true: {dataset} has no published parts; use clinc150",
         )
         if dataset in FOLDS:
             require(fold <= 5, f"task.fold={fold}: {dataset} has folds 1 to 5")
@@ -101,7 +114,7 @@ class Intents(TextFewShot):
             digits = FOLDS[dataset][fold - 1]
             require(
                 len(digits) == len(examples),
-                f"{dataset}/full.jsonl has {len(examples)} classes in place of {len(digits)}: not the published file",
+                f"{dataset}/full.jsonl has {len(examples)} classes, not {len(digits)}: not the published file",
             )
             classes = {s: [c for c, d in enumerate(digits) if d == str(i)] for i, s in enumerate(SPLITS)}
             self.partition = {"split": f"fold {fold}"}
@@ -118,7 +131,7 @@ class Intents(TextFewShot):
             examples = by_class(labelled)
             groups = list(range(len(examples)))
             if by_domain:
-                require(dataset == "clinc150", f"task.by_domain=true: {dataset} has no domains; clinc150 has")
+                require(dataset == "clinc150", f"task.by_domain=true: {dataset} has no domains; use clinc150")
                 groups = _domains(root, list(examples))
             drawn = split_classes(groups, val=val, test=test, seed=split_seed)
             classes = {split: ids.tolist() for split, ids in drawn.items()}
@@ -151,7 +164,7 @@ class Intents(TextFewShot):
 
 
 def _open(root: str | None, name: str) -> Path:
-    """The file at ``text/<name>`` of a data root, or at ``<name>`` or its own name in an explicit one."""
+    """Return the file ``text/<name>`` of a data root, or ``<name>`` or its base name below an explicit ``root``."""
     place = f"text/{name}"
     short = name.split("/", 1)[1]
     found = find(root, place, name, short, short.split("/")[-1]) if root else find(None, place)
@@ -180,7 +193,7 @@ def _json(path: Path) -> Any:
 
 
 def _clinc150(root: str | None) -> list[tuple[str, str, str]]:
-    """(part, text, intent) of every sentence."""
+    """Return (part, text, intent) of every sentence."""
     path = _open(root, "clinc150/data_full.json")
     parts = _json(path)
     try:
@@ -194,7 +207,7 @@ def _clinc150(root: str | None) -> list[tuple[str, str, str]]:
 
 
 def _domains(root: str | None, names: list[str]) -> list[int]:
-    """The number of each intent's domain."""
+    """Return the number of each intent's domain."""
     path = _open(root, "clinc150/domains.json")
     try:
         groups = enumerate(_json(path).values())

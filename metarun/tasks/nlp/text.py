@@ -1,4 +1,4 @@
-"""Few-shot classification of the user's own texts: a CSV or JSONL file of text and label."""
+"""Few-shot classification of the user's own texts from a CSV or JSONL file."""
 
 from __future__ import annotations
 
@@ -14,17 +14,33 @@ from metarun.types import SPLITS, DataPath, Fraction, Positive, Split
 
 
 class Text(TextFewShot):
-    """Texts and labels from ``file``: .csv or .tsv with a header, or .jsonl with an object a line, or a .json list.
+    """Classification of texts from the user's own file.
 
-    ``text`` and ``label`` name the columns (keys). ``split`` names a column that says train, val or test, the
-    same for all texts of a class; without it (null), fractions ``val`` and ``test`` of the classes are drawn
-    with ``split_seed``. Classes of fewer than ``min_texts`` texts are left out. ``duplicates``: ``drop``
-    keeps one of the identical texts of a class, ``keep`` all of them, although an episode can then ask for a text that
-    is in its support set. Episodes depend on the ``order`` of the texts of a class: by ``content``, so that the rows of
-    a file may stand in any order, or as in the ``file``, which is what a run from before this key had. How many rows
-    were read and left out is in the log. Raises
-    :class:`~metarun.errors.UserError` for a missing file or column, a bad line (with its number), too few
-    classes and too few texts of one.
+    The log says how many rows were read and left out.
+
+    Args:
+        seed: Seed of the episodes.
+        file: A .csv or .tsv file with a header, a .jsonl file with one object a line, or a .json list.
+        text: Column of the texts.
+        label: Column of the labels.
+        split: Column that says train, val or test, the same for all texts of a class; ``None``: classes are split at
+            random.
+        way: Classes of an episode.
+        shot: Support texts of a class.
+        query: Query texts of a class.
+        test_ways: Further ways to test.
+        min_texts: Classes with fewer texts are left out.
+        duplicates: ``drop`` keeps one of the identical texts of a class. ``keep`` keeps all, although a query text can
+            then be in the support set too.
+        val: Fraction of the classes for meta-validation.
+        test: Fraction of the classes for meta-test.
+        split_seed: Seed of the random split.
+        order: ``content`` sorts the texts of a class, so that episodes do not depend on the order of rows. ``file``
+            keeps the file's order, as in runs older than this key.
+
+    Raises:
+        UserError: The file or a column is missing, a line is malformed (the message gives its number), or there are too
+            few classes or texts.
     """
 
     remedy_for_small_classes = "; task.min_texts=N leaves out classes of fewer texts"
@@ -86,11 +102,11 @@ class Text(TextFewShot):
             self.partition = {"split": "random", "split_seed": split_seed}
             remedy = f"change task.way, task.val={val} or task.test={test}, or add classes"
         for s, ids in classes.items():
-            told = f"{what} has {len(examples)} classes, {len(ids)} of them for '{s}'"
-            require(len(ids) >= 2, f"{told}, and an episode needs 2; {remedy}")
+            size = f"{what} has {len(examples)} classes, {len(ids)} of them for '{s}'"
+            require(len(ids) >= 2, f"{size}, and an episode needs 2; {remedy}")
             if len(ids) < way:
                 raise DoesNotFit(
-                    f"{told}, fewer than task.way={way}; {remedy}", f"'{s}' has {len(ids)} classes", len(ids), "way"
+                    f"{size}, fewer than task.way={way}; {remedy}", f"'{s}' has {len(ids)} classes", len(ids), "way"
                 )
         super().__init__(
             examples,
@@ -112,7 +128,7 @@ class Text(TextFewShot):
 
 
 def _assign(where: str, home: dict[str, Split], label: str, value: str, column: str) -> None:
-    """Note that the class ``label`` belongs to split ``value``."""
+    """Assign the class ``label`` to the split ``value``."""
     for split in SPLITS:
         if value == split:
             require(

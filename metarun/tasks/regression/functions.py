@@ -21,13 +21,24 @@ Array = NDArray[np.float64]
 
 
 class Functions(Task):
-    """y = f(x) + noise at x ~ N(0, I), f of one class (Garg et al. 2022, arXiv:2208.01066, section 2 and appendix A).
+    """Regression y = f(x) + noise at x ~ N(0, I), with f of one class (Garg et al. 2022, arXiv:2208.01066, section 2,
+    app. A).
 
-    ``function``: ``linear`` w.x with w ~ N(0, I); ``sparse_linear`` the same with all but ``sparsity`` of w's entries
-    0; ``tree`` a full binary decision tree of depth ``depth`` that goes right where a random coordinate of x is
-    positive, its leaves N(0, 1); ``relu_network`` sqrt(2 / hidden) a.relu(W x) with a and W's entries N(0, 1). With
-    ``normalise``, the first two are divided by sqrt(size) and sqrt(sparsity), for y of variance 1 (the paper reports
-    errors so normalised). ``noise``: standard deviation of what is added to every y, support and query.
+    Args:
+        seed: Seed of the tasks.
+        function: The class of f. ``linear``: w.x with w ~ N(0, I). ``sparse_linear``: the same with all but
+            ``sparsity`` entries of w set to 0. ``tree``: a full binary decision tree that goes right where a random
+            coordinate of x is positive, with leaves N(0, 1). ``relu_network``: sqrt(2 / hidden) a.relu(W x) with
+            entries of a and W from N(0, 1).
+        size: Number of dimensions of x.
+        sparsity: Number of non-zero entries of w in ``sparse_linear``.
+        depth: Depth of the ``tree``.
+        hidden: Number of hidden units of the ``relu_network``.
+        normalise: If true, divide linear functions by sqrt(size) and sparse ones by sqrt(sparsity), so that y has
+            variance 1. The paper reports errors normalised this way.
+        noise: Standard deviation of the noise added to every y, in support and query set.
+        shot: Support points of a task.
+        query: Query points of a task.
     """
 
     kind: ClassVar[str] = "regression"
@@ -51,7 +62,7 @@ class Functions(Task):
     ) -> None:
         require(
             function != "sparse_linear" or sparsity <= size,
-            f"task.sparsity={sparsity} is more than the task.size={size} entries there are",
+            f"task.sparsity={sparsity} is more than the task.size={size} entries of w",
         )
         self.seed, self.function, self.size, self.noise = seed, function, size, noise
         self.sparsity, self.depth, self.hidden, self.normalise = sparsity, depth, hidden, normalise
@@ -59,7 +70,7 @@ class Functions(Task):
         self.spec = Spec("regression", self.modality, (size,), 1)
 
     def weights(self, split: Split, indices: Sequence[int]) -> Array:
-        """w of linear functions, [T, size]."""
+        """Return the weights w of linear functions, [T, size]."""
         w = normals(self.seed, split, indices, self.size)
         if self.function == "sparse_linear":
             kept = choose(uniforms(self.seed, split, indices, self.sparsity, stream=3), self.size)
@@ -70,7 +81,7 @@ class Functions(Task):
         return w / sqrt(entries) if self.normalise else w
 
     def values(self, split: Split, indices: Sequence[int], x: Array) -> Array:
-        """f at ``x`` [T, N, size] without noise, [T, N]."""
+        """Return f without noise at ``x`` [T, N, size], as [T, N]."""
         if self.function in ("linear", "sparse_linear"):
             return np.einsum("tnd,td->tn", x, self.weights(split, indices))
         if self.function == "relu_network":
@@ -78,7 +89,7 @@ class Functions(Task):
             W = entries[:, self.hidden :].reshape(-1, self.hidden, self.size)
             units = np.maximum(np.einsum("tnd,thd->tnh", x, W), 0)
             return sqrt(2 / self.hidden) * np.einsum("tnh,th->tn", units, entries[:, : self.hidden])
-        # Nodes are numbered as in a heap: those below node k are 2 k + 1 (left) and 2 k + 2 (right).
+        # Nodes are numbered as in a heap: the children of node k are 2 k + 1 (left) and 2 k + 2 (right).
         inner = 2**self.depth - 1
         asked = np.floor(self.size * uniforms(self.seed, split, indices, inner, stream=3)).astype(np.int64)
         leaves = normals(self.seed, split, indices, inner + 1)

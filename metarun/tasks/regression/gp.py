@@ -1,4 +1,4 @@
-"""Curves drawn from Gaussian processes: what neural processes learn to complete."""
+"""Curves drawn from Gaussian processes, the benchmark of neural processes."""
 
 from __future__ import annotations
 
@@ -28,17 +28,29 @@ Kernel = Literal["rbf", "matern52", "periodic"]
 
 
 class GaussianProcesses(Task):
-    """y ~ N(0, K + noise^2 I) at x ~ U[low, high]: the curves of Garnelo et al. 2018 (arXiv:1807.01613, section 4.1).
+    """Regression y ~ N(0, K + noise^2 I) at x ~ U[low, high] (Garnelo et al. 2018, arXiv:1807.01613, section 4.1).
 
-    ``kernel``: ``rbf`` s^2 exp(-d^2 / 2 l^2), ``matern52`` s^2 (1 + r + r^2 / 3) exp(-r) with r = sqrt(5) d / l, or
-    ``periodic`` s^2 exp(-2 sin^2(pi d / p) / l^2). Every task draws its own length scale l, scale s and period p,
-    each uniform between the two given (equal for a fixed kernel). The authors' notebooks have l = .4, s = 1 (that of
-    conditional neural processes) and l ~ U[.1, .6], s ~ U[.1, 1] (that of attentive ones), both with noise .02.
+    Each task draws its own length scale l, scale s and period p, each uniform in the given range. The authors'
+    notebooks use l = .4, s = 1 (conditional neural processes) and l ~ U[.1, .6], s ~ U[.1, 1] (attentive ones), both
+    with noise .02. The splits are independent draws.
 
-    The number of context (support) points is uniform between ``least_shot`` and ``shot``, that of query points, which
-    are further ones, between ``least_query`` and ``query`` (null: always ``query``); ``together`` episodes in a row
-    share both, since the tasks of a batch must. The splits are independent draws. ``floor``: a learner whose deviations
-    cannot be smaller is compared with the best that is left to it, the true posterior with deviations of at least that.
+    Args:
+        seed: Seed of the tasks.
+        kernel: ``rbf``: s^2 exp(-d^2 / 2 l^2). ``matern52``: s^2 (1 + r + r^2 / 3) exp(-r) with r = sqrt(5) d / l.
+            ``periodic``: s^2 exp(-2 sin^2(pi d / p) / l^2).
+        length: Smallest and largest length scale l.
+        scale: Smallest and largest scale s.
+        period: Smallest and largest period p.
+        noise: Standard deviation of the noise.
+        domain: Smallest and largest x.
+        least_shot: Smallest number of context (support) points.
+        shot: Largest number of context points.
+        least_query: Smallest number of query points, none of which is in the context; ``None``: always ``query``.
+        query: Largest number of query points.
+        together: Number of consecutive tasks that share both numbers, since the tasks of a batch must have equal
+            shapes.
+        floor: Smallest standard deviation that the compared learners can predict. The reference is then the true
+            posterior with deviations of at least that.
     """
 
     kind: ClassVar[str] = "regression"
@@ -86,7 +98,7 @@ class GaussianProcesses(Task):
         )
 
     def covariance(self, split: Split, indices: Sequence[int], a: Array, b: Array) -> Array:
-        """Of the noiseless curves at ``a`` [T, N] and ``b`` [T, M]: [T, N, M]."""
+        """Return the covariance [T, N, M] of the noiseless curves between ``a`` [T, N] and ``b`` [T, M]."""
         u = uniforms(self.seed, split, indices, 3)[..., None, None]
         length, scale, period = (
             low + (high - low) * u[:, i] for i, (low, high) in enumerate((self.length, self.scale, self.period))
@@ -100,7 +112,7 @@ class GaussianProcesses(Task):
         return scale**2 * np.exp(-2 * (np.sin(pi * apart / period) / length) ** 2)
 
     def draw(self, split: Split, indices: Sequence[int], x: Array) -> Array:
-        """The tasks' curves, noise and all, at ``x`` [T, N]: [T, N]."""
+        """Return the noisy values of the tasks' curves at ``x`` [T, N], as [T, N]."""
         K = self.covariance(split, indices, x, x)
         # Points that nearly coincide make K singular in float64 without noise.
         K = K + max(self.noise**2, 1e-8 * max(self.scale) ** 2) * np.eye(x.shape[1])
@@ -108,7 +120,7 @@ class GaussianProcesses(Task):
         return (np.linalg.cholesky(K) @ z[..., None])[..., 0]
 
     def counts(self, split: Split, indices: Sequence[int], shape: EpisodeShape) -> tuple[int, int]:
-        """The numbers of context and query points of these tasks, at most those of ``shape``."""
+        """Return the numbers of context and query points of these tasks, at most those of ``shape``."""
         ranges = (self.least_shot, shape.shot), (self.least_query or shape.query, shape.query)
         shot, query = (
             shared_count(self.seed, split, indices, *between, together=self.together, stream=3 + i)
@@ -117,7 +129,7 @@ class GaussianProcesses(Task):
         return shot, query
 
     def points(self, split: Split, indices: Sequence[int], shape: EpisodeShape) -> tuple[Array, Array]:
-        """x and y [T, shot + query] of the tasks: as many context points as there may be, then the query points."""
+        """Return x and y, each [T, shot + query]: the largest possible context first, then the query points."""
         low, high = self.domain
         x = low + (high - low) * uniforms(self.seed, split, indices, shape.shot + shape.query, stream=1)
         return x, self.draw(split, indices, x)
@@ -131,7 +143,9 @@ class GaussianProcesses(Task):
         return TaskBatch(*(Labelled(part[..., :1], part[..., 1:]) for part in parts))
 
     def posterior(self, split: Split, indices: Sequence[int], x: Array, y: Array, at: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation, [T, M], of noisy values at ``at`` [T, M] given the context x, y [T, N]."""
+        """Return mean and standard deviation, [T, M] each, of noisy values at ``at`` [T, M] given the context x, y [T,
+        N].
+        """
         K = self.covariance(split, indices, x, x) + self.noise**2 * np.eye(x.shape[1])
         cross = self.covariance(split, indices, x, at)
         prior = self.covariance(split, indices, at[:, :1], at[:, :1])[:, 0] + self.noise**2
@@ -140,20 +154,20 @@ class GaussianProcesses(Task):
         return (gain @ y[..., None])[..., 0], np.sqrt(np.maximum(variance, 1e-10))
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
-        """The posterior of the process that each curve was drawn from: no learner can do better.
+        """Return the errors of the true posterior, which no learner can beat.
 
-        With a ``floor``, the best of what is left: the same means, with deviations of at least that. A learner that is
-        judged on the context too can repeat each value of it, and no deviation but the floor keeps it from certainty.
+        With a ``floor``, the reference is the same mean with deviations of at least that. A learner that is evaluated
+        on the context as well can repeat each context value, and only the floor limits its certainty.
         """
         squares, nlls, with_context = [], [], []
         for first in range(0, len(indices), self.together):
             some = list(indices[first : first + self.together])
             shot, query = self.counts(split, some, self.shape)
             x, y = self.points(split, some, self.shape)
-            asked = slice(self.shape.shot, self.shape.shot + query)
-            mean, std = self.posterior(split, some, x[:, :shot], y[:, :shot], x[:, asked])
+            queries = slice(self.shape.shot, self.shape.shot + query)
+            mean, std = self.posterior(split, some, x[:, :shot], y[:, :shot], x[:, queries])
             std = np.maximum(std, self.floor)
-            error = y[:, asked] - mean
+            error = y[:, queries] - mean
             nll = (0.5 * (error / std) ** 2 + np.log(std) + 0.5 * np.log(2 * pi)).sum(1)
             squares.append((error**2).mean(1))
             nlls.append(nll / query)
@@ -182,7 +196,7 @@ class GaussianProcesses(Task):
         }
 
     def picture(self, learner: Learner) -> Figure:
-        """Three test curves with their context, the fit, and the true posterior."""
+        """Plot three test curves with their context, the fit, and the true posterior."""
         from matplotlib.figure import Figure
 
         indices = range(3)

@@ -1,4 +1,4 @@
-"""Quadratic functions to be minimised: the optimisation problems that learned optimizers are first trained on."""
+"""Quadratic functions to minimise, the first benchmark of learned optimizers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,19 @@ from metarun.types import Positive, Split
 
 
 class Quadratics(Task):
-    """f(theta) = |W theta - y|^2 with a random W [shot, size] and y [shot] (Andrychowicz et al. 2016, section 3.1).
+    """Minimise f(theta) = |W theta - y|^2 with random W [shot, size] and y [shot] (Andrychowicz et al. 2016, section
+    3.1).
 
-    As a regression: the support set are the rows of W with the entries of y as targets, both times sqrt(shot), so
-    that the mean squared error of a linear model without offset, whose weights are theta, is f(theta) itself. The
-    query set is the support set: a learner is judged by how far it minimises. Entries are drawn from N(0, 1)
-    (``normal``: the paper) or U[0, 1] (``uniform``: the authors' code). The splits are independent draws.
+    As a regression, the support set consists of the rows of W with the entries of y as targets, both scaled by
+    sqrt(shot). The mean squared error of a linear model with weights theta and no bias is then f(theta). The query set
+    is the support set, so the metric is the minimised value itself. The splits are independent draws.
+
+    Args:
+        seed: Seed of the tasks.
+        shot: Number of rows of W.
+        size: Number of parameters theta.
+        distribution: Distribution of the entries: ``normal`` N(0, 1) as in the paper, or ``uniform`` U[0, 1] as in the
+            authors' code.
     """
 
     kind: ClassVar[str] = "regression"
@@ -40,10 +47,10 @@ class Quadratics(Task):
         self.spec = Spec("regression", self.modality, (size,), 1)
 
     def check(self, split: Split, shape: EpisodeShape) -> None:
-        require(shape.query == 0, f"algorithm.train_query={shape.query}: quadratics are judged on their support set")
+        require(shape.query == 0, f"algorithm.train_query={shape.query}: quadratics are evaluated on their support set")
 
     def entries(self, split: Split, indices: Sequence[int], shot: int) -> NDArray[np.float64]:
-        """W and y side by side, [T, shot, size + 1]."""
+        """Return W and y side by side, [T, shot, size + 1]."""
         size = self.spec.input_shape[0] + 1
         u = uniforms(self.seed, split, indices, shot * size)
         if self.distribution == "normal":

@@ -1,4 +1,4 @@
-"""The sinusoid regression of MAML: amplitude and phase vary from task to task."""
+"""Sinusoid regression of MAML: amplitude and phase vary between tasks."""
 
 from __future__ import annotations
 
@@ -24,11 +24,17 @@ if TYPE_CHECKING:
 
 
 class Sinusoid(Task):
-    """y = A sin(f x - phase), A ~ U[0.1, 5], phase ~ U[0, pi], x ~ U[-5, 5] (Finn et al. 2017, section 5.1).
+    """Regression y = A sin(f x - phase), A ~ U[.1, 5], phase ~ U[0, pi], x ~ U[-5, 5] (Finn et al. 2017, section 5.1).
 
-    ``shot`` support and ``query`` query points a task; ``test_shots``: further numbers of support points to test. f is
-    uniform between the two numbers of ``frequency``: 1 there, U[.8, 1.2] in Li et al. 2017 (Meta-SGD,
-    arXiv:1707.09835). The splits are independent draws.
+    The splits are independent draws.
+
+    Args:
+        seed: Seed of the tasks.
+        shot: Support points of a task.
+        query: Query points of a task.
+        test_shots: Further numbers of support points to test.
+        frequency: Smallest and largest frequency f, uniform between them. MAML has f = 1; Meta-SGD (Li et al. 2017,
+            arXiv:1707.09835) has U[.8, 1.2].
     """
 
     kind: ClassVar[str] = "regression"
@@ -55,7 +61,7 @@ class Sinusoid(Task):
         self.spec = Spec("regression", self.modality, (1,), 1)
 
     def curves(self, split: Split, indices: Sequence[int]) -> tuple[NDArray[np.float64], ...]:
-        """Amplitude, phase and frequency of each task, [T, 1]."""
+        """Return amplitude, phase and frequency of each task, [T, 1] each."""
         u = uniforms(self.seed, split, indices, 2)
         low, high = self.frequency
         frequency = low + (high - low) * uniforms(self.seed, split, indices, 1, stream=2)
@@ -79,7 +85,7 @@ class Sinusoid(Task):
         return {"data": "sinusoid", "shot": self.shape.shot, "query": self.shape.query, **varied}
 
     def picture(self, learner: Learner) -> Figure:
-        """Three test tasks: the true curve, the support points, the fit before and after adaptation."""
+        """Plot three test tasks: the true curve, the support points, and the fit before and after adaptation."""
         from matplotlib.figure import Figure
 
         indices = range(3)

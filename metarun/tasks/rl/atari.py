@@ -1,4 +1,4 @@
-"""Atari games whose cartridges have several modes: a task is a mode and a difficulty."""
+"""Atari games whose cartridges have several modes. A task is a mode and a difficulty."""
 
 from __future__ import annotations
 
@@ -15,13 +15,22 @@ from metarun.types import Count, Fraction, Positive, Split
 
 
 class Atari(GymFamily):
-    """``game`` with its modes x difficulties as tasks (Machado et al. 2018, arXiv:1709.06009).
+    """Modes and difficulties of one Atari game as tasks (Machado et al. 2018, arXiv:1709.06009).
 
-    That learners should be tried on other modes is from Farebrother, Machado & Bowling 2018 (arXiv:1810.00123).
-    The modes are split, a quarter (at least one) each to meta-validation and meta-test, by ``split_seed``; each split
-    has all difficulties. The observation is the console's memory (``ram``, 128 bytes) or the ``screen``, grey, 84x84.
-    An action is held for ``skip`` frames; in each, with a chance of ``sticky``, the last one is instead. An episode
-    begins after 1 to ``noops`` frames of rest. A frame is rewarded by its ``score``, or by that one's ``sign``.
+    Farebrother, Machado & Bowling 2018 (arXiv:1810.00123) proposed to test agents on other modes. A quarter of the
+    modes (at least one) goes to meta-validation and another quarter to meta-test. Each split has all difficulties.
+
+    Args:
+        seed: Seed of the tasks.
+        game: Name of the game in ale-py.
+        observation: ``ram``: the console's 128 bytes of memory. ``screen``: the grey image, 84x84.
+        rewards: ``score``: the change of the score in each frame. ``sign``: its sign.
+        skip: Frames for which an action is held.
+        sticky: Probability in each frame that the previous action is executed instead.
+        noops: Largest number of idle frames at the start of an episode; at least one is played.
+        split_seed: Seed of the split of the modes.
+        horizon: Steps after which an episode is truncated.
+        episodes: Episodes of a trial.
     """
 
     modality: ClassVar[str] = "observation"
@@ -48,13 +57,13 @@ class Atari(GymFamily):
         from ale_py import roms
 
         known = roms.get_all_rom_ids()
-        require(game in known, f"task.game={game}: no game of ale-py{nearest(game, known)}")
+        require(game in known, f"task.game={game}: ale-py has no such game{nearest(game, known)}")
         self.rom = str(roms.get_rom_path(game))
         console = self.console()
         modes, self.difficulties = list(console.getAvailableModes()), list(console.getAvailableDifficulties())
         require(
             len(modes) >= 3,
-            f"task.game={game} has {len(modes)} mode(s), and each split needs one of its own; games with many: "
+            f"task.game={game} has {len(modes)} mode(s), but each split needs its own; games with many modes: "
             "freeway, breakout, space_invaders, asteroids, bank_heist, berzerk",
         )
         order = [modes[i] for i in permutation(split_seed, len(modes))]
@@ -68,7 +77,7 @@ class Atari(GymFamily):
         self.look()
 
     def console(self, mode: int | None = None, difficulty: int | None = None) -> Any:
-        """One with the game in it."""
+        """Return a console with the game loaded, in ``mode`` and ``difficulty`` if given."""
         self.ale.ALEInterface.setLoggerMode(self.ale.LoggerMode.Error)
         console = self.ale.ALEInterface()
         console.setInt("random_seed", 0)
@@ -81,7 +90,7 @@ class Atari(GymFamily):
         return console
 
     def sample(self, rng: np.random.Generator, split: Split) -> tuple[int, int]:
-        """A mode and a difficulty."""
+        """Draw a mode and a difficulty."""
         modes = self.modes[split]
         return modes[int(rng.integers(len(modes)))], self.difficulties[int(rng.integers(len(self.difficulties)))]
 
@@ -94,7 +103,7 @@ class Atari(GymFamily):
         return self.game
 
     def turn(self, simulator: Console, parameters: tuple[int, int]) -> None:
-        """The state says mode and difficulty too."""
+        """Set the simulator to another task. A saved state includes mode and difficulty."""
         if parameters not in self.starts:
             self.starts[parameters] = self.console(*parameters).cloneState()
         simulator.start = self.starts[parameters]
@@ -110,7 +119,9 @@ class Atari(GymFamily):
 
 
 class Console:
-    """A running game, for the adaptor to play. It begins from one saved state: loading a game takes far longer."""
+    """A running game as a Gymnasium-like simulator. Episodes start from one saved state, because loading a game is
+    slow.
+    """
 
     render_mode = "rgb_array"
 
@@ -133,14 +144,14 @@ class Console:
         return self.look(), {}
 
     def step(self, action: int) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        paid = 0.0
+        total = 0.0
         for late in self.rng.random(self.family.skip) < self.family.sticky:
             self.held = self.held if late else action
-            scored = self.console.act(self.actions[self.held])
-            paid += float(np.sign(scored)) if self.family.rewards == "sign" else scored
+            score = self.console.act(self.actions[self.held])
+            total += float(np.sign(score)) if self.family.rewards == "sign" else score
             if self.console.game_over():
                 break
-        return self.look(), paid, self.console.game_over(), False, {}
+        return self.look(), total, self.console.game_over(), False, {}
 
     def look(self) -> NDArray[np.uint8]:
         if self.family.observation == "ram":

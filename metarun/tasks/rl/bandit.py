@@ -1,4 +1,4 @@
-"""Bandits: the simplest trade of exploration for exploitation."""
+"""Multi-armed bandits, the simplest trade-off between exploration and exploitation."""
 
 from __future__ import annotations
 
@@ -25,12 +25,16 @@ if TYPE_CHECKING:
 
 
 class Bandit(Task):
-    """``arms`` arms that pay differently; the return is that of ``pulls`` pulls.
+    """Multi-armed bandits; the return is the sum of the rewards of all pulls.
 
-    ``rewards: bernoulli``: an arm pays 1 with its own probability ~ U[0, 1], else 0 (Duan et al. 2016,
-    arXiv:1611.02779, section 3.1; their table's n is ``pulls``, k is ``arms``). ``gaussian``: it pays N(m, 1) with its
-    own m ~ N(1, 1). A pull is an episode of one step, ``pulls`` of them a trial. There is nothing to see: the
-    observation is constant.
+    A pull is an episode of one step, and ``pulls`` episodes make a trial. The observation is constant.
+
+    Args:
+        seed: Seed of the tasks.
+        arms: Number of arms (k in the table of Duan et al.).
+        pulls: Number of pulls of a trial (n in the table of Duan et al.).
+        rewards: ``bernoulli``: an arm pays 1 with probability p ~ U[0, 1], else 0 (Duan et al. 2016, arXiv:1611.02779,
+            section 3.1). ``gaussian``: it pays N(m, 1) with m ~ N(1, 1).
     """
 
     kind: ClassVar[str] = "control"
@@ -44,7 +48,7 @@ class Bandit(Task):
         self.spec = Spec("control", self.modality, (1,), arms, discrete_actions=True, rewards=rewards)
 
     def means(self, split: Split, indices: Sequence[int]) -> NDArray[np.float64]:
-        """What each arm of each task pays on average, [T, arms]."""
+        """Return the mean reward of each arm of each task, [T, arms]."""
         if self.rewards == "gaussian":
             return 1 + normals(self.seed, split, indices, self.arms)
         return uniforms(self.seed, split, indices, self.arms)
@@ -57,9 +61,9 @@ class Bandit(Task):
         return {"data": "bandit", "arms": self.arms, "pulls": self.pulls, "rewards": self.rewards}
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
-        """Expected returns on these tasks of ``random`` pulls and of an ``oracle`` that knows the arms.
+        """Return the expected returns of ``random`` pulls and of an ``oracle`` that knows the best arm.
 
-        With at most ten Bernoulli pulls also ``optimum``, the exact Bayes-optimal return: over all tasks, not these.
+        With at most ten Bernoulli pulls, ``optimum`` is the exact Bayes-optimal return, averaged over all tasks.
         """
         pays = self.means(split, indices)
         values = {"random": self.pulls * float(pays.mean()), "oracle": self.pulls * float(pays.max(1).mean())}
@@ -68,7 +72,9 @@ class Bandit(Task):
         return values
 
     def picture(self, learner: RLLearner) -> Figure:
-        """How often the best arm of test tasks is pulled, by pull (by adaptation step without a memory)."""
+        """Plot how often the best arm of the test tasks is pulled, by pull, or by adaptation step for learners without
+        a hidden state.
+        """
         from matplotlib.figure import Figure
 
         env = self.batch("test", range(1000))
@@ -92,15 +98,15 @@ class Bandit(Task):
 
 
 class Arms(Environment):
-    """T bandits. Their state never changes: it is empty."""
+    """T bandits. The state is empty, since it never changes."""
 
     def __init__(self, pays: Tensor, family: Bandit, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, horizon=1, episodes=family.pulls)
         self.device = pays.device
         self.pays, self.noisy = pays[:, None], family.rewards == "gaussian"
 
-    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        return self.pays.new_empty(self.tasks, copies, 0)
+    def reset(self, num_envs: int, generator: torch.Generator | None) -> Tensor:
+        return self.pays.new_empty(self.tasks, num_envs, 0)
 
     def observe(self, state: Tensor) -> Tensor:
         return state.new_ones(*state.shape[:2], 1)
@@ -117,9 +123,9 @@ class Arms(Environment):
 
 @cache
 def bayes_optimum(arms: int, pulls: int) -> float:
-    """The greatest expected return of ``pulls`` pulls, probabilities ~ U[0, 1]: dynamic programming.
+    """Return the Bayes-optimal expected return of ``pulls`` pulls of Bernoulli arms with p ~ U[0, 1].
 
-    The state is the multiset of (successes, failures) of the arms pulled so far. Exponential in ``pulls``.
+    Dynamic programming over the multiset of (successes, failures) of the arms pulled so far; exponential in ``pulls``.
     """
 
     @cache

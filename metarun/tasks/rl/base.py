@@ -1,4 +1,4 @@
-"""Control: T tasks of one family, each simulated in E parallel copies by tensor code."""
+"""The base class of batched environments: T tasks of one family, each simulated in E parallel environments."""
 
 from __future__ import annotations
 
@@ -13,60 +13,95 @@ from metarun.types import Split
 
 
 class Environment(ABC):
-    """T tasks x E copies, all tensors ``[T, E, ...]`` on one device: a ``batch`` of a control family.
+    """T tasks x E parallel environments; all tensors are ``[T, E, ...]`` on one device. RL families return it as a
+    batch.
 
-    The dynamics are functions of an explicit state, so nothing is reset unasked and the object holds no
-    random state. An episode ends when :meth:`step` says ``terminated``, or after ``horizon`` steps, which is
-    truncation and is the caller's to count; a trial is ``episodes`` consecutive episodes of one task.
+    The dynamics are functions of an explicit state: the object holds no random state and never resets by itself. An
+    episode ends when :meth:`step` returns ``terminated``, or is truncated by the caller after ``horizon`` steps. A
+    trial is ``episodes`` consecutive episodes of one task.
+
+    A subclass calls ``super().__init__``, sets :attr:`device`, and implements :meth:`reset`, :meth:`observe` and
+    :meth:`step`.
+
+    Attributes:
+        horizon: Largest number of steps of an episode.
+        episodes: Number of episodes of a trial.
+        tasks: Number of tasks, T.
+        device: Device of all tensors.
     """
 
     horizon: int
     episodes: int
     tasks: int
-    """T."""
     device: torch.device
 
     def __init__(self, seed: int, split: Split, indices: Sequence[int], horizon: int, episodes: int) -> None:
+        """Build the environment.
+
+        Args:
+            seed: Seed of the family.
+            split: Split of the tasks.
+            indices: Numbers of the tasks.
+            horizon: Largest number of steps of an episode.
+            episodes: Number of episodes of a trial.
+        """
         self.tasks, self.horizon, self.episodes = len(indices), horizon, episodes
         self._source = (seed, split, indices)
 
     def generator(self) -> torch.Generator | None:
-        """Fresh noise for these tasks, the same at every call: by (seed, split, first index).
+        """Return a new generator for these tasks, in the same state at every call.
 
-        Drawn from by :func:`~metarun.tasks.rng.drawn`, it is each task's own, whichever others are computed here.
+        It depends on (seed, split, first index). Numbers drawn by :func:`~metarun.tasks.rng.drawn` are the same for a
+        task no matter which other tasks this process computes.
         """
         return rng.generator(self.device, *self._source)
 
     @abstractmethod
-    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        """The state [T, E, ...] in which episodes begin."""
+    def reset(self, num_envs: int, generator: torch.Generator | None) -> Tensor:
+        """Return the state [T, E, ...] at the start of an episode.
+
+        Args:
+            num_envs: Number of parallel environments of each task, E.
+            generator: Source of random numbers; ``None`` on the ``meta`` device.
+        """
 
     @abstractmethod
     def observe(self, state: Tensor) -> Tensor:
-        """Observations [T, E, observation size] of a state."""
+        """Return the observations [T, E, observation size] of a state."""
 
     @abstractmethod
     def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(next state, reward [T, E], terminated [T, E]) of actions [T, E] (discrete) or [T, E, size]."""
+        """Advance by one step.
+
+        Args:
+            state: State [T, E, ...].
+            action: Actions, [T, E] if discrete, else [T, E, size].
+            generator: Source of random numbers; ``None`` on the ``meta`` device.
+
+        Returns:
+            The next state [T, E, ...], the reward [T, E], and ``terminated`` [T, E] as bool.
+        """
 
     def shaped(self, state: Tensor, reward: Tensor) -> Tensor:
-        """The ``reward`` of a step that led to ``state``, as it may be learned from in meta-training, [T, E].
+        """Return the reward [T, E] to learn from in meta-training, for a step that led to ``state``.
 
-        A family whose own reward is too rare to learn from gives a denser one here, that no learner sees at test.
+        A family whose own reward is too sparse returns a dense one here. Learners never see it at test time.
         """
         return reward
 
     def truncated(self) -> Tensor | None:
-        """Copies [T, E] whose episode the last step cut off before the horizon; ``None``: none of them."""
+        """Return the environments [T, E] whose episode the last step truncated before the horizon; ``None`` if there
+        are none.
+        """
         return None
 
     def outcome(self) -> dict[str, Tensor]:
-        """What else became of the last episode of each copy, [T, E], by name: ``success``, where that is told."""
+        """Return further results of each environment's last episode by name, [T, E] each, such as ``success``."""
         return {}
 
 
 class Wrapper(Environment):
-    """The same environment as ``env``, for a subclass that changes or records a part of it."""
+    """An environment that forwards to ``env``; subclasses change or record a part of it."""
 
     def __init__(self, env: Environment) -> None:
         self.env = env
@@ -75,8 +110,8 @@ class Wrapper(Environment):
     def generator(self) -> torch.Generator | None:
         return self.env.generator()
 
-    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        return self.env.reset(copies, generator)
+    def reset(self, num_envs: int, generator: torch.Generator | None) -> Tensor:
+        return self.env.reset(num_envs, generator)
 
     def observe(self, state: Tensor) -> Tensor:
         return self.env.observe(state)

@@ -1,4 +1,4 @@
-"""A pole balanced on a cart, with masses, lengths and forces that are not told."""
+"""Cart-pole balancing with hidden masses, lengths and forces."""
 
 from __future__ import annotations
 
@@ -22,22 +22,32 @@ if TYPE_CHECKING:
     from metarun.tasks.learner import RLLearner
 
 STEP = 0.02
-"""Seconds."""
+"""Time step in seconds."""
 WIDEST = 2.4
-"""Where the track ends, to either side."""
+"""Distance from the centre at which the track ends, in metres."""
 STEEPEST = 12 * 2 * pi / 360
-"""The angle at which the pole counts as fallen."""
+"""Angle at which the pole counts as fallen, in radians."""
 
 
 class CartPole(Task):
-    """Cart and pole (Barto, Sutton & Anderson 1983), every step as in Gymnasium's CartPole-v1, physics by task.
+    """Cart-pole balancing (Barto, Sutton & Anderson 1983) with the dynamics of Gymnasium's CartPole-v1 and varied
+    physics.
 
-    Ranges [least, greatest], of which each task draws its own: ``gravity``, ``cart_mass``, ``pole_mass``,
-    ``half_length`` of the pole, ``force`` of a push (Gymnasium's values: 9.8, 1, .1, .5, 10); see
-    :class:`~metarun.tasks.rl.physics.Constants`, also for ``extrapolate``. In a share ``swapped`` of the tasks the two
-    actions are exchanged, so that no single policy balances in all. A step pays 1, the last too; an episode ends when
-    the pole falls or the cart leaves the track, or after ``horizon`` steps. The observation is position and angle and
-    their speeds.
+    Every step pays 1, including the last. An episode terminates when the pole falls or the cart leaves the track. The
+    observation is position, speed, angle and angular speed. Each task draws its physical constants from ranges [least,
+    greatest]; see :class:`~metarun.tasks.rl.physics.Constants`.
+
+    Args:
+        seed: Seed of the tasks.
+        gravity: Gravity in m/s^2 (Gymnasium: 9.8).
+        cart_mass: Mass of the cart in kg (Gymnasium: 1).
+        pole_mass: Mass of the pole in kg (Gymnasium: .1).
+        half_length: Half of the pole's length in m (Gymnasium: .5).
+        force: Force of a push in N (Gymnasium: 10).
+        extrapolate: Distance of meta-test constants from the ranges; 0 for the same ranges in all splits.
+        swapped: Share of the tasks in which the two actions are exchanged, so that no single policy solves all tasks.
+        horizon: Steps after which an episode is truncated.
+        episodes: Episodes of a trial.
     """
 
     kind: ClassVar[str] = "control"
@@ -71,10 +81,11 @@ class CartPole(Task):
         return {"data": "CartPole", **self.constants.protocol(), **sizes}
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
-        """Trial returns: ``bound``, none can be above; of a ``controller`` told which action is which; ``random``.
+        """Return trial returns: an upper ``bound``, a ``controller`` that knows the direction of the actions, and
+        ``random``.
 
-        The last two are simulated, five episodes a task. The controller pushes by the sign of a weighted sum of what is
-        seen.
+        The last two are simulated, five episodes a task. The controller pushes by the sign of a weighted sum of the
+        state.
         """
         env = self.batch(split, indices)
 
@@ -92,12 +103,12 @@ class CartPole(Task):
         }
 
     def picture(self, learner: RLLearner) -> Figure:
-        """The pole's angle over time, in four test tasks."""
+        """Plot the pole's angle over time in four test tasks."""
         return traces(self, learner, lambda seen: seen[:, 2], "angle of the pole")
 
 
 class Carts(Environment):
-    """T carts; the state is position, speed, angle and angular speed [T, E, 4]."""
+    """T carts; the state [T, E, 4] is position, speed, angle and angular speed."""
 
     def __init__(self, family: CartPole, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
@@ -107,10 +118,10 @@ class Carts(Environment):
         self.total_mass = self.pole_mass + constants["cart_mass"]
         force = constants["force"]
         self.force = force * signs(family.swapped, family.seed, split, indices, force)
-        """[T, 1], of action 1; that of action 0 is the opposite."""
+        """Force of action 1, [T, 1]; action 0 has the opposite force."""
 
-    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        return drawn(self.force.new_empty(self.tasks, copies, 4), "uniform_", -0.05, 0.05, generator=generator)
+    def reset(self, num_envs: int, generator: torch.Generator | None) -> Tensor:
+        return drawn(self.force.new_empty(self.tasks, num_envs, 4), "uniform_", -0.05, 0.05, generator=generator)
 
     def observe(self, state: Tensor) -> Tensor:
         return state

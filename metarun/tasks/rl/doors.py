@@ -1,4 +1,4 @@
-"""Doors of which one holds a prize: opening one ends the episode, and it is worth it only for the episodes after it."""
+"""Doors of which one holds a prize. Opening one ends the episode, so exploration pays off only in later episodes."""
 
 from __future__ import annotations
 
@@ -25,16 +25,21 @@ if TYPE_CHECKING:
 
 
 class Doors(Task):
-    """A prize behind one of ``doors`` doors, the same one in all ``episodes`` of a trial.
+    """A prize behind one of several doors, the same one in all episodes of a trial.
 
-    An action opens a door or waits. The right door pays 1 and any other costs ``cost``; either ends the episode.
-    Waiting pays nothing, and ``horizon`` steps of it end the episode too. Nothing is seen: the observation is constant.
-    Actions are ``discrete`` (the doors, then waiting) or ``continuous``: one number from -1 to 1, whose range is
-    divided into as many equal parts in that order.
+    An action opens a door or waits. The right door pays 1, a wrong one costs ``cost``, and either ends the episode.
+    Waiting pays 0. The observation is constant. If ``cost`` exceeds 1 / (``doors`` - 1), opening a random door loses
+    reward within the episode, so only a learner that credits it with the returns of later episodes explores. The splits
+    draw from the same few tasks.
 
-    As long as ``cost`` is more than 1 / (``doors`` - 1), opening a door at random costs more than it pays within an
-    episode, so that only a learner that credits it with the later episodes explores at all. The splits draw from the
-    same few tasks.
+    Args:
+        seed: Seed of the tasks.
+        doors: Number of doors.
+        cost: Cost of opening a wrong door.
+        actions: ``discrete``: the doors, then waiting. ``continuous``: one number from -1 to 1, whose range is divided
+            into equal parts in that order.
+        horizon: Steps after which an episode is truncated.
+        episodes: Episodes of a trial.
     """
 
     kind: ClassVar[str] = "control"
@@ -51,13 +56,13 @@ class Doors(Task):
         horizon: Positive,
         episodes: Positive,
     ) -> None:
-        require(doors >= 2, f"task.doors={doors}: the prize must be hidden; use 2 or more")
+        require(doors >= 2, f"task.doors={doors}: at least 2 doors are needed to hide the prize")
         self.seed, self.doors, self.cost, self.horizon, self.episodes = seed, doors, cost, horizon, episodes
         self.discrete = actions == "discrete"
         self.spec = Spec("control", self.modality, (1,), doors + 1 if self.discrete else 1, self.discrete)
 
     def prizes(self, split: Split, indices: Sequence[int]) -> NDArray[np.int64]:
-        """The right door of each task, [T]."""
+        """Return the number of the right door of each task, [T]."""
         return (self.doors * uniforms(self.seed, split, indices, 1)[:, 0]).astype(int)
 
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Corridor:
@@ -68,10 +73,10 @@ class Doors(Task):
         return {"data": "doors", **sizes, "actions": "discrete" if self.discrete else "continuous"}
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
-        """Exact expected trial returns, over all tasks.
+        """Return exact expected trial returns, averaged over all tasks.
 
-        The ``optimum``; an ``oracle`` that knows the door; uniformly ``random`` actions; and ``myopic``, which opens a
-        door only if that is expected to pay within the episode.
+        ``optimum`` is Bayes-optimal, ``oracle`` knows the door, ``random`` takes uniform actions, and ``myopic`` opens
+        a door only if that is expected to pay within the episode.
         """
         opens = 1 - (self.doors + 1) ** -float(self.horizon)
         guess = (1 - (self.doors - 1) * self.cost) / self.doors
@@ -83,7 +88,7 @@ class Doors(Task):
         }
 
     def picture(self, learner: RLLearner) -> Figure:
-        """What becomes of the episodes of test trials, by their number: the right door, a wrong one, or none."""
+        """Plot the share of test trials that open the right door, a wrong one, or none, by episode."""
         from matplotlib.figure import Figure
 
         env = self.batch("test", range(500))
@@ -108,15 +113,15 @@ class Doors(Task):
 
 
 class Corridor(Environment):
-    """T tasks. Their state never changes: it is empty."""
+    """T tasks. The state is empty, since it never changes."""
 
     def __init__(self, family: Doors, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
         self.device, self.doors, self.cost, self.discrete = family.device, family.doors, family.cost, family.discrete
         self.prizes = to_device(family.prizes(split, indices), self.device)[:, None]
 
-    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        return torch.empty(self.tasks, copies, 0, device=self.device)
+    def reset(self, num_envs: int, generator: torch.Generator | None) -> Tensor:
+        return torch.empty(self.tasks, num_envs, 0, device=self.device)
 
     def observe(self, state: Tensor) -> Tensor:
         return state.new_ones(*state.shape[:2], 1)
@@ -130,9 +135,9 @@ class Corridor(Environment):
 
 
 def best_return(doors: int, episodes: int, cost: float, foresight: bool) -> float:
-    """The greatest expected return of ``episodes``, the prize being behind one of ``doors`` that are still unopened.
+    """Return the largest expected return of ``episodes`` when the prize is behind one of ``doors`` unopened doors.
 
-    Without ``foresight``, of a player who weighs each episode for itself.
+    Without ``foresight`` the player maximises the return of each episode separately.
     """
     if episodes == 0:
         return 0.0

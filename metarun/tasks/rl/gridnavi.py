@@ -1,4 +1,4 @@
-"""A grid in which one cell, not to be seen, pays: what a learner should look for only where it may still be."""
+"""A grid with one hidden rewarding cell, a test of systematic exploration."""
 
 from __future__ import annotations
 
@@ -25,17 +25,22 @@ if TYPE_CHECKING:
     from metarun.tasks.rl.rollout import Rollout
 
 STEPS = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
-"""Stay, up, right, down, left."""
+"""Moves of the actions: stay, up, right, down, left."""
 
 
 class GridNavi(Task):
     """GridNavi (Zintgraf et al. 2020, arXiv:1910.08348, section 5.1): a grid of ``size`` x ``size`` cells.
 
-    Episodes begin in the corner (0, 0); an action stays or moves to a neighbour, against a wall it does nothing. A
-    step that ends in the goal pays 1, any other costs .1. The goal is any cell but the corner and the three around
-    it, uniform, the same for all ``episodes`` of ``horizon`` steps. The observation is the cell: its ``coordinates``,
-    each from -1 to 1 (as in the paper), or its ``number``, one-hot. The splits draw from the same goals, as in the
-    paper.
+    Episodes begin in the corner (0, 0). An action stays or moves to a neighbour; moving against a wall does nothing. A
+    step that ends in the goal pays 1, any other costs .1. The goal is uniform over all cells except the corner and the
+    three around it, and the same in all episodes of a trial. The splits draw from the same goals, as in the paper.
+
+    Args:
+        seed: Seed of the tasks.
+        size: Cells on each side, at least 3.
+        horizon: Steps of an episode.
+        episodes: Episodes of a trial.
+        observation: ``coordinates`` of the agent's cell, scaled to -1..1 (the paper), or its ``number``, one-hot.
     """
 
     kind: ClassVar[str] = "control"
@@ -51,7 +56,7 @@ class GridNavi(Task):
         episodes: Positive,
         observation: Literal["coordinates", "number"],
     ) -> None:
-        require(size >= 3, f"task.size={size}: a goal must be outside of the corner's four cells; use 3 or more")
+        require(size >= 3, f"task.size={size}: use 3 or more, since the goal lies outside the corner's four cells")
         self.seed, self.size, self.horizon, self.episodes = seed, size, horizon, episodes
         self.numbered = observation == "number"
         seen = (size**2 if self.numbered else 2,)
@@ -60,7 +65,7 @@ class GridNavi(Task):
         self.possible = np.array([cell for cell in cells if max(cell) > 1])
 
     def goals(self, split: Split, indices: Sequence[int]) -> NDArray[np.int64]:
-        """The goal of each task, [T, 2]."""
+        """Return the goal of each task, [T, 2]."""
         return self.possible[(len(self.possible) * uniforms(self.seed, split, indices, 1)[:, 0]).astype(int)]
 
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Grid:
@@ -71,23 +76,24 @@ class GridNavi(Task):
         return {"data": "GridNavi", **sizes, "observation": "number" if self.numbered else "coordinates"}
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
-        """Trial returns of an ``oracle`` that knows the goal and of ``still``, that never moves."""
+        """Return trial returns: ``oracle`` knows the goal, ``still`` never moves."""
         away = self.goals(split, indices).sum(1)
         paid = np.maximum(self.horizon - away + 1, 0)
         oracle = paid - 0.1 * (self.horizon - paid)
         return {"oracle": self.episodes * float(oracle.mean()), "still": -0.1 * self.horizon * self.episodes}
 
     def cells(self, observation: Tensor) -> Tensor:
-        """The cell [..., 2] that was observed."""
+        """Return the cells [..., 2] that observations belong to."""
         if self.numbered:
             number = observation.argmax(-1)
             return torch.stack([number // self.size, number % self.size], -1).to(observation.dtype)
         return (observation + 1) * (self.size - 1) / 2
 
     def picture(self, learner: RLLearner) -> Figure:
-        """Three test goals, a row each: the path in every episode of a trial, later steps darker.
+        """Plot three test goals, a row each, with the path in every episode of a trial; later steps are darker.
 
-        Of a learner with a belief: what it expects to be paid in each cell, at times of the first episodes.
+        For a learner with a belief, the plot shows the reward that it expects in each cell at times of the first
+        episodes.
         """
         from matplotlib.figure import Figure
 
@@ -109,11 +115,11 @@ class GridNavi(Task):
                 ax.plot(*env.goals[task, 0].cpu(), "*", color="tab:red", ms=16, alpha=0.7)
                 ax.set(xlim=(-0.6, self.size - 0.4), ylim=(-0.6, self.size - 0.4), aspect="equal", xticks=[], yticks=[])
                 ax.set_title(f"episode {number + 1}: {float(episode.reward[task, 0].sum()):.1f}", fontsize=9)
-        figure.suptitle("Paths to goals that the policy is not told")
+        figure.suptitle("Paths to hidden goals")
         return figure
 
     def believed(self, learner: RLLearner, env: Grid) -> Tensor | None:
-        """Reward that the learner's belief predicts for a step into each cell, [T, E, S, size, size]."""
+        """Return the reward that the learner's belief predicts for a step into each cell, [T, E, S, size, size]."""
         cells = torch.cartesian_prod(*2 * [torch.arange(self.size, device=env.device)])
         action = torch.arange(len(STEPS), device=env.device)
         before, action = cells.repeat_interleave(len(STEPS), 0), action.repeat(len(cells))
@@ -125,7 +131,7 @@ class GridNavi(Task):
         return (paid @ into / into.sum(0)).unflatten(-1, (self.size, self.size))
 
     def beliefs(self, rollout: Rollout, paid: Tensor, env: Grid) -> Figure:
-        """Three tasks, a row each: the expected rewards [T, S, size, size] at six times, and the path until then."""
+        """Plot three tasks, a row each: the expected rewards [T, S, size, size] at six times, and the path so far."""
         from matplotlib.figure import Figure
 
         times = [t for t in range(0, 2 * env.horizon, max(env.horizon // 3, 1)) if t < paid.shape[1]][:6]
@@ -143,13 +149,13 @@ class GridNavi(Task):
                 ax.set_title(f"episode {time // env.horizon + 1}, step {time % env.horizon}", fontsize=9)
         figure.colorbar(shown, ax=axes, shrink=0.5, label="expected reward")
         figure.suptitle(
-            "What the policy believes to be paid where, and the path in the episode so far (star: the goal)"
+            "Expected reward of each cell under the policy's belief, and the path of the episode so far (star: goal)"
         )
         return figure
 
 
 class Grid(Environment):
-    """T goals; the state is the cell [T, E, 2]."""
+    """T goals; the state [T, E, 2] is the agent's cell."""
 
     def __init__(self, goals: Tensor, family: GridNavi, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
@@ -157,8 +163,8 @@ class Grid(Environment):
         self.moves = to_device(torch.tensor(STEPS), self.device)
         self.numbers = torch.arange(family.size**2, device=self.device) if family.numbered else None
 
-    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        return torch.zeros(self.tasks, copies, 2, dtype=torch.long, device=self.device)
+    def reset(self, num_envs: int, generator: torch.Generator | None) -> Tensor:
+        return torch.zeros(self.tasks, num_envs, 2, dtype=torch.long, device=self.device)
 
     def observe(self, state: Tensor) -> Tensor:
         if self.numbers is None:
@@ -168,5 +174,5 @@ class Grid(Environment):
 
     def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         state = (state + self.moves[action]).clamp(0, self.last)
-        there = (state == self.goals).all(-1)
-        return state, torch.where(there, 1.0, -0.1).to(torch.get_default_dtype()), torch.zeros_like(there)
+        reached = (state == self.goals).all(-1)
+        return state, torch.where(reached, 1.0, -0.1).to(torch.get_default_dtype()), torch.zeros_like(reached)

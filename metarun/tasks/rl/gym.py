@@ -1,4 +1,4 @@
-"""Environments of Gymnasium, a user's own too: tasks whose dynamics a simulator keeps to itself."""
+"""Gymnasium environments as task families, including a user's own."""
 
 from __future__ import annotations
 
@@ -32,24 +32,29 @@ if TYPE_CHECKING:
 log = logging.getLogger("metarun")
 
 Frame = NDArray[np.uint8]
-"""A picture [height, width, 3] of an environment."""
+"""An RGB image [height, width, 3]."""
 Result = TypeVar("Result")
 
 
 class GymFamily(Task):
-    """Tasks that are environments of Gymnasium: the base class of the games, and of families of your own.
+    """The base class of families whose tasks are Gymnasium environments.
 
-    A family says how a task is drawn (:meth:`sample`) and how its simulator is made (:meth:`make`); its constructor
-    ends with :meth:`look`. All tasks have the same spaces, which :class:`~metarun.tasks.rl.spaces.Interface`
-    translates: observations are vectors or images, handed on as vectors [T, E, size] whose shape is
-    ``spec.input_shape``; actions are numbered or vectors. An episode ends when the simulator terminates it, and is
-    truncated by the simulator or after ``horizon`` steps; a trial has ``episodes`` of them.
+    A subclass implements :meth:`sample`, which draws the parameters of a task, and :meth:`make`, which builds its
+    simulator. Its constructor ends with :meth:`look`. All tasks must have the same spaces;
+    :class:`~metarun.tasks.rl.spaces.Interface` converts them. Observations are vectors or images, passed on as vectors
+    [T, E, size] with shape ``spec.input_shape``. Actions are integers or vectors. An episode ends when the simulator
+    terminates or truncates it, or after ``horizon`` steps.
 
-    What an environment returns is checked at every step: an array as reward, another shape, NaN or a call that raises
-    ends the run with a line that says where.
+    Return values of an environment are checked at every step. A reward that is an array, a wrong shape, NaN or an
+    exception ends the run with a message that names the place.
 
-    A simulator hides its state, so that a batch is played from its beginning and in order. It is still a pure function
-    of (seed, split, indices): every reset has a seed that is drawn from these and the resets before it.
+    A simulator hides its state, so a batch must be played in order from its beginning. It is still a pure function of
+    (seed, split, indices): each reset has a seed that depends on these and on the number of earlier resets.
+
+    Attributes:
+        horizon: Steps after which an episode is truncated.
+        episodes: Episodes of a trial.
+        channels: Position of the channels in images, ``first`` or ``last``; ``None``: the dimension of size 4 or less.
     """
 
     kind: ClassVar[str] = "control"
@@ -59,25 +64,39 @@ class GymFamily(Task):
     horizon: int
     episodes: int
     channels: Channels | None = None
-    """Where images have theirs: ``first`` or ``last``; ``None``: the dimension that is small enough (at most 4)."""
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, split: Split) -> Any:
-        """What tells a task of ``split`` from others."""
+        """Draw the parameters of a task.
+
+        Args:
+            rng: NumPy generator, the only allowed source of randomness.
+            split: ``train``, ``val`` or ``test``.
+
+        Returns:
+            Anything from which :meth:`make` builds the task.
+        """
 
     @abstractmethod
     def make(self, parameters: Any) -> Any:
-        """A simulator of the task; with ``render_mode="rgb_array"`` if it can render, for films."""
+        """Build the simulator of a task.
+
+        Args:
+            parameters: Result of :meth:`sample`.
+
+        Returns:
+            A Gymnasium environment. With ``render_mode="rgb_array"`` it can be filmed.
+        """
 
     def like(self, parameters: Any) -> Hashable | None:
-        """Simulators of tasks with equal, not-``None`` answers can be turned to one another, to save their making."""
+        """Return a key; simulators of tasks with equal keys can be turned into one another. ``None``: never."""
         return None
 
     def turn(self, simulator: Any, parameters: Any) -> None:
-        """Make a simulator, of a task :meth:`like` this one, play this one from its next reset on."""
+        """Make a simulator play another task, with an equal :meth:`like` key, from its next reset on."""
 
     def look(self) -> None:
-        """Read the spaces off the first meta-train task."""
+        """Build the first meta-train task and read the spaces off it."""
         self.pool: dict[Hashable, list[Any]] = {}
         parameters = self.parameters("train", 0)
         simulator = self.make(parameters)
@@ -87,16 +106,16 @@ class GymFamily(Task):
         self.spec = Spec("control", self.modality, shape, actions, discrete_actions=self.interface.discrete)
 
     def parameters(self, split: Split, index: int) -> Any:
-        """Of task ``index``."""
+        """Return the parameters of task ``index``."""
         return self.sample(np.random.default_rng(derived_seed(self.seed, split, index, stream=10)), split)
 
     def keep(self, key: Hashable | None, simulators: Sequence[Any]) -> None:
-        """Take back simulators that are not played any more."""
+        """Put simulators that are no longer played back into the pool."""
         if key is not None:
             self.pool.setdefault(key, []).extend(simulators)
 
     def simulator(self, parameters: Any) -> Any:
-        """One of the task: turned from another if there is one, else made."""
+        """Return a simulator of a task, one from the pool if possible."""
         free = self.pool.get(self.like(parameters), [])
         if free:
             simulator = free.pop()
@@ -114,14 +133,14 @@ class GymFamily(Task):
         return Simulators(self, split, indices)
 
     def film(self, learner: RLLearner) -> list[Frame] | None:
-        """A test task side by side: the first and the last episode, before and after adaptation."""
+        """Record one test task: the first and the last episode, before and after adaptation, side by side."""
         env = self.batch("test", [0])
         env.films = []
         for _ in learner.rollouts(env):
             pass
         if not env.films:
             return None
-        # Without a memory, or with one: the first episode comes before all adaptation, the last one after it.
+        # With or without a hidden state, the first episode precedes all adaptation and the last one follows it.
         first, last = env.films[0], env.films[-1]
         gap = np.full((first[0].shape[0], 4, 3), 255, np.uint8)
         length = max(len(first), len(last))
@@ -130,12 +149,15 @@ class GymFamily(Task):
 
 
 class Gym(GymFamily):
-    """Tasks of a module of your own, named by ``sampler``, with two functions.
+    """Tasks from a Python module with the functions ``sample(rng, split)`` and ``make(parameters)`` of
+    :class:`GymFamily`.
 
-    ``sample(rng, split)`` draws what tells a task of the split from others, with a NumPy generator;
-    ``make(parameters)`` returns the task's Gymnasium environment. It is drawn from split, seed and the task's number
-    alone, so ``sample`` must use no other source of chance; an environment must take all of its own from
-    ``reset(seed=...)``. ``channels`` says where images have theirs if their shape does not tell.
+    Args:
+        seed: Seed of the tasks.
+        sampler: Import path of the module.
+        horizon: Steps after which an episode is truncated.
+        episodes: Episodes of a trial.
+        channels: Position of the channels in images whose shape is ambiguous, ``first`` or ``last``.
     """
 
     def __init__(
@@ -192,10 +214,10 @@ class Gym(GymFamily):
 
 
 class Simulators(Environment):
-    """T tasks of E simulators each. The state is what was observed last, [T, E, size]: there is no more to see.
+    """T tasks x E simulators. The state is the last observation, [T, E, size], since simulators hide theirs.
 
-    A copy whose episode is over is not stepped. Where the simulator says whether the task was solved (``success`` or
-    ``is_success`` among its infos), so does :meth:`outcome`.
+    An environment whose episode has ended is not stepped. If the infos contain ``success`` or ``is_success``,
+    :meth:`outcome` returns it.
     """
 
     def __init__(self, family: GymFamily, split: Split, indices: Sequence[int]) -> None:
@@ -205,22 +227,22 @@ class Simulators(Environment):
         self.rows: list[list[Any]] = [[] for _ in indices]
         self.drawn = 0  # seeds used so far of each task
         self.films: list[list[Frame]] | None = None
-        """Of the first copy of the first task, a list of frames for each episode; ``None``: not asked for."""
-        # The rows are the simulators' only owners: they go back when nobody plays them any more.
+        """Frames of each episode of the first environment of the first task; ``None`` if no film is wanted."""
+        # Only the rows own the simulators, which return to the pool when this object is collected.
         weakref.finalize(self, give_back, family, self.parameters, self.rows)
 
-    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        shape = (self.tasks, copies)
+    def reset(self, num_envs: int, generator: torch.Generator | None) -> Tensor:
+        shape = (self.tasks, num_envs)
         self.over, self.cut = np.zeros(shape, bool), np.zeros(shape, bool)
         self.success: NDArray[np.bool_] | None = None
-        seeds = uniforms(self.family.seed, self.split, self.indices, self.drawn + copies, stream=11)[:, self.drawn :]
-        self.drawn += copies
+        seeds = uniforms(self.family.seed, self.split, self.indices, self.drawn + num_envs, stream=11)[:, self.drawn :]
+        self.drawn += num_envs
         self.time, interface = 0, self.family.interface
         self.seen = np.zeros((*shape, *self.interface_size()), np.float32)
         for t, row in enumerate(self.rows):
-            while len(row) < copies:
+            while len(row) < num_envs:
                 row.append(self.family.simulator(self.parameters[t]))
-            for e in range(copies):
+            for e in range(num_envs):
                 begin = partial(row[e].reset, seed=int(seeds[t, e] * 2**31))
                 self.seen[t, e] = self.asked(t, e, "reset", begin, interface.read_reset)
         if self.films is not None:
@@ -231,7 +253,9 @@ class Simulators(Environment):
     def asked(
         self, task: int, copy: int, method: str, call: Callable[[], Any], check: Callable[[Any], Result]
     ) -> Result:
-        """What a simulator's method returned, as ``check`` reads it; what goes wrong is said with its place."""
+        """Call a simulator's method and check its result; errors are raised as :class:`RunFailed` that names the
+        place.
+        """
         try:
             return check(call())
         except (UserError, RunFailed, MemoryError):
@@ -282,11 +306,11 @@ class Simulators(Environment):
         return {} if self.success is None else {"success": self.tensor(self.success)}
 
     def tensor(self, values: NDArray[Any]) -> Tensor:
-        """A copy on the device, of torch's default type."""
+        """Copy ``values`` to the device, as torch's default dtype."""
         return torch.tensor(values, dtype=torch.get_default_dtype(), device=self.device)
 
     def expose(self) -> None:
-        """Add a frame to the film; a simulator that does not render ends filming."""
+        """Add a frame to the film. A simulator that cannot render ends filming."""
         assert self.films is not None
         simulator, frame = self.rows[0][0], None
         if getattr(simulator, "render_mode", None) == "rgb_array":
@@ -301,15 +325,14 @@ class Simulators(Environment):
 
 
 def give_back(family: GymFamily, parameters: Sequence[Any], rows: Sequence[Sequence[Any]]) -> None:
-    """Hand the simulators of a batch to the family's pool."""
+    """Return the simulators of a batch to the family's pool."""
     for each, row in zip(parameters, rows, strict=True):
         family.keep(family.like(each), row)
 
 
 def raised(error: Exception) -> str:
-    """An exception and where it came from, on one line: the innermost line outside of metarun's and other libraries'.
-
-    If all are libraries', the innermost one.
+    """Describe an exception on one line, with the innermost line outside metarun and libraries (or else the
+    innermost one).
     """
     frames = traceback.extract_tb(error.__traceback__)
     own = Path(__file__).parents[2]
@@ -320,7 +343,7 @@ def raised(error: Exception) -> str:
 
 
 def imported(module: str, what: str, extra: str) -> Any:
-    """A module of an extra, or one line that says what to install."""
+    """Import a module of an optional dependency; raises :class:`UserError` that says what to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

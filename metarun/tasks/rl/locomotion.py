@@ -1,4 +1,4 @@
-"""Robots that must run: one way or the other, at a speed, or whatever they weigh."""
+"""MuJoCo robots that run in a direction, at a speed, or with a varied body."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
 
 
 class Variation:
-    """What tells one task of a robot from another: what it is paid for, or what it is made of."""
+    """The difference between the tasks of a robot: the reward or the body. Subclasses override one of the two."""
 
     held_out: bool = True
-    """Whether the splits share no task."""
+    """True if the splits share no task."""
 
     def goals(self, seed: int, split: Split, indices: Sequence[int]) -> NDArray[np.float64]:
-        """A number of each task, [T]."""
+        """Return the goal of each task, [T]."""
         return np.zeros(len(indices))
 
     def models(self, physics: Physics, seed: int, split: Split, indices: Sequence[int]) -> list[Any]:
-        """The model of each task."""
+        """Return the MuJoCo model of each task."""
         return [physics.model] * len(indices)
 
     def pay(self, speed: Tensor, goal: Tensor) -> Tensor:
-        """For a forward ``speed`` [T, E], where the goals are ``goal`` [T, 1]."""
+        """Return the reward [T, E] for a forward ``speed`` [T, E] under goals ``goal`` [T, 1]."""
         return speed
 
     def wanted(self, goal: float) -> tuple[str, float | None]:
-        """A task's name, and the speed to be reached where there is one."""
+        """Return a task's name and its target speed, if it has one."""
         return "", None
 
     def protocol(self) -> dict[str, Any]:
@@ -52,9 +52,9 @@ class Variation:
 
 
 class Direction(Variation):
-    """Forward or backward, paid by the speed that way: two tasks in all, so every split has them, as in the papers.
+    """Running forward (even task numbers) or backward (odd ones); the reward is the speed in that direction.
 
-    Tasks of even number run forward.
+    There are only two tasks, so all splits share them, as in the papers.
     """
 
     held_out = False
@@ -73,11 +73,15 @@ class Direction(Variation):
 
 
 class Velocity(Variation):
-    """A speed ~ U[``between``], paid by minus the distance from it."""
+    """Running at a target speed; the reward is minus the distance from it.
+
+    Args:
+        between: Smallest and largest target speed, uniform between them.
+    """
 
     def __init__(self, *, between: Sequence[float]) -> None:
         ordered = len(between) == 2 and between[0] < between[1]
-        require(ordered, f"task.varies.between={list(between)}: two numbers, the lower first, such as [0.0, 2.0]")
+        require(ordered, f"task.varies.between={list(between)}: give two numbers, the lower first, such as [0.0, 2.0]")
         self.between = tuple(between)
 
     def goals(self, seed: int, split: Split, indices: Sequence[int]) -> NDArray[np.float64]:
@@ -95,11 +99,14 @@ class Velocity(Variation):
 
 
 class Body(Variation):
-    """A body of its own, the reward the speed forward: Walker2DRandParams and HopperRandParams.
+    """Running forward with a varied body: Walker2DRandParams and HopperRandParams.
 
-    Every mass, every moment of inertia and every coefficient of friction is multiplied by 1.5^u, the damping of every
-    joint by 1.3^u, each with its own u ~ U[-``spread``, ``spread``] (the published code, where it is 3). Unlike there,
-    what MuJoCo derives from them is derived anew.
+    Every mass, moment of inertia and friction coefficient is multiplied by 1.5^u and the damping of every joint by
+    1.3^u, with a separate u ~ U[-``spread``, ``spread``] for each. Unlike in the published code, quantities that MuJoCo
+    derives from them are recomputed.
+
+    Args:
+        spread: Largest exponent (3 in the published code).
     """
 
     BASES: ClassVar[dict[str, float]] = {
@@ -127,19 +134,30 @@ class Body(Variation):
 
 
 class Locomotion(Task):
-    """A ``robot`` simulated by MuJoCo (Todorov et al. 2012), that ``varies`` from task to task.
+    """A MuJoCo robot (Todorov et al. 2012) that varies from task to task.
 
-    Robots, observations and how episodes begin are those of Gymnasium's HalfCheetah-v5 (17 numbers), Ant-v5 (27:
-    without contact forces), Walker2d-v5 (17) and Hopper-v5 (11). Actions are clipped to [-1, 1], and a step pays
+    Robots, observations and initial states are those of Gymnasium's HalfCheetah-v5 (17 observations), Ant-v5 (27:
+    without contact forces), Walker2d-v5 (17) and Hopper-v5 (11). Actions are clipped to [-1, 1]. The reward of a step
+    is
 
-    - by the mean forward speed while the action is held, as the task wants it (``varies``): forward or backward, or a
-      certain speed, of MAML (Finn et al. 2017, arXiv:1703.03400, section 5.3.2), or forward with a body of its own
-      (Rothfuss et al. 2019, arXiv:1810.06784, section 6);
-    - less ``control_cost`` times the squared length of the clipped action, plus ``bonus``.
+    - the mean forward speed while the action is held, as ``varies`` evaluates it: a direction or a target speed as in
+      MAML (Finn et al. 2017, arXiv:1703.03400, section 5.3.2), or the forward speed of a varied body (Rothfuss et al.
+      2019, arXiv:1810.06784, section 6);
+    - minus ``control_cost`` times the squared norm of the clipped action, plus ``bonus``.
 
-    With ``fall_ends`` an episode terminates when the robot falls (a cheetah never does). The published observations
-    of some of these environments have further parts, and Ant's reward a cost of contact of at most .04 a step, which
-    is left out: returns are near the papers' and not the same. ``threads`` are those of the simulation alone.
+    Some published environments have further observations, and Ant has a contact cost of at most .04 a step, which is
+    left out here. Returns are therefore close to the papers' but not identical.
+
+    Args:
+        seed: Seed of the tasks.
+        robot: The robot.
+        varies: What differs between the tasks: :class:`Direction`, :class:`Velocity` or :class:`Body`.
+        control_cost: Weight of the action's squared norm.
+        bonus: Reward added at every step.
+        fall_ends: If true, an episode terminates when the robot falls (a cheetah never does).
+        horizon: Steps after which an episode is truncated.
+        episodes: Episodes of a trial.
+        threads: Threads of the simulation; ``None``: one for each core.
     """
 
     kind: ClassVar[str] = "control"
@@ -168,11 +186,11 @@ class Locomotion(Task):
         self.spec = Spec("control", self.modality, (seen,), self.physics.actions)
 
     def to(self, device: torch.device) -> Locomotion:
-        require(device.type != "mps", "simulated robots have states in float64, which mps lacks; use runner.device=cpu")
+        require(device.type != "mps", "robots are simulated in float64, which mps lacks; use runner.device=cpu")
         return super().to(device)
 
     def goals(self, split: Split, indices: Sequence[int]) -> NDArray[np.float64]:
-        """The direction or speed that each task wants, [T]; 0 where it wants neither."""
+        """Return the target direction or speed of each task, [T]; 0 if it has none."""
         return self.varies.goals(self.seed, split, indices)
 
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> Robots:
@@ -184,24 +202,26 @@ class Locomotion(Task):
         return {"data": f"{self.robot} (MuJoCo, Gymnasium v5)", **self.varies.protocol(), **rewards, **sizes}
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
-        """Trial returns, one episode of each task simulated: ``still`` applies no force, ``random`` normal ones."""
+        """Return trial returns from one simulated episode of each task: ``still`` applies no force, ``random`` normal
+        ones.
+        """
         env = Robots(self, split, indices, torch.device("cpu"))
         noise = env.generator()
         state = env.reset(2, noise)
-        running, total = torch.ones(env.tasks, 2, dtype=torch.bool), torch.zeros(env.tasks, 2)
+        mask, total = torch.ones(env.tasks, 2, dtype=torch.bool), torch.zeros(env.tasks, 2)
         for _ in range(self.horizon):
             action = torch.randn(env.tasks, 2, self.physics.actions, generator=noise)
             action[:, 0] = 0
             state, reward, over = env.step(state, action, noise)
-            total += reward * running
-            running &= ~over
-            if not running.any():
+            total += reward * mask
+            mask &= ~over
+            if not mask.any():
                 break
         still, random = (self.episodes * total.mean(0)).tolist()
         return {"still": still, "random": random}
 
     def picture(self, learner: RLLearner) -> Figure:
-        """Forward speed in the first and last episode, before and after adaptation, on a few test tasks."""
+        """Plot the forward speed in the first and last episode, before and after adaptation, on a few test tasks."""
         from matplotlib.figure import Figure
 
         env = self.batch("test", range(4 if self.held_out_val else 2))
@@ -215,7 +235,7 @@ class Locomotion(Task):
                 (first, "tab:blue", "before adaptation"),
                 (last, "tab:red", "after adaptation"),
             ):
-                speed = rollout.observation[task, ..., at].cpu().masked_fill(~rollout.running[task].cpu(), torch.nan)
+                speed = rollout.observation[task, ..., at].cpu().masked_fill(~rollout.mask[task].cpu(), torch.nan)
                 ax.plot(seconds, speed.T, color=colour, lw=0.4, alpha=0.25)
                 ax.plot(seconds, speed.nanmean(0), color=colour, lw=1.6, label=label)
             name, speed_wanted = self.varies.wanted(float(env.goal[task]))
@@ -232,9 +252,9 @@ class Locomotion(Task):
 
 
 class Robots(Environment):
-    """T tasks of a robot; the state [T, E, size] is MuJoCo's: time, positions, velocities, in float64.
+    """T tasks of a robot; the state [T, E, size] is MuJoCo's (time, positions, velocities) in float64.
 
-    The simulation is the CPU's: with a state elsewhere, states and actions move there and back at every step.
+    The simulation runs on the CPU: states and actions on another device are copied there and back at every step.
     """
 
     def __init__(
@@ -247,8 +267,8 @@ class Robots(Environment):
         self.models = family.varies.models(self.physics, family.seed, split, indices)
         self.first = self.physics.first.to(self.device)
 
-    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        noise = torch.empty(self.tasks, copies, self.physics.size, dtype=torch.float64, device=self.device)
+    def reset(self, num_envs: int, generator: torch.Generator | None) -> Tensor:
+        noise = torch.empty(self.tasks, num_envs, self.physics.size, dtype=torch.float64, device=self.device)
         drawn(noise, "uniform_", -self.robot.noise, self.robot.noise, generator=generator)
         if self.robot.gaussian:
             drawn(noise[..., 1 + self.physics.positions :], "normal_", 0, self.robot.noise, generator=generator)
@@ -263,24 +283,24 @@ class Robots(Environment):
     def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         control = action.to(state.dtype).clamp(-1, 1)
         moved = self.advance(state, control)
-        # MuJoCo begins a simulation that diverges again, from the description and time 0: that episode is over.
-        sound = torch.isfinite(moved).all(-1) & (moved[..., 0] > state[..., 0])
-        moved = torch.where(sound[..., None], moved, state)
+        # MuJoCo resets a simulation that diverges to its description and time 0, which ends the episode here.
+        valid = torch.isfinite(moved).all(-1) & (moved[..., 0] > state[..., 0])
+        moved = torch.where(valid[..., None], moved, state)
         speed = (moved[..., 1] - state[..., 1]) / self.physics.held
-        paid = self.family.varies.pay(speed, self.goal) - self.family.control_cost * control.square().sum(-1)
-        over = ~(sound & self.robot.stands(*self.parts(moved))) if self.family.fall_ends else ~sound
-        return moved, (paid + self.family.bonus).to(torch.get_default_dtype()), over
+        reward = self.family.varies.pay(speed, self.goal) - self.family.control_cost * control.square().sum(-1)
+        over = ~(valid & self.robot.stands(*self.parts(moved))) if self.family.fall_ends else ~valid
+        return moved, (reward + self.family.bonus).to(torch.get_default_dtype()), over
 
     def advance(self, state: Tensor, control: Tensor) -> Tensor:
-        """The states after ``control`` [T, E, actions] was held; on the meta device, of their shape."""
+        """Return the states after ``control`` [T, E, actions] was held; on the meta device, empty states."""
         if state.is_meta:
             return torch.empty_like(state)
-        copies = state.shape[1]
-        models = [model for model in self.models for _ in range(copies)]
+        num_envs = state.shape[1]
+        models = [model for model in self.models for _ in range(num_envs)]
         moved = self.physics.advance(models, state.flatten(0, 1).cpu(), control.flatten(0, 1).cpu())
         return moved.view_as(state).to(state.device)
 
     def parts(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions and velocities [..., size]."""
+        """Split a state into positions and velocities, [..., size] each."""
         position, velocity = state[..., 1:].split([self.physics.positions, self.physics.velocities], -1)
         return position, velocity

@@ -1,4 +1,4 @@
-"""Mazes drawn anew for every task, each with a goal that is found in one episode and walked to in the next."""
+"""Random mazes with a hidden goal, found in the first episode of a trial and walked to in the others."""
 
 from __future__ import annotations
 
@@ -24,23 +24,31 @@ if TYPE_CHECKING:
     from metarun.tasks.learner import RLLearner
 
 STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))
-"""Up, right, down, left."""
+"""Moves of the actions: up, right, down, left."""
 
 Cells = NDArray[np.int64]
 
 
 class Maze(Task):
-    """``size`` x ``size`` cells between which walls stand: a random spanning tree is open, and more of it by ``loops``.
+    """Random mazes of ``size`` x ``size`` cells with a hidden goal.
 
-    The tree is the lightest one for random weights of the walls (Prim's algorithm); each other wall is left out with
-    chance ``loops``. Start and goal are two different cells; all is the same for the ``episodes`` of a trial. A step
-    that ends in the goal pays 1 and ends the episode, any other costs 1 / ``horizon``; against a wall nothing moves.
-    The goal is not seen. What is: for each cell at most ``view`` away in either direction (through walls), which of
-    its four sides are open; and with ``position`` where one is, two coordinates from -1 to 1.
+    The passages are a random spanning tree, the lightest one under random wall weights (Prim's algorithm). Each other
+    wall is left out with probability ``loops``. Start and goal are two different cells. The maze, the start and the
+    goal stay the same in all episodes of a trial. A step into the goal pays 1 and ends the episode, any other step
+    costs 1 / ``horizon``, and a step against a wall does not move.
 
-    Splits draw from different random numbers; of spanning trees there are 5.6e8 for 5 x 5 cells and 2e19 for 7 x 7.
-    With ``layouts`` given, meta-training has but so many mazes (with ever new starts and goals), to see what it takes
-    to generalise.
+    The splits use different random numbers. There are 5.6e8 spanning trees of 5 x 5 cells and 2e19 of 7 x 7.
+
+    Args:
+        seed: Seed of the tasks.
+        size: Cells on each side.
+        loops: Probability that a wall outside the spanning tree is left out.
+        layouts: Number of different mazes in meta-training, to study generalisation; ``None``: a new one for each task.
+            Start and goal differ in every task.
+        view: Distance in cells up to which the agent sees, through walls, which sides of a cell are open.
+        position: If true, the observation includes the agent's coordinates, scaled to -1..1.
+        horizon: Steps after which an episode is truncated.
+        episodes: Episodes of a trial.
     """
 
     kind: ClassVar[str] = "control"
@@ -59,7 +67,7 @@ class Maze(Task):
         horizon: Positive,
         episodes: Positive,
     ) -> None:
-        require(size >= 2, f"task.size={size}: a maze needs a start and a goal; use 2 or more")
+        require(size >= 2, f"task.size={size}: a maze needs at least 2 cells on each side, for a start and a goal")
         self.seed, self.size, self.loops, self.layouts = seed, size, loops, layouts
         self.view, self.position, self.horizon, self.episodes = view, position, horizon, episodes
         seen = len(STEPS) * (2 * view + 1) ** 2 + 2 * position
@@ -67,10 +75,10 @@ class Maze(Task):
         number = np.arange(size**2).reshape(size, size)  # of the cell (x, y)
         pairs = [(number[:, :-1], number[:, 1:]), (number[:-1], number[1:])]
         self.walls = np.concatenate([np.stack([a.ravel(), b.ravel()], 1) for a, b in pairs])
-        """The two cells on either side of every wall, [W, 2]; the second is up in the first half, right else."""
+        """Cells on either side of every wall, [W, 2]; the second is the upper one in the first half, else the right."""
 
     def neighbours(self, split: Split, indices: Sequence[int]) -> Cells:
-        """The cell each step leads to from each cell of each task, [T, cells, 4]: where a wall is, the same one."""
+        """Return the cell that each step leads to, [T, cells, 4]; a step against a wall leads to the same cell."""
         if split == "train" and self.layouts is not None:
             indices = [index % self.layouts for index in indices]
         count, cells = len(self.walls), self.size**2
@@ -84,7 +92,7 @@ class Maze(Task):
         return found
 
     def ends(self, split: Split, indices: Sequence[int]) -> tuple[Cells, Cells]:
-        """Start and goal of each task, two different cells, [T] each."""
+        """Return start and goal of each task, two different cells, [T] each."""
         cells = self.size**2
         u = uniforms(self.seed, split, indices, 2, stream=1)
         start = (cells * u[:, 0]).astype(int)
@@ -98,24 +106,26 @@ class Maze(Task):
         return {"data": "mazes", **{name: getattr(self, name) for name in names}}
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
-        """Exact trial returns: an ``oracle`` walks the shortest way, steps are ``random``, ``still`` is never there."""
+        """Return exact trial returns: ``oracle`` takes the shortest path, ``random`` random steps, ``still`` never
+        arrives.
+        """
         neighbours, (start, goal) = self.neighbours(split, indices), self.ends(split, indices)
         task = np.arange(len(start))
         away = distances(neighbours, goal)[task, start]
         oracle = np.where(away <= self.horizon, 1 - (away - 1) / self.horizon, -1.0)
-        there, rows = neighbours == goal[:, None, None], task[:, None, None]
+        reached, rows = neighbours == goal[:, None, None], task[:, None, None]
         value = np.zeros(neighbours.shape[:2])
         for _ in range(self.horizon):
-            value = np.where(there, 1.0, value[rows, neighbours] - 1 / self.horizon).mean(-1)
+            value = np.where(reached, 1.0, value[rows, neighbours] - 1 / self.horizon).mean(-1)
         each = {"oracle": oracle, "random": value[task, start], "still": np.full(1, -1.0)}
         return {name: self.episodes * float(x.mean()) for name, x in each.items()}
 
     def picture(self, learner: RLLearner) -> Figure:
-        """Three test mazes, a row each: the path in every episode of a trial, later steps darker."""
+        """Plot three test mazes, a row each, with the path in every episode of a trial; later steps are darker."""
         from matplotlib.figure import Figure
 
         env = self.batch("test", range(3))
-        places = Watched(env)
+        places = RecordingEnv(env)
         *_, rollout = learner.rollouts(places)
         episodes = rollout.reward.shape[2] // env.horizon
         path = torch.stack(places.states, 2)[..., -rollout.reward.shape[2] :].cpu()
@@ -123,7 +133,7 @@ class Maze(Task):
         for task, row in enumerate(figure.subplots(3, episodes, squeeze=False)):
             for number, ax in enumerate(row):
                 episode = rollout.episode(number, env.horizon)
-                steps = int(episode.running[task, 0].sum())
+                steps = int(episode.mask[task, 0].sum())
                 cell = path[task, 0, number * env.horizon :][:steps]
                 seen = torch.stack([cell // self.size, cell % self.size], 1)
                 seen = seen + 0.25 * (torch.linspace(0, 1, steps) - 0.5)[:, None]
@@ -134,11 +144,11 @@ class Maze(Task):
                 ax.plot(goal // self.size, goal % self.size, "*", color="tab:red", ms=14, alpha=0.8)
                 ax.set(aspect="equal", xticks=[], yticks=[])
                 ax.set_title(f"episode {number + 1}: {float(episode.reward[task, 0].sum()):.2f}", fontsize=9)
-        figure.suptitle("Paths through mazes of the meta-test split, to goals that are not seen")
+        figure.suptitle("Paths through mazes of the meta-test split to hidden goals")
         return figure
 
     def draw_walls(self, ax: Any, neighbours: Tensor) -> None:
-        """The walls of one maze, [cells, 4]."""
+        """Draw the walls of one maze, given its ``neighbours`` [cells, 4]."""
         for cell, sides in enumerate(neighbours.tolist()):
             x, y = divmod(cell, self.size)
             for (dx, dy), other in zip(STEPS, sides, strict=True):
@@ -161,20 +171,20 @@ class Mazes(Environment):
         self.rows = torch.arange(len(starts), device=self.device)[:, None]
         self.views = views(self.neighbours, family.size, family.view, family.position)
 
-    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        return self.starts.expand(-1, copies)
+    def reset(self, num_envs: int, generator: torch.Generator | None) -> Tensor:
+        return self.starts.expand(-1, num_envs)
 
     def observe(self, state: Tensor) -> Tensor:
         return self.views[self.rows, state]
 
     def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         state = self.neighbours[self.rows, state, action]
-        there = state == self.goals
-        return state, torch.where(there, 1.0, -1 / self.horizon).to(self.views.dtype), there
+        reached = state == self.goals
+        return state, torch.where(reached, 1.0, -1 / self.horizon).to(self.views.dtype), reached
 
 
-class Watched(Wrapper):
-    """The same mazes, and the ``states`` in which anyone acted: observations need not tell the place."""
+class RecordingEnv(Wrapper):
+    """Mazes that record the visited ``states``, since observations may not show the position."""
 
     def __init__(self, env: Mazes) -> None:
         super().__init__(env)
@@ -186,7 +196,16 @@ class Watched(Wrapper):
 
 
 def lightest_tree(walls: Cells, weight: NDArray[np.float64], cells: int) -> NDArray[np.bool_]:
-    """The spanning tree of least ``weight`` [T, W] of each of T graphs: Prim's algorithm, all T at once, [T, W]."""
+    """Return the edges of the minimum spanning trees of T graphs by Prim's algorithm, all at once.
+
+    Args:
+        walls: The two ends of each edge, [W, 2].
+        weight: Weights of the edges, [T, W].
+        cells: Number of vertices.
+
+    Returns:
+        True for the edges of the tree, [T, W].
+    """
     rows = np.arange(len(weight))
     inside = np.zeros((len(weight), cells), bool)
     inside[:, 0] = True
@@ -200,7 +219,7 @@ def lightest_tree(walls: Cells, weight: NDArray[np.float64], cells: int) -> NDAr
 
 
 def distances(neighbours: Cells, goal: Cells) -> Cells:
-    """The least number of steps from every cell to its task's ``goal`` [T], for all tasks at once: [T, cells]."""
+    """Return the smallest number of steps from every cell to its task's ``goal`` [T], as [T, cells]."""
     tasks, cells = neighbours.shape[:2]
     rows = np.arange(tasks)
     away = np.full((tasks, cells), cells)
@@ -213,7 +232,7 @@ def distances(neighbours: Cells, goal: Cells) -> Cells:
 
 
 def views(neighbours: Tensor, size: int, reach: int, position: bool) -> Tensor:
-    """What is seen from every cell of every task, [T, cells, features]: 1 for an open side, 0 for a wall."""
+    """Return the observation at every cell of every task, [T, cells, features]: 1 for an open side, 0 for a wall."""
     dtype = torch.get_default_dtype()
     cells = torch.arange(size**2, device=neighbours.device)
     open_sides = (neighbours != cells[:, None]).to(dtype)

@@ -1,4 +1,4 @@
-"""Small random Markov decision processes, each to be explored and exploited within one trial."""
+"""Small random Markov decision processes, each explored and exploited within one trial."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ Array = NDArray[np.float64]
 
 
 class TabularMDP(Task):
-    """``states`` x ``actions`` tables drawn anew for every task (Duan et al. 2016, arXiv:1611.02779, section 3.2).
+    """Random tabular Markov decision processes (Duan et al. 2016, arXiv:1611.02779, section 3.2).
 
-    P(s' | s, a) ~ Dirichlet(1, .., 1); the reward of (s, a) is N(m, 1) with m ~ N(1, 1). Episodes of ``horizon`` steps
-    begin in state 0, and a trial has ``episodes`` of them (n in the paper's table, of 10 states and 5 actions). The
+    P(s' | s, a) ~ Dirichlet(1, .., 1); the reward of (s, a) is N(m, 1) with m ~ N(1, 1). Episodes begin in state 0. The
     observation is the state, one-hot.
+
+    Args:
+        seed: Seed of the tasks.
+        states: Number of states (10 in the paper).
+        actions: Number of actions (5 in the paper).
+        horizon: Steps of an episode.
+        episodes: Episodes of a trial (n in the paper's table).
     """
 
     kind: ClassVar[str] = "control"
@@ -40,7 +46,7 @@ class TabularMDP(Task):
         self.spec = Spec("control", self.modality, (states,), actions, discrete_actions=True, rewards="gaussian")
 
     def tables(self, split: Split, indices: Sequence[int]) -> tuple[Array, Array]:
-        """P [T, S, A, S] and the mean rewards m [T, S, A]."""
+        """Return the transition probabilities [T, S, A, S] and the mean rewards [T, S, A]."""
         size = self.states * self.actions
         # Exponentials over their sum are Dirichlet(1, .., 1).
         shares = -np.log1p(-uniforms(self.seed, split, indices, size * self.states))
@@ -60,11 +66,11 @@ class TabularMDP(Task):
         }
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
-        """Expected returns of a trial on these tasks: ``random`` actions, and the ``optimum`` that knows the tables.
+        """Return expected trial returns of ``random`` actions and of the ``optimum`` that knows the tables.
 
-        ``discounted_optimum`` is the latter at a discount of .99. The ratios to value iteration that others publish
-        (Mishra et al. 2018, arXiv:1707.03141, table 4) and the returns that they are of (Duan et al.) have it, not the
-        optimum, between them: 20.8 an episode.
+        ``discounted_optimum`` is the optimum at a discount of .99. Published ratios to value iteration (Mishra et al.
+        2018, arXiv:1707.03141, table 4) and the returns of Duan et al. imply this one, 20.8 an episode, rather than the
+        undiscounted optimum.
         """
         moves, pays = self.tables(split, indices)
         found = {}
@@ -81,7 +87,7 @@ class TabularMDP(Task):
 
 
 class Tables(Environment):
-    """T decision processes; the state [T, E] is a number."""
+    """T decision processes; the state [T, E] is the number of a state."""
 
     def __init__(self, moves: Tensor, pays: Tensor, family: TabularMDP, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
@@ -89,8 +95,8 @@ class Tables(Environment):
         self.up_to, self.pays = moves.cumsum(-1), pays
         self.numbers = torch.arange(family.states, device=self.device)
 
-    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        return torch.zeros(self.tasks, copies, dtype=torch.long, device=self.device)
+    def reset(self, num_envs: int, generator: torch.Generator | None) -> Tensor:
+        return torch.zeros(self.tasks, num_envs, dtype=torch.long, device=self.device)
 
     def observe(self, state: Tensor) -> Tensor:
         return (state[..., None] == self.numbers).to(self.pays.dtype)

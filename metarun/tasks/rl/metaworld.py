@@ -1,4 +1,4 @@
-"""Meta-World: a robot arm, fifty kinds of things to do with it, and where the goal is, which it is not told."""
+"""Meta-World: a robot arm in fifty kinds of environments with hidden goals."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from metarun.types import Positive, Split
 class MetaWorld(GymFamily):
     """The benchmarks ML1, ML10 and ML45 of Meta-World (Yu et al. 2019, arXiv:1910.10897), version 3 of its simulators.
 
-    ``ML1`` is one ``env`` with goals that differ, ML10 and ML45 are 10 and 45 environments to meta-train on and 5
-    others to test on; 50 goals of each, drawn by the benchmark from ``goals_seed``. Meta-test has the benchmark's test
-    tasks and nothing else has. The benchmark names none for validation: every fifth of its meta-train goals is kept for
-    that, and not meta-trained on. The goal is hidden (zeros), the same in all ``episodes`` of a trial, and so is the
-    start: these environments take no seed. ``success`` is told beside the return: the share of last episodes that
-    reached the goal at any step.
+    ML1 is one environment with varied goals. ML10 and ML45 meta-train on 10 and 45 environments and test on 5 others,
+    with 50 goals each. The meta-test tasks are the benchmark's test tasks. The benchmark has no validation tasks: every
+    fifth meta-train goal is held out for validation. Goals are hidden (zeros). Goal and start stay the same in all
+    episodes of a trial. The metric ``success`` is the share of last episodes that reached the goal at any step.
+
+    Args:
+        seed: Seed of the tasks.
+        benchmark: The benchmark.
+        env: Name of the environment in ML1; ignored by the others.
+        goals_seed: Seed with which the benchmark draws the goals.
+        horizon: Steps after which an episode is truncated, at most 500.
+        episodes: Episodes of a trial.
     """
 
     modality: ClassVar[str] = "vector"
@@ -41,9 +47,9 @@ class MetaWorld(GymFamily):
         self.horizon, self.episodes = horizon, episodes
         metaworld = imported("metaworld", "task=rl/metaworld", "rl-metaworld")
         known = list(metaworld.ALL_V3_ENVIRONMENTS)
-        require(env in known, f"task.env={env}: no environment of Meta-World{nearest(env, known)}")
+        require(env in known, f"task.env={env}: Meta-World has no such environment{nearest(env, known)}")
         require(horizon <= 500, f"task.horizon={horizon}: an episode of Meta-World has at most 500 steps")
-        made = drawn(benchmark, env if benchmark == "ML1" else None, goals_seed)
+        made = load_benchmark(benchmark, env if benchmark == "ML1" else None, goals_seed)
         self.classes = {**made.train_classes, **made.test_classes}
         train: dict[str, list[Any]] = {}
         for task in made.train_tasks:
@@ -56,7 +62,7 @@ class MetaWorld(GymFamily):
         self.look()
 
     def sample(self, rng: np.random.Generator, split: Split) -> Any:
-        """A task of the benchmark: an environment and a goal."""
+        """Draw a task of the benchmark: an environment and a goal."""
         return self.tasks[split][int(rng.integers(len(self.tasks[split])))]
 
     def make(self, parameters: Any) -> Arm:
@@ -81,15 +87,15 @@ class MetaWorld(GymFamily):
 
 
 @cache
-def drawn(benchmark: str, env: str | None, seed: int) -> Any:
-    """The benchmark with its goals; drawing these takes seconds."""
+def load_benchmark(benchmark: str, env: str | None, seed: int) -> Any:
+    """Return the benchmark with its goals, cached because drawing them takes seconds."""
     import metaworld
 
     return getattr(metaworld, benchmark)(*([env] if env else []), seed=seed)
 
 
 class Arm:
-    """An environment of Meta-World that always begins with the same goal."""
+    """An environment of Meta-World with a fixed goal."""
 
     render_mode = "rgb_array"
 

@@ -1,4 +1,4 @@
-"""Grid worlds of MiniGrid and BabyAI: a task is a layout and a mission, which the agent need not be told."""
+"""Grid worlds of MiniGrid and BabyAI. A task is a layout and a mission, which may be hidden from the agent."""
 
 from __future__ import annotations
 
@@ -19,21 +19,28 @@ from metarun.types import SPLITS, Count, Positive, Split
 Action = Literal["left", "right", "forward", "pickup", "drop", "toggle", "done"]
 ACTIONS = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
 SIGNS = 16
-"""Numbers that tell one word from another."""
+"""Number of +-1 features that encode a word."""
 PARTS = ("train", "train", "train", "val", "test")
+"""Split of each remainder of a start's checksum."""
 
 
 class MiniGrid(GymFamily):
-    """Layouts and missions of ``env``, an id of MiniGrid or BabyAI (Chevalier-Boisvert et al. 2023, arXiv:2306.13831).
+    """Layouts and missions of one environment of MiniGrid or BabyAI (Chevalier-Boisvert et al. 2023, arXiv:2306.13831).
 
-    All ``episodes`` of a trial have the same layout, start and mission. The agent sees the ``7x7`` cells before it
-    (kinds, colours and states, one-hot) and its direction, as a vector; and the first ``words`` words of the mission,
-    each as 16 signs that its checksum gives. With ``words: 0`` the mission is hidden, and what it is must be found out
-    in one episode to be done in the next. ``actions`` are those that it has. The reward is 1 - .9 n / limit for success
-    in step n, else 0, with the environment's own limit.
+    All episodes of a trial have the same layout, start and mission. The observation is a vector: the 7x7 cells in front
+    of the agent (kinds, colours and states, one-hot), its direction, and the words of the mission. The reward is 1 - .9
+    n / limit for success in step n, else 0, with the environment's own limit. Starts are assigned to splits by a
+    checksum: three fifths to meta-training and one fifth each to validation and test.
 
-    By ``held_out``, no two splits share a whole start (``layouts``: grid, agent and mission) or a ``missions``: which
-    split one belongs to is told by its checksum, three fifths to meta-training and one each to the others.
+    Args:
+        seed: Seed of the tasks.
+        env: Id of the environment.
+        words: Number of words of the mission that the agent sees, each encoded by the 16 lowest bits of its checksum. 0
+            hides the mission, which must then be found out in one episode to be solved in the next.
+        actions: Names of the available actions.
+        held_out: The part of a task that no two splits share: ``layouts`` (grid, agent and mission) or ``missions``.
+        horizon: Steps after which an episode is truncated.
+        episodes: Episodes of a trial.
     """
 
     modality: ClassVar[str] = "vector"
@@ -51,12 +58,12 @@ class MiniGrid(GymFamily):
     ) -> None:
         self.seed, self.env, self.words, self.held_out = seed, env, words, held_out
         self.actions = [ACTIONS.index(name) for name in actions]
-        require(bool(actions), f"task.actions=[] names none of {', '.join(ACTIONS)}")
+        require(bool(actions), f"task.actions=[]: name at least one of {', '.join(ACTIONS)}")
         self.horizon, self.episodes = horizon, episodes
         self.gymnasium = imported("gymnasium", "task=rl/minigrid", "games")
         imported("minigrid", "task=rl/minigrid", "games")
         known = [name for name in self.gymnasium.registry if name.startswith(("MiniGrid-", "BabyAI-"))]
-        require(env in known, f"task.env={env}: no environment of MiniGrid or BabyAI{nearest(env, known)}")
+        require(env in known, f"task.env={env}: MiniGrid and BabyAI have no such environment{nearest(env, known)}")
         self.drawing = self.fresh()
         self.look()
 
@@ -64,25 +71,25 @@ class MiniGrid(GymFamily):
         return self.gymnasium.make(self.env, render_mode="rgb_array", disable_env_checker=True).unwrapped
 
     def sample(self, rng: np.random.Generator, split: Split) -> int:
-        """The seed of a layout that belongs to ``split``."""
+        """Draw the seed of a layout that belongs to ``split``."""
         for _ in range(1000):
             layout = int(rng.integers(2**31))
             if self.home(layout) == split:
                 return layout
         raise UserError(
-            f"task.held_out={self.held_out}: 1000 layouts of {self.env} were all of other splits than '{split}'; "
-            "there are too few to hold some out"
+            f"task.held_out={self.held_out}: none of 1000 layouts of {self.env} belongs to split '{split}'; "
+            "the environment has too few to hold some out"
         )
 
     def home(self, layout: int) -> Split:
-        """The split of a layout."""
+        """Return the split of a layout."""
         simulator = self.drawing
         silent_reset(simulator, layout)
-        said = simulator.mission.encode()
+        content = simulator.mission.encode()
         if self.held_out == "layouts":
             start = np.array([*simulator.agent_pos, simulator.agent_dir])
-            said += simulator.grid.encode().tobytes() + start.astype(np.uint8).tobytes()
-        part: Split = PARTS[crc32(said) % len(PARTS)]  # type: ignore[assignment]
+            content += simulator.grid.encode().tobytes() + start.astype(np.uint8).tobytes()
+        part: Split = PARTS[crc32(content) % len(PARTS)]  # type: ignore[assignment]
         assert part in SPLITS
         return part
 
@@ -99,12 +106,12 @@ class MiniGrid(GymFamily):
         return DataRecord(rule={"held_out": self.held_out})
 
     def protocol(self) -> dict[str, Any]:
-        told = {name: getattr(self, name) for name in ("words", "held_out", "horizon", "episodes")}
-        return {"data": self.env, "actions": [ACTIONS[i] for i in self.actions], **told}
+        sizes = {name: getattr(self, name) for name in ("words", "held_out", "horizon", "episodes")}
+        return {"data": self.env, "actions": [ACTIONS[i] for i in self.actions], **sizes}
 
 
 class Layout:
-    """A simulator that always begins with the same layout, and shows itself as a vector."""
+    """A simulator with a fixed layout whose observations are vectors."""
 
     render_mode = "rgb_array"
 
@@ -122,7 +129,7 @@ class Layout:
 
     def reset(self, seed: int) -> tuple[NDArray[np.float32], dict[str, Any]]:
         seen, info = silent_reset(self.simulator, self.layout)
-        self.told = spoken(seen["mission"], self.words)
+        self.mission = encode_mission(seen["mission"], self.words)
         return self.vector(seen), info
 
     def step(self, action: int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
@@ -131,26 +138,26 @@ class Layout:
 
     def vector(self, seen: dict[str, Any]) -> NDArray[np.float32]:
         cells = [code[seen["image"][..., i]].ravel() for i, code in enumerate(self.codes)]
-        return np.concatenate([*cells, self.directions[seen["direction"]], self.told])
+        return np.concatenate([*cells, self.directions[seen["direction"]], self.mission])
 
     def render(self) -> Any:
         return self.simulator.render()
 
 
 def silent_reset(simulator: Any, layout: int) -> Any:
-    """BabyAI prints whatever it tries in vain."""
+    """Reset a simulator to a layout and discard what BabyAI prints for rejected attempts."""
     with contextlib.redirect_stdout(io.StringIO()):
         return simulator.reset(seed=layout)
 
 
-def spoken(mission: str, words: int) -> NDArray[np.float32]:
-    """The first ``words`` words of a mission as ``SIGNS`` numbers +-1 each, zeros after its end."""
-    said = mission.lower().replace(",", " ").split()
+def encode_mission(mission: str, words: int) -> NDArray[np.float32]:
+    """Encode a mission: :data:`SIGNS` numbers +-1 for each of ``words`` words, zeros after its end."""
+    tokens = mission.lower().replace(",", " ").split()
     require(
-        not words or len(said) <= words,
-        f"task.words={words}: the mission '{mission}' has {len(said)} words; tell them all, or none (0)",
+        not words or len(tokens) <= words,
+        f"task.words={words}: the mission '{mission}' has {len(tokens)} words; use that many or more, or 0 to hide it",
     )
     signs = np.zeros((words, SIGNS), np.float32)
-    for row, word in zip(signs, said, strict=False):
+    for row, word in zip(signs, tokens, strict=False):
         row[:] = [2 * (crc32(word.encode()) >> bit & 1) - 1 for bit in range(SIGNS)]
     return signs.ravel()

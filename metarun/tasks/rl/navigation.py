@@ -1,4 +1,4 @@
-"""A point in the plane that must find its goal: the 2-D navigation of MAML."""
+"""2-D point navigation to a hidden goal, as in MAML."""
 
 from __future__ import annotations
 
@@ -31,15 +31,20 @@ Reward = Literal["distance", "squared_distance"]
 
 
 class Navigation(Task):
-    """2-D navigation (Finn et al. 2017, section 5.3.1): goals ~ U[-.5, .5]^2, start 0, steps of at most .1.
+    """2-D navigation (Finn et al. 2017, section 5.3.1): goals ~ U[-.5, .5]^2, start at 0, steps of at most .1.
 
-    The observation is the position, the goal is hidden; an episode terminates when both coordinates are
-    within .01 of the goal, and is truncated after ``horizon`` steps. The published codes differ, and so do
-    their returns: ``actions: scaled`` maps the policy's [-1, 1] to a step in [-.1, .1] (the authors' code),
-    ``clipped`` takes its output as the step itself, clipped at .1 (the PyTorch ports); ``reward: distance``
-    is minus the distance to the goal after the step (all codes), ``squared_distance`` minus its square (the
-    paper's text). ``episodes`` is the length of a trial, which matters to learners with a memory: the return
-    is that of a trial. ``test_goals: authors`` tests on the 40 goals of the authors' test script.
+    The observation is the position; the goal is hidden. An episode terminates when both coordinates are within .01 of
+    the goal. The published codes differ in actions and rewards, and so do their returns.
+
+    Args:
+        seed: Seed of the tasks.
+        actions: ``scaled`` maps the policy's [-1, 1] to a step in [-.1, .1] (the authors' code). ``clipped`` takes the
+            output as the step itself, clipped at .1 (the PyTorch ports).
+        reward: ``distance``: minus the distance to the goal after the step (all codes). ``squared_distance``: minus its
+            square (the paper's text).
+        horizon: Steps after which an episode is truncated.
+        episodes: Episodes of a trial, for learners with a hidden state. The return is that of a trial.
+        test_goals: ``drawn``, or ``authors`` for the 40 goals of the authors' test script.
     """
 
     kind: ClassVar[str] = "control"
@@ -62,7 +67,7 @@ class Navigation(Task):
         self.spec = Spec("control", self.modality, (2,), 2)
 
     def goals(self, split: Split, indices: Sequence[int]) -> NDArray[np.float64]:
-        """The goal of each task, [T, 2]. There are 40 of the authors'; further indices begin again."""
+        """Return the goal of each task, [T, 2]. The authors' 40 goals repeat for larger indices."""
         if split == "test" and self.test_goals == "authors":
             fixed = np.random.RandomState(1).uniform(-GOAL_RANGE, GOAL_RANGE, (40, 2))
             return fixed[np.asarray(indices) % len(fixed)]
@@ -83,29 +88,29 @@ class Navigation(Task):
         }
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
-        """Trial returns: ``oracle`` knows the goal and plays optimally, ``still`` never moves."""
+        """Return trial returns: ``oracle`` knows the goal and moves optimally, ``still`` never moves."""
         goals = np.abs(self.goals(split, indices))
         best, still = self._oracle_returns(goals), -self.horizon * self._cost(goals)
         return {"oracle": self.episodes * float(best.mean()), "still": self.episodes * float(still.mean())}
 
     def _oracle_returns(self, goals: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The exact optimum of an episode, [T], for goals in the positive quadrant.
+        """Return the optimal return of an episode, [T], for goals in the positive quadrant.
 
-        Full speed in each coordinate until it is reached: no path is nearer in either coordinate at any step,
-        so none is nearer or done sooner.
+        The optimal path moves at full speed in each coordinate until it is reached: no path is nearer in either
+        coordinate at any step.
         """
         time = np.arange(1, self.horizon + 1)[:, None]
         left = np.maximum(goals[:, None] - TOP_SPEED * time, 0)
         reached = (left < REACHED).all(-1)
-        running = np.cumsum(reached, axis=1) - reached == 0  # the step that reaches the goal still counts
-        return -(self._cost(left) * running).sum(1)
+        mask = np.cumsum(reached, axis=1) - reached == 0  # the step that reaches the goal still counts
+        return -(self._cost(left) * mask).sum(1)
 
     def _cost(self, offset: NDArray[np.float64]) -> NDArray[np.float64]:
         square = np.square(offset).sum(-1)
         return square if self.reward == "squared_distance" else np.sqrt(square)
 
     def picture(self, learner: RLLearner) -> Figure:
-        """Four test goals: paths before and after adaptation (the first and last episode of a trial)."""
+        """Plot four test goals with the paths before and after adaptation (the first and last episode of a trial)."""
         from matplotlib.figure import Figure
 
         env = self.batch("test", range(4))
@@ -118,7 +123,7 @@ class Navigation(Task):
                 (last, "tab:red", "after adaptation"),
             ):
                 for copy in range(min(3, rollout.observation.shape[1])):
-                    steps = int(rollout.running[task, copy].sum()) + 1  # and where the last one led
+                    steps = int(rollout.mask[task, copy].sum()) + 1  # and where the last one led
                     path = rollout.observation[task, copy, :steps].cpu()
                     ax.plot(
                         path[:, 0],
@@ -132,12 +137,12 @@ class Navigation(Task):
             ax.plot(0, 0, "o", color="0.4", ms=4, label="start")
             ax.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), aspect="equal")
         figure.axes[0].legend(fontsize=7)
-        figure.suptitle("Navigation to goals of the meta-test split, which the policy is not told")
+        figure.suptitle("Navigation to hidden goals of the meta-test split")
         return figure
 
 
 class Plane(Environment):
-    """T goals in the plane; the state is the position [T, E, 2]."""
+    """T goals in the plane; the state [T, E, 2] is the position."""
 
     def __init__(self, goals: Tensor, family: Navigation, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
@@ -146,8 +151,8 @@ class Plane(Environment):
         self.scaled = family.actions == "scaled"
         self.squared = family.reward == "squared_distance"
 
-    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        return self.goals.new_zeros(self.tasks, copies, 2)
+    def reset(self, num_envs: int, generator: torch.Generator | None) -> Tensor:
+        return self.goals.new_zeros(self.tasks, num_envs, 2)
 
     def observe(self, state: Tensor) -> Tensor:
         return state

@@ -1,4 +1,4 @@
-"""A pendulum to be swung up, with mass, length, gravity and motor that are not told."""
+"""Pendulum swing-up with hidden mass, length, gravity and motor."""
 
 from __future__ import annotations
 
@@ -22,19 +22,28 @@ if TYPE_CHECKING:
     from metarun.tasks.learner import RLLearner
 
 STEP = 0.05
-"""Seconds."""
+"""Time step in seconds."""
 TOP_SPEED = 8
+"""Largest angular speed in radians a second."""
 
 
 class Pendulum(Task):
-    """The torque-limited pendulum, every step as in Gymnasium's Pendulum-v1, physics by task.
+    """The torque-limited pendulum with the dynamics of Gymnasium's Pendulum-v1 and varied physics.
 
-    Ranges [least, greatest], of which each task draws its own: ``gravity``, ``mass``, ``length`` and the greatest
-    ``torque``, at which actions are clipped (Gymnasium's values: 10, 1, 1, 2); see
-    :class:`~metarun.tasks.rl.physics.Constants`, also for ``extrapolate``. In a share ``swapped`` of the tasks the
-    motor turns the other way. A step costs the square of the angle from upright, .1 that of its speed and .001 that of
-    the torque; an episode begins anywhere and lasts ``horizon`` steps. The observation is cosine and sine of the angle,
-    and its speed.
+    A step costs the squared angle from upright, .1 times the squared speed and .001 times the squared torque. An
+    episode begins at a random angle and speed. The observation is cosine and sine of the angle, and the speed. Each
+    task draws its physical constants from ranges [least, greatest]; see :class:`~metarun.tasks.rl.physics.Constants`.
+
+    Args:
+        seed: Seed of the tasks.
+        gravity: Gravity in m/s^2 (Gymnasium: 10).
+        mass: Mass in kg (Gymnasium: 1).
+        length: Length in m (Gymnasium: 1).
+        torque: Largest torque in N m, at which actions are clipped (Gymnasium: 2).
+        extrapolate: Distance of meta-test constants from the ranges; 0 for the same ranges in all splits.
+        swapped: Share of the tasks in which the motor turns the other way.
+        horizon: Steps of an episode.
+        episodes: Episodes of a trial.
     """
 
     kind: ClassVar[str] = "control"
@@ -67,10 +76,11 @@ class Pendulum(Task):
         return {"data": "Pendulum", **self.constants.protocol(), **sizes}
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
-        """Trial returns, simulated with five episodes a task: ``controller`` knows the physics, ``still`` does nothing.
+        """Return trial returns, simulated with five episodes a task: ``controller`` knows the physics, ``still`` does
+        nothing.
 
-        The controller gives the pendulum the energy that it has at the top (Astrom & Furuta 2000) and holds it there;
-        that is good, and not optimal. (Above 0 is nothing.)
+        The controller brings the pendulum to the energy of the upright position and balances it there (Astrom & Furuta
+        2000). It is good but not optimal. No return exceeds 0.
         """
         env = self.batch(split, indices)
         return {
@@ -79,12 +89,12 @@ class Pendulum(Task):
         }
 
     def picture(self, learner: RLLearner) -> Figure:
-        """The height of the pendulum's end over time, in four test tasks."""
+        """Plot the height of the pendulum's end over time in four test tasks."""
         return traces(self, learner, lambda seen: seen[:, 0], "height, of 1")
 
 
 class Pendulums(Environment):
-    """T pendulums; the state is the angle from upright and its speed [T, E, 2]."""
+    """T pendulums; the state [T, E, 2] is the angle from upright and the angular speed."""
 
     def __init__(self, family: Pendulum, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
@@ -93,8 +103,8 @@ class Pendulums(Environment):
         self.gravity, self.mass, self.length, self.torque = constants.values()
         self.way = signs(family.swapped, family.seed, split, indices, self.torque)
 
-    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        unit = drawn(self.torque.new_empty(self.tasks, copies, 2), "uniform_", -1, 1, generator=generator)
+    def reset(self, num_envs: int, generator: torch.Generator | None) -> Tensor:
+        unit = drawn(self.torque.new_empty(self.tasks, num_envs, 2), "uniform_", -1, 1, generator=generator)
         return unit * unit.new_tensor([pi, 1.0])
 
     def observe(self, state: Tensor) -> Tensor:
@@ -112,7 +122,7 @@ class Pendulums(Environment):
         return state, -cost, torch.zeros_like(angle, dtype=torch.bool)
 
     def swing_up(self, state: Tensor, _: torch.Generator | None) -> Tensor:
-        """Torques [T, E, 1] that raise the energy to that of standing still at the top, and hold it there."""
+        """Return torques [T, E, 1] that raise the energy to that of the upright rest position and balance there."""
         angle, speed = upright(state[..., 0]), state[..., 1]
         inertia, weight = self.mass * self.length.square() / 3, self.mass * self.gravity * self.length / 2
         lacking = weight * (1 - angle.cos()) - 0.5 * inertia * speed.square()
@@ -124,5 +134,5 @@ class Pendulums(Environment):
 
 
 def upright(angle: Tensor) -> Tensor:
-    """The same angle between -pi and pi."""
+    """Map an angle to the range from -pi to pi."""
     return (angle + pi) % (2 * pi) - pi

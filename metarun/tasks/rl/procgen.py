@@ -1,4 +1,4 @@
-"""The games of Procgen: a task is a level."""
+"""The games of Procgen. A task is a level."""
 
 from __future__ import annotations
 
@@ -19,16 +19,25 @@ Game = Literal[
     "leaper", "maze", "miner", "ninja", "plunder", "starpilot",
 ]  # fmt: skip
 HELD_OUT = 2**20
-"""Levels from here on are drawn for meta-validation (even ones) and meta-test (odd ones)."""
+"""First level that is reserved for meta-validation (even levels) and meta-test (odd ones)."""
 
 
 class Procgen(GymFamily):
     """Levels of the Procgen games (Cobbe et al. 2020, arXiv:1912.01588).
 
-    A task is one level of one of ``games``, the same in all ``episodes`` of a trial: meta-training has levels 0 to
-    ``levels`` - 1 of each game (200 and 500 in the paper's easy and hard setting), validation and test draw from
-    others. The observation is the 64x64 image, each ``shrink`` x ``shrink`` block of pixels averaged. An action is
-    repeated ``repeat`` times.
+    A task is one level of one game, the same in all episodes of a trial. The observation is the 64x64 image.
+
+    Args:
+        seed: Seed of the tasks.
+        games: Names of the games.
+        mode: Difficulty of the levels.
+        levels: Number of meta-training levels of each game (200 and 500 in the paper's easy and hard setting).
+            Validation and test draw from others.
+        backgrounds: If true, levels have background images.
+        shrink: Side of the blocks of pixels that are averaged; it divides 64.
+        repeat: Number of steps for which an action is repeated.
+        horizon: Steps after which an episode is truncated.
+        episodes: Episodes of a trial.
     """
 
     modality: ClassVar[str] = "image"
@@ -48,7 +57,7 @@ class Procgen(GymFamily):
     ) -> None:
         self.seed, self.games, self.mode, self.levels, self.backgrounds = seed, list(games), mode, levels, backgrounds
         self.shrink, self.repeat, self.horizon, self.episodes = shrink, repeat, horizon, episodes
-        require(bool(self.games), "task.games=[] names no game")
+        require(bool(self.games), "task.games=[]: name at least one game")
         require(levels <= HELD_OUT, f"task.levels={levels}: at most {HELD_OUT}; those after them are held out")
         require(64 % shrink == 0, f"task.shrink={shrink} must divide 64, the image's side")
         self.engine = engine()
@@ -56,7 +65,7 @@ class Procgen(GymFamily):
         self.look()
 
     def sample(self, rng: np.random.Generator, split: Split) -> tuple[str, int]:
-        """A game and a level."""
+        """Draw a game and a level."""
         game = self.games[int(rng.integers(len(self.games)))]
         if split == "train":
             return game, int(rng.integers(self.levels))
@@ -87,7 +96,7 @@ class Procgen(GymFamily):
 
 
 class Level:
-    """One game that always begins in the state ``start``, for the adaptor to play."""
+    """One game with the fixed initial state ``start`` as a Gymnasium-like simulator."""
 
     render_mode = "rgb_array"
 
@@ -101,7 +110,7 @@ class Level:
         self.observation_space = Box(0, 255, (side, side, 3), np.uint8)
 
     def reset(self, seed: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """All of a level is in its state, the numbers that it draws on its way too."""
+        """Restore the initial state. It includes the level's own random numbers, so ``seed`` is not used."""
         self.engine.set_state([self.start])
         self.frame = self.engine.observe()[1]["rgb"][0].copy()
         return self.small(), {}
@@ -112,7 +121,7 @@ class Level:
             self.engine.act(np.array([action]))
             reward, seen, first = self.engine.observe()
             paid, over = paid + float(reward[0]), bool(first[0])
-            if over:  # the image is of the next episode
+            if over:  # the image already belongs to the next episode
                 break
             self.frame = seen["rgb"][0].copy()
         return self.small(), paid, over, False, {}
@@ -129,7 +138,9 @@ class Level:
 
 
 def engine() -> Any:
-    """procgen2, which needs an old gym that prints a notice; or one line that says what is missing."""
+    """Import procgen2, without the notice that its old gym prints; raises :class:`UserError` if a dependency is
+    missing.
+    """
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             from procgen import ProcgenGym3Env

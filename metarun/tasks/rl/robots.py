@@ -1,4 +1,4 @@
-"""MuJoCo as a function: many copies of a robot advance at once, each from a state that is given."""
+"""MuJoCo as a pure function: many environments of a robot advance at once, each from a given state."""
 
 from __future__ import annotations
 
@@ -38,22 +38,25 @@ def hopper_stands(position: Tensor, velocity: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Robot:
-    """A robot of Gymnasium's, as in the fifth version of its environment (Towers et al. 2024, arXiv:2407.17032)."""
+    """A robot of Gymnasium's version 5 environments (Towers et al. 2024, arXiv:2407.17032).
+
+    Attributes:
+        file: Name of its description among the files that Gymnasium ships.
+        skip: Physics steps for which an action is held.
+        hidden: Number of leading positions that are not observed (the location on the ground).
+        noise: Initial positions differ from the description by uniform noise up to this.
+        gaussian: True if initial velocities are normal with deviation ``noise``, false if uniform up to it.
+        top: Observed velocities are clipped at this.
+        stands: Function (positions, velocities), [..., size] each -> bool [...], false once the robot has fallen.
+    """
 
     file: str
-    """Its description, among the files that Gymnasium ships."""
     skip: int
-    """Steps of the physics for which an action is held."""
     hidden: int
-    """Leading positions that are not observed: where on the ground it is."""
     noise: float
-    """Positions begin within this of the description's, uniform."""
     gaussian: bool
-    """Whether velocities begin normal, with this deviation, or uniform too."""
     top: float
-    """Velocities are observed up to this."""
     stands: Callable[[Tensor, Tensor], Tensor]
-    """(positions, velocities), each [..., size] -> whether it has not fallen, [...]."""
 
 
 ROBOTS = {
@@ -65,12 +68,12 @@ ROBOTS = {
 
 
 def needed(package: str) -> str:
-    """The one line for someone who lacks ``package``."""
+    """Return the message for a missing ``package``."""
     return f"simulated robots need {package}: pip install 'metarun[rl]'"
 
 
 def description(file: str) -> Path:
-    """One of Gymnasium's files, found without importing it."""
+    """Return the path of one of Gymnasium's model files without importing Gymnasium."""
     found = importlib.util.find_spec("gymnasium")
     if found is None or found.origin is None:
         raise UserError(needed("gymnasium"))
@@ -80,12 +83,16 @@ def description(file: str) -> Path:
 
 
 class Physics:
-    """A robot's model, and ``threads`` in which copies of it advance (``None``: as many as there are cores).
+    """A robot's model and the threads that simulate it.
 
-    A state is ``[time, positions, velocities]``, in float64, and what follows from it depends on nothing else: on no
-    step before, on no other copy and on no thread. To that end the contact solver starts anew with every action,
-    where MuJoCo's own loop begins with the accelerations of the step before, which are no part of the state and which
-    the pool does not tell; both stop at the same tolerance (1e-8). Within an action it starts from the step before.
+    A state is ``[time, positions, velocities]`` in float64, and the next state depends on the state and the action
+    only: not on earlier steps, other environments or the thread. For this the contact solver starts from zero with
+    every action, whereas MuJoCo's own loop warm-starts it with the accelerations of the previous step, which are not
+    part of the state. Both stop at the same tolerance (1e-8). Within an action the solver is warm-started.
+
+    Args:
+        robot: The robot.
+        threads: Number of threads; ``None``: one for each core.
     """
 
     def __init__(self, robot: Robot, threads: int | None) -> None:
@@ -101,12 +108,12 @@ class Physics:
         self.positions, self.velocities, self.actions = self.model.nq, self.model.nv, self.model.nu
         self.size = 1 + self.positions + self.velocities
         self.held = self.model.opt.timestep * robot.skip
-        """Seconds that an action takes."""
+        """Duration of an action in seconds."""
         self.first = torch.from_numpy(np.concatenate([[1.0], self.model.qpos0, np.zeros(self.velocities)]))
-        """The state that the description gives. Its clock is ahead of one that MuJoCo has set back to 0."""
+        """Initial state of the description, at time 1; time 0 shows that MuJoCo has reset a diverged simulation."""
 
     def changed(self, factors: dict[str, np.ndarray[Any, Any]]) -> Any:
-        """A copy of the model in which arrays are multiplied, with what MuJoCo derives from them derived anew."""
+        """Return a copy of the model with arrays multiplied by ``factors`` and derived quantities recomputed."""
         import copy
 
         model = copy.copy(self.model)
@@ -117,14 +124,14 @@ class Physics:
 
     @cached_property
     def pool(self) -> tuple[Any, list[Any]]:
-        """Threads that wait for work, and a place for each to work in. One thread is the caller's own."""
+        """The simulation threads, and one ``MjData`` for each. A single thread is the caller's own."""
         from mujoco.rollout import Rollout
 
         places = [self.mujoco.MjData(self.model) for _ in range(self.threads)]
         return Rollout(nthread=self.threads if self.threads > 1 else 0), places
 
     def advance(self, models: Sequence[Any], state: Tensor, control: Tensor) -> Tensor:
-        """The states [N, size] after ``control`` [N, actions] was held, one model each."""
+        """Return the states [N, size] after ``control`` [N, actions] was held, given one model each."""
         rollout, places = self.pool
         skip = self.robot.skip
         held = control[:, None].expand(-1, skip, -1).contiguous().numpy()

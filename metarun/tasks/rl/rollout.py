@@ -1,4 +1,4 @@
-"""Rollouts: what agents saw, did and were paid in T tasks, E environments of each."""
+"""Rollouts: observations, actions and rewards of T tasks x E environments."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rollout:
-    """S steps of T x E agents: one episode, or the consecutive episodes of a trial.
+    """S steps of T x E environments: one episode, or the consecutive episodes of a trial.
 
     Attributes:
-        observation: [T, E, S, size], seen before acting.
+        observation: [T, E, S, size], before the action.
         action: [T, E, S] if discrete, else [T, E, S, size].
         reward: [T, E, S], 0 once the episode has ended.
-        running: [T, E, S] bool, true where the step was part of an episode. An environment that has finished waits for
+        mask: [T, E, S] bool, true for the steps of an episode. An environment whose episode has ended waits for
             the others, its state unchanged.
         terminated: [T, E, S] bool, true where the episode ended with this step. Episodes without such a step were
             truncated, at the horizon or before.
@@ -26,24 +26,24 @@ class Rollout:
     observation: Tensor
     action: Tensor
     reward: Tensor
-    running: Tensor
+    mask: Tensor
     terminated: Tensor
 
     def returns(self) -> Tensor:
-        """Undiscounted returns [T, E]."""
+        """Return the undiscounted returns, [T, E]."""
         return self.reward.sum(-1)
 
     def episode(self, number: int, horizon: int) -> Rollout:
-        """Episode ``number`` of a trial; negative numbers count from the last."""
+        """Return episode ``number`` of a trial; negative numbers count from the last."""
         start = number * horizon % self.reward.shape[2]
         return self._map(lambda x: x[:, :, start : start + horizon])
 
-    def first(self, copies: int) -> Rollout:
-        """The first ``copies`` environments of each task."""
-        return self._map(lambda x: x[:, :copies])
+    def first(self, num_envs: int) -> Rollout:
+        """Return the first ``num_envs`` environments of each task."""
+        return self._map(lambda x: x[:, :num_envs])
 
     def joined(self, more: Rollout) -> Rollout:
-        """These environments followed by those of ``more``, which are of the same tasks."""
+        """Concatenate the environments of ``more``, which has the same tasks, after these."""
         pairs = ((getattr(self, field.name), getattr(more, field.name)) for field in fields(self))
         return Rollout(*(torch.cat(pair, 1) for pair in pairs))
 

@@ -1,4 +1,4 @@
-"""Gymnasium's spaces as policies know them: observations as vectors or images, actions as numbers or vectors."""
+"""Conversion of Gymnasium's spaces: observations become vectors or images, actions integers or vectors."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ from metarun.errors import UserError, require
 
 Channels = Literal["first", "last"]
 MOST_CHANNELS = 4
-"""Of an image whose layout is not told: an outer dimension of at most so many is taken for its channels."""
+"""An image dimension of at most this size is taken for the channels."""
 MOST_COMBINATIONS = 4096
-"""Of the parts of an action that are numbered."""
+"""Largest number of combinations of a composite action."""
 UNBOUNDED = 1e9
-"""Bounds of at least this size, and those of a float type itself, are taken for none."""
+"""Bounds of at least this size, and the limits of a float type, count as no bounds."""
 
 
 class WrongValue(Exception):
-    """What an environment returned is not what its interface says: "a reward of shape (2,); it must be ..."."""
+    """An environment returned a value that does not match its spaces: "a reward of shape (2,); it must be ..."."""
 
 
 class Interface:
-    """What of a simulator's spaces a policy sees, and how observations and actions are translated.
+    """Conversion between a simulator's spaces and the policy's observations and actions.
 
-    Observations: a ``Box`` of three dimensions, or of two of bytes, is an image. Its channels are the last dimension if
-    there are at most 4, else the first one if there are; where there are more, ``channels`` must say which it is. Other
-    spaces become one vector, their parts one after the other, as Gymnasium flattens them. Bytes in 0..255 become 0..1.
+    Observations: a ``Box`` of three dimensions, or of two with dtype uint8, is an image. Its last dimension holds the
+    channels if its size is at most 4, else its first one if that is; otherwise ``channels`` must say which. Other
+    spaces are flattened to one vector as in Gymnasium. Bytes 0..255 are scaled to 0..1.
 
-    Actions: ``Discrete``, and the combinations of a ``MultiDiscrete`` or ``MultiBinary``, are numbered. A ``Box`` has
-    its bounds at -1 and 1 for the policy; where a dimension has one bound, it is at -1 or 1 and a unit is a unit; one
-    without bounds is left as it is. Whatever the policy says, actions are within the bounds, integers rounded.
+    Actions: ``Discrete`` actions, and the combinations of a ``MultiDiscrete`` or ``MultiBinary``, are numbered. The
+    bounds of a ``Box`` are mapped to -1 and 1. A dimension with one bound has it at -1 or 1 and keeps its unit; one
+    without bounds is not scaled. Actions are clipped to the bounds, and integers rounded.
+
+    Args:
+        simulator: An environment with ``observation_space`` and ``action_space``.
+        channels: ``first`` or ``last``, for images whose shape is ambiguous.
 
     Raises:
-        UserError: if the simulator has no spaces or they cannot be translated.
+        UserError: The simulator has no spaces, or they cannot be converted.
     """
 
     def __init__(self, simulator: Any, channels: Channels | None = None) -> None:
@@ -99,10 +103,10 @@ class Interface:
         self.least, self.most = np.where(below, -1, -np.inf), np.where(above, 1, np.inf)
 
     def read(self, observation: Any) -> NDArray[np.float32]:
-        """An observation as a vector [size], an image with its channels first.
+        """Convert an observation to a float32 vector [size], for images with the channels first.
 
         Raises:
-            WrongValue: if it is not of its space, or not finite.
+            WrongValue: The observation does not match its space or is not finite.
         """
         seen = self.spaces["observations"]
         if self.channels_last:
@@ -115,7 +119,9 @@ class Interface:
         return values
 
     def write(self, action: Any) -> Any:
-        """An action of the policy, a number or a finite vector [size], as the simulator's, inside of its space."""
+        """Convert the policy's action, an integer or a finite vector [size], to an element of the simulator's action
+        space.
+        """
         acts = self.spaces["actions"]
         if not self.discrete:
             values = self.middle + self.reach * np.clip(action, self.least, self.most)
@@ -152,7 +158,7 @@ class Interface:
         return self.read(seen), paid, bool(terminated), bool(truncated), info
 
     def difference(self, simulator: Any) -> str | None:
-        """What of the spaces of another simulator is not as here; ``None`` if they are equal."""
+        """Describe how another simulator's spaces differ from these; ``None`` if they are equal."""
         for name, theirs in spaces_of(simulator).items():
             if theirs is not self.spaces[name] and theirs != self.spaces[name]:
                 return differing(name, self.spaces[name], theirs)
@@ -160,7 +166,7 @@ class Interface:
 
 
 def spaces_of(simulator: Any) -> dict[str, Any]:
-    """The spaces of a simulator."""
+    """Return the observation and action space of a simulator; raises :class:`UserError` if it has none."""
     from gymnasium.spaces import Space
 
     found = {}
@@ -175,7 +181,7 @@ def spaces_of(simulator: Any) -> dict[str, Any]:
 
 
 def layout(shape: tuple[int, ...]) -> Channels:
-    """Whether the channels of an image come first or last, as far as its shape tells."""
+    """Return whether an image shape has its channels first or last; raises :class:`UserError` if it is ambiguous."""
     if shape[2] <= MOST_CHANNELS:
         return "last"
     require(
@@ -187,7 +193,9 @@ def layout(shape: tuple[int, ...]) -> Channels:
 
 
 def vector(space: Any, value: Any) -> NDArray[np.float32]:
-    """A value of ``space`` as one vector: parts one after the other, numbers of things one-hot, bytes in 0..1."""
+    """Flatten a value of ``space`` to one vector: parts are concatenated, discrete values one-hot, bytes scaled to
+    0..1.
+    """
     from gymnasium import spaces
     from gymnasium.spaces.utils import flatten
 
@@ -208,7 +216,7 @@ def vector(space: Any, value: Any) -> NDArray[np.float32]:
 
 
 def as_array(space: Any, value: Any) -> NDArray[Any]:
-    """A value of a Box, of its shape and of numbers that its type can stand for."""
+    """Return a value of a Box as an array, checked for shape and dtype."""
     try:
         array = np.asarray(value)
     except ValueError:  # lists of unequal lengths
@@ -230,7 +238,7 @@ def scaled(space: Any, array: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def differing(name: str, ours: Any, theirs: Any) -> str:
-    """What differs between two spaces, by the name of the part where it does."""
+    """Describe the difference between two spaces, with the name of the part that differs."""
     from gymnasium.spaces import Dict
 
     if isinstance(ours, Dict) and isinstance(theirs, Dict) and ours.spaces.keys() == theirs.spaces.keys():
@@ -240,7 +248,7 @@ def differing(name: str, ours: Any, theirs: Any) -> str:
 
 
 def number(value: Any) -> float | None:
-    """``value`` if it is one finite number that float32 can hold, else ``None``."""
+    """Return ``value`` as a float if it is one finite number in the range of float32, else ``None``."""
     if not isinstance(value, int | float):
         array = np.asarray(value)
         if array.ndim or array.dtype.kind not in "biuf":
@@ -250,7 +258,7 @@ def number(value: Any) -> float | None:
 
 
 def described(value: Any) -> str:
-    """What a value is, in a few words."""
+    """Describe the type and shape of a value in a few words."""
     if value is None:
         return "None"
     if isinstance(value, tuple | list):
@@ -261,13 +269,13 @@ def described(value: Any) -> str:
 
 
 def short(value: Any, length: int = 120) -> str:
-    """On one line, and no longer than that."""
+    """Return ``value`` as one line of at most ``length`` characters."""
     text = " ".join(str(value).split())
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def named(simulator: Any) -> str:
-    """The class of a simulator, without wrappers, and its module."""
+    """Return the module and class of a simulator, without wrappers."""
     if simulator is None:
         return "None"
     kind = type(getattr(simulator, "unwrapped", simulator))

@@ -1,4 +1,4 @@
-"""A point in the plane that is paid near its goal alone: a goal to be found before it can be walked to."""
+"""2-D point navigation with a sparse reward near the hidden goal."""
 
 from __future__ import annotations
 
@@ -28,13 +28,18 @@ TOP_SPEED = 0.1
 class SparseNavigation(Task):
     """Sparse 2-D navigation (Rakelly et al. 2019, arXiv:1903.08254, section 6.3).
 
-    Goals lie on the upper half of the unit circle, at uniform angles. A point starts in the middle and moves by the
-    action, clipped to [-1, 1], times .1 in each coordinate. A step that ends at a distance d of no more than ``radius``
-    from the goal pays 1 - d, any other nothing. An episode has ``horizon`` steps and does not end earlier; a trial has
-    ``episodes``, the goal the same. The observation is the position.
+    Goals lie on the upper half of the unit circle, at uniform angles, and are the same in all episodes of a trial. A
+    point starts at the centre and moves by the action, clipped to [-1, 1], times .1 in each coordinate. A step that
+    ends at a distance d <= ``radius`` from the goal pays 1 - d, any other 0. The observation is the position.
 
-    As in the paper, meta-training may use a dense reward, minus the distance, as its :meth:`Disc.shaped` one. The paper
-    meta-trains on a fixed list of goals and its code spaces them evenly; here each task has its own.
+    As in the paper, meta-training may use a dense reward, minus the distance (:meth:`Disc.shaped`). The paper
+    meta-trains on a fixed list of goals, which its code spaces evenly; here each task has its own.
+
+    Args:
+        seed: Seed of the tasks.
+        radius: Distance from the goal within which a step is rewarded.
+        horizon: Steps of an episode; it never ends earlier.
+        episodes: Episodes of a trial.
     """
 
     kind: ClassVar[str] = "control"
@@ -46,7 +51,7 @@ class SparseNavigation(Task):
         self.spec = Spec("control", self.modality, (2,), 2)
 
     def goals(self, split: Split, indices: Sequence[int]) -> NDArray[np.float64]:
-        """The goal of each task, [T, 2]."""
+        """Return the goal of each task, [T, 2]."""
         angle = np.pi * uniforms(self.seed, split, indices, 1)[:, 0]
         return np.stack([np.cos(angle), np.sin(angle)], 1)
 
@@ -59,9 +64,10 @@ class SparseNavigation(Task):
         return {"data": "sparse navigation", **sizes}
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
-        """The trial return of an ``oracle`` that knows the goal; who does not find it gets 0.
+        """Return the trial return of an ``oracle`` that knows the goal. A policy that never finds it gets 0.
 
-        Full speed in each coordinate until it is reached: no path is nearer in either coordinate at any step.
+        The oracle moves at full speed in each coordinate until it is reached: no path is nearer in either coordinate at
+        any step.
         """
         time = np.arange(1, self.horizon + 1)[:, None]
         left = np.maximum(np.abs(self.goals(split, indices))[:, None] - TOP_SPEED * time, 0)
@@ -70,7 +76,7 @@ class SparseNavigation(Task):
         return {"oracle": self.episodes * float(oracle.mean())}
 
     def picture(self, learner: RLLearner) -> Figure:
-        """Four test goals: one path for each episode in turn, later ones darker."""
+        """Plot four test goals with one path for each episode; later episodes are darker."""
         from matplotlib import colormaps
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
@@ -99,19 +105,19 @@ class SparseNavigation(Task):
             ax.set(xlim=(-1.45, 1.45), ylim=(-0.6, 1.45), aspect="equal")
             ax.set_title(f"episode 1: {returns[0]:.1f}, episode {len(returns)}: {returns[-1]:.1f}", fontsize=9)
         figure.colorbar(colours, ax=axes, label="episode")
-        figure.suptitle("Paths to goals of the meta-test split, which the policy is not told")
+        figure.suptitle("Paths to hidden goals of the meta-test split")
         return figure
 
 
 class Disc(Environment):
-    """T goals; the state is the position [T, E, 2]."""
+    """T goals; the state [T, E, 2] is the position."""
 
     def __init__(self, goals: Tensor, family: SparseNavigation, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
         self.device, self.goals, self.radius = goals.device, goals[:, None], family.radius
 
-    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        return self.goals.new_zeros(self.tasks, copies, 2)
+    def reset(self, num_envs: int, generator: torch.Generator | None) -> Tensor:
+        return self.goals.new_zeros(self.tasks, num_envs, 2)
 
     def observe(self, state: Tensor) -> Tensor:
         return state
@@ -126,5 +132,5 @@ class Disc(Environment):
         return -self.distance(state)
 
     def distance(self, state: Tensor) -> Tensor:
-        """From the goal, [T, E]."""
+        """Return the distance from the goal, [T, E]."""
         return (state - self.goals).square().sum(-1).sqrt()

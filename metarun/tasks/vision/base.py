@@ -1,4 +1,4 @@
-"""What every few-shot image family shares: augmentation on the device, and the picture of an episode."""
+"""The base class of few-shot image families: augmentation on the device, and the plot of an episode."""
 
 from __future__ import annotations
 
@@ -26,30 +26,32 @@ if TYPE_CHECKING:
 
 
 class ImageFewShot(FewShot):
-    """Few-shot classification of images: the data are one uint8 tensor [N, channels, height, width]."""
+    """The base class of few-shot image classification. The data are one uint8 tensor [N, channels, height, width].
+
+    Attributes:
+        resize: Method by which images are brought to the family's size.
+        ink: ``light`` or ``dark`` if the training images are drawings, light on dark or dark on light. A user's drawing
+            of the other kind is then inverted. ``None`` for photographs.
+        augment: Strength of the random affine maps of meta-training images, 0 for none. Each of the four linear entries
+            differs from the identity by up to this, and the shift is up to half of it, in halves of the image. At .2 an
+            image is turned or sheared by up to 11 degrees, scaled by up to a fifth and shifted by up to a twentieth.
+        crop: Black pixels added on each side of meta-training images before they are cropped at random.
+        flip: If true, half of the meta-training images are mirrored left to right.
+        jitter: Brightness, contrast and saturation of meta-training images are multiplied in this order, each by its
+            own factor between 1 - jitter (at least 0) and 1 + jitter.
+    """
 
     modality: ClassVar[str] = "image"
     resize: Resizing = "crop"
-    """How images are brought to the size of the family."""
     ink: Ink | None = None
-    """Whether drawings are light on dark or dark on light; ``None`` for photographs."""
     augment: float = 0.0
-    """How far meta-training images are warped: each by an affine map of its own, whose four linear entries
-    differ from the identity by up to this, and whose shift is up to half of it, in halves of the image.
-
-    At .2 that turns or shears by up to 11 degrees, scales by up to a fifth, shifts by up to a twentieth.
-    """
     crop: int = 0
-    """Meta-training images are cropped to their size at random, after so many black pixels are put on each side."""
     flip: bool = False
-    """Half of the meta-training images are mirrored, left to right."""
     jitter: float = 0.0
-    """Brightness, contrast and saturation of each meta-training image are multiplied, in this order, each by a
-    factor of its own between 1 - jitter (at least 0) and 1 + jitter."""
 
     @property
     def preparation(self) -> Preparation:
-        """How an image becomes one of this family, a user's own too."""
+        """The preprocessing of an image, the same for training images and a user's own."""
         channels, height, width = self.spec.input_shape
         return Preparation(channels, height, width, self.resize, self.ink)
 
@@ -65,7 +67,9 @@ class ImageFewShot(FewShot):
         return TaskBatch(learned, learned if query is support else replace(query, x=x[:, at:]))
 
     def augmented(self, x: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
-        """Meta-training images [T, N, C, H, W] of tasks ``indices``, changed at random; the same whenever asked for."""
+        """Augment the meta-training images ``x`` [T, N, C, H, W] of tasks ``indices``; the result is the same in
+        every call.
+        """
 
         def drawn(count: int, stream: int) -> NDArray[np.float64]:
             u = uniforms(self.seed, "train", indices, count * x.shape[1], stream)
@@ -86,13 +90,15 @@ class ImageFewShot(FewShot):
         return x
 
     def augmentation(self) -> dict[str, Any]:
-        """How meta-training images are changed, for :meth:`protocol`."""
+        """Return the augmentation of meta-training images, for :meth:`protocol`."""
         return {"crop": self.crop, "flip": self.flip, "jitter": self.jitter}
 
     def picture(self, learner: Learner) -> Figure:
-        """One test episode: a row a class, its support images, then query images with the label predicted.
+        """Plot one test episode: a row for each class with its support images, then query images with the predicted
+        label.
 
-        At most 10 classes, 5 support and 10 query images of each are drawn; the episode itself is whole.
+        At most 10 classes, 5 support and 10 query images of each are drawn. The title gives the accuracy on the whole
+        episode.
         """
         from matplotlib.figure import Figure
 
@@ -115,7 +121,7 @@ class ImageFewShot(FewShot):
         names = [self.data.names[c] for c in drawn[0]]
         left.set_yticks(np.arange(way) + 0.5, [f"{name[-18:]}  {i}" for i, name in enumerate(names[:way])])
         left.set_title("support", fontsize=9)
-        main.set_title(f"query, with the label predicted ({100 * right:.0f} % right)", fontsize=9)
+        main.set_title(f"query, with the predicted label ({100 * right:.0f} % right)", fontsize=9)
         for label in range(way):
             for j in range(queries):
                 guess = int(guesses[label, j])
@@ -129,16 +135,22 @@ class ImageFewShot(FewShot):
         return figure
 
     def _pixels(self) -> tuple[int, int, int]:
-        """Height, width and channels as displayed."""
+        """Return height, width and channels of a displayed image."""
         channels, height, width = self.spec.input_shape
         return height, width, 3 if channels == 3 else 1
 
 
 def shifted(x: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor | None, reach: int) -> torch.Tensor:
-    """Each image moved by whole pixels, black coming in, and then mirrored where ``mirrored``: as ``x``, as its type.
+    """Shift images by whole pixels, with black coming in, then mirror them.
 
-    x [T, N, C, H, W]; ``shifts`` [T, N, 2], from -reach to reach: the image's pixel (y, x) comes from (y, x) + shift;
-    ``mirrored`` [T, N].
+    Args:
+        x: Images [T, N, C, H, W].
+        shifts: Offsets [T, N, 2] from -reach to reach; pixel (y, x) comes from (y, x) + shift.
+        mirrored: Images to mirror, [T, N] bool; ``None``: none.
+        reach: Largest absolute shift.
+
+    Returns:
+        Images with the shape and dtype of ``x``.
     """
     height, width = x.shape[-2:]
     images = x.flatten(0, 1)
@@ -151,9 +163,16 @@ def shifted(x: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor | None
 
 
 def jittered(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Brightness, contrast and saturation of each image times ``factors`` [T, N, 3]: floats in 0..1, as ``x``.
+    """Multiply brightness, contrast and saturation of images.
 
-    x [T, N, C, H, W]. Contrast is about the image's mean grey, saturation about each pixel's grey (Rec. 601).
+    Contrast is relative to the image's mean grey value, saturation to each pixel's grey value (Rec. 601).
+
+    Args:
+        x: Images [T, N, C, H, W].
+        factors: Brightness, contrast and saturation factors [T, N, 3].
+
+    Returns:
+        Floats in 0..1 with the shape of ``x``.
     """
     x = x.to(factors.dtype) / 255 if x.dtype == torch.uint8 else x
     brightness, contrast, saturation = factors[..., None, None, None].unbind(2)
@@ -174,10 +193,14 @@ def jittered(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
 
 def warped(x: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-    """Each image under its affine map: x [T, N, C, H, W], ``maps`` [T, N, 2, 3] -> floats in 0..1, as ``x``.
+    """Apply affine maps to images; pixels from outside repeat the border.
 
-    ``maps`` are differences from the identity; an image is 2 wide and high. What comes from outside repeats
-    the border.
+    Args:
+        x: Images [T, N, C, H, W].
+        maps: Differences of the maps from the identity, [T, N, 2, 3], in coordinates from -1 to 1.
+
+    Returns:
+        Floats in 0..1 with the shape of ``x``.
     """
     tasks, images = x.shape[:2]
     theta = maps.flatten(0, 1) + torch.eye(2, 3, device=x.device)
@@ -188,14 +211,14 @@ def warped(x: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
 
 
 def _displayed(x: torch.Tensor) -> NDArray[np.float32]:
-    """Images [N, C, H, W] as [N, H, W, 3 or 1] in 0..1: three channels as colour, others as their mean."""
+    """Convert images [N, C, H, W] to [N, H, W, 3 or 1] in 0..1; channel numbers other than 3 are averaged."""
     x = x.float() / 255 if x.dtype == torch.uint8 else x.float().clamp(0, 1)
     x = x if x.shape[1] == 3 else x.mean(1, keepdim=True)
     return x.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _tiles(ax: Axes, images: NDArray[np.float32]) -> None:
-    """Images [rows, columns, H, W, C] in unit squares of ``ax``, row 0 at the top, with a thin gap."""
+    """Draw images [rows, columns, H, W, C] in unit squares of ``ax``, row 0 at the top, with a thin gap."""
     rows, columns, height, width, channels = images.shape
     gap = max(1, height // 20)
     padded = np.ones((rows, columns, height + gap, width + gap, channels), dtype=np.float32)

@@ -27,11 +27,12 @@ SHARED = ("cifar100", "cifar-100", "cifar-100-python", "cifar-100-python.tar.gz"
 
 
 class Cifar100(PublishedImages):
-    """CIFAR-100's 60,000 images of 32 pixels in 100 classes, its training and test images alike, split by class.
+    """The 60,000 images of CIFAR-100, 32 pixels wide, in 100 classes; training and test images are merged and split by
+    class.
 
-    ``root`` is a folder or an archive: ``cifar-100-python`` (its pickles are read without running code), or images
-    that lie, at any depth, in folders named as the classes, as CIFAR-FS and FC100 were published (``data/<class>/``,
-    ``{train,val,test}/<class>/``). ``size`` is 32 for the images as they are. The other arguments are those of
+    ``root`` is a folder or an archive: ``cifar-100-python`` (its pickles are read without running code), or images in
+    folders named as the classes, at any depth, as CIFAR-FS and FC100 were published (``data/<class>/``,
+    ``{train,val,test}/<class>/``). ``size: 32`` keeps the images as they are. For the other arguments see
     :class:`~metarun.tasks.vision.published.PublishedImages`.
     """
 
@@ -55,7 +56,7 @@ class Cifar100(PublishedImages):
             found = from_archive(path, classify)
             if found.classes:
                 return found
-        return self._some(from_folder(base, [] if base.is_file() else files, classify), base)
+        return self._nonempty(from_folder(base, [] if base.is_file() else files, classify), base)
 
 
 class CifarFS(Cifar100):
@@ -71,7 +72,10 @@ class FC100(Cifar100):
 
 
 def from_pickles(contents: dict[str, Any], name: str) -> Collection:
-    """CIFAR-100's three files: ``data`` [N, 3072] red, green, blue planes, ``fine_labels``, and the labels' names."""
+    """Collect CIFAR-100 from its three files.
+
+    They hold ``data`` [N, 3072] (red, green and blue planes), ``fine_labels``, and ``fine_label_names``.
+    """
     wrong = f"{name}: not CIFAR-100 as published (data, fine_labels, fine_label_names)"
     require(all(isinstance(content, dict) for content in contents.values()), wrong)
     words = contents["meta"].get("fine_label_names")

@@ -1,4 +1,4 @@
-"""A set of images: listed and hashed, then decoded once into the cache."""
+"""Sets of images: listed, hashed, and decoded once into the cache."""
 
 from __future__ import annotations
 
@@ -23,13 +23,26 @@ from metarun.types import Resize, Split
 
 
 class ImageSet:
-    """The images that ``gather`` finds at ``base``, listed; hashed and decoded when that is first asked for.
+    """The images found at ``base``, hashed and decoded on first use.
 
-    ``gather`` is given all paths below ``base``. What it found and the hash of every class's images are remembered
-    until a file is added, removed or changed. The decoded images are kept by these hashes: a folder that was moved,
-    touched or packed into an archive is decoded once, and two families of the same images share them.
+    The listing and the hashes are remembered until a file is added, removed or changed. Decoded images are cached by
+    content: a folder that was moved, touched or packed into an archive is not decoded again, and families of the same
+    images share them.
 
-    Attributes: ``names`` [C], ``counts`` [C] and ``homes`` as in :class:`Collection`.
+    Args:
+        kind: Name of the cache folder.
+        base: Folder or file of the data.
+        gather: Function that sorts all paths below ``base`` into classes.
+        size: Height and width in pixels.
+        resize: Resizing method.
+        colour: ``rgb`` or ``grey``.
+        options: Further values that the listing depends on.
+
+    Attributes:
+        names: Names of the classes, [C].
+        counts: Number of images of each class, [C].
+        homes: Split of each class, if the layout has splits.
+        notes: Remarks on files that were left out.
     """
 
     def __init__(
@@ -71,7 +84,7 @@ class ImageSet:
 
     @property
     def digests(self) -> list[str]:
-        """[C] a hash of the content of each class's image files, in their order; their names play no part."""
+        """Hash of the content of each class's image files in order, [C]. File names are not part of it."""
         if self._digests is None:
             contents = np.zeros(sum(self.counts), dtype=np.uint64)
             self._read(lambda named: content_id(*named), contents, "reading")
@@ -82,9 +95,10 @@ class ImageSet:
         return self._digests
 
     def load(self) -> Tensor:
-        """All images, uint8 [N, 1 or 3, size, size], decoded into the cache or mapped from there.
+        """Return all images, uint8 [N, 1 or 3, size, size], from the cache or decoded into it.
 
-        Raises :class:`~metarun.errors.UserError` that counts and names images that cannot be read.
+        Raises:
+            UserError: Some images cannot be read; the message counts and names them.
         """
         from PIL import __version__ as pillow
 
@@ -102,7 +116,7 @@ class ImageSet:
         return ClassData(self.load, self.offsets, self.names, lambda: self.digests, [str(self.base.resolve())])
 
     def _read(self, one: Callable[[tuple[str, Source]], Any], into: NDArray[Any], doing: str) -> None:
-        """``into[row] = one((name, source))`` for every image."""
+        """Compute ``into[row] = one((name, source))`` for every image."""
         rows = {name: row for row, name in enumerate(n for names in self._found.classes.values() for n in names)}
         seen = np.zeros(len(rows), dtype=bool)
 
@@ -113,11 +127,11 @@ class ImageSet:
 
         decode(numbered(), one, into, f"{doing} {self.kind if self.kind != 'folder' else self.base.name}")
         lost = [name for name, row in rows.items() if not seen[row]]
-        require(not lost, f"{len(lost)} images of {self.kind} are gone since they were listed, such as {lost[:1]}")
+        require(not lost, f"{len(lost)} images of {self.kind} have vanished since they were listed, such as {lost[:1]}")
 
 
 def content_id(name: str, source: Source) -> int:
-    """CRC-32 and length of a file's bytes, or of an array's pixels."""
+    """Return CRC-32 and length of a file's bytes or an array's pixels as one integer."""
     try:
         content = source.read_bytes() if isinstance(source, Path) else source
     except OSError as error:
@@ -128,7 +142,7 @@ def content_id(name: str, source: Source) -> int:
 
 
 def pixels(name: str, source: Source, size: int, resize: Resize, colour: str = "rgb") -> NDArray[np.uint8]:
-    """One image as uint8 [1 or 3, size, size]. A pickle may hold a file's bytes as an array of one dimension."""
+    """Decode an image as uint8 [1 or 3, size, size]. Pickles may hold a file's bytes as a one-dimensional array."""
     if isinstance(source, np.ndarray) and source.dtype == np.uint8 and (source.ndim == 1 or source.shape[1:] == (1,)):
         source = source.tobytes()
     return read_image(source, size, colour, resize, name)

@@ -17,11 +17,11 @@ from metarun.tasks.vision.sources import (
 
 
 class CUB(PublishedImages):
-    """CUB by Chen et al.'s split (2019, arXiv:1904.04232) of 100/50/50 species, which Torchmeta uses too.
+    """CUB with the split of Chen et al. (2019, arXiv:1904.04232), 100/50/50 species, which Torchmeta uses too.
 
-    ``root`` is a folder or an archive that holds, at any depth, folders named as the species, of 41 to 60 images each.
-    Bounding boxes are not used. Every image that the set's own ``images.txt`` names must be there where that is, unless
-    ``whole`` is false. The other arguments are those of :class:`~metarun.tasks.vision.published.PublishedImages`.
+    ``root`` is a folder or an archive with folders named as the species, at any depth, of 41 to 60 images each.
+    Bounding boxes are not used. If the set's ``images.txt`` is there, every image in it must be too, unless ``whole``
+    is false. For the other arguments see :class:`~metarun.tasks.vision.published.PublishedImages`.
     """
 
     published, title, split_by = "cub", "birds of CUB", "chen"
@@ -34,14 +34,16 @@ class CUB(PublishedImages):
     def scan(self, base: Path, files: list[str], classes: set[str]) -> Collection:
         packed, classify = archives(base, files), in_class_folders(classes)
         found = from_archive(packed[0], classify) if packed else from_folder(base, files, classify)
-        found = self._some(found, base)
+        found = self._nonempty(found, base)
         if self.whole:
             refuse_missing(found, images_txt(base, files), f"{base}'s images.txt")
         return found
 
 
 def images_txt(base: Path, files: list[str]) -> list[str]:
-    """Images that every ``images.txt`` in the archive or folder names, a line ``<number> <path>`` each."""
+    """Return the images listed in every ``images.txt`` of the archive or folder, whose lines are ``<number>
+    <path>``.
+    """
     if packed := archives(base, files):
         lists = {n for n, _ in members(packed[0], content=False) if Path(n).name == "images.txt"}
         texts = [file.read().decode() for _, file in members(packed[0], lists)]

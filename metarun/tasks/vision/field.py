@@ -1,4 +1,4 @@
-"""Images as functions of the plane: a task is one image, given by its value at some or all pixels."""
+"""Images as functions of the plane: a task is one image, given at some or all pixels."""
 
 from __future__ import annotations
 
@@ -28,19 +28,27 @@ if TYPE_CHECKING:
 
 
 class Field(Task):
-    """From its value at some pixels, the whole image: fitted by a network of coordinates, or completed at once.
+    """Regression of an image from its values at some or all pixels.
 
-    x [pixels, 2]: a pixel's row and column, each from -1 to 1; y [pixels, channels]: its value, 0 to 1. The support set
-    are ``shot`` pixels (null: all), at random or (``order``: ordered) the first, row by row from the upper left; the
-    query set all pixels, or, where an algorithm meta-trains on fewer (``train_query``), random ones beside the support.
-    ``images`` is any family of few-shot image classification: its splits are this one's, so that test images are of
-    classes that no meta-training image is of. Judged by the mean squared error over all pixels and by the peak
-    signal-to-noise ratio -10 log10(mse), in decibel.
+    x [pixels, 2] are row and column of a pixel, each from -1 to 1; y [pixels, channels] are its values in 0..1. The
+    query set is all pixels or, if an algorithm meta-trains on fewer (``train_query``), random pixels outside the
+    support set. The metrics are the mean squared error over all pixels and the peak signal-to-noise ratio -10
+    log10(mse) in decibel.
 
-    *Fields*, all pixels given: how far a learned initialisation comes in a few steps (Tancik et al. 2021,
-    arXiv:2012.02189). *Completion*, few given: Garnelo et al. 2018, arXiv:1807.01613, section 4.2. As there, the number
-    of pixels given in meta-training is random: uniform between ``least_shot`` and ``shot`` (null: always ``shot``), the
-    same for ``together`` tasks in a row, since those of a batch must share it. ``test_shots``: further numbers to test.
+    With all pixels given, the family measures how far a learned initialisation gets in a few steps (Tancik et al. 2021,
+    arXiv:2012.02189). With few, it is image completion (Garnelo et al. 2018, arXiv:1807.01613, section 4.2).
+
+    Args:
+        seed: Seed of the tasks.
+        images: A family of few-shot image classification. Its splits are used, so that test images belong to classes
+            that are not in meta-training.
+        shot: Number of support pixels; ``None``: all.
+        least_shot: In meta-training the number of support pixels is uniform between this and ``shot``; ``None``: always
+            ``shot``.
+        test_shots: Further numbers of support pixels to test.
+        order: ``random`` support pixels, or the first ones row by row (``ordered``).
+        together: Number of consecutive tasks that share the number of support pixels, since the tasks of a batch must
+            have equal shapes.
     """
 
     kind: ClassVar[str] = "regression"
@@ -71,10 +79,10 @@ class Field(Task):
         self.rows = self._rows()
         rows, columns = (torch.linspace(-1, 1, n) for n in (self.height, self.width))
         self.grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).flatten(0, 1)
-        """[pixels, 2], row by row."""
+        """Coordinates of all pixels, [pixels, 2], row by row."""
 
     def _rows(self) -> dict[Split, NDArray[np.int64]]:
-        """The images of each split."""
+        """Return the rows of the images of each split."""
         offsets = self.images.data.offsets
         return {
             split: np.concatenate([np.arange(offsets[c], offsets[c + 1]) for c in classes])
@@ -103,12 +111,12 @@ class Field(Task):
         )
         require(
             shape.query == self.pixels or shape.shot + shape.query <= self.pixels,
-            f"{shape.query} query pixels beside {shape.shot} given ones are more than the {self.pixels} of an image, "
-            "and not all of them either",
+            f"{shape.shot} support and {shape.query} query pixels are more than the {self.pixels} of an image; "
+            f"use a sum of at most {self.pixels}, or {self.pixels} query pixels",
         )
         require(
             split != "train" or (self.least_shot or 1) <= shape.shot,
-            f"task.least_shot={self.least_shot} is more than the {shape.shot} pixels given at most",
+            f"task.least_shot={self.least_shot} is more than the largest number of support pixels, {shape.shot}",
         )
 
     def variants(self) -> dict[str, EpisodeShape | None]:
@@ -140,7 +148,7 @@ class Field(Task):
         return TaskBatch(at(place[:, :shot]), whole if shape.query == self.pixels else at(rest))
 
     def places(self, split: Split, indices: Sequence[int], shot: int) -> NDArray[np.int64]:
-        """All pixels' numbers, [T, pixels], in an order of each task's own: the first ``shot`` are those given."""
+        """Return a permutation of the pixels for each task, [T, pixels]; the first ``shot`` are the support set."""
         u = uniforms(self.seed, split, indices, self.pixels, stream=1)
         if self.order == "ordered":
             u[:, :shot] = np.arange(-shot, 0)
@@ -157,17 +165,17 @@ class Field(Task):
         }
 
     def picture(self, learner: Learner) -> Figure:
-        """Eight test images: for every number of pixels what is given and what is made of it.
+        """Plot eight test images, the pixels given and the reconstruction, for each number of pixels.
 
-        That is the image after each step of adaptation, the last alone where several numbers are shown, and the
-        deviation of a learner that predicts one.
+        With one number of pixels, the image after each adaptation step is shown; with several, the final one. For
+        learners that predict a standard deviation, it is shown too.
         """
         from matplotlib.figure import Figure
 
         shapes = sorted(self._tested().values(), key=lambda shape: shape.shot)
         learner.eval()
         shown: list[tuple[str, NDArray[np.float32], Tensor | None]] = []
-        """Row by row: its name, images [8, height, width, 3], and errors [8] where it is a prediction."""
+        """Rows of the figure: name, images [8, height, width, 3], and errors [8] of predictions."""
         for shape in shapes:
             batch = self.batch("test", range(8), shape)
             whole = batch.query
@@ -185,7 +193,7 @@ class Field(Task):
                 shown.append(("deviation", self._image(2 * deviation), None))
         shown.append(("image", self._image(whole.y), None))
         figure, many = Figure(layout="constrained"), len(shapes) > 1
-        # A number of pixels takes columns, where there are many, and a step a row.
+        # Several numbers of pixels are columns; adaptation steps are rows.
         figure.set_size_inches((0.87 * len(shown) + 0.2, 8.1) if many else (7.2, 0.92 * len(shown) + 0.4))
         axes = figure.subplots(8, len(shown)).T if many else figure.subplots(len(shown), 8)
         for line, (name, images, errors) in zip(axes, shown, strict=True):
@@ -199,7 +207,7 @@ class Field(Task):
         return figure
 
     def _given(self, shape: EpisodeShape, y: Tensor) -> NDArray[np.float32]:
-        """The test images of :meth:`picture`, blue wherever nothing is given: [8, height, width, 3]."""
+        """Return the test images of :meth:`picture` with pixels outside the support set blue, [8, height, width, 3]."""
         images = self._image(y).reshape(len(y), self.pixels, -1)
         colours = np.broadcast_to(images, (*images.shape[:2], 3)).copy()
         for colour, places in zip(colours, self.places("test", range(len(y)), shape.shot), strict=True):
@@ -207,13 +215,15 @@ class Field(Task):
         return colours.reshape(len(y), self.height, self.width, 3)
 
     def _image(self, values: Tensor) -> NDArray[np.float32]:
-        """[T, pixels, channels] -> [T, height, width] or [T, height, width, 3], in 0..1."""
+        """Convert values [T, pixels, channels] to images [T, height, width] or [T, height, width, 3] in 0..1."""
         image = values.float().clamp(0, 1).view(len(values), self.height, self.width, -1).cpu()
         return (image if image.shape[-1] == 3 else image.mean(-1)).numpy()
 
 
 def _deviation(predictor: Any, x: Tensor) -> Tensor | None:
-    """Standard deviation [T, N, D] of a predictor's mixture of Gaussians at ``x``; ``None`` if it predicts none."""
+    """Return the standard deviation [T, N, D] of a predictor's mixture of Gaussians at ``x``; ``None`` if it has
+    none.
+    """
     if not hasattr(predictor, "gaussians"):
         return None
     mean, std = predictor.gaussians(x)

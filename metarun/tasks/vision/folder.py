@@ -1,4 +1,4 @@
-"""Few-shot classification of the user's own images: one folder a class."""
+"""Few-shot classification of the user's own images: one folder for each class."""
 
 from __future__ import annotations
 
@@ -24,22 +24,37 @@ log = logging.getLogger("metarun")
 
 
 class Folder(ImageFewShot):
-    """Images in ``root/<class>/`` or, with the user's own split, in ``root/{train,val,test}/<class>/``.
+    """Classification of the images in a folder or archive of the user's.
 
-    ``root`` is a folder or an archive (.zip, .tar, .tar.gz). A single folder around the classes, or around the images
-    of a class, is looked through. ``valid``, ``validation`` and ``dev`` stand for ``val``; without any of them, the
-    classes of ``train`` are divided. Where ``train`` and ``test`` hold the same classes, that split of images is
-    ignored. What is not read is counted and named in the log.
+    The layout is ``root/<class>/`` or, with the user's own split, ``root/{train,val,test}/<class>/``. ``valid``,
+    ``validation`` and ``dev`` are other names for ``val``; without any of them, the classes of ``train`` are divided. A
+    single folder around the classes, or around the images of a class, is skipped. If ``train`` and ``test`` have the
+    same classes, they are taken for a split of images and merged. The log counts and names the files that were not
+    read.
 
-    Without an own split, ``val`` and ``test`` are fractions of the classes (at least 2 of 6), drawn with
-    ``split_seed``. Any size and mode is read (:func:`~metarun.tasks.vision.images.open_image`), cropped to its
-    middle square, and resized to ``size`` pixels, rgb or grey as ``colour`` says. ``augment`` is the strength
-    of the random affine maps of meta-training images, 0 for none; ``crop``, ``flip`` and ``jitter`` change them too
-    (:class:`ImageFewShot`).
+    Images of any size and mode are read (:func:`~metarun.tasks.vision.images.open_image`), cropped to their centre
+    square and resized. They are decoded into the cache once, and again when the content of a file changes.
 
-    Decoded once into the cache, and again when the content of a file changes. Raises
-    :class:`~metarun.errors.UserError` for a missing or empty folder, an unreadable image, too few classes, or
-    a class with too few images.
+    Args:
+        seed: Seed of the episodes.
+        root: A folder, or an archive (.zip, .tar, .tar.gz).
+        way: Classes of an episode.
+        shot: Support images of a class.
+        query: Query images of a class.
+        test_ways: Further ways to test.
+        size: Height and width in pixels.
+        colour: ``rgb`` or ``grey``.
+        val: Fraction of the classes for meta-validation, unless the user has a split; at least 2 of 6 classes.
+        test: The same for meta-test.
+        split_seed: Seed of the random split.
+        augment: Strength of the random affine maps of meta-training images; see
+            :class:`~metarun.tasks.vision.base.ImageFewShot`, also for ``crop``, ``flip`` and ``jitter``.
+        crop: Padding of random crops, in pixels.
+        flip: Random mirroring.
+        jitter: Strength of random brightness, contrast and saturation.
+
+    Raises:
+        UserError: The folder is missing or empty, an image cannot be read, or there are too few classes or images.
     """
 
     remedy_for_few_classes = "; lower it, change task.val or task.test, or add classes"
@@ -63,7 +78,9 @@ class Folder(ImageFewShot):
         flip: bool,
         jitter: NonNegative,
     ) -> None:
-        require(root is not None, "task.root is not set: name the folder that holds one folder of images a class")
+        require(
+            root is not None, "task.root is not set: name the folder that holds one folder of images for each class"
+        )
         base = Path(str(root)).expanduser()
         require(base.exists(), f"task.root={root}: no such folder")
         require(
@@ -120,7 +137,7 @@ class Folder(ImageFewShot):
 
 
 def collect(base: Path, files: Sequence[str]) -> Collection:
-    """The images of a folder, of which ``files`` are all paths, or of an archive."""
+    """Find the images of a folder, given all paths ``files`` below it, or of an archive."""
     if base.is_file():
         names = sorted(name for name, _ in members(base, content=False) if not is_clutter(name))
         return from_archive(base, found=by_folder(names, str(base)))
@@ -130,10 +147,15 @@ def collect(base: Path, files: Sequence[str]) -> Collection:
 
 
 def by_folder(paths: Iterable[str], of: str, splits: bool = True) -> Collection:
-    """Which class and split each image belongs to, by the folders of its path, and what is left out.
+    """Sort images into classes and splits by the folders of their paths. The images themselves are not read.
 
-    ``paths`` are relative, with slashes; one that ends in a slash is an empty folder. ``of`` is where they lie, for
-    errors. The images themselves are not read.
+    Args:
+        paths: Relative paths with slashes; a path that ends in a slash is an empty folder.
+        of: Name of the folder or archive, for messages.
+        splits: If true, folders named train, val and test are splits.
+
+    Raises:
+        UserError: There are no folders of images, or a class is in two splits.
     """
     left_out: Counter[str] = Counter()
     tree: dict[tuple[str, ...], str] = {}
@@ -154,7 +176,7 @@ def by_folder(paths: Iterable[str], of: str, splits: bool = True) -> Collection:
     require(
         bool(found),
         f"{of}: holds no folders of images; it must hold one folder a class, of {', '.join(e[1:] for e in ENDINGS)}"
-        + _told(left_out),
+        + _skipped(left_out),
     )
     notes = []
     shared = sorted(name for name, parts in found.items() if len(parts) > 1)
@@ -170,18 +192,20 @@ def by_folder(paths: Iterable[str], of: str, splits: bool = True) -> Collection:
     classes = {name: sorted(file for files in parts.values() for file in files) for name, parts in found.items()}
     homes = {} if shared else {name: home for name, parts in found.items() for home in parts if home is not None}
     count = sum(map(len, classes.values()))
-    notes.insert(0, f"read {count} images of {len(classes)} classes{_told(left_out)}")
+    notes.insert(0, f"read {count} images of {len(classes)} classes{_skipped(left_out)}")
     if set(homes.values()) == {"train"}:
         homes = {}
     return Collection(dict(sorted(classes.items())), lambda: (), homes, notes)
 
 
 Tree = dict[tuple[str, ...], str]
-"""The parts of each image's path, after what is looked through; its path. An empty folder ends in an empty part."""
+"""Path of each image, by the parts of the path below the folders that are skipped. An empty folder ends in an empty
+part.
+"""
 
 
 def _unwrapped(tree: Tree) -> Tree:
-    """Without the single folder that holds all folders of images, as archives often have one."""
+    """Skip single folders that contain all others, as archives often have one."""
     tops = {parts[0] for parts in tree}
     inside = {parts[1:]: path for parts, path in tree.items()}
     if len(tops) == 1 and inside and all(len(parts) > 1 for parts in inside):
@@ -190,7 +214,7 @@ def _unwrapped(tree: Tree) -> Tree:
 
 
 def _split_folders(tree: Tree) -> dict[str, Split]:
-    """The folders at the top that are splits, if one of them is train: folders of folders of images."""
+    """Return the top folders that are splits, if one of them is train: folders of folders of images."""
     tops = {parts[0] for parts in tree if len(parts) > 2}
     found = {top: split for split, names in SPLIT_NAMES.items() for top in tops if top.lower() in names}
     return found if "train" in found.values() else {}
@@ -199,7 +223,7 @@ def _split_folders(tree: Tree) -> dict[str, Split]:
 def _classes(
     tree: Tree, homes: dict[str, Split], left_out: Counter[str]
 ) -> dict[tuple[Split | None, str], dict[tuple[str, ...], str]]:
-    """(split, class) -> the images below its folder, by the rest of their path."""
+    """Group images by (split, class); the inner keys are the remaining parts of their paths."""
     found: dict[tuple[Split | None, str], dict[tuple[str, ...], str]] = {}
     for parts, path in tree.items():
         home = homes.get(parts[0])
@@ -218,7 +242,7 @@ def _classes(
 
 
 def _images_of(name: str, files: dict[tuple[str, ...], str], left_out: Counter[str], of: str) -> list[str]:
-    """The images of a class: those in its folder, or in the single folder inside it."""
+    """Return the images of a class: those in its folder, or in the single folder inside it."""
     direct = [path for rest, path in files.items() if len(rest) == 1 and rest != ("",)]
     inner = {rest[0] for rest, path in files.items() if len(rest) > 1 and rest[-1] != ""}
     if direct:
@@ -237,7 +261,7 @@ def _images_of(name: str, files: dict[tuple[str, ...], str], left_out: Counter[s
 
 
 def _kind(path: str) -> str:
-    """What a file that is no image counts as."""
+    """Return the category under which a skipped file is counted."""
     ending = PurePosixPath(path).suffix.lower()
     return f"{ending or 'without an ending'}{' (no decoder)' if ending in UNREAD else ''}"
 
@@ -246,11 +270,11 @@ UNREAD = (
     *(".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".svg", ".psd"),
     *(".raw", ".dng", ".cr2", ".nef", ".arw", ".tga", ".exr", ".webp"),
 )
-"""Endings of images that are not read, unless they are among :data:`~metarun.tasks.vision.images.ENDINGS`."""
+"""Endings of image formats without a decoder, unless they are in :data:`~metarun.tasks.vision.images.ENDINGS`."""
 
 
-def _told(left_out: Counter[str]) -> str:
-    """``"; skipped 3 files: 2 .avif (no decoder), 1 .txt"``."""
+def _skipped(left_out: Counter[str]) -> str:
+    """Format counts for a message: ``"; skipped 3 files: 2 .avif (no decoder), 1 .txt"``."""
     counts = {kind: count for kind, count in sorted(left_out.items()) if count}
     total = sum(counts.values())
     named = ", ".join(f"{count} {kind}" for kind, count in counts.items())

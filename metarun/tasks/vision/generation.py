@@ -1,4 +1,4 @@
-"""New images of a class, from a few: a task has classes, each with a support set, and asks for more of each."""
+"""Few-shot image generation: a task has classes with a support set each and asks for further images of them."""
 
 from __future__ import annotations
 
@@ -27,28 +27,45 @@ if TYPE_CHECKING:
 
 
 class SampleEvaluator(ABC):
-    """Evaluates generated images; :class:`metarun.evaluation.samples.Judge` is one."""
+    """The base class of evaluators of generated images, such as :class:`metarun.evaluation.samples.Judge`."""
 
     @abstractmethod
     def of(self, images: FewShot) -> SampleEvaluator:
-        """Return the evaluator for images of this family, of which it may use the meta-train classes."""
+        """Return the evaluator for the images of this family. It may learn from the meta-train classes."""
 
     @abstractmethod
     def __call__(self, learner: Callable[[Tensor], Tensor], batch: TaskBatch) -> dict[str, Tensor]:
-        """Return each metric as [T] of the samples that ``learner``, adapted to ``batch.support``, generates."""
+        """Evaluate samples of an adapted learner.
+
+        Args:
+            learner: Generator adapted to ``batch.support``: class labels [T, N] -> images [T, N, C, H, W].
+            batch: The tasks, with real images as query set.
+
+        Returns:
+            Each metric as [T].
+        """
 
     @abstractmethod
     def protocol(self) -> dict[str, Any]:
-        """Return the facts without which its metrics cannot be compared."""
+        """Return the facts needed to compare its metrics."""
 
 
 class Generation(Task):
-    """Few-shot generation over any family of few-shot image classification, ``images``, whose splits are this one's.
+    """Few-shot generation of images of unseen classes.
 
-    Labels and images change places: x [T, N] are class numbers 0..way-1, y [T, N, C, H, W] images of them in 0..1. Of
-    ``way`` unseen classes a learner is given ``shot`` images each and makes ``query`` / 2 others of each. ``judge``
-    judges them, and with them as many real ones (``real_accuracy`` and so on: what is the most to be had);
-    the other half of the ``query`` real images is what it compares with. ``test_shots``: further shots to test.
+    Labels and images change places: x [T, N] are class numbers 0..way-1 and y [T, N, C, H, W] images in 0..1. A learner
+    gets ``shot`` images of each of ``way`` classes and generates ``query`` / 2 images of each. Half of the ``query``
+    real images are the reference set of the evaluation; the other half is evaluated like the samples and gives an upper
+    bound (``real_accuracy`` and so on).
+
+    Args:
+        seed: Seed of the tasks.
+        images: A family of few-shot image classification, whose splits are used.
+        judge: Evaluator of the samples.
+        way: Classes of a task.
+        shot: Support images of a class.
+        query: Real query images of a class, an even number of at least 4.
+        test_shots: Further shots to test.
     """
 
     kind: ClassVar[str] = "generation"
@@ -71,7 +88,7 @@ class Generation(Task):
         require(images.modality == "image", f"task.images is a family of {images.modality}, not of images")
         require(
             query % 2 == 0 and query >= 4,
-            f"task.query={query}: half of these images are known to the judge, half are held out; 4, 6, 8, ...",
+            f"task.query={query}: half of these images are the reference set, half are held out; use 4, 6, 8, ...",
         )
         self.shape: EpisodeShape = EpisodeShape(way, shot, query)
         self.test_shots = tuple(test_shots)
@@ -79,14 +96,14 @@ class Generation(Task):
             self.check(split, self.shape)
         for other in self.test_shots:
             self.check("test", self.shape.changed(shot=other))
-        self._judge = judge
-        self._train_judge()
+        self._untrained_evaluator = judge
+        self._train_evaluator()
         self.ink = getattr(images, "ink", None)
 
-    def _train_judge(self) -> None:
-        """A judge that knows the meta-train classes."""
-        self.judge, shape = self._judge.of(self.images), self.images.spec.input_shape
-        self.spec = Spec(self.kind, self.modality, shape, self.shape.way, judge=self.judge)  # type: ignore[arg-type]
+    def _train_evaluator(self) -> None:
+        """Train an evaluator that knows the meta-train classes."""
+        self.evaluator, shape = self._untrained_evaluator.of(self.images), self.images.spec.input_shape
+        self.spec = Spec(self.kind, self.modality, shape, self.shape.way, evaluate_samples=self.evaluator)  # type: ignore[arg-type]
 
     def check(self, split: Split, shape: EpisodeShape) -> None:
         self.images.check(split, shape)
@@ -99,7 +116,7 @@ class Generation(Task):
 
     def keep_classes(self, classes: Mapping[Split, Sequence[str]]) -> None:
         self.images.keep_classes(classes)
-        self._train_judge()
+        self._train_evaluator()
 
     def to(self, device: torch.device) -> Generation:
         self.device = device
@@ -121,10 +138,10 @@ class Generation(Task):
 
     def protocol(self) -> dict[str, Any]:
         shape = {"way": self.shape.way, "shot": self.shape.shot, "query": self.shape.query}
-        return {**self.images.protocol(), **shape, **self.judge.protocol()}
+        return {**self.images.protocol(), **shape, **self.evaluator.protocol()}
 
     def picture(self, learner: Learner) -> Figure:
-        """Ten classes of the first test task, a row each: its support set, ten samples, and real images."""
+        """Plot ten classes of the first test task, a row each: its support set, ten samples, and real images."""
         from matplotlib.figure import Figure
 
         batch, way, each = self.batch("test", [0]), min(10, self.shape.way), 10
@@ -144,7 +161,7 @@ class Generation(Task):
         return figure
 
     def _tiled(self, images: Tensor) -> np.ndarray:
-        """[rows, columns, C, H, W] in one picture, dark on bright, with a gap between each two."""
+        """Tile images [rows, columns, C, H, W] into one, dark on bright, with gaps."""
         images = 1 - images.clamp(0, 1) if self.ink == "light" else images.clamp(0, 1)
         images = torch.nn.functional.pad(images, (1, 1, 1, 1), value=0.8)
         rows, columns, channels, height, width = images.shape

@@ -1,4 +1,4 @@
-"""Few-shot recognition of letters, rendered from the fonts that matplotlib carries: nothing to download."""
+"""Few-shot recognition of letters rendered from matplotlib's fonts; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -26,33 +26,44 @@ STYLES = (
     *(f"STIXGeneral{s}" for s in ("", "Bol", "Italic", "BolIta")),
     *("cmr10", "cmb10", "cmti10", "cmss10", "cmtt10", "cmmi10"),
 )
-"""Text fonts only: the others map letters' code points to symbols, pieces of brackets or placeholders."""
+"""Text fonts only. Other fonts map the code points of letters to symbols or placeholders."""
 
 MIN_STYLES = 8
-"""A class has at least this many styles, so that 1 shot leaves 7 queries."""
+"""Smallest number of styles of a class; 1 shot then leaves 7 queries."""
 COMPARED_AT = 28
-"""Pixels at which letters are compared: the classes are then the same for every ``size``."""
+"""Size in pixels at which letters are compared, so that classes do not depend on the family's ``size``."""
 SAME, KIN, TWIN = 0.06, 0.12, 0.03
-"""Letters whose mean distance over styles (see :func:`distances`) is below ``SAME`` are one class; those
-below ``KIN``, or below ``TWIN`` in a single style (Latin m and italic Cyrillic t), belong in one split.
+"""Thresholds of the mean distance of two letters over styles (see :func:`distances`).
 
-Latin, Greek and Cyrillic A lie below .06; O and its like with a bar at .1.
+Letters closer than ``SAME`` are one class. Letters closer than ``KIN``, or than ``TWIN`` in a single style (Latin m and
+italic Cyrillic t), go to one split. Latin, Greek and Cyrillic A are below .06; O and its variants with a bar are at .1.
 """
 
 Floats = NDArray[np.float32]
 Letters = dict[int, dict[int, NDArray[np.uint8]]]
-"""Code point -> number of the style -> image."""
+"""Images by code point and number of the style."""
 
 
 class Glyphs(ImageFewShot):
-    """A class is a letter; its examples are one image a style (font, weight and slant).
+    """Classification of rendered letters; the examples of a class are its styles (font, weight and slant).
 
-    Classes are the Unicode letters without decomposition (no accents) that at least eight styles have;
-    letters that look the same (Latin, Greek and Cyrillic A) are one class. At most the fractions ``val`` and
-    ``test`` of the classes are for meta-validation and meta-test, drawn with ``split_seed``; cases of a
-    letter, its variants with strokes and hooks, and near twins stay in one split. Images are ``size`` pixels
-    wide and high, ink 255, letters centred, at one font size save those too large for it. ``augment`` is the
-    strength of the random affine maps of meta-training images, 0 for none (:attr:`ImageFewShot.augment`).
+    Classes are the Unicode letters without decomposition (no accents) that at least eight styles have. Letters that
+    look the same (Latin, Greek and Cyrillic A) are one class. Cases of a letter, its variants with strokes and hooks,
+    and near twins go to one split. Letters are centred, ink is 255, and all have one font size, unless they are too
+    large for it.
+
+    Args:
+        seed: Seed of the episodes.
+        way: Classes of an episode.
+        shot: Support images of a class.
+        query: Query images of a class.
+        test_ways: Further ways to test.
+        size: Height and width in pixels, at least 8.
+        val: Largest fraction of the classes for meta-validation.
+        test: Largest fraction of the classes for meta-test.
+        split_seed: Seed of the split.
+        augment: Strength of the random affine maps of meta-training images, 0 for none
+            (:class:`~metarun.tasks.vision.base.ImageFewShot`).
     """
 
     ink = "light"
@@ -90,7 +101,7 @@ class Glyphs(ImageFewShot):
 
 
 def font_file(style: str) -> Path:
-    """The file of a style in matplotlib's own data."""
+    """Return the path of a style's font in matplotlib's data."""
     import matplotlib
 
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{style}.ttf")
@@ -100,7 +111,7 @@ def font_file(style: str) -> Path:
 
 
 def fingerprint(size: int) -> dict[str, Any]:
-    """Everything that the rendered letters depend on."""
+    """Return everything that the rendered letters depend on, the key of the cache."""
     from PIL import __version__ as pillow
     from PIL import features
 
@@ -119,9 +130,9 @@ def fingerprint(size: int) -> dict[str, Any]:
 
 
 def build(size: int) -> Arrays:
-    """Images ``x`` [N, 1, size, size] by class, ``offsets`` [C + 1], ``names`` [C], and ``groups`` [C].
+    """Return images ``x`` [N, 1, size, size] sorted by class, ``offsets`` [C + 1], ``names`` [C] and ``groups`` [C].
 
-    Classes of one group belong in one split.
+    Classes of one group must go to one split.
     """
     letters = {c: styles for c, styles in render(COMPARED_AT).items() if len(styles) >= MIN_STYLES}
     codes = sorted(letters)
@@ -135,8 +146,8 @@ def build(size: int) -> Arrays:
     taken: set[bytes] = set()
     for number in np.unique(same):
         members = np.flatnonzero(same == number)
-        # One image a style, of the first member that has it, and no image twice in the data: else support and
-        # query could share one, or two classes of an episode.
+        # Each style gives one image, from the first member that has it. Duplicates are dropped, since support and
+        # query set, or two classes of an episode, could share them.
         styles = {s: image for i in reversed(members) for s, image in images[codes[i]].items()}
         distinct = {image.tobytes(): image for _, image in sorted(styles.items())}
         new = [image for pixels, image in distinct.items() if pixels not in taken]
@@ -150,7 +161,7 @@ def build(size: int) -> Arrays:
 
 
 def render(size: int) -> Letters:
-    """Every letter of every style as a centred image, uint8 [size, size]; the too large are made smaller."""
+    """Render every letter of every style as a centred image, uint8 [size, size], scaled down if it is too large."""
     from matplotlib.ft2font import FT2Font
     from PIL.ImageFont import FreeTypeFont, Layout
 
@@ -182,7 +193,7 @@ def render(size: int) -> Letters:
 
 
 def inked(font: Any, character: str) -> NDArray[np.uint8]:
-    """The character's smallest box that holds all ink, antialiased."""
+    """Render a character, antialiased and cropped to its ink."""
     mask, _ = font.getmask2(character, mode="L")
     width, height = mask.size
     image = np.array(mask, dtype=np.uint8).reshape(height, width)
@@ -193,7 +204,10 @@ def inked(font: Any, character: str) -> NDArray[np.uint8]:
 def distances(
     letters: Sequence[dict[int, NDArray[np.uint8]]],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Differing over all ink, 0 (equal) to 1 (apart), mean and least over a pair's shared styles: [C, C]."""
+    """Return the mean and the smallest distance over the shared styles of each pair of letters, [C, C] each.
+
+    The distance is the differing ink divided by all ink: 0 for equal images, 1 for disjoint ones.
+    """
     total, shared = torch.zeros(2, len(letters), len(letters))
     least = torch.ones_like(total)
     for style in range(len(STYLES)):
@@ -211,7 +225,7 @@ def distances(
 
 
 def relatives(codes: Sequence[int]) -> list[tuple[int, int]]:
-    """Pairs of positions in ``codes``: cases of a letter, and variants of one by their Unicode names."""
+    """Return pairs of positions in ``codes``: cases of a letter, and variants of a letter by their Unicode names."""
     position = {code: i for i, code in enumerate(codes)}
     named: dict[str, int] = {}
     pairs = []
@@ -226,7 +240,7 @@ def relatives(codes: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def components(count: int, pairs: Iterable[Sequence[int]]) -> NDArray[np.int64]:
-    """[count] the smallest member of each one's connected component."""
+    """Return the smallest member of each node's connected component, [count]."""
     parent = list(range(count))
 
     def top(i: int) -> int:

@@ -1,4 +1,4 @@
-"""Image files: reading one as it should be, and many in parallel."""
+"""Reading of image files, one at a time and in parallel."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from metarun.types import Ink, Resize, Resizing
 
 T = TypeVar("T")
 Source = Path | bytes | NDArray[Any] | Image.Image
-"""An image: its file, the content of a file, its pixels [H, W] or [H, W, channels], or as Pillow holds it."""
+"""An image: its file, the content of a file, its pixels [H, W] or [H, W, channels], or a Pillow image."""
 FORMATS = {
     "PNG": (".png",),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -34,9 +34,9 @@ FORMATS = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "AVIF": (".avif",),
 }
-"""Pillow's names of the formats that are read, whatever a file is called, and the endings of their files.
+"""Pillow's names of the supported formats and the endings of their files.
 
-No others are tried: Pillow hands EPS to Ghostscript, for example.
+Formats are recognised by content, and no others are tried: Pillow would pass EPS to Ghostscript, for example.
 """
 FILTERS = {
     "crop": Image.Resampling.BILINEAR,
@@ -44,46 +44,47 @@ FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "antialias": Image.Resampling.BILINEAR,
 }
-"""What each way of resizing makes pixels of."""
+"""Resampling filter of each resizing method."""
 NAMED = 5
-"""Unreadable images that an error names; it counts them all."""
+"""Number of unreadable images that an error names; it counts them all."""
 
 
 @cache
 def readable_formats() -> tuple[str, ...]:
-    """Those of :data:`FORMATS` for which this Pillow has a decoder."""
+    """Return the names in :data:`FORMATS` that this Pillow can decode."""
     Image.init()
     optional = {name for name in ("AVIF", "WEBP") if name.lower() not in features.get_supported()}
     return tuple(name for name in FORMATS if name in Image.OPEN and name not in optional)
 
 
 ENDINGS = tuple(ending for name in readable_formats() for ending in FORMATS[name])
-"""Endings of the names of files that are read, in lower case."""
+"""Lower-case file endings that are read."""
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name is read as an image."""
+    """Return whether a file of this name is read as an image."""
     return name.lower().endswith(ENDINGS)
 
 
 def is_clutter(path: str) -> bool:
-    """Whether a relative path is hidden, or what an operating system leaves behind: ``__MACOSX/``, ``Thumbs.db``."""
+    """Return whether a relative path is hidden or made by an operating system: ``__MACOSX/``, ``Thumbs.db``."""
     parts = PurePosixPath(path).parts
     return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in parts)
 
 
 def open_image(source: Source, name: str | None = None) -> Image.Image:
-    """One image upright, in 8 bits, in Pillow's mode L or RGB: the one place where an image becomes pixels.
+    """Open an image upright, in 8 bits, in Pillow's mode L or RGB. All images are read by this function.
 
-    EXIF orientation is obeyed, transparent parts lie on white, palettes and CMYK become RGB. 16-bit, 32-bit and
-    float values are scaled as :func:`eight_bits` says. Of an animation or a file of several pages, the first is read.
+    EXIF orientation is applied, transparent parts become white, palettes and CMYK are converted to RGB. Values of 16
+    bits, 32 bits and floats are scaled by :func:`eight_bits`. The first frame of an animation or multi-page file is
+    read.
 
     Args:
-        source: see :data:`Source`.
-        name: what an error calls the image; its path where omitted.
+        source: The image; see :data:`Source`.
+        name: Name of the image in messages; its path if omitted.
 
     Raises:
-        UserError: what cannot be read, or has values that no image has. It is one line that begins with the name.
+        UserError: The image cannot be read or has invalid values. The message begins with the name.
     """
     name = name or (str(source) if isinstance(source, Path) else "image")
     try:
@@ -110,7 +111,7 @@ def _opaque(opened: Image.Image, name: str) -> Image.Image:
 
 
 def _pixels(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """An array as uint8 [H, W] or [H, W, 3]; a fourth channel is opacity."""
+    """Return an array as uint8 [H, W] or [H, W, 3]; a fourth channel is opacity."""
     values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
     if not (values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (3, 4))) or 0 in values.shape:
         raise UserError(f"{name}: an array {values.dtype}{list(values.shape)} is no image")
@@ -121,11 +122,11 @@ def _pixels(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
 
 
 def eight_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """Values of another type than uint8 in 8 bits; Pillow itself would clip them at 255.
+    """Scale values of another dtype to 8 bits. Pillow itself would clip them at 255.
 
-    uint16 spans 0..65535 unless nothing in the image is above 255. Other integers and floats span 0..1 (floats),
-    0..255 or 0..65535: the narrowest that holds all values. Truth values become 0 and 255. Anything else (negative,
-    larger, not a number) is refused, since nothing says what is black and what is white.
+    Floats span 0..1, 0..255 or 0..65535, the narrowest range that holds all values; integers 0..255 or 0..65535.
+    Booleans become 0 and 255. Negative, larger and NaN values are refused, because their black and white points are
+    unknown.
     """
     if values.dtype == bool:
         return np.where(values, 255, 0).astype(np.uint8)
@@ -143,14 +144,16 @@ def eight_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How an image of any size and mode becomes one of a task family: the same in training, evaluation and adaptation.
+    """Preprocessing of an image of any size and mode, the same in training, evaluation and adaptation.
 
-    It is made grey or rgb (``channels`` 1 or 3) and brought to ``height`` and ``width`` by ``resize``: ``crop`` keeps
-    the middle, ``squash`` the whole image; ``nearest`` and ``antialias`` keep the whole image too, and pick pixels or
-    average them.
-
-    ``ink``: whether a family's drawings are ``light`` on dark or ``dark`` on light; a drawing of the other kind, of
-    which more than half is paper, is inverted. ``None`` for photographs, which stay as they are.
+    Attributes:
+        channels: 1 for grey, 3 for RGB.
+        height: Height in pixels.
+        width: Width in pixels.
+        resize: ``crop`` keeps the centre, ``squash`` the whole image; ``nearest`` and ``antialias`` keep the whole
+            image too, and pick or average pixels.
+        ink: ``light`` or ``dark`` if the training images are drawings, light on dark or dark on light. A drawing of the
+            other kind, more than half of which is paper, is inverted. ``None`` for photographs.
     """
 
     channels: int
@@ -160,16 +163,13 @@ class Preparation:
     ink: Ink | None = None
 
     def __call__(self, source: Source, name: str | None = None) -> NDArray[np.uint8]:
-        """The image as uint8 [channels, height, width]; ``name`` is what an error calls it.
-
-        Raises :class:`~metarun.errors.UserError` for what cannot be read as an image.
-        """
+        """Return the image as uint8 [channels, height, width]; raises :class:`UserError` if it cannot be read."""
         pixels = self.resized(open_image(source, name))
         light_paper = pixels.mean() > 127.5
         return 255 - pixels if self.ink is not None and light_paper == (self.ink == "light") else pixels
 
     def resized(self, image: Image.Image) -> NDArray[np.uint8]:
-        """A Pillow image as uint8 [channels, height, width], not inverted."""
+        """Return a Pillow image as uint8 [channels, height, width], without inversion."""
         image, size = image.convert("L" if self.channels == 1 else "RGB"), (self.width, self.height)
         if image.size != size:
             resample = FILTERS[self.resize]
@@ -181,22 +181,28 @@ class Preparation:
 def read_image(
     source: Source, size: int, colour: str, resize: Resize = "crop", name: str | None = None
 ) -> NDArray[np.uint8]:
-    """One image as uint8 [1 or 3, size, size], rgb or grey: see :class:`Preparation`."""
+    """Read an image as uint8 [1 or 3, size, size]; see :class:`Preparation`."""
     return Preparation(1 if colour == "grey" else 3, size, size, resize)(source, name)
 
 
 def _reason(error: Exception) -> str:
-    """Why; Pillow's own words name a buffer's address where there is no file."""
+    """Describe a decoding error; Pillow's own message may contain a buffer's address."""
     return "of no known format" if type(error).__name__ == "UnidentifiedImageError" else str(error)
 
 
 def decode(
     sources: Iterable[tuple[int, T]], one: Callable[[T], NDArray[np.uint8]], into: NDArray[np.uint8], label: str
 ) -> None:
-    """``into[row] = one(source)`` for all (row, source), in threads: Pillow decodes without Python's lock.
+    """Compute ``into[row] = one(source)`` for all (row, source), in threads: Pillow decodes without the GIL.
 
-    Few sources are held at a time. Images that ``one`` refuses do not stop the others: at the end they are counted
-    and named in one :class:`~metarun.errors.UserError`.
+    Args:
+        sources: Rows and sources; only a few are held at a time.
+        one: Function that decodes a source.
+        into: Array to fill.
+        label: Label of the progress line.
+
+    Raises:
+        UserError: Some images cannot be decoded. All others are decoded first; the message counts and names them.
     """
     refused: list[str] = []
 

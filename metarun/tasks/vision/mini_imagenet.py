@@ -33,15 +33,19 @@ PICKLE = re.compile(r"(mini-?imagenet-cache-(train|val|validation|test)|"
 
 
 class MiniImageNet(PublishedImages):
-    """mini-ImageNet by Ravi & Larochelle's split of 64/16/20 classes.
+    """mini-ImageNet with Ravi & Larochelle's split of 64/16/20 classes.
 
-    ``root`` holds any of the public layouts: pickles ``mini-imagenet-cache-{train,val,test}.pkl`` (Ren et al. 2018) or
-    ``miniImageNet_category_split_*.pickle`` (Lee et al. 2019), read without running code; an archive of these, or
-    of images; parquet files as on the Hugging Face hub (extra ``vision``); or a folder that holds, at any depth,
-    images named ``<wnid><8 digits>.jpg`` or lying in folders named by WordNet ids. Where several are there, the first
-    is taken. Where Ravi & Larochelle's ``train.csv``, ``val.csv`` and ``test.csv`` are there too, every image that
-    they name must be. Ravi & Larochelle brought images to 84 pixels whole (``resize: squash``); pickles hold them so.
-    The other arguments are those of :class:`~metarun.tasks.vision.published.PublishedImages`.
+    ``root`` holds any of the public layouts; if there are several, the first of these is read:
+
+    - pickles ``mini-imagenet-cache-{train,val,test}.pkl`` (Ren et al. 2018) or ``miniImageNet_category_split_*.pickle``
+      (Lee et al. 2019), read without running code;
+    - parquet files as on the Hugging Face hub (extra ``vision``);
+    - an archive of pickles or of images;
+    - images named ``<wnid><8 digits>.jpg``, or in folders named by WordNet ids, at any depth.
+
+    If Ravi & Larochelle's ``train.csv``, ``val.csv`` and ``test.csv`` are there too, every image that they list must be
+    there. Ravi & Larochelle resized whole images to 84 pixels (``resize: squash``), and the pickles hold them so. For
+    the other arguments see :class:`~metarun.tasks.vision.published.PublishedImages`.
     """
 
     published, title, split_by = "mini_imagenet", "mini-ImageNet", "ravi"
@@ -62,14 +66,14 @@ class MiniImageNet(PublishedImages):
             return from_parquet(base, parquet)
         packed = archives(base, files)
         if packed:
-            return merge([self._some(from_packed(path), path) for path in packed])
-        found = self._some(from_folder(base, files, wordnet_id), base)
+            return merge([self._nonempty(from_packed(path), path) for path in packed])
+        found = self._nonempty(from_folder(base, files, wordnet_id), base)
         tables = [base / name for name in files if Path(name).name in ("train.csv", "val.csv", "test.csv")]
         return _by_tables(found, tables) if tables else found
 
 
 def from_packed(path: Path) -> Collection:
-    """Images of an archive: of its pickles if it has any, else its image files."""
+    """Collect the images of an archive: from its pickles if it has any, else from its image files."""
     parts = [
         from_pickle(read_pickle(file, f"{path}/{name}"), f"{path}/{name}")
         for name, file in members(path, {n for n, _ in members(path, content=False) if PICKLE.fullmatch(Path(n).name)})
@@ -78,9 +82,9 @@ def from_packed(path: Path) -> Collection:
 
 
 def from_pickle(content: Any, name: str) -> Collection:
-    """One split: ``{"image_data", "class_dict"}``, or ``{"data", "labels", "catname2label"}``."""
+    """Collect one split from ``{"image_data", "class_dict"}`` or ``{"data", "labels", "catname2label"}``."""
     home = split_of(Path(name).name)
-    require(isinstance(content, dict), f"{name}: not a dictionary, as a file of mini-ImageNet is")
+    require(isinstance(content, dict), f"{name}: not a dictionary, the form of mini-ImageNet's files")
     images = content.get("image_data", content.get("data"))
     places: dict[str, Any] | None = content.get("class_dict")
     if places is None and "labels" in content:
@@ -94,14 +98,14 @@ def from_pickle(content: Any, name: str) -> Collection:
     )
     classes = {str(label): np.asarray(each, dtype=np.int64) for label, each in (places or {}).items()}
     inside = all(len(each) == 0 or (each.min() >= 0 and each.max() < len(images)) for each in classes.values())
-    require(inside, f"{name}: its classes name images beyond its {len(images)}")
+    require(inside, f"{name}: its classes refer to images beyond its {len(images)}")
     return from_arrays(name, classes, np.asarray(images), home)
 
 
 def from_parquet(base: Path, files: Sequence[str]) -> Collection:
-    """The hub's layout: a column ``image`` of {bytes, path}, a column ``label`` of numbers or names; a split a file.
+    """Collect images from parquet files, one split a file, with columns ``image`` {bytes, path} and ``label``.
 
-    Numbers are named by the schema's own list of names where it has one.
+    Labels are numbers or names; numbers are named by the schema's list of names if it has one.
     """
     try:
         from pyarrow import ArrowException, parquet
@@ -141,7 +145,9 @@ def from_parquet(base: Path, files: Sequence[str]) -> Collection:
 
 
 def _by_tables(found: Collection, tables: Sequence[Path]) -> Collection:
-    """``found``, refused unless all images are there that Ravi & Larochelle's tables (filename, label) name."""
+    """Return ``found`` if all images listed in Ravi & Larochelle's tables (filename, label) are in it, else raise an
+    error.
+    """
     listed: list[str] = []
     for table in tables:
         with table.open(newline="") as file:

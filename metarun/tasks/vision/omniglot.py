@@ -17,7 +17,7 @@ from torch import Tensor
 
 from metarun.errors import UserError, require
 from metarun.tasks.archives import DAMAGE, refuse_bomb
-from metarun.tasks.fewshot import ClassData, hash_of
+from metarun.tasks.fewshot import ClassData, content_hash
 from metarun.tasks.files import Arrays, cached, download, find, recalled, remember
 from metarun.tasks.rng import permutation, uniforms
 from metarun.tasks.vision.base import ImageFewShot
@@ -42,25 +42,33 @@ VINYALS_TEST = (
 
 
 class Omniglot(ImageFewShot):
-    """Omniglot with the splits, rotations and preprocessing that papers differ in.
+    """Omniglot with the splits, rotations and preprocessing of the literature.
 
-    ``root`` holds ``images_background`` and ``images_evaluation``, as zips or extracted, directly or under
-    ``omniglot``; null: METARUN_DATA, the cache, or a download. ``split``: ``random`` gives 1200 characters
-    drawn with ``split_seed`` to meta-training, ``val_classes`` of them held out for validation, and 423 to
-    test (Finn et al. 2017; Nichol et al. 2018); ``vinyals`` is 1028/172/423 characters by alphabet (Vinyals
-    et al. 2016; Snell et al. 2017); ``lake`` tests on the 659 characters of the evaluation set and validates
-    on whole background alphabets, drawn until they hold ``val_classes`` characters.
-
-    ``train_on_val`` meta-trains on the validation characters too, as authors do once all else is settled; nothing can
-    be selected on these then.
-
-    ``rotations`` apply in ``rotation_splits``: ``classes`` makes each quarter turn of a character a class of
-    its own, ``task`` turns each class of each task by a random number of quarter turns, ``none`` turns none.
-    ``resize``: ``nearest`` picks pixels, which is what Pillow does to these 1-bit images whatever filter is
-    asked for, so the official codes had it; ``antialias`` averages to greys (codes that convert first).
-    ``invert`` makes ink 255 on 0 (MAML, Prototypical Networks); without it paper is 255 (Reptile). ``augment`` is the
-    strength of the random affine maps of meta-training images, 0 for none (:attr:`ImageFewShot.augment`); no published
-    protocol has them.
+    Args:
+        seed: Seed of the episodes.
+        root: Folder of ``images_background`` and ``images_evaluation``, as zips or extracted, directly or under
+            ``omniglot``; ``None``: METARUN_DATA, the cache, or a download.
+        way: Classes of an episode.
+        shot: Support drawings of a class.
+        query: Query drawings of a class.
+        test_ways: Further ways to test.
+        split: ``random``: 1200 characters for meta-training and validation, 423 for test (Finn et al. 2017; Nichol et
+            al. 2018). ``vinyals``: 1028/172/423 characters by alphabet (Vinyals et al. 2016; Snell et al. 2017).
+            ``lake``: the 659 characters of the evaluation set for test, and whole background alphabets with at least
+            ``val_classes`` characters for validation.
+        split_seed: Seed of the ``random`` and ``lake`` splits.
+        val_classes: Number of characters held out for validation (``random``, ``lake``).
+        train_on_val: If true, meta-train on the validation characters too, as some authors do after all choices are
+            made. Validation then cannot select anything.
+        rotations: ``classes`` makes each quarter turn of a character a class of its own; ``task`` turns each class of
+            each task by a random number of quarter turns; ``none``.
+        rotation_splits: Splits in which ``rotations`` applies.
+        size: Height and width in pixels.
+        resize: ``nearest`` picks pixels, as Pillow does with these 1-bit images for every filter, so official codes use
+            it in effect. ``antialias`` averages to greys (codes that convert first).
+        invert: If true, ink is 255 on 0 (MAML, Prototypical Networks); if false, paper is 255 (Reptile).
+        augment: Strength of the random affine maps of meta-training images, 0 for none as in all published protocols
+            (:class:`~metarun.tasks.vision.base.ImageFewShot`).
     """
 
     def __init__(
@@ -121,7 +129,7 @@ class Omniglot(ImageFewShot):
         return drawn + turns * self.characters
 
     def numbers(self, split: Split, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
-        # A turn that is a task's own makes no new class.
+        # A random turn of a task does not make a new class.
         return super().numbers(split, drawn % self.characters if self.rotations == "task" else drawn)
 
     def protocol(self) -> dict[str, Any]:
@@ -132,7 +140,7 @@ class Omniglot(ImageFewShot):
 
 
 def split_characters(names: Sequence[str], split: str, seed: int, val_classes: int) -> dict[Split, NDArray[np.int64]]:
-    """Character numbers of each split; ``names`` are ``Alphabet/characterNN``, the background set first."""
+    """Return the character numbers of each split; ``names`` are ``Alphabet/characterNN``, the background set first."""
     if split == "vinyals":
         val = np.array([belongs(name, VINYALS_VAL) for name in names])
         test = np.array([belongs(name, VINYALS_TEST) for name in names])
@@ -169,12 +177,12 @@ def split_characters(names: Sequence[str], split: str, seed: int, val_classes: i
 
 
 def belongs(name: str, listed: Sequence[str]) -> bool:
-    """Whether ``Alphabet/characterNN`` or its alphabet is listed."""
+    """Return whether ``Alphabet/characterNN`` or its alphabet is listed."""
     return name in listed or name.split("/")[0] in listed
 
 
 def load(parts: Sequence[Part], size: int, resize: Resizing, turns: int) -> NDArray[np.uint8]:
-    """All images [turns * 32460, 1, size, size], paper 255; decoded once."""
+    """Return all images [turns * 32460, 1, size, size], paper 255, from the cache or decoded once."""
     content = [digest for part in parts for digest in part.digests]
     key = {"format": 2, "size": size, "resize": resize, "turns": turns, "content": content}
 
@@ -188,7 +196,7 @@ def load(parts: Sequence[Part], size: int, resize: Resizing, turns: int) -> NDAr
 
 
 def contents(folder: Path) -> dict[str, int]:
-    """The CRC-32 of every PNG file below ``folder``, by its relative path; remembered until one changes."""
+    """Return the CRC-32 of every PNG file below ``folder`` by relative path, remembered until a file changes."""
     stats = {file.relative_to(folder).as_posix(): file.stat() for file in sorted(folder.rglob("*.png"))}
     stamps = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()]
     key = {"kind": "omniglot", "root": str(folder.resolve()), "files": stamps}
@@ -202,9 +210,12 @@ def contents(folder: Path) -> dict[str, int]:
 class Part:
     """The background or the evaluation set, from its zip or its extracted folder.
 
-    ``characters`` maps ``Alphabet/characterNN`` to the files of its 20 drawings, both sorted; ``digests`` are a hash
-    of each one's files, the same for a zip and what was extracted from it. Raises
-    :class:`~metarun.errors.UserError` where it is not a whole part of Omniglot.
+    Attributes:
+        characters: The files of the 20 drawings of each ``Alphabet/characterNN``, sorted.
+        digests: Hash of each character's files, the same for a zip and its extracted folder.
+
+    Raises:
+        UserError: It is not a complete part of Omniglot.
     """
 
     def __init__(self, root: str | None, part: str) -> None:
@@ -232,10 +243,12 @@ class Part:
             f"{self.path}: has {whole} characters with {DRAWINGS} drawings (of {len(drawn)}), "
             f"not the {CHARACTERS[part]} of {part}; extract or fetch it again",
         )
-        self.digests = [hash_of(json.dumps([stamps[f] for f in files]).encode()) for files in self.characters.values()]
+        self.digests = [
+            content_hash(json.dumps([stamps[f] for f in files]).encode()) for files in self.characters.values()
+        ]
 
     def image(self, file: str, size: int, resize: Resizing, turns: int) -> NDArray[np.uint8]:
-        """One drawing after 0..turns-1 quarter turns, made before resizing: [turns, size, size]."""
+        """Return one drawing after 0..turns-1 quarter turns, applied before resizing: [turns, size, size]."""
         from PIL import Image
 
         turn = Image.Transpose

@@ -1,4 +1,4 @@
-"""Published image sets: the base class, the published splits, and the check that a copy of the data is whole."""
+"""The base class of published image sets, their splits, and the check that the data are complete."""
 
 from __future__ import annotations
 
@@ -21,42 +21,56 @@ from metarun.types import SPLITS, Count, DataPath, NonNegative, Positive, Resize
 log = logging.getLogger("metarun")
 
 HINT = "; fetch it again, or take what is there with task.whole=false"
-"""The remedy in every message about missing data."""
+"""Remedy in every message about missing data."""
 
 
 class PublishedImages(ImageFewShot):
-    """Few-shot classification of a published image set by its published split of classes.
+    """Few-shot classification of a published image set with its published split of classes.
 
     A data set is a subclass with the class attributes below, the method :meth:`scan` and a file
     ``splits/<published>.txt``, whose lines are ``<split> <class> [<superclass>]``.
 
-    ``root`` is a folder or file of the data; null: the first of ``folders`` in METARUN_DATA or the cache, else a
-    download. Images are brought to ``size`` pixels whole (``squash``) or by their middle square (``crop``). ``whole:
-    false`` takes a part of the data set too. ``crop``, ``flip`` and ``jitter`` change meta-training images
-    (:class:`~metarun.tasks.vision.base.ImageFewShot`).
+    Args:
+        seed: Seed of the episodes.
+        root: Folder or file of the data; ``None``: the first of ``folders`` in METARUN_DATA or the cache, else a
+            download.
+        way: Classes of an episode.
+        shot: Support images of a class.
+        query: Query images of a class.
+        test_ways: Further ways to test.
+        size: Height and width in pixels.
+        whole: If false, an incomplete copy of the data is accepted.
+        crop: Padding of random crops of meta-training images, in pixels; see
+            :class:`~metarun.tasks.vision.base.ImageFewShot`, also for ``flip`` and ``jitter``.
+        flip: Random mirroring.
+        jitter: Strength of random brightness, contrast and saturation.
+        resize: ``squash`` resizes the whole image, ``crop`` its centre square.
+
+    Attributes:
+        published: Name of the set in METARUN_DATA, in protocols and of its class list.
+        title: Name of the set in messages.
+        folders: Folders and files searched in METARUN_DATA and the cache, in this order.
+        layouts: Description of the layouts that :meth:`scan` reads.
+        url: Download address; ``None`` if the owner does not allow downloads.
+        md5: Checksum of the download.
+        num_images: Number of images of the complete set; ``None``: not checked.
+        num_images_per_class: Number of images of every class; ``None``: not checked, or classes differ.
+        split_by: Author of the split, for protocols, if several splits are in use.
+        shared_cache: Name of the cache that sets of the same images share.
+        square: True if all images are square, so that ``resize`` has no effect and protocols omit it.
     """
 
     published: ClassVar[str]
-    """Name of the set in METARUN_DATA, in protocols and of its list of classes."""
     title: ClassVar[str]
-    """Name of the set in messages."""
     folders: ClassVar[Sequence[str]]
-    """Folders and files that are looked for in METARUN_DATA and the cache, in this order."""
     layouts: ClassVar[str]
-    """The layouts that :meth:`scan` reads, in words."""
     url: ClassVar[str | None] = None
-    """Where the set is downloaded from; ``None`` where its owner does not allow that."""
     md5: ClassVar[str] = ""
     num_images: ClassVar[int | None] = None
-    """Number of images of the whole set; ``None``: not checked."""
     num_images_per_class: ClassVar[int | None] = None
-    """Number of images of every class; ``None``: not checked, or classes differ."""
     split_by: ClassVar[str | None] = None
-    """Whose split it is, for protocols, where several are in use."""
     shared_cache: ClassVar[str | None] = None
-    """Name under which sets of the same images share one decoded copy."""
     square: ClassVar[bool] = False
-    """True if all images are square, so that ``resize`` makes no difference and protocols leave it out."""
 
     def __init__(
         self,
@@ -109,11 +123,11 @@ class PublishedImages(ImageFewShot):
 
         Args:
             base: Folder or file of the data.
-            files: All paths below ``base``, relative to it and sorted; its own name if it is a file.
+            files: All paths below ``base``, relative and sorted; its own name if it is a file.
             classes: Names of the published classes.
 
         Raises:
-            UserError: if there are no images of this data set.
+            UserError: There are no images of this data set.
         """
 
     def protocol(self) -> dict[str, Any]:
@@ -136,14 +150,14 @@ class PublishedImages(ImageFewShot):
             )
         return download(self.url, f"md5:{self.md5}", self.url.rpartition("/")[2])
 
-    def _some(self, found: Collection, where: Path) -> Collection:
+    def _nonempty(self, found: Collection, where: Path) -> Collection:
         """Return ``found``, or raise an error if it is empty."""
         require(bool(found.classes), f"{where}: holds no {self.title}; it must hold {self.layouts}")
         return found
 
 
 def class_list(name: str) -> dict[str, tuple[Split, str]]:
-    """The published split ``splits/<name>.txt``: class -> its split, and its superclass ("" where there are none)."""
+    """Return split and superclass ("" if none) of each class in the published split ``splits/<name>.txt``."""
     listed: dict[str, tuple[Split, str]] = {}
     for line in (Path(__file__).parent / "splits" / f"{name}.txt").read_text().splitlines():
         if not line.startswith("#"):
@@ -161,16 +175,22 @@ def validate(
     each: int | None = None,
     total: int | None = None,
 ) -> None:
-    """Refuse images, so many a class, whose classes are not those that are published.
+    """Raise :class:`UserError` unless the classes match the published ones.
 
-    ``each`` is how many images a class has in the published set, ``total`` how many there are; ``None``: any number.
-    Where not ``whole``, classes and images may be missing, but no class more may be there, nor lie in another split.
+    Args:
+        counts: Number of images of each class found.
+        homes: Split of each class, if the layout has splits.
+        listed: Split and superclass of each published class.
+        whole: If false, classes and images may be missing, but unknown classes and other splits are still errors.
+        of: Location of the data, for messages.
+        each: Number of images of every class; ``None``: any.
+        total: Number of images; ``None``: any.
     """
-    strangers = [name for name in counts if name not in listed and name not in homes]
+    unknown = [name for name in counts if name not in listed and name not in homes]
     require(
-        not strangers and bool(counts),
-        f"{of}: {len(strangers)} classes are in no split of this data set, such as '{strangers[0]}'"
-        if strangers
+        not unknown and bool(counts),
+        f"{of}: {len(unknown)} classes are in no split of this data set, such as '{unknown[0]}'"
+        if unknown
         else f"{of}: holds no images of this data set",
     )
     for name, home in homes.items():

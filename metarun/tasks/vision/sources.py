@@ -1,4 +1,4 @@
-"""Where the images of a data set come from: a folder, a tar or zip, or arrays, sorted by class and split."""
+"""Sources of images: a folder, a tar or zip, or arrays, sorted by class and split."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ from metarun.tasks.vision.images import NAMED, Source, is_clutter, is_image
 from metarun.types import Split
 
 Classify = Callable[[str], "str | None"]
-"""Path of an image file below its folder or archive -> its class, ``None`` for what is none of the set's images."""
+"""Function that maps an image's relative path to its class, or ``None`` if it is not part of the set."""
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 
 @dataclass
 class Collection:
-    """Images by class: ``classes[c]`` are the names of its images, and ``read()`` gives all (name, image).
+    """Images sorted by class.
 
-    ``homes[c]`` is the split in which the class lies, where the layout says. ``notes`` say what was left out.
+    Attributes:
+        classes: Names of the images of each class.
+        read: Function that yields all (name, image).
+        homes: Split of each class, if the layout has splits.
+        notes: Remarks on files that were left out.
     """
 
     classes: dict[str, list[str]]
@@ -39,7 +43,7 @@ class Collection:
 
 
 def merge(parts: Sequence[Collection]) -> Collection:
-    """All of them; their classes are different ones."""
+    """Combine collections with disjoint classes; raises :class:`UserError` if they share one."""
     classes: dict[str, list[str]] = {}
     homes: dict[str, Split] = {}
     for part in parts:
@@ -52,14 +56,14 @@ def merge(parts: Sequence[Collection]) -> Collection:
 
 
 def wordnet_id(name: str) -> str | None:
-    """The class of ``n0153282900000005.jpg``, or of any image in a folder ``n01532829``."""
+    """Return the class of ``n0153282900000005.jpg``, or of any image in a folder ``n01532829``."""
     found = re.match(r"(n\d{8})\d{8}\.\w+$", Path(name).name)
     folder = re.fullmatch(r"n\d{8}", Path(name).parent.name)
     return found[1] if found else folder[0] if folder else None
 
 
 def in_class_folders(classes: set[str]) -> Classify:
-    """A classifier of images that lie in folders named as ``classes``."""
+    """Return a classifier of images by the name of their folder, which must be one of ``classes``."""
 
     def classify(name: str) -> str | None:
         label = Path(name).parent.name
@@ -69,7 +73,16 @@ def in_class_folders(classes: set[str]) -> Classify:
 
 
 def locate(root: str | None, folders: Sequence[str], what: str) -> Path | None:
-    """Where a set lies: ``root``, a folder or one file; else the first of ``folders`` in METARUN_DATA or the cache."""
+    """Return the location of a set: ``root``, or the first of ``folders`` in METARUN_DATA or the cache.
+
+    Args:
+        root: A folder or one file; ``None`` to search.
+        folders: Folder names to look for, in ``root`` too.
+        what: Description of the expected content, for messages.
+
+    Raises:
+        UserError: ``root`` does not exist.
+    """
     if root is None:
         return find(None, *folders)
     path = Path(root).expanduser()
@@ -78,10 +91,10 @@ def locate(root: str | None, folders: Sequence[str], what: str) -> Path | None:
 
 
 def listing(base: Path) -> dict[str, os.stat_result]:
-    """Every file below the folder ``base`` (or ``base`` itself, a file) by its relative path, sorted.
+    """Return every file below the folder ``base`` by its sorted relative path, or ``base`` itself if it is a file.
 
     Links are followed, each folder once. Clutter (:func:`~metarun.tasks.vision.images.is_clutter`) is left out. An
-    empty folder is listed too, with a slash at the end. The stats tell whether a file has changed.
+    empty folder is listed with a slash at the end. The stats show whether a file has changed.
     """
     if base.is_file():
         return {base.name: base.stat()}
@@ -109,7 +122,7 @@ def listing(base: Path) -> dict[str, os.stat_result]:
 
 
 def archives(base: Path, files: Iterable[str]) -> list[Path]:
-    """Those of ``files`` below ``base`` that are archives."""
+    """Return the archives among ``files`` below ``base``."""
     return [_at(base, name) for name in files if name.lower().endswith(ARCHIVES)]
 
 
@@ -118,7 +131,9 @@ def _at(base: Path, name: str) -> Path:
 
 
 def split_of(name: str) -> Split | None:
-    """The split that a path names: ``train-00000-of-00006.parquet``, ``validation/0000.parquet``, ``val/n01/1.jpg``."""
+    """Return the split named in a path: ``train-00000-of-00006.parquet``, ``validation/0000.parquet``,
+    ``val/n01/1.jpg``.
+    """
     for part in reversed(Path(name).parts):
         words = part.replace("-", " ").replace("_", " ").replace(".", " ").lower().split()
         for split, aliases in SPLIT_NAMES.items():
@@ -132,11 +147,13 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-"""What people call the folders and files of each split."""
+"""Names of each split in folders and files."""
 
 
 def _by_class(names: Iterable[str], classify: Classify) -> Collection:
-    """The images among ``names``; where a class lies in several splits, these split images, and are ignored."""
+    """Sort the images among ``names`` by class. If classes lie in several splits, these are splits of images and are
+    ignored.
+    """
     classes: dict[str, list[str]] = {}
     homes: dict[str, set[Split | None]] = {}
     others: Counter[str] = Counter()
@@ -153,27 +170,30 @@ def _by_class(names: Iterable[str], classify: Classify) -> Collection:
         homes.setdefault(label, set()).add(home)
     notes = [f"left out {count} images {why}" for why, count in others.items()]
     several = sorted(label for label, splits in homes.items() if len(splits - {None}) > 1)
-    there = {split for splits in homes.values() for split in splits}
+    present = {split for splits in homes.values() for split in splits}
     if several:
         parts = " and ".join(sorted({f"{split}/" for label in several for split in homes[label] if split}))
         notes.append(
-            f"{len(several)} classes such as '{several[0]}' lie in {parts} alike: that split of images is ignored, "
+            f"{len(several)} classes such as '{several[0]}' lie in {parts}: this split of images is ignored, "
             "and the images of all parts are used"
         )
-    told = {} if several or len(there) == 1 else {c: split for c, (split, *_) in homes.items() if split}
-    return Collection(dict(sorted(classes.items())), lambda: (), dict(sorted(told.items())), notes)
+    known = {} if several or len(present) == 1 else {c: split for c, (split, *_) in homes.items() if split}
+    return Collection(dict(sorted(classes.items())), lambda: (), dict(sorted(known.items())), notes)
 
 
 def from_folder(base: Path, files: Iterable[str], classify: Classify) -> Collection:
-    """The image files among ``files``, paths below ``base``."""
+    """Collect the image files among ``files``, paths below ``base``."""
     found = _by_class(files, classify)
     return replace(found, read=lambda: ((name, base / name) for names in found.classes.values() for name in names))
 
 
 def from_archive(path: Path, classify: Classify | None = None, found: Collection | None = None) -> Collection:
-    """The image files in a tar (compressed or not) or zip, which is read from front to back.
+    """Collect the image files in a zip or tar, which is read from front to back.
 
-    ``found`` says which, and of which classes, in place of ``classify``.
+    Args:
+        path: The archive.
+        classify: Classifier of its members.
+        found: The collection, if its members are already classified.
     """
     if found is None:
         assert classify is not None
@@ -183,7 +203,14 @@ def from_archive(path: Path, classify: Classify | None = None, found: Collection
 
 
 def from_arrays(name: str, classes: Mapping[str, NDArray[np.int64]], images: Any, home: Split | None) -> Collection:
-    """Images in memory: ``classes[c]`` are their places in ``images``, which ``images[i]`` are sources."""
+    """Collect images in memory.
+
+    Args:
+        name: Name of the file, for messages.
+        classes: Positions in ``images`` of each class.
+        images: Sequence of sources.
+        home: Split of all classes, if known.
+    """
     named = {label: [f"{name}: image {i}" for i in places] for label, places in sorted(classes.items())}
     return Collection(
         named,
@@ -193,11 +220,11 @@ def from_arrays(name: str, classes: Mapping[str, NDArray[np.int64]], images: Any
 
 
 def refuse_missing(found: Collection, listed: Sequence[str], by: str) -> None:
-    """Every image that the set's own list names must be there; its name is compared without folders."""
-    there = {Path(name).name for names in found.classes.values() for name in names}
-    missing = [name for name in listed if Path(name).name not in there]
+    """Raise :class:`UserError` unless every image in ``listed`` is there; folders are ignored in the comparison."""
+    available = {Path(name).name for names in found.classes.values() for name in names}
+    missing = [name for name in listed if Path(name).name not in available]
     more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
     require(
         not missing,
-        f"{len(missing)} of the {len(listed)} images that {by} names are missing: {', '.join(missing[:NAMED])}{more}",
+        f"{len(missing)} of the {len(listed)} images listed in {by} are missing: {', '.join(missing[:NAMED])}{more}",
     )

@@ -1,4 +1,4 @@
-"""tieredImageNet (Ren et al. 2018, arXiv:1803.00676): 608 classes, whose categories are in one split each."""
+"""tieredImageNet (Ren et al. 2018, arXiv:1803.00676): 608 classes; each high-level category is in one split."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class TieredImageNet(PublishedImages):
     """tieredImageNet: 351/97/160 classes of 20/6/8 categories, 732 to 1300 images each.
 
     ``root`` holds Ren et al.'s pickles of PNG images and labels, which are read without running code, one split at a
-    time; or images that lie, at any depth, in folders named by WordNet ids (also in an archive). The decoded images
-    take 16.5 GB at 84 pixels: they stay in the mapped cache on the CPU, and must fit on a GPU that trains. The other
-    arguments are those of :class:`~metarun.tasks.vision.published.PublishedImages`.
+    time; or images in folders named by WordNet ids, at any depth, also in an archive. The decoded images take 16.5 GB
+    at 84 pixels: they stay in a memory-mapped cache on the CPU, and must fit into a GPU that trains on them. For the
+    other arguments see :class:`~metarun.tasks.vision.published.PublishedImages`.
     """
 
     published, title = "tiered_imagenet", "tieredImageNet"
@@ -37,16 +37,16 @@ class TieredImageNet(PublishedImages):
             return merge([from_pickles(base / name, base / f"{stem}_labels.pkl") for name, stem in pickles])
         packed = [from_archive(path, wordnet_id) for path in archives(base, files)]
         found = merge(packed) if packed else from_folder(base, [] if base.is_file() else files, wordnet_id)
-        return self._some(found, base)
+        return self._nonempty(found, base)
 
 
 def from_pickles(images: Path, labels: Path) -> Collection:
-    """One split: a list of PNG images as arrays of bytes, and ``{"label_specific", "label_specific_str", ...}``.
+    """Collect one split: a list of PNG images as byte arrays, and ``{"label_specific", "label_specific_str", ...}``.
 
-    Labels are numbered within the split, and named by English words, not by WordNet ids.
+    Labels are numbered within the split and named by English words, not by WordNet ids.
     """
     home = split_of(images.name)
-    require(labels.is_file(), f"{labels}: no such file, and {images.name} says no labels")
+    require(labels.is_file(), f"{labels}: no such file; it holds the labels of {images.name}")
     content = load_pickle(labels)
     numbers = content.get("label_specific") if isinstance(content, dict) else None
     require(
@@ -66,7 +66,7 @@ def from_pickles(images: Path, labels: Path) -> Collection:
         held = len(found) if isinstance(found, list) else 0
         require(held == len(numbers), f"{images}: holds {held} images, but {labels.name} {len(numbers)} labels")
         for i in range(held):
-            image, found[i] = found[i], None  # what is decoded is let go
+            image, found[i] = found[i], None  # frees each image once it is read
             yield f"{images}: image {i}", image.encode("latin1") if isinstance(image, str) else image
 
     return Collection(classes, read, dict.fromkeys(classes, home) if home else {})
