@@ -1,4 +1,4 @@
-"""A checked configuration to objects."""
+"""Construction of objects from a checked configuration."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def build(
     settle: Callable[[Task], None] | None = None,
     objects: Mapping[str, Any] | None = None,
 ) -> Experiment:
-    """The experiment that a configuration describes.
+    """Build the experiment that a configuration describes.
 
     It is built with the values of environment variables and stores their names.
 
     Args:
         config: A resolved configuration.
         facts: Further entries of meta.json.
-        directory: The directory of an earlier run whose checkpoint will be loaded. The vocabulary of its text model is
-            taken over here, since it decides how texts are encoded.
-        settle: Called with the task before a model sees it. It may give the task the splits of an earlier run, or
-            refuse it.
-        objects: Components that exist already, by section. A model is copied, so that one module can start several
+        directory: Directory of an earlier run whose checkpoint will be loaded. The vocabulary of its text model is
+            loaded here already, because it determines how texts are encoded.
+        settle: Function called with the task before a model sees it. It may give the task the splits of an earlier run,
+            or refuse it.
+        objects: Components that already exist, by section. A model is copied, so that one module can start several
             experiments; a task or an algorithm is used as it is.
 
     Raises:
@@ -106,7 +106,7 @@ def build(
 
 
 def _source(directory: Path | None, init_from: str | None) -> Path | None:
-    """The checkpoint from which an experiment will take its model, if from any."""
+    """Return the checkpoint from which the experiment takes its model, if there is one."""
     from metarun.training.checkpoint import best_or_last
 
     if directory is not None and best_or_last(directory).is_file():
@@ -115,7 +115,9 @@ def _source(directory: Path | None, init_from: str | None) -> Path | None:
 
 
 def component(section: str, config: Mapping[str, Any], objects: Mapping[str, Any], **injected: Any) -> Any:
-    """The component of a section: the object given for it (a copy, if it is a model), else as :func:`construct`."""
+    """Return the component of a section: the given object (a copy if it is a model), else the result of
+    :func:`construct`.
+    """
     if section == "model" and "algorithm" in objects:
         return objects["algorithm"].model
     if section not in objects:
@@ -124,7 +126,7 @@ def component(section: str, config: Mapping[str, Any], objects: Mapping[str, Any
 
 
 def locate(values: Mapping[str, Any]) -> Any:
-    """The class at a section's ``_target_``, imported."""
+    """Import the class named by a section's ``_target_``."""
     module_name, _, name = str(values["_target_"]).rpartition(".")
     try:
         return getattr(importlib.import_module(module_name), name)
@@ -133,11 +135,15 @@ def locate(values: Mapping[str, Any]) -> Any:
 
 
 def construct(values: Mapping[str, Any], **injected: Any) -> Any:
-    """The object that ``_target_`` and its arguments describe; ``injected`` where its constructor asks for them.
+    """Build the object that ``_target_`` and its arguments describe. Sections among the arguments are built likewise.
 
-    A callable among ``injected`` that is asked for is called first: costly values are made only on demand.
-    Sections among the arguments are built in the same way. Raises :class:`UserError` for what a user's own constructor
-    raises.
+    Args:
+        values: The section.
+        injected: Arguments for constructor parameters of these names. Functions are called, so that costly values are
+            computed only if needed.
+
+    Raises:
+        UserError: A constructor of the user's own raised an exception.
     """
     constructor = locate(values)
     arguments = {
@@ -155,6 +161,6 @@ def construct(values: Mapping[str, Any], **injected: Any) -> Any:
         raise
     except Exception as error:
         if is_component(values["_target_"]):
-            raise  # a bug of metarun's own
-        said = str(error).strip() or "without a message"
-        raise UserError(f"{values['_target_']} cannot be built: it raised {type(error).__name__}: {said}") from error
+            raise  # a bug in metarun
+        message = str(error).strip() or "without a message"
+        raise UserError(f"{values['_target_']} cannot be built: it raised {type(error).__name__}: {message}") from error

@@ -1,4 +1,4 @@
-"""What there is to choose from: every YAML of a group, with what its class declares."""
+"""Catalogue of the options: every YAML file of a group, with the declaration of its class."""
 
 from __future__ import annotations
 
@@ -17,42 +17,48 @@ from metarun.errors import UserError, shortened
 from metarun.untrusted import LARGEST_YAML, parse_yaml, read_bytes
 
 Keys = Callable[[str, Path, Mapping[str, Any]], dict[str, Any]]
-"""(group, file, content) -> the keys that are wanted of an option's file."""
+"""Function (group, file, content) -> the wanted keys of an option's file."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One option of a group."""
+    """One option of a group.
+
+    Attributes:
+        group: Name of the group.
+        name: Name of the option.
+        path: Its file.
+        content: The YAML as written.
+        section: The component's own keys, including those of the files it builds on (``defaults``).
+        merge: Function that merges the wanted keys of its file and of the files it builds on.
+    """
 
     group: str
     name: str
     path: Path
     content: dict[str, Any]
-    """The YAML as it stands."""
     section: dict[str, Any]
-    """The component's own keys, those of the files it builds on (``defaults``) included."""
     merge: Callable[[Keys], dict[str, Any]]
-    """Some keys of its file and of those that it builds on."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that it sets, from the top of the configuration: ``{"algorithm": {...}, "runner": {...}}``."""
+        """All keys that it sets, from the top of the configuration: ``{"algorithm": {...}, "runner": {...}}``."""
         return self.merge(_settings)
 
     @property
     def declaration(self) -> Declaration | None:
-        """What its class declares; ``None`` for files without a class (recipes)."""
+        """Declaration of its class; ``None`` for files without a class (recipes)."""
         target = self.section.get("_target_")
         return declaration(str(target)) if target else None
 
-    @cached_property  # asked for every pair of options when they are listed
+    @cached_property  # used for every pair of options by `metarun list`
     def attributes(self) -> dict[str, Any]:
-        """The capabilities of its class, within those of the classes it is put together from."""
+        """Capabilities of its class, restricted to those of its inner components."""
         return attributes(self.section) if is_section(self.section) else {}
 
     @property
     def line(self) -> str:
-        """The first line of what it says of itself: the file's first comment, or its class's docstring."""
+        """One-line description: the file's first comment, or the first line of its class's docstring."""
         for line in self.path.read_text().splitlines():
             if line.startswith("#") and "@package" not in line:
                 return line.lstrip("# ")
@@ -60,12 +66,12 @@ class Entry:
 
 
 def catalogue(group: str) -> Iterator[Entry]:
-    """The options of ``group`` (task, model, algorithm, experiment, ...), the user's first."""
+    """Yield the options of ``group`` (task, model, algorithm, experiment, ...), the user's first."""
     return _entries(group, dict(options(group)))
 
 
 def entry(group: str, name: str) -> Entry | None:
-    """One option of ``group``, by its name; ``None`` if there is none. Only its own files are read."""
+    """Return the option of ``group`` with this name; ``None`` if there is none. Only its own files are read."""
     return next(_entries(group, dict(options(group)), name), None)
 
 
@@ -92,7 +98,9 @@ def _entries(group: str, found: Mapping[str, Path], only: str | None = None) -> 
 
 
 def _own(group: str, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The component's keys in an option's file: below the group's name if its package is global, else at the top."""
+    """Return the component's keys in an option's file: below the group's name if its package is global, else at the
+    top.
+    """
     inner = content.get(group)
     if isinstance(inner, Mapping) and _PACKAGE_GLOBAL.search(path.read_text()):
         return dict(inner)
@@ -100,7 +108,7 @@ def _own(group: str, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(group: str, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """All keys in an option's file, from the top of the configuration."""
+    """Return all keys in an option's file, from the top of the configuration."""
     made = {key: value for key, value in content.items() if key != "defaults"}
     package = _PACKAGE.search(path.read_text())
     for name in reversed([] if package and package[1] == "_global_" else (package[1] if package else group).split(".")):
@@ -109,9 +117,9 @@ def _settings(group: str, path: Path, content: Mapping[str, Any]) -> dict[str, A
 
 
 def _base(group: str, item: Any, beside: str) -> str:
-    """The option of ``group`` that an entry of ``defaults`` names: ``base`` or ``/group/base``, with a package or not.
+    """Return the option of ``group`` that an entry of ``defaults`` names: ``base`` or ``/group/base``.
 
-    As in Hydra, ``base`` is looked for at the group's top; in an option that is itself built on, ``beside`` that.
+    As in Hydra, ``base`` is relative to the group's top, or to ``beside`` in an option that is itself built on.
     """
     entry = str(item).split("@")[0].removeprefix("optional ").removesuffix(".yaml")
     if entry.startswith("/"):
@@ -120,7 +128,7 @@ def _base(group: str, item: Any, beside: str) -> str:
 
 
 def default_option(task: Entry, group: str) -> str | None:
-    """The option of ``group`` that a task's file picks."""
+    """Return the option of ``group`` that a task's file chooses."""
     for item in task.content.get("defaults", []):
         if isinstance(item, dict):
             for key, value in item.items():
@@ -134,7 +142,7 @@ _PACKAGE_GLOBAL = re.compile(r"^#\s*@package\s+_global_\s*$", re.MULTILINE)
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``below`` with the keys of ``above``, sections inside merged alike: what Hydra makes of the two."""
+    """Merge ``above`` into ``below``, sections recursively, as Hydra does."""
     both = {k: _merged(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
     return {**below, **above, **both}
 
@@ -146,7 +154,7 @@ def examine(group: str, name: str, on_the_way: tuple[str, ...] = ()) -> None:
         raise UserError(f"{' -> '.join([*on_the_way, here])}: an option cannot build on itself")
     path = dict(options(group)).get(name)
     if path is None:
-        return  # Hydra says in which file it is named
+        return  # Hydra reports the file that names it
     defaults = _load(path).get("defaults") or []
     if not isinstance(defaults, list):
         raise UserError(f"{path}: defaults is a list of options, not {defaults!r}")
@@ -168,12 +176,12 @@ def _load(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: cannot be read as YAML: {shortened(error)}") from None
     if content is not None and not isinstance(content, dict):
-        raise UserError(f"{path}: an option's file has the form key: value")
+        raise UserError(f"{path}: the file of an option must have the form key: value")
     return content or {}
 
 
 def explain_yaml(error: yaml.YAMLError, file: object = "a configuration file") -> str:
-    """One line for what is no YAML: the file, the line, what is wrong there."""
+    """Return one line for a YAML error: the file, the line and the problem."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
     if mark and not mark.name.startswith("<"):

@@ -1,4 +1,4 @@
-"""Judging a configuration before anything is built: names, types and ranges, and what fits what."""
+"""Checks of a configuration before anything is built: names, types, ranges, and whether the components fit together."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ from metarun.errors import UserError, nearest
 from metarun.types import Seed, strictly
 
 INJECTED = ("seed", "spec", "texts", "model")
-"""Constructor parameters that are filled in while building, not from the configuration."""
+"""Constructor parameters that are filled in while building rather than configured."""
 
 CLOSED = {"runner": "metarun.training.settings.Runner", "tracker": "metarun.tracking.settings.Tracker"}
 OPEN = ("task", "model", "algorithm")
 RESERVED = ("multirun", "search", "reproduced", "gallery", "bench")
-"""Directories beside the runs' own."""
+"""Directories that metarun uses beside those of runs."""
 OBJECTS = "objects"
-"""The key that lists the sections whose components were Python objects, which a configuration cannot rebuild."""
+"""Key that lists the sections whose components were Python objects. They cannot be rebuilt from a configuration."""
 TOP = (*OPEN, *CLOSED, "seed", "name", "paper", "search", "experiment", OBJECTS)
 
 
 def check(config: Mapping[str, Any], objects: Mapping[str, Any] | None = None) -> None:
-    """Raise :class:`UserError` for the first thing wrong with a resolved configuration.
+    """Check a resolved configuration.
 
-    ``objects`` holds components that exist already, by section. Their constructor's arguments are not checked.
+    Args:
+        config: The configuration.
+        objects: Components that already exist, by section. Their constructor arguments are not checked.
+
+    Raises:
+        UserError: Something is wrong; the message describes the first problem.
     """
     objects = objects or {}
     config = resolved(config)
@@ -35,7 +40,7 @@ def check(config: Mapping[str, Any], objects: Mapping[str, Any] | None = None) -
             raise UserError(f"unknown key '{key}'{nearest(key, TOP)}   allowed at the top: {', '.join(TOP)}")
     if config.get("experiment") is not None:
         raise UserError(
-            "the file of this experiment lacks its first line, # @package _global_; without it no key counts"
+            "the file of this experiment lacks its first line, # @package _global_, so its keys have no effect"
         )
     check_value("seed", config.get("seed"), Parameter(Seed, required=True))
     check_value("name", config.get("name"), _NAME)
@@ -53,7 +58,7 @@ def check(config: Mapping[str, Any], objects: Mapping[str, Any] | None = None) -
 
 
 def check_objects(config: Mapping[str, Any], objects: Mapping[str, Any]) -> None:
-    """Raise :class:`UserError` where a component of a run was a Python object and is not among ``objects``."""
+    """Raise :class:`UserError` if a run's component was a Python object that is not among ``objects``."""
     check_value(OBJECTS, config.get(OBJECTS), Parameter(list[Literal["task", "model", "algorithm"]] | None, False))
     for section in config.get(OBJECTS) or ():
         if section not in objects:
@@ -66,7 +71,7 @@ def check_objects(config: Mapping[str, Any], objects: Mapping[str, Any]) -> None
 
 
 def check_name(name: str) -> None:
-    """Raise :class:`UserError` unless ``name`` can be that of a directory of runs, inside runner.directory."""
+    """Raise :class:`UserError` unless ``name`` can be the name of a directory of runs inside runner.directory."""
     reason = ""
     if "/" in name or "\\" in name:
         reason = "cannot contain '/' or '\\'"
@@ -83,7 +88,7 @@ def check_name(name: str) -> None:
 
 
 def check_section(section: str, values: Any) -> Declaration:
-    """Check the arguments of the class that ``values`` names; returns what that declares."""
+    """Check the arguments of the class that ``values`` names, and return its declaration."""
     if not is_section(values):
         raise UserError(f"{section} has no _target_ (the import path of its class)")
     try:
@@ -95,7 +100,7 @@ def check_section(section: str, values: Any) -> Declaration:
 
 
 def check_arguments(section: str, values: Mapping[str, Any], declared: Declaration) -> None:
-    """Bind ``values`` to the constructor: no unknown name, none missing, each of its type and in its range."""
+    """Check ``values`` against a constructor: unknown names, missing names, types and ranges."""
     allowed = [name for name in declared.parameters if name not in INJECTED]
     for name, value in values.items():
         if name in declared.parameters and name not in INJECTED:
@@ -115,17 +120,17 @@ def check_arguments(section: str, values: Mapping[str, Any], declared: Declarati
 
 
 def check_component(key: str, value: Any, annotation: Any) -> None:
-    """Check a section inside a section: its own arguments, and that its class is the one that is asked for."""
+    """Check a section inside a section: its arguments, and that its class is a subclass of the declared one."""
     wanted = declaration(annotation.path) if isinstance(annotation, Component) else None
     if wanted is not None and not is_section(value) and not wanted.is_module:
-        return  # a type of the user's own: its constructor will judge
+        return  # a type of the user's own, checked by its constructor
     given = check_section(key, value)
     if wanted is not None and given.ancestors and wanted.target not in given.ancestors:
-        raise UserError(f"{key}._target_={given.target}: that is no {wanted.target}")
+        raise UserError(f"{key}._target_={given.target}: not a subclass of {wanted.target}")
 
 
 def check_value(key: str, value: Any, parameter: Parameter) -> None:
-    """Raise :class:`UserError` unless ``value`` is of the parameter's type and in its range."""
+    """Raise :class:`UserError` unless ``value`` has the parameter's type and is in its range."""
     if parameter.annotation is Any:
         return
     from pydantic import ValidationError
@@ -148,13 +153,13 @@ def check_value(key: str, value: Any, parameter: Parameter) -> None:
 
 
 def _choices(annotation: Any) -> list[str]:
-    """The words that a ``Literal``, also one in a union, allows."""
+    """Return the strings that a ``Literal`` allows, also inside a union."""
     inner = getattr(annotation, "__args__", ())
     return [word for part in inner for word in ([part] if isinstance(part, str) else _choices(part))]
 
 
 def check_fit(config: Mapping[str, Any], objects: Mapping[str, Any]) -> None:
-    """Refuse a model or algorithm that cannot work on the task, with what does."""
+    """Raise :class:`UserError` if model or algorithm do not fit the task; the message lists what fits."""
     task, model, algorithm = (capabilities(objects[s]) if s in objects else attributes(config[s]) for s in OPEN)
     if why := misfit(task, model, algorithm):
         fits = _fitting(task)
@@ -162,7 +167,10 @@ def check_fit(config: Mapping[str, Any], objects: Mapping[str, Any]) -> None:
 
 
 def misfit(task: Mapping[str, Any], model: Mapping[str, Any] | None, algorithm: Mapping[str, Any]) -> str | None:
-    """Why the three cannot be combined, or ``None``. Classes that declare nothing (a user's own) are trusted."""
+    """Return why task, model and algorithm cannot be combined, or ``None`` if they can.
+
+    Classes that declare no capabilities, such as a user's own, are accepted.
+    """
     kind, modality = task.get("kind"), task.get("modality")
     kinds = algorithm.get("kinds")
     if kind and kinds and kind not in kinds:
@@ -184,7 +192,7 @@ def misfit(task: Mapping[str, Any], model: Mapping[str, Any] | None, algorithm: 
 
 
 def _fitting(task: Mapping[str, Any]) -> str:
-    """What is shipped that fits: 'algorithms: maml, protonet; models: conv4, mlp'."""
+    """List the shipped options that fit: 'algorithms: maml, protonet; models: conv4, mlp'."""
     from metarun.config.catalogue import catalogue
 
     algorithms = {e.name: e.attributes for e in catalogue("algorithm") if not misfit(task, None, e.attributes)}

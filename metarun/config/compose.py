@@ -1,4 +1,4 @@
-"""Command-line words to one resolved configuration, through Hydra."""
+"""Composition of command-line words into one resolved configuration, by Hydra."""
 
 from __future__ import annotations
 
@@ -31,45 +31,47 @@ from metarun.config.trust import look_in_current_directory, names_other_code
 from metarun.errors import UserError, nearest, require, shortened
 
 _OPTIONAL = ("images", "experiment")
-"""Groups of which no option need be chosen."""
+"""Groups that need no option."""
 _GIVEN = "given"
-"""The option's name of a section that is given as a value."""
+"""Name of the option of a section that is given as a value."""
 _DERIVED = {"tuned": "the task and the algorithm"}
-"""Groups whose option follows from others."""
+"""Groups whose option follows from other groups."""
 _OF_SWEEPS = ("hydra/launcher", "hydra.launcher.", "hydra.sweep.dir")
-"""Keys of Hydra's own that a sweep honours. The others would change nothing and are refused."""
+"""Hydra keys that a sweep honours. All others would have no effect and are refused."""
 _INSTEAD = {
-    "hydra.run": "a run's directory is named by runner.directory=, name= and its start",
-    "hydra.output_subdir": "a run's directory is named by runner.directory=, name= and its start",
-    "hydra.sweep.subdir": "a run's directory is named by runner.directory=, name= and its start",
-    "hydra.searchpath": "your own configuration files are added by --config-dir DIR",
-    "hydra.mode": "a sweep is asked for by -m",
-    "hydra.sweeper": "sweeps run every combination; `metarun search` looks for the best",
-    "hydra/sweeper": "sweeps run every combination; `metarun search` looks for the best",
+    "hydra.run": "a run's directory is determined by runner.directory=, name= and its start time",
+    "hydra.output_subdir": "a run's directory is determined by runner.directory=, name= and its start time",
+    "hydra.sweep.subdir": "a run's directory is determined by runner.directory=, name= and its start time",
+    "hydra.searchpath": "--config-dir DIR adds your own configuration files",
+    "hydra.mode": "-m starts a sweep",
+    "hydra.sweeper": "a sweep runs every combination; `metarun search` tunes values",
+    "hydra/sweeper": "a sweep runs every combination; `metarun search` tunes values",
 }
 
 
 @dataclass(frozen=True)
 class Composed:
-    """A configuration, resolved but for values of the environment, and the options that made it.
+    """A composed configuration.
 
-    These are ``{"task": "vision/glyphs", ...}``.
+    Attributes:
+        config: The configuration, resolved except for values of environment variables.
+        choices: The chosen option of each group, ``{"task": "vision/glyphs", ...}``.
+        asked: Keys that the user set, rather than an option's file.
     """
 
     config: dict[str, Any]
     choices: dict[str, str]
     asked: tuple[str, ...] = ()
-    """The keys that the user set, rather than an option's file."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a run keeps of how it was composed, in meta.json."""
+        """Facts of the composition that a run stores in meta.json."""
         values = tuned(self.config, self.choices, self.asked)
         return {"choices": self.choices, "asked": list(self.asked), **({"tuned": values} if values else {})}
 
 
 class _UserConf(SearchPathPlugin):
-    """Puts the user's directories before the shipped ones, so that they can shadow as well as add."""
+    """Hydra plugin that searches the user's directories before the shipped ones."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for directory in reversed(user_directories()):
@@ -77,7 +79,7 @@ class _UserConf(SearchPathPlugin):
 
 
 def compose(words: Sequence[str], sections: Mapping[str, Mapping[str, Any]] | None = None) -> Composed:
-    """The resolved configuration that ``words`` ask for.
+    """Compose the configuration for the given words.
 
     Args:
         words: Overrides as on the command line, ``key=value``.
@@ -94,20 +96,20 @@ def compose(words: Sequence[str], sections: Mapping[str, Mapping[str, Any]] | No
 
 
 def asked_keys(words: Sequence[str]) -> tuple[str, ...]:
-    """The keys that ``words`` set; choices of options are none."""
+    """Return the keys set by ``words``, without choices of options."""
     keys = (split(word)[1] for word in words)
     return tuple(key for key in keys if "." in key)
 
 
 def unresolved(words: Sequence[str], sections: Mapping[str, Mapping[str, Any]] | None = None) -> DictConfig:
-    """The configuration that the words ask for, with its interpolations and Hydra's own section.
+    """Compose a configuration with unresolved interpolations and Hydra's own section.
 
-    ``sections`` as in :func:`compose`.
+    The arguments and errors are those of :func:`compose`.
     """
     overrides = read_single(words)
     for override in overrides:
         if of_sweeps(override):
-            raise UserError(f"{shortened(override.word)}: only a sweep has this key; a sweep is asked for by -m")
+            raise UserError(f"{shortened(override.word)}: this key is for sweeps; -m starts one")
     choices = [for_hydra(override) for override in overrides if is_group(override.key)]
     for group, section in (sections or {}).items():
         require(all(choice.key != group for choice in choices), f"{group} is given twice, by name and by value")
@@ -123,14 +125,12 @@ def unresolved(words: Sequence[str], sections: Mapping[str, Mapping[str, Any]] |
 
 
 def launch(settings: Sequence[Override], jobs: Sequence[Sequence[str]], job: Callable[[DictConfig], None]) -> None:
-    """Have a sweep's launcher call ``job`` with the configuration of each of ``jobs``, maybe in another process.
-
-    Raises what a job raised.
+    """Let a sweep's launcher call ``job`` with the configuration of each job, possibly in other processes.
 
     Args:
-        settings: Words about the sweep itself, for which :func:`of_sweeps` holds.
-        jobs: The words of each run.
-        job: Called with the run's configuration.
+        settings: Settings of the sweep itself, for which :func:`of_sweeps` holds.
+        jobs: Words of each run.
+        job: Function called with the run's configuration. Its exceptions are raised here.
     """
     from hydra._internal.callbacks import Callbacks
     from hydra.types import RunMode
@@ -148,7 +148,7 @@ def launch(settings: Sequence[Override], jobs: Sequence[Sequence[str]], job: Cal
 
 
 def sweep_directory(settings: Sequence[Override], words: Sequence[str]) -> Path:
-    """The directory in which a sweep that starts now keeps what is its own; ``words`` are those of one of its runs."""
+    """Return the directory of a sweep that starts now; ``words`` are those of one of its runs."""
     try:
         return Path(_compose([*(setting.text for setting in settings), *words]).hydra.sweep.dir).expanduser()
     except COMPOSING as error:
@@ -156,19 +156,20 @@ def sweep_directory(settings: Sequence[Override], words: Sequence[str]) -> Path:
 
 
 def of_sweeps(override: Override) -> bool:
-    """Whether an override is about a sweep, not about its runs; raises :class:`UserError` for other keys of Hydra."""
+    """Return whether an override is a setting of a sweep; raises :class:`UserError` for other keys of Hydra."""
     if not override.key.startswith(("hydra.", "hydra/")) and override.key != "hydra":
         return False
     if not override.key.startswith(_OF_SWEEPS):
-        why = next((why for key, why in _INSTEAD.items() if override.key.startswith(key)), "it would change nothing")
+        why = next((why for key, why in _INSTEAD.items() if override.key.startswith(key)), "it would have no effect")
         raise UserError(f"{shortened(override.word)}: metarun does not use this key: {why}")
     return True
 
 
 def for_hydra(override: Override) -> Override:
-    """An override as Hydra takes it: a choice of an option is checked, and one of no option deletes.
+    """Return an override in the form that Hydra takes. The chosen option is checked; choosing none becomes a deletion.
 
-    Raises :class:`UserError` for an option that is not there or whose file cannot be read.
+    Raises:
+        UserError: The option does not exist or its file cannot be read.
     """
     group, name = override.key, override.value
     if not is_group(group):
@@ -183,8 +184,8 @@ def for_hydra(override: Override) -> Override:
     if isinstance(name, (int, float)):
         name = str(override.parsed)
     if not isinstance(name, str) or name not in names:
-        told = name if isinstance(name, str) else written(name)
-        raise UserError(f"unknown {group} '{shortened(told)}'{nearest(told, names)}   available: {', '.join(names)}")
+        text = name if isinstance(name, str) else written(name)
+        raise UserError(f"unknown {group} '{shortened(text)}'{nearest(text, names)}   available: {', '.join(names)}")
     examine(group, name)
     return replace(override, sign="", parsed=name)
 
@@ -201,10 +202,12 @@ def _prepare() -> None:
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """Plain values without Hydra's own section, resolved but for those of the environment.
+    """Return plain values without Hydra's own section, resolved except for environment variables.
 
-    Raises :class:`UserError` where one cannot be resolved. Classes of the user's own that they name may lie in the
-    current directory.
+    If the configuration names classes of the user's own, the current directory is added to the import path.
+
+    Raises:
+        UserError: A value cannot be resolved.
     """
     own = OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"])
     try:
@@ -219,10 +222,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def changed(config: Mapping[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
-    """A stored configuration changed as the overrides say, whose own interpolations are resolved as in :func:`resolve`.
-
-    What is in ``config`` already is kept as it stands.
-    """
+    """Apply overrides to a stored configuration. Interpolations in the overrides are resolved as in :func:`resolve`."""
     changed: dict[str, Any] = deepcopy(dict(config))
     apply(changed, overrides)
     with_expressions = [override for override in overrides if "${" in str(override.value)]
@@ -237,19 +237,19 @@ def changed(config: Mapping[str, Any], overrides: Sequence[Override]) -> dict[st
 
 
 def chosen(choices: Mapping[str, str]) -> dict[str, str]:
-    """metarun's own of all groups' choices: without Hydra's, and without what follows from the others."""
+    """Return the choices without Hydra's own groups and without derived ones."""
     return {group: name for group, name in choices.items() if "hydra" not in group and group not in _DERIVED and name}
 
 
 def default_name(choices: Mapping[str, str]) -> str:
-    """A run's name where none is given: ``omniglot-maml``; the recipe's path for a recipe."""
+    """Return a run's default name: ``omniglot-maml``, or the recipe's path."""
     if choices.get("experiment"):
         return choices["experiment"].replace("/", "-")
     return f"{choices['task'].rsplit('/')[-1]}-{choices['algorithm'].rsplit('/')[-1]}"
 
 
 def named(composed: Composed) -> dict[str, Any]:
-    """The configuration with the run's name filled in and all paths absolute except ``runner.directory``."""
+    """Return the configuration with the run's name filled in and all paths absolute except ``runner.directory``."""
     config = absolute(composed.config)
     runner = config.get("runner")
     if isinstance(runner, dict) and isinstance(where := runner.get("directory"), str):

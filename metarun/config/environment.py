@@ -1,7 +1,7 @@
-"""Values that come from environment variables: a run uses them; what is stored, sent or printed has their names.
+"""Values of environment variables: runs use them, while stored, sent and printed configurations hold their names.
 
-A configuration keeps ``${oc.env:NAME}`` as it was written, from the command line to config.yaml; :func:`resolved` gives
-what objects are built from. What it has put in is known to :func:`metarun.errors.conceal`.
+A configuration keeps ``${oc.env:NAME}`` as written, from the command line to config.yaml. :func:`resolved` returns the
+values from which objects are built and registers them with :func:`metarun.errors.conceal`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _EXPRESSION = re.compile(r"(\\*)\$\{")
 
 
 def as_written(config: Any) -> Any:
-    """An OmegaConf node as plain values: resolved, but for those that depend on an environment variable.
+    """Return an OmegaConf node as plain values, resolved except for those that depend on an environment variable.
 
-    Texts that merely look like an expression are escaped, so that :func:`resolved` gives them back.
+    Text that merely looks like an expression is escaped, so that :func:`resolved` restores it.
     """
     from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -39,11 +39,11 @@ def as_written(config: Any) -> Any:
 
 
 def _depends(node: Any, key: Any, value: Any) -> bool:
-    """Whether the value of an interpolation changes with the environment's."""
+    """Return whether the value of an interpolation changes with the environment."""
     with _other_environment():
         try:
             return _container(node[key]) != value
-        except Exception:  # whatever it is made of the variable, such as a number
+        except Exception:  # the changed variable no longer converts, to a number for example
             return True
 
 
@@ -77,7 +77,7 @@ def _escaped(value: Any) -> Any:
 
 
 def expressions(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(key, text) of every value that is to be resolved."""
+    """Yield (key, text) of every value with an expression."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from expressions(inner, f"{key}.{name}" if key else str(name))
@@ -89,9 +89,10 @@ def expressions(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def resolved(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration with its environment variables' values, which are noted as not to be shown.
+    """Return the configuration with the values of environment variables, which are registered as secret.
 
-    Raises :class:`UserError` where one is not set.
+    Raises:
+        UserError: A variable is not set.
     """
     written = dict(expressions(config))
     if not written:

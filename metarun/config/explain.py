@@ -1,4 +1,4 @@
-"""Errors of Hydra, OmegaConf and YAML in metarun's words: what is wrong, in which key or file."""
+"""One-line explanations of errors raised by Hydra, OmegaConf and YAML."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from metarun.config.paths import options
 from metarun.errors import nearest, reason, shortened
 
 COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError, OSError, ValueError)
-"""What composing raises over what a user wrote, on the line or in a file."""
+"""Exceptions raised while composing what a user wrote, on the command line or in a file."""
 
 
 def explain(error: BaseException) -> str:
-    """One line for an error of :data:`COMPOSING`."""
+    """Return one line for an error of :data:`COMPOSING`."""
     if (
         isinstance(error, ConfigCompositionException)
         and error.__cause__
@@ -46,17 +46,17 @@ def _explained(error: BaseException) -> str | None:
         case UnsupportedInterpolationType():
             name = text.rpartition(" ")[2]
             resolvers = [r for r in ("oc.env", "oc.select", "oc.decode", "oc.create", "now", "hydra") if _known(r)]
-            return f"{where}: '{name}' is no resolver{nearest(name, resolvers)}   known: {', '.join(resolvers)}"
+            return f"{where}: '{name}' is not a resolver{nearest(name, resolvers)}   known: {', '.join(resolvers)}"
         case InterpolationKeyError():
             found = re.search(r"'(.*)'", text)
-            return f"{where}: interpolates '{found[1] if found else '?'}', which is no key"
+            return f"{where}: interpolates '{found[1] if found else '?'}', which is not a key"
         case InterpolationResolutionError() if found := re.search(r"Environment variable '(.*)' not found", text):
             return (
                 f"{where}: the environment variable {found[1]} is not set; "
                 f"${{oc.env:{found[1]},VALUE}} names a value for this case"
             )
         case InterpolationResolutionError() if "Recursive" in text:
-            return f"{where} is made of itself by interpolation"
+            return f"{where}: its interpolation refers to itself"
         case InterpolationResolutionError() | GrammarParseError():
             return f"{where}: its interpolation ${{...}} cannot be resolved"
         case MissingMandatoryValue():
@@ -68,13 +68,13 @@ def _explained(error: BaseException) -> str | None:
         case OSError() if error.filename:
             return reason(error)
         case RecursionError():
-            return "the configuration goes round in a circle: an option builds on itself, or a value is made of itself"
+            return "the configuration is circular: an option builds on itself, or an interpolation refers to itself"
         case ConfigKeyError() | ConfigAttributeError() if where != "a value":
             return f"unknown key '{where}'"
         case ConfigCompositionException() if found := re.search(
             r"In '(.*?)': Could not override '(.*?)(?:@.*)?'", text
         ):
-            return f"{found[1]}: its defaults override '{found[2]}', which no option was chosen for"
+            return f"{found[1]}: its defaults override '{found[2]}', for which no option is chosen"
         case ConfigCompositionException() if found := re.search(r"Multiple values for ([\w/]+)\. .*: (.*)'", text):
             return (
                 f"{found[1]}={found[2]} is chosen a second time; a defaults list has 'override /{found[1]}: {found[2]}'"
@@ -83,7 +83,7 @@ def _explained(error: BaseException) -> str | None:
 
 
 def _missing_option(error: MissingConfigException) -> str:
-    """The error for an option that a ``defaults`` list names, or a launcher of a sweep."""
+    """Return the error for an unknown option in a ``defaults`` list, or for an unknown launcher of a sweep."""
     group, name = re.fullmatch(
         r"((?:hydra/)?[^/]*)/?(.*)", (error.missing_cfg_file or "").removesuffix(".yaml")
     ).groups()  # type: ignore[union-attr]
@@ -101,7 +101,7 @@ def _known(resolver: str) -> bool:
 
 
 def _bare(error: BaseException) -> str:
-    """A library's message without its location block, on one line."""
+    """Return a library's message on one line, without its location block."""
     kept = [line.strip() for line in str(error).splitlines() if line.strip()]
     kept = [line for line in kept if not line.startswith(("full_key:", "object_type=", "reference_type=", "See https"))]
     return " ".join(kept)

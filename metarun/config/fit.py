@@ -1,4 +1,4 @@
-"""Defaults that fit small data: the keys of an episode's size that the user did not set are lowered, with a line."""
+"""Adjustment of defaults to small data: episode sizes that the user did not set are lowered, and the log says so."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("metarun")
 
 SMALLEST = {"way": 2, "shot": 1, "query": 1}
-"""Each part of an episode's shape, and the least that it is lowered to."""
+"""Smallest value to which each part of an episode's shape is lowered."""
 
 
 def adjustable(facts: Mapping[str, Any]) -> set[str]:
-    """Keys of an episode's size that the user left at their defaults, by ``facts["asked"]``.
+    """Return the keys of an episode's size that the user left at their defaults, according to ``facts["asked"]``.
 
-    None where these are not known, as of runs that are evaluated or resumed, or where a recipe sets the values.
+    There are none if these facts are missing, as for evaluated or resumed runs, or if a recipe sets the values.
     """
     if "asked" not in facts or facts.get("choices", {}).get("experiment"):
         return set()
@@ -33,9 +33,16 @@ def adjustable(facts: Mapping[str, Any]) -> set[str]:
 def lowered(
     config: Mapping[str, Any], error: DoesNotFit, free: set[str], train: EpisodeShape | None = None
 ) -> dict[str, Any]:
-    """``config`` with adjustable keys lowered so that the episode fits; raises :class:`UserError` where none can be.
+    """Return ``config`` with adjustable keys lowered so that the episode fits.
 
-    ``train``: the shape of meta-training's episodes, where these are the ones that do not fit.
+    Args:
+        config: The configuration.
+        error: The error about the episode.
+        free: The adjustable keys.
+        train: Shape of the meta-training episodes, if these do not fit.
+
+    Raises:
+        UserError: No adjustable key can be lowered far enough.
     """
     if error.parts == ("test_ways",) and "task.test_ways" in free:
         ways = [way for way in value_at(config, "task.test_ways") if way <= error.limit]

@@ -1,8 +1,8 @@
-"""The grammar of a word ``key=value`` of the command line: Hydra's, in which every other character is plain text.
+"""The grammar of a command-line word ``key=value``: Hydra's, extended so that all other characters are plain text.
 
-Hydra's parser knows no character outside a part of ASCII and stops at it with a message about its lexer. Here such
-characters stand for themselves (``task.root=~/bilder/öl``), and what has no meaning is refused with its position and
-with the word to type for the text itself.
+Hydra's parser knows a part of ASCII only and stops at other characters with a message about its lexer. Here they stand
+for themselves (``task.root=~/bilder/öl``). Words without a meaning are refused with the position of the error and the
+quoted form to type.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from hydra.errors import HydraException
 from metarun.errors import UserError, nearest, shortened
 
 LONGEST = 10_000
-"""Characters of a word. The parser takes a millisecond for each element of a list."""
+"""Largest number of characters of a word; the parser takes a millisecond for each element of a list."""
 DEEPEST = 20
-"""Brackets inside one another."""
+"""Largest nesting depth of brackets."""
 
 FUNCTIONS = {
     "choice": "choice(A,B,...)",
@@ -37,13 +37,13 @@ FUNCTIONS = {
     "bool": "bool(VALUE), one of true, false or a number",
     "str": "str(VALUE)",
 }
-"""What may stand before a parenthesis, and how each is written."""
+"""Functions that may stand before a parenthesis, with their form."""
 
 _KEY = re.compile(r"[A-Za-z_]\w*(?:-\w+)*(?:(?:/[A-Za-z_][\w-]*)*|(?:\.[\w-]+)*)(?:@[\w.]+)?", re.ASCII)
 _NAME = re.compile(r"\s*[A-Za-z_][\w-]*\s*", re.ASCII)
 _ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")
 _PLAIN = re.compile(r"(?:[\w/\\+.$%*@?|: \t-]|\\[\\()\[\]{}:=, \t]|\$\{[^{}]+\})*", re.ASCII)
-"""Text that Hydra's lexer takes as it stands."""
+"""Text that Hydra's lexer accepts unquoted."""
 _QUOTED = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'""", re.DOTALL)
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
@@ -51,15 +51,15 @@ _parser = OverridesParser.create()
 
 
 def parse(word: str) -> HydraOverride:
-    """The override that ``word`` is; raises :class:`UserError` if it is none."""
+    """Parse a word as an override; raises :class:`UserError` if it is not one."""
     _check_text(word)
     sign, key, value = split(word)
     if not key:
-        raise UserError(f"'{shortened(word)}' names no key; the form is key=value")
+        raise UserError(f"'{shortened(word)}' has no key; the form is key=value")
     if not _KEY.fullmatch(key):
-        raise UserError(f"'{shortened(word)}': '{shortened(key)}' is no key; a key is a name such as seed or task.shot")
+        raise UserError(f"'{shortened(word)}': '{shortened(key)}' is not a key, such as seed or task.shot")
     if value is None and sign != "~":
-        raise UserError(f"'{shortened(word)}' is no override; the form is key=value")
+        raise UserError(f"'{shortened(word)}' is not an override of the form key=value")
     text = sign + key + ("" if value is None else "=" + _Reader(word, len(word) - len(value)).read())
     try:
         parsed = _parser.parse_rule(text, "override")
@@ -75,14 +75,16 @@ def parse(word: str) -> HydraOverride:
 
 
 def split(word: str) -> tuple[str, str, str | None]:
-    """The sign (``+``, ``++``, ``~`` or none), the key, and what stands after ``=``: ``None`` without one."""
+    """Split a word into its sign (``+``, ``++``, ``~`` or empty), its key, and the text after ``=`` (``None``
+    without one).
+    """
     key, separator, value = word.partition("=")
     sign = next(sign for sign in ("++", "+", "~", "") if key.startswith(sign))
     return sign, key[len(sign) :], value if separator else None
 
 
 def written(value: Any) -> str:
-    """``value`` as it is typed: reads as itself, whatever a text looks like."""
+    """Return ``value`` as it is typed, so that it parses to itself."""
     if value is None:
         return "null"
     if isinstance(value, (list, tuple)):
@@ -97,12 +99,12 @@ def written(value: Any) -> str:
 
 
 def quoted(text: str) -> str:
-    """``text`` in quotation marks, as a value that is this text whatever it looks like."""
+    """Return ``text`` in quotation marks, so that it parses to itself."""
     return QuotedString(text, Quote.double).with_quotes()
 
 
 def _is_word(text: str) -> bool:
-    """Whether a text reads as itself without quotes: no number, no truth value, nothing with a meaning."""
+    """Return whether a text parses to itself without quotes: not a number, boolean or expression."""
     return bool(re.fullmatch(r"[A-Za-z_/.][\w/.@%*?|+-]*", text, re.ASCII)) and not (
         re.fullmatch(r"null|true|false|inf|nan|[\d.e+-]+", text, re.IGNORECASE)
     )
@@ -123,7 +125,7 @@ def _check_text(word: str) -> None:
 
 
 def _literal(word: str) -> str:
-    """What to type for the text of the value as it stands."""
+    """Return a hint to type the value as quoted text."""
     sign, key, value = split(word)
     if not value or len(word) > 200:
         return ""
@@ -140,18 +142,23 @@ def _as_key(text: str) -> str:
 
 @dataclass
 class _Reader:
-    """Reads a value once from left to right; quotes what Hydra's lexer would stop at."""
+    """Reads a value once from left to right and quotes what Hydra's lexer would stop at.
+
+    Attributes:
+        word: The word.
+        at: Position of the next character.
+        out: Parts read so far.
+        text: Plain text since the last bracket, comma or quotation.
+        ended: True if a quotation ended since the last bracket or comma.
+        open: Positions of the open brackets.
+    """
 
     word: str
     at: int
-    """Where reading goes on."""
     out: list[str] = field(default_factory=list)
     text: str = ""
-    """Plain text since the last bracket, comma or quotation."""
     ended: bool = False
-    """Whether a quotation was read and ended since the last bracket or comma."""
     open: list[int] = field(default_factory=list)
-    """Where the brackets stand that are open."""
 
     def read(self) -> str:
         while self.at < len(self.word):
@@ -205,7 +212,7 @@ class _Reader:
         self.at += 1
 
     def _before(self) -> str:
-        """The last bracket or comma that was read."""
+        """Return the last bracket or comma that was read."""
         return next((part for part in reversed(self.out) if part.strip() and part in "([{,:="), "")
 
     def _open(self, bracket: str) -> None:
@@ -215,7 +222,7 @@ class _Reader:
         if self.ended or (name and not (bracket == "(" and _NAME.fullmatch(self.text))) or (bracket == "(" > name):
             self._refuse(self.at, "has a meaning of its own")
         if name and name not in FUNCTIONS:
-            self._refuse(self.at, f"calls '{name}', which is no function{nearest(name, FUNCTIONS)}")
+            self._refuse(self.at, f"calls '{name}', which is not a function{nearest(name, FUNCTIONS)}")
         self.out.append(self.text)
         self.open.append(self.at)
         self._structure(bracket)
@@ -228,7 +235,7 @@ class _Reader:
             self.out.append(quoted(text))
 
     def _end_key(self) -> None:
-        """A key inside braces, which may be quoted as in JSON."""
+        """End a key inside braces, which may be quoted as in JSON."""
         if self.ended:
             quoted = next(n for n in reversed(range(len(self.out))) if self.out[n].strip())
             self.text = _as_key(self.out[quoted][1:-1])

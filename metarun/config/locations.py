@@ -1,4 +1,4 @@
-"""Keys that hold a path: found by their declared type, stored absolute."""
+"""Keys that hold a path: found by their declared type, stored as absolute paths."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from metarun.types import IsPath
 
 
 def path_keys(config: Mapping[str, Any], shipped: bool = False) -> dict[str, bool]:
-    """The keys of a configuration whose type is a path -> whether it always is, as :class:`IsPath` says.
+    """Return the keys whose type is a path; the value says whether they always are, see :class:`IsPath`.
 
-    ``shipped``: of metarun's own classes alone. Reading what another class declares may import its module, which a
-    stored configuration must not lead to before its code is admitted.
+    Args:
+        config: The configuration.
+        shipped: If true, only metarun's own classes are read. Reading another class's declaration may import its
+            module, which a stored configuration must not cause before its code is permitted.
     """
     from metarun.config.check import CLOSED, OPEN
 
@@ -27,9 +29,13 @@ def path_keys(config: Mapping[str, Any], shipped: bool = False) -> dict[str, boo
 
 
 def absolute(config: Mapping[str, Any], origin: Path | None = None) -> dict[str, Any]:
-    """A copy in which every path is absolute; relative ones are below ``origin``, by default the working directory.
+    """Return a copy in which every path is absolute.
 
-    ``~`` is the home directory. Where a value may also be a name, it is left alone unless such a path exists.
+    A value that may also be a name is changed only if such a path exists. ``~`` is the home directory.
+
+    Args:
+        config: The configuration.
+        origin: Directory of relative paths; the working directory if omitted.
     """
     changed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     for key, always in path_keys(config).items():
@@ -45,9 +51,9 @@ def absolute(config: Mapping[str, Any], origin: Path | None = None) -> dict[str,
 
 
 def absolute_path(value: Any, origin: Path | None = None) -> Any:
-    """A path below ``origin`` (the working directory) as an absolute one; anything else as it is.
+    """Return a path below ``origin`` (default: the working directory) as absolute, and any other value unchanged.
 
-    A path that an environment's variable is part of stays as it is written.
+    A path that contains an interpolation is unchanged.
     """
     if not isinstance(value, str) or not value or "${" in value:
         return value
@@ -70,7 +76,7 @@ def _of_section(section: str, values: Any, shipped: bool) -> Iterator[tuple[str,
 def _of_class(section: str, target: str) -> Iterator[tuple[str, bool]]:
     try:
         parameters = declaration(target).parameters
-    except UserError:  # checked, and said, elsewhere
+    except UserError:  # reported by the check of the configuration
         return
     for name, parameter in parameters.items():
         if (mark := _mark(parameter.annotation)) is not None:
@@ -78,7 +84,7 @@ def _of_class(section: str, target: str) -> Iterator[tuple[str, bool]]:
 
 
 def _mark(annotation: Any) -> IsPath | None:
-    """The mark of a type, or of one in a union."""
+    """Return the mark of a type, or of a member of a union."""
     for part in (*getattr(annotation, "__metadata__", ()), *get_args(annotation)):
         mark = part if isinstance(part, IsPath) else _mark(part)
         if mark is not None:

@@ -1,4 +1,4 @@
-"""Where the values of a configuration come from."""
+"""Origins of a configuration's values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMMAND_LINE = "command line"
 
 
 def origins(choices: Mapping[str, str], asked: Sequence[str] = ()) -> dict[str, str]:
-    """What set each key that does not have its own component's default.
+    """Return the origin of each key that does not have its component's default.
 
     Args:
         choices: The chosen option of each group, ``{"task": "regression/sinusoid", ...}``.
@@ -34,21 +34,21 @@ def origins(choices: Mapping[str, str], asked: Sequence[str] = ()) -> dict[str, 
 
 
 def origin_of(key: str, found: Mapping[str, str]) -> str | None:
-    """The origin of a key by :func:`origins`; ``None`` for its component's own default."""
+    """Return the origin of a key according to :func:`origins`; ``None`` for its component's default."""
     above = [key] if key in found else []
     above += [each for each in found if found[each] == COMMAND_LINE and key.startswith(f"{each}.")]
     return found[above[-1]] if above else None
 
 
 def tuned(config: Mapping[str, Any], choices: Mapping[str, str], asked: Sequence[str]) -> dict[str, Any]:
-    """The keys, with their values, that have what suits the pair of task and algorithm (``conf/tuned``)."""
+    """Return the keys and values that are tuned for this pair of task and algorithm (``conf/tuned``)."""
     found = origins(choices, asked)
     values = dict(leaves(config))
     return {key: values[key] for key in values if (origin_of(key, found) or "").startswith("tuned for ")}
 
 
 def leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """(key, value) of everything that is no section: ``("algorithm.outer.first_order", False)``."""
+    """Yield (key, value) of everything that is not a section: ``("algorithm.outer.first_order", False)``."""
     for name, value in values.items():
         key = f"{above}{name}"
         if isinstance(value, Mapping) and value:
@@ -58,7 +58,7 @@ def leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
 
 
 def _layers(choices: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(group, option) in the order in which ``config.yaml`` lets one win over another."""
+    """Yield (group, option) in the order of precedence in ``config.yaml``, the strongest last."""
     for item in read_yaml(conf_directory() / "config.yaml")["defaults"]:
         group = next(iter(item)).rpartition(" ")[2] if isinstance(item, dict) else ""
         if group == "tuned":

@@ -1,4 +1,4 @@
-"""What the words of a command line change: read by one grammar and applied in one way, whatever the command."""
+"""Overrides: changes of a configuration by command-line words, parsed and applied the same way for all commands."""
 
 from __future__ import annotations
 
@@ -20,25 +20,28 @@ _SWEEPS = (ChoiceSweep, RangeSweep, IntervalSweep, Glob)
 
 @dataclass(frozen=True)
 class Override:
-    """One word: a key and what becomes of it."""
+    """One word: a key and its new value.
+
+    Attributes:
+        word: The word as typed.
+        sign: ``+`` adds a key, ``++`` adds or changes it, ``~`` deletes it, and an empty sign changes it.
+        key: A key such as ``task.shot``, or a group whose option is chosen: ``task``, ``hydra/launcher``.
+        parsed: The parsed value, with quoted strings marked and several values as one object.
+    """
 
     word: str
-    """The word as it was typed."""
     sign: str
-    """``+`` adds a key, ``++`` adds or changes it, ``~`` deletes it, nothing changes it."""
     key: str
-    """A key such as ``task.shot``, or a group of which an option is chosen: ``task``, ``hydra/launcher``."""
     parsed: Any
-    """The value as the grammar has it: quoted strings are marked, several values are an object that names them."""
 
     @property
     def value(self) -> Any:
-        """The one value, interpolations not resolved."""
+        """The single value, with unresolved interpolations."""
         return _plain(self.parsed)
 
     @property
     def sweeps(self) -> bool:
-        """Whether the word names several values, of which each run of a sweep has one."""
+        """True if the word has several values, one for each run of a sweep."""
         return isinstance(self.parsed, _SWEEPS)
 
     @property
@@ -47,7 +50,7 @@ class Override:
         return self.sign + self.key + ("" if self.sign == "~" else "=" + grammar.written(self.parsed))
 
     def count(self) -> int:
-        """How many values there are. None is made: a range may have millions."""
+        """Return the number of values, without creating them: a range may have millions."""
         match self.parsed:
             case ChoiceSweep(list=values):
                 return len(values)
@@ -55,8 +58,8 @@ class Override:
                 return len(self._matching())
             case IntervalSweep():
                 raise UserError(
-                    f"{shortened(self.word)}: an interval has infinitely many values; name them "
-                    "(a,b,c or range(START,STOP,STEP)), or let `metarun search` look for the best"
+                    f"{shortened(self.word)}: an interval has infinitely many values; list them "
+                    "(a,b,c or range(START,STOP,STEP)), or tune them with `metarun search`"
                 )
             case RangeSweep(start=start, stop=stop, step=step):
                 assert start is not None
@@ -67,7 +70,7 @@ class Override:
         return 1
 
     def expanded(self) -> list[Override]:
-        """This override with each of its values. Shuffled values come in a new order at every call."""
+        """Return one override for each value. Shuffled values have a new order in every call."""
         found: list[Any]
         match self.parsed:
             case ChoiceSweep(list=values, shuffle=shuffle):
@@ -83,7 +86,7 @@ class Override:
         return [replace(self, parsed=value) for value in found]
 
     def _matching(self) -> list[str]:
-        """The options of the group whose names match a ``glob``."""
+        """Return the options of the group whose names match a ``glob``."""
         names = [name for name, _ in options(self.key)] if is_group(self.key) else []
         if not names:
             raise UserError(f"{shortened(self.word)}: glob chooses options of a group, such as algorithm=glob(maml*)")
@@ -94,12 +97,12 @@ class Override:
 
 
 def read(words: Iterable[str]) -> list[Override]:
-    """The overrides that the words are; raises :class:`UserError` for a word that is none."""
+    """Parse overrides; raises :class:`UserError` for a word that is not one."""
     return [_read(word) for word in words]
 
 
 def read_single(words: Iterable[str]) -> list[Override]:
-    """As :func:`read`, for one run: refuses words that name several values."""
+    """Parse overrides for one run; words with several values are refused."""
     overrides = read(words)
     for override in overrides:
         if override.sweeps:
@@ -107,7 +110,7 @@ def read_single(words: Iterable[str]) -> list[Override]:
             hint = ""
             if isinstance(override.parsed, ChoiceSweep) and override.parsed.simple_form and value and len(value) < 200:
                 hint = f"; for a list type '{sign}{key}=[{value}]', for a text '{sign}{key}={grammar.quoted(value)}'"
-            raise UserError(f"{shortened(override.word)} names several values: add -m for a run of each{hint}")
+            raise UserError(f"{shortened(override.word)} has several values: add -m for a run of each{hint}")
     return overrides
 
 
@@ -116,7 +119,7 @@ def _read(word: str) -> Override:
     sign, _, _ = grammar.split(word)
     key = parsed.key_or_group + (f"@{parsed.package}" if parsed.package else "")
     if parsed.package:
-        raise UserError(f"{shortened(word)}: metarun's groups stand where they are; leave out @{parsed.package}")
+        raise UserError(f"{shortened(word)}: metarun's groups have fixed packages; leave out @{parsed.package}")
     inner = parsed._value.list if isinstance(parsed._value, ChoiceSweep) else [parsed._value]
     if any(_holds_sweep(value) for value in inner if not (value is parsed._value and isinstance(value, _SWEEPS))):
         raise UserError(f"{shortened(word)}: several values cannot be inside another value")
@@ -124,12 +127,12 @@ def _read(word: str) -> Override:
 
 
 def word(key: str, value: Any) -> str:
-    """The word that sets ``key`` to ``value``."""
+    """Return the word that sets ``key`` to ``value``."""
     return f"{key}={grammar.written(value)}"
 
 
 def apply(config: dict[str, Any], overrides: Iterable[Override]) -> None:
-    """Change ``config``, plain dicts and lists, as the overrides say; raises :class:`UserError` where a key is not."""
+    """Apply overrides to ``config``, a tree of dicts and lists; raises :class:`UserError` for unknown keys."""
     for override in overrides:
         *parents, leaf = override.key.split(".")
         node: Any = config
@@ -141,7 +144,7 @@ def apply(config: dict[str, Any], overrides: Iterable[Override]) -> None:
 
 
 def value_at(config: Mapping[str, Any], key: str) -> Any:
-    """The value at a key such as ``model.hidden.0``; ``None`` if there is none."""
+    """Return the value at a key such as ``model.hidden.0``; ``None`` if there is none."""
     node: Any = config
     for name in key.split("."):
         if isinstance(node, list):
@@ -171,9 +174,7 @@ def _change(node: Any, leaf: str, config: dict[str, Any], parents: Sequence[str]
         del node[leaf]
         return
     if sign == "+" and here is not None and not isinstance(value, (dict, list)):
-        raise UserError(
-            f"{shortened(override.word)}: there is {override.key} already; to change it leave out the + sign"
-        )
+        raise UserError(f"{shortened(override.word)}: {override.key} exists already; to change it leave out the + sign")
     if sign == "":
         _item(node, leaf, config, [*parents, leaf], override)
     if isinstance(value, dict) and isinstance(here, dict):
@@ -195,7 +196,7 @@ def _item(node: Any, name: str, config: dict[str, Any], path: Sequence[str], ove
 
 
 def _unknown(config: dict[str, Any], path: Sequence[str], override: Override) -> UserError:
-    """The error for a key that is not there: the nearest one, and what there is beside it."""
+    """Return the error for a missing key, with the nearest key and the existing ones."""
     *parents, leaf = path
     node: Any = config
     for name in parents:

@@ -1,4 +1,4 @@
-"""What a paper reports, as a recipe's ``paper`` section says it, and the rule by which runs are judged against it."""
+"""Published results, declared in a recipe's ``paper`` section, and the rule that compares runs with them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,38 @@ from metarun.errors import UserError, nearest
 from metarun.types import strictly
 
 Verdict = Literal["pass", "consistent", "budget not reached", "miss"]
-"""``consistent``: as good as the paper's, over too few seeds to say more. ``budget not reached``: a miss after fewer
-iterations than the paper's."""
+"""Result of a comparison.
+
+``consistent``: as good as the paper's, but with too few seeds to pass. ``budget not reached``: a miss with fewer
+iterations than the paper's.
+"""
 Source = Literal["paper", "code", "rerun", "quoted", "recalled"]
-"""Where a value was read: in the paper, in the authors' code or stored results, in the results of a clean re-run that
-``by`` names, in a third party's quotation, or nowhere (recalled: never to be given as the paper's, never counted)."""
+"""Source of a value: the paper, the authors' code or stored results, a clean re-run (named in ``by``), a third
+party's quotation, or ``recalled`` without a source. Recalled values are never presented as the paper's and never
+counted.
+"""
 COUNTED: tuple[Source, ...] = ("paper", "code", "rerun")
 """Sources of values against which a pass counts."""
 SEEDS = 3
-"""Fewer seeds than this can be consistent with a value, but cannot pass."""
+"""Smallest number of seeds that can pass. Fewer can only be consistent."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One published number. ``metric`` is its name in a summary, ``step`` (or episode) the place in its adaptation
-    curve (null: the last). Papers that only draw curves give no ``value``; then there is a ``bar``."""
+    """One published number.
+
+    Attributes:
+        id: Name of the claim.
+        metric: Name of the metric in a summary.
+        value: The value; ``None`` for papers that only plot curves, which need a ``bar``.
+        ci95: Half-width of the paper's 95 % interval.
+        step: Adaptation step or episode of the value; ``None``: the last.
+        percent: True if the value is in per cent.
+        lower_is_better: True if smaller values are better.
+        verified: Source of this value; ``None``: that of the paper's other values.
+        bar: A further level of our own to reach. Reaching it is not a pass.
+        because: Reason for the bar.
+    """
 
     id: str
     metric: str
@@ -36,13 +53,11 @@ class Claim:
     percent: bool = False
     lower_is_better: bool = False
     verified: Source | None = None
-    """Where this value was read; null: where the paper's others were."""
     bar: float | None = None
-    """A level of our own to reach, beside the value; ``because`` says why. Reaching it is no pass."""
     because: str | None = None
 
     def found(self, summary: Mapping[str, Any]) -> tuple[float, float]:
-        """The mean and the half-width of its interval in a run's summary, in the paper's unit."""
+        """Return the mean and the half-width of its interval in a run's summary, in the paper's unit."""
         estimate: Mapping[str, Any] | None
         if self.step is None:
             estimate = summary["test"].get(self.metric)
@@ -56,16 +71,19 @@ class Claim:
         return tuple(nan if estimate[key] is None else factor * float(estimate[key]) for key in ("mean", "ci95"))  # type: ignore[return-value]
 
     def reached(self, mean: float, level: float) -> bool:
-        """Whether ``mean`` is at least as good as ``level``, to rounding; what is not finite never is."""
+        """Return whether ``mean`` is at least as good as ``level``, up to rounding. Non-finite values never are."""
         better = mean < level if self.lower_is_better else mean > level
         return isfinite(mean) and (better or isclose(mean, level))
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What runs found for a claim: per seed the test mean and the half-width of its 95 % interval, in the paper's unit.
+    """The result of runs for a claim.
 
-    ``short`` says that the runs had fewer iterations than the paper's.
+    Attributes:
+        claim: The claim.
+        seeds: Test mean and half-width of its 95 % interval of each seed, in the paper's unit.
+        short: True if the runs had fewer iterations than the paper's.
     """
 
     claim: Claim
@@ -74,12 +92,12 @@ class Finding:
 
     @property
     def ours(self) -> float:
-        """The mean over seeds."""
+        """Mean over seeds."""
         return fmean(mean for mean, _ in self.seeds.values())
 
     @property
     def ci95(self) -> float:
-        """The half-width of one test's interval, averaged over seeds."""
+        """Half-width of one test's interval, averaged over seeds."""
         return fmean(half for _, half in self.seeds.values())
 
     @property
@@ -89,16 +107,17 @@ class Finding:
 
     @property
     def slack(self) -> float:
-        """How far short of the value the mean may fall: by the paper's interval, or where it gave none by ours.
+        """Largest accepted shortfall: the half-width of the paper's interval or, if it has none, of ours.
 
-        Ours is Student's interval of the mean over seeds, without what the test episodes add to their spread: fewer
-        episodes must not make passing easier. Of too few seeds it is that of one test, which cannot pass anyway.
+        Ours is Student's interval of the mean over seeds, without the spread that is due to the test episodes: fewer
+        episodes must not make passing easier. With too few seeds it is the interval of one test, which cannot pass
+        anyway.
         """
         if self.claim.ci95 is not None:
             return self.claim.ci95
         if len(self.seeds) < SEEDS:
             return self.ci95
-        # Here, since every configuration's check reads this module, and to import NumPy takes longer than an answer.
+        # Imported here because every check of a configuration imports this module, and NumPy is slow to import.
         from metarun.evaluation.statistics import over_seeds_without_test_noise
 
         means, half_widths = zip(*self.seeds.values(), strict=True)
@@ -106,7 +125,7 @@ class Finding:
 
     @property
     def verdict(self) -> Verdict | None:
-        """By the paper's value; ``None`` where it gave none."""
+        """Verdict against the paper's value; ``None`` if there is no value."""
         if self.claim.value is None:
             return None
         level = self.claim.value + (self.slack if self.claim.lower_is_better else -self.slack)
@@ -116,17 +135,25 @@ class Finding:
 
     @property
     def bar_reached(self) -> bool | None:
-        """By the bar; ``None`` where there is none."""
+        """True if the bar is reached; ``None`` if there is no bar."""
         return None if self.claim.bar is None else self.claim.reached(self.ours, self.claim.bar)
 
 
 @dataclass(frozen=True)
 class Paper:
-    """A recipe's ``paper`` section, of which a file that recipes build on may hold what they share: all but ``claims``.
+    """A recipe's ``paper`` section. Recipes may share all of it but ``claims`` in a common file.
 
-    ``open`` is what the published protocol leaves open or this one does otherwise,
-    ``iterations`` the paper's number of them where it is known, ``differs`` why what is known of the published episodes
-    (way, shot, query, test_episodes) is not the same here."""
+    Attributes:
+        title: Title of the paper.
+        arxiv: arXiv number.
+        where: Table or section of the values.
+        verified: Source of the values.
+        claims: The published numbers.
+        iterations: The paper's number of iterations, if known.
+        open: Points that the published protocol leaves open or that differ here.
+        differs: Reasons why known parts of the published episodes (way, shot, query, test_episodes) differ here.
+        by: Author of the re-run, if ``verified`` is ``rerun``.
+    """
 
     title: str
     arxiv: str
@@ -137,29 +164,28 @@ class Paper:
     open: str | None = None
     differs: Mapping[str, str] | None = None
     by: str | None = None
-    """Whose clean re-run the values are of, where they are ``verified: rerun``."""
 
     @classmethod
     def of(cls, section: Any) -> Paper:
-        """Of a section as it was written; raises :class:`~metarun.errors.UserError` for what it may not be."""
+        """Parse a ``paper`` section; raises :class:`~metarun.errors.UserError` if it is invalid."""
         given = _checked("paper", section, cls)
         if (given["verified"] == "rerun") != ("by" in given):
-            raise UserError("paper.by names whose re-run the values are of: it goes with verified: rerun")
+            raise UserError("paper.by names the author of a re-run: it needs verified: rerun, and the reverse")
         if "claims" not in given:
             return cls(**given)
         claims = given.pop("claims")
         if not isinstance(claims, Mapping) or not claims:
-            raise UserError("paper.claims: one entry for each number is needed, by its id in the catalogue")
+            raise UserError("paper.claims: give one entry for each number, by its id in the catalogue")
         each = [Claim(**{"id": name, **_checked(f"paper.claims.{name}", claims[name], Claim)}) for name in claims]
         for claim in each:
             if claim.value is None and claim.bar is None:
                 raise UserError(f"paper.claims.{claim.id} needs a value, or a bar")
             if (claim.bar is None) != (claim.because is None):
-                raise UserError(f"paper.claims.{claim.id}: a bar needs its because, and a because its bar")
+                raise UserError(f"paper.claims.{claim.id}: bar and because need each other")
         return cls(**given, claims=each)
 
     def findings(self, summaries: Mapping[int, Mapping[str, Any]]) -> list[Finding]:
-        """Each claim's, from the summaries of finished runs by seed."""
+        """Return the finding of each claim, given the summaries of finished runs by seed."""
         short = self.is_short({summary["iterations"] for summary in summaries.values()})
         return [
             Finding(claim, {seed: claim.found(summary) for seed, summary in summaries.items()}, short)
@@ -167,22 +193,22 @@ class Paper:
         ]
 
     def is_short(self, iterations: set[int]) -> bool:
-        """Whether runs of ``iterations`` all had fewer than the paper's."""
+        """Return whether all runs had fewer iterations than the paper's."""
         return self.iterations is not None and max(iterations) < self.iterations
 
     def source(self, claim: Claim) -> Source:
-        """Where the claim's value was read."""
+        """Return the source of the claim's value."""
         return claim.verified or self.verified
 
 
 def worst(findings: Sequence[Finding]) -> Verdict | None:
-    """The worst verdict of the claims with a value; ``None`` if none has one."""
+    """Return the worst verdict of the claims with a value; ``None`` if none has one."""
     verdicts = [finding.verdict for finding in findings if finding.verdict is not None]
     return max(verdicts, key=get_args(Verdict).index, default=None)
 
 
 def _checked(where: str, section: Any, cls: type[Claim] | type[Paper]) -> dict[str, Any]:
-    """The entries of ``section``, their names and types those of the fields of ``cls``."""
+    """Return the entries of ``section``, checked against the fields of ``cls``."""
     from pydantic import ValidationError
 
     if not isinstance(section, Mapping):

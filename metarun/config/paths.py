@@ -1,4 +1,4 @@
-"""Where the configuration lies: the package's own conf/ and the user's directories before it."""
+"""Locations of configuration files: the package's own conf/ and the user's directories before it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def conf_directory() -> Path:
-    """The shipped configuration: inside the installed package, or at the top of a checkout."""
-    # A checkout first: an editable install can leave a stale copy inside the package.
+    """Return the shipped configuration: inside the installed package, or at the top of a checkout."""
+    # The checkout comes first, because an editable install can leave a stale copy inside the package.
     for candidate in (_PACKAGE.parent / "conf", _PACKAGE / "conf"):
         if (candidate / "config.yaml").is_file():
             return candidate
@@ -24,7 +24,7 @@ def conf_directory() -> Path:
 
 
 def records_directory() -> Path:
-    """The shipped records of reproductions: at the top of a checkout, or inside the installed package."""
+    """Return the shipped records of reproductions: at the top of a checkout, or inside the installed package."""
     checkout = _PACKAGE.parent / "outputs" / "reproduced"
     return checkout if checkout.is_dir() else _PACKAGE / "reproduced"
 
@@ -33,7 +33,7 @@ _config_dir: str | None = None
 
 
 def use_config_dir(name: str | None) -> None:
-    """Take ``name`` for ``--config-dir`` from now on; raises :class:`UserError` if it is no directory."""
+    """Use ``name`` as ``--config-dir`` from now on; raises :class:`UserError` if it is not a directory."""
     global _config_dir
     _config_dir = name
     user_directories()
@@ -41,7 +41,7 @@ def use_config_dir(name: str | None) -> None:
 
 @contextmanager
 def config_dir_in_use(name: str | Path | None) -> Iterator[None]:
-    """Within the block, ``name`` is the user's configuration directory; ``None``: there is none but METARUN_CONF."""
+    """Use ``name`` as the user's configuration directory within the block; ``None``: only METARUN_CONF."""
     global _config_dir
     before = _config_dir
     use_config_dir(None if name is None else str(name))
@@ -52,7 +52,7 @@ def config_dir_in_use(name: str | Path | None) -> Iterator[None]:
 
 
 def take_config_dir(words: Sequence[str]) -> list[str]:
-    """Use the user's configuration directory from now on; returns the words without ``--config-dir DIR``."""
+    """Apply ``--config-dir DIR`` and return the words without it."""
     kept, directory = [], None
     remaining = iter(words)
     for word in remaining:
@@ -68,7 +68,7 @@ def take_config_dir(words: Sequence[str]) -> list[str]:
 
 
 def user_directories() -> list[Path]:
-    """``--config-dir`` and METARUN_CONF, in order of precedence; both may add options and shadow shipped ones."""
+    """Return ``--config-dir`` and METARUN_CONF in order of precedence. Both add options and shadow shipped ones."""
     found = []
     for origin, name in (("--config-dir", _config_dir), ("METARUN_CONF", os.environ.get("METARUN_CONF"))):
         if name:
@@ -79,7 +79,7 @@ def user_directories() -> list[Path]:
 
 
 def user_options() -> Iterator[dict[str, Any]]:
-    """The content of every option file in the user's directories."""
+    """Yield the content of every option file in the user's directories."""
     for directory in user_directories():
         for path in sorted(directory.rglob("*.yaml")):
             content = read_yaml(path, follow=True)
@@ -88,7 +88,7 @@ def user_options() -> Iterator[dict[str, Any]]:
 
 
 def options(group: str) -> Iterator[tuple[str, Path]]:
-    """(name, file) of every option of ``group``; a user's file hides a shipped one of its name."""
+    """Yield (name, file) of every option of ``group``; a user's file shadows a shipped one of the same name."""
     seen = set()
     for directory in [*user_directories(), conf_directory()]:
         top = directory / group
@@ -100,5 +100,5 @@ def options(group: str) -> Iterator[tuple[str, Path]]:
 
 
 def is_group(key: str) -> bool:
-    """Whether a key of the command line chooses an option of a group of files: ``task``, not ``task.shot``."""
+    """Return whether a command-line key chooses an option of a group: ``task``, not ``task.shot``."""
     return "." not in key and any((directory / key).is_dir() for directory in [*user_directories(), conf_directory()])

@@ -1,7 +1,7 @@
-"""What a class declares - its constructor's parameters, its capabilities, its docstring - without importing it.
+"""Declarations of classes (constructor parameters, capabilities, docstring), read from source without importing them.
 
-Importing a model means importing torch (a second or more); reading the source does not. Classes whose source
-cannot be found or read this way (built-in ones, made at run time) are imported and inspected instead.
+Importing a model means importing torch, which takes a second or more. Classes whose source cannot be found or read this
+way (built-in ones, made at run time) are imported and inspected instead.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FOREIGN = {"torch", "abc", "typing", "numpy", "builtins"}
 
 @dataclass(frozen=True)
 class Parameter:
-    """A constructor's parameter. ``annotation`` is ``Any`` where it is missing or not understood."""
+    """A constructor's parameter. ``annotation`` is ``Any`` if it is missing or cannot be resolved."""
 
     annotation: Any
     required: bool
@@ -36,37 +36,45 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Component:
-    """The annotation of a parameter that takes an object of a class: in the configuration, a section of its own."""
+    """The annotation of a parameter that takes an object of a class. In the configuration it is a section of its
+    own.
+    """
 
     path: str
 
 
 @dataclass
 class Declaration:
-    """What is known of a class from its source."""
+    """The declaration of a class.
+
+    Attributes:
+        target: Import path of the class.
+        ancestors: Import paths of the class and its base classes; foreign ones as named in the source.
+        doc: Docstring.
+        parameters: Parameters of the constructor by name.
+        takes_any: True if the constructor has ``**kwargs``.
+        attributes: Class attributes with literal values, including inherited ones.
+    """
 
     target: str
     ancestors: tuple[str, ...] = ()
-    """Import path of the class and of those it inherits from; what is not ours as the source names it."""
     doc: str = ""
     parameters: dict[str, Parameter] = field(default_factory=dict)
     takes_any: bool = False
-    """Whether the constructor has ``**kwargs``."""
     attributes: dict[str, Any] = field(default_factory=dict)
-    """Class attributes with literal values, inherited ones included."""
 
     @property
     def is_module(self) -> bool:
-        """Whether it is known to be a torch module, and so can only be built, not written as a plain value."""
+        """True if the class is known to be a torch module, which can only be given as a section."""
         return any(path.startswith("torch.nn.") and path.endswith(".Module") for path in self.ancestors)
 
 
 @cache
 def declaration(target: str) -> Declaration:
-    """The declaration of the class at import path ``target``; raises :class:`UserError` if there is none."""
+    """Return the declaration of the class at import path ``target``; raises :class:`UserError` if there is none."""
     module_name, _, name = target.rpartition(".")
     if not module_name:
-        raise UserError(f"_target_: '{target}' is no import path; it has the form package.module.Class")
+        raise UserError(f"_target_: '{target}' is not an import path of the form package.module.Class")
     tree = source(module_name)
     if tree is None:
         return _inspected(module_name, name)
@@ -118,7 +126,7 @@ def declaration(target: str) -> Declaration:
 
 @cache
 def source(module_name: str) -> ast.Module | None:
-    """The parsed module, or ``None`` if it has no Python source (or is a script or notebook that runs)."""
+    """Return the parsed module, or ``None`` if it has no Python source or is the running script or notebook."""
     if module_name == "__main__":
         return None
     try:
@@ -138,7 +146,9 @@ def source(module_name: str) -> ast.Module | None:
 
 
 def attributes(section: Mapping[str, Any]) -> dict[str, Any]:
-    """What a section's class declares, its ``kinds`` narrowed to what every section inside it can do too."""
+    """Return the attributes of a section's class, with ``kinds`` restricted to those that every inner section
+    supports.
+    """
     declared = dict(declaration(str(section["_target_"])).attributes)
     for inner in section.values():
         if is_section(inner) and (kinds := attributes(inner).get("kinds")):
@@ -147,12 +157,12 @@ def attributes(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def capabilities(thing: Any) -> dict[str, Any]:
-    """The capabilities that a class or an object has as attributes."""
+    """Return the capabilities that a class or an object has as attributes."""
     return {name: getattr(thing, name) for name in _CAPABILITIES if hasattr(thing, name)}
 
 
 def is_section(value: Any) -> bool:
-    """Whether a configuration's value describes an object."""
+    """Return whether a configuration's value describes an object."""
     return isinstance(value, Mapping) and "_target_" in value
 
 
@@ -161,7 +171,7 @@ def _foreign(path: str) -> bool:
 
 
 def _imported_from(tree: ast.Module, name: str, module: str) -> str | None:
-    """Where ``name`` comes from in the ``import`` lines of ``module``, whose source is ``tree``."""
+    """Return the import path of ``name`` according to the imports of ``module``, whose source is ``tree``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -175,7 +185,7 @@ def _imported_from(tree: ast.Module, name: str, module: str) -> str | None:
 
 
 def _absolute(node: ast.ImportFrom, module: str) -> str:
-    """The module that ``from ... import`` in ``module`` names."""
+    """Return the absolute name of the module in a ``from ... import`` of ``module``."""
     spec = importlib.util.find_spec(module) if node.level else None
     if spec is None:
         return node.module or ""
@@ -183,7 +193,9 @@ def _absolute(node: ast.ImportFrom, module: str) -> str:
 
 
 def _base_path(tree: ast.Module, module: str, classes: Mapping[str, Any], base: ast.expr) -> str | None:
-    """The import path of what ``base`` names: a class of the same module, or an imported one, also by its module."""
+    """Return the import path of a class expression: a class of the same module, an imported one, or
+    ``module.Class``.
+    """
     match base:
         case ast.Name(id=name):
             return f"{module}.{name}" if name in classes else _imported_from(tree, name, module)
@@ -193,7 +205,7 @@ def _base_path(tree: ast.Module, module: str, classes: Mapping[str, Any], base: 
 
 
 def _literals(node: ast.ClassDef) -> typing.Iterator[tuple[str, Any]]:
-    """(name, value) of the attributes of a class with literal values."""
+    """Yield (name, value) of class attributes with literal values."""
     for name, value in _assignments(node):
         try:
             yield name, ast.literal_eval(value)
@@ -215,14 +227,16 @@ def _assignments(node: ast.ClassDef) -> typing.Iterator[tuple[str, ast.expr]]:
 
 
 def _defined(tree: ast.Module) -> set[str]:
-    """Names of functions and of what is assigned at the top of a module."""
+    """Return the names of functions and variables at the top level of a module."""
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     targets = (target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets)
     return functions | {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def _aliases(tree: ast.Module) -> dict[str, Any]:
-    """The module's own names for types: ``Reward = Literal[...]``, ``from metarun.types import Positive as Many``."""
+    """Return a module's own names for types: ``Reward = Literal[...]``, ``from metarun.types import Positive as
+    Many``.
+    """
     found: dict[str, Any] = {}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module in _OF_TYPES and not node.level:
@@ -255,15 +269,15 @@ def _type(annotation: ast.expr | None, names: Mapping[str, Any]) -> Any:
         if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):  # "Positive"
             annotation = ast.parse(annotation.value, mode="eval").body
         return eval(ast.unparse(annotation), dict(names))
-    except Exception:  # a type of the user's own: its constructor will judge
+    except Exception:  # a type of the user's own, checked by its constructor
         return Any
 
 
 def _hints(function: Any) -> dict[str, Any]:
-    """The types of a function's parameters, postponed ones resolved; those that no value is checked by are left out."""
+    """Return the resolved types of a function's parameters, without those that cannot check a value."""
     try:
         hints = typing.get_type_hints(function, include_extras=True)
-    except Exception:  # a name that is imported for type checkers only
+    except Exception:  # a name imported for type checkers only
         return {}
     return {name: hint for name, hint in hints.items() if _checks_values(hint)}
 
@@ -273,7 +287,7 @@ def _checks_values(hint: Any) -> bool:
 
     try:
         types.strictly(hint)
-    except (PydanticUserError, TypeError):  # a class of its own: its constructor will judge
+    except (PydanticUserError, TypeError):  # a class of the user's own, checked by its constructor
         return False
     return True
 

@@ -1,7 +1,7 @@
-"""Which code a stored configuration may call: metarun's own components, and what the user named in this command.
+"""The code that a stored configuration may call: metarun's own components, and what the user named in this command.
 
-A run directory and an adapted learner are data, whoever made them. What they name is judged from the source of
-metarun's own modules, before anything is imported.
+Run directories and adapted learners count as data, no matter who made them. Whether a name is metarun's is decided from
+the source of its modules, before anything is imported.
 """
 
 from __future__ import annotations
@@ -22,43 +22,46 @@ from metarun.errors import UserError
 from metarun.types import ImportPath
 
 PACKAGES = ("algorithms", "evaluation", "models", "tasks")
-"""Where metarun's components lie: classes that an option can name."""
+"""Packages with metarun's components, the classes that an option can name."""
 BASES = {"task": "metarun.tasks.base.Task", "algorithm": "metarun.algorithms.base.Algorithm"}
 OPTION = "--trust"
 
 
 @dataclass(frozen=True)
 class Trust:
-    """What the user said about code that is not metarun's, in this command alone: it is never stored.
+    """The user's permissions for code that is not metarun's. They hold for one command and are never stored.
 
-    ``everything``: all that a stored configuration names. ``names``: import paths of classes and of modules, whose
-    classes are all meant.
+    Attributes:
+        everything: True if all code that a stored configuration names may be called.
+        names: Import paths of permitted classes, and of modules whose own classes are all permitted.
+        expressions: True if expressions, which may read environment variables, are resolved. ``everything`` implies it.
     """
 
     everything: bool = False
     names: frozenset[str] = frozenset()
     expressions: bool = False
-    """Whether expressions are resolved, which read environment variables; they are where ``everything`` is true."""
 
     @classmethod
     def of(cls, given: bool | str | Collection[str], expressions: bool = False) -> Trust:
-        """From ``True`` or ``False``, or import paths."""
+        """Build permissions from ``True``, ``False`` or import paths."""
         if isinstance(given, bool):
             return cls(given, expressions=expressions)
         return cls(False, frozenset([given] if isinstance(given, str) else given), expressions)
 
     def admits(self, name: str) -> bool:
-        """Whether code at the import path ``name`` may be called."""
+        """Return whether code at the import path ``name`` may be called."""
         return self.everything or name in self.names or _is_class_of(self.names, name)
 
 
 def take_code(words: Sequence[str]) -> tuple[list[str], Trust]:
-    """The words without ``--config-dir DIR`` and ``--trust``, and which code beside metarun's own these admit."""
+    """Return the words without ``--config-dir DIR`` and ``--trust``, and the permissions that these give."""
     return take_trust(take_config_dir(words))
 
 
 def take_trust(words: Sequence[str]) -> tuple[list[str], Trust]:
-    """The words without ``--trust`` and ``--trust=MODULE,...``, and what these and ``--config-dir`` say."""
+    """Return the words without ``--trust`` and ``--trust=MODULE,...``, and the permissions of these and of
+    ``--config-dir``.
+    """
     rest = [word for word in words if word.partition("=")[0] != OPTION]
     given = [word.partition("=")[2] for word in words if word.partition("=")[0] == OPTION]
     names = {name.strip() for value in given for name in value.split(",") if name.strip()}
@@ -68,10 +71,15 @@ def take_trust(words: Sequence[str]) -> tuple[list[str], Trust]:
 
 
 def admit(config: Mapping[str, Any], where: str, trust: Trust, own: Collection[str] = ()) -> None:
-    """Raise :class:`UserError` for code that a stored ``config`` may not call; ``where`` names it in the message.
+    """Raise :class:`UserError` if a stored configuration names code that it may not call.
 
-    ``own`` are keys whose values the user typed in this command. What is admitted beside metarun's own is then also
-    looked for in the current directory.
+    If it names permitted code of the user's, the current directory is added to the import path.
+
+    Args:
+        config: The stored configuration.
+        where: Name of the configuration in the message.
+        trust: Permissions of this command.
+        own: Keys whose values the user typed in this command.
     """
 
     def typed(key: str) -> bool:
@@ -80,8 +88,8 @@ def admit(config: Mapping[str, Any], where: str, trust: Trust, own: Collection[s
     for key, text in expressions(config):
         if not (trust.everything or trust.expressions or typed(key)):
             raise UserError(
-                f"{where}: {key} is {text!r:.120}, and what is stored does not read your environment   if it is "
-                f"yours: {OPTION}"
+                f"{where}: {key} is {text!r:.120}, and stored configurations may not read your environment   if you "
+                f"wrote it: {OPTION}"
             )
     others = False
     for key, name in named_code(config):
@@ -89,21 +97,21 @@ def admit(config: Mapping[str, Any], where: str, trust: Trust, own: Collection[s
             continue
         if not typed(key) and not (isinstance(name, str) and trust.admits(name)):
             raise UserError(
-                f"{where}: {key} names {name!r:.120}, which is no component of metarun; what is stored is data and "
-                f"runs no other code   if it is yours: {OPTION}, {OPTION}=MODULE, or --config-dir with an option that "
+                f"{where}: {key} names {name!r:.120}, which is not a component of metarun; stored configurations may "
+                f"not call other code   if it is yours: {OPTION}, {OPTION}=MODULE, or --config-dir with an option that "
                 "names it"
             )
         others = True
     for section, base in BASES.items():
         target = config[section].get("_target_") if isinstance(config.get(section), Mapping) else None
         if is_component(target) and base not in declaration(str(target)).ancestors:
-            raise UserError(f"{where}: {section}._target_={target}: that is no {base}")
+            raise UserError(f"{where}: {section}._target_={target}: not a subclass of {base}")
     if others:
         look_in_current_directory()
 
 
 def named_code(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """(key, import path) of everything in a configuration that names code: ``_target_``, and arguments that do."""
+    """Yield (key, import path) of everything in a configuration that names code: ``_target_`` and some arguments."""
     prefix = f"{key}." if key else ""
     if isinstance(value, Mapping):
         if is_section(value):
@@ -120,10 +128,9 @@ def named_code(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_component(target: Any) -> bool:
-    """Whether ``target`` is the import path of a class that one of metarun's own component modules defines.
+    """Return whether ``target`` is the import path of a class that one of metarun's component modules defines.
 
-    Its source is read, and nothing imported: neither what such a module imports nor what it could be made to hold
-    counts.
+    The source is read and nothing is imported. Names that such a module imports do not count.
     """
     if not isinstance(target, str):
         return False
@@ -133,7 +140,7 @@ def is_component(target: Any) -> bool:
 
 @cache
 def _classes(module: str) -> frozenset[str]:
-    """The classes that the component module ``module`` (its path below the package) defines."""
+    """Return the classes that a component module defines; ``module`` is its path below the package."""
     import metarun
 
     parts = module.split(".")
@@ -145,7 +152,7 @@ def _classes(module: str) -> frozenset[str]:
 
 
 def _is_class_of(modules: Collection[str], name: str) -> bool:
-    """Whether ``name`` is a class that one of the modules defines itself, not one of what these import."""
+    """Return whether ``name`` is a class that one of the modules defines itself, rather than imports."""
     module, _, last = name.rpartition(".")
     if module not in modules:
         return False
@@ -159,15 +166,12 @@ def _is_code(annotation: Any) -> bool:
 
 
 def names_other_code(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration calls code that is not metarun's."""
+    """Return whether a configuration calls code that is not metarun's."""
     return any(not is_component(name) for _, name in named_code(config))
 
 
 def look_in_current_directory() -> None:
-    """Let a user's own modules be found in the current directory, after everything that is installed.
-
-    Not in a run directory: what lies there is data.
-    """
+    """Append the current directory to the import path, unless it is in a run directory, whose content is data."""
     here = Path.cwd()
     marks = ("config.yaml", "meta.json")
     in_run = any(all((folder / mark).exists() for mark in marks) for folder in (here, *here.parents))

@@ -69,7 +69,7 @@ REFUSED = [
     ("name='x", ["the ' at position 6 is not closed", "'name=\"'\"'\"'x\"'"]),
     ("name=(x", ["the ( at position 6 has a meaning of its own", "'name=\"(x\"'"]),
     ("name=x (1)", ["the ( at position 8", "'name=\"x (1)\"'"]),
-    ("name=f(x)", ["calls 'f', which is no function"]),
+    ("name=f(x)", ["calls 'f', which is not a function"]),
     ("name=chioce(x)", ["did you mean 'choice'"]),
     ("name=[1,2", ["the [ at position 6 is not closed"]),
     ("name=[1)", ["the ) at position 8 closes nothing"]),
@@ -88,12 +88,12 @@ REFUSED = [
     ("name=" + "9" * 5_000, ["is not a value"]),
     ("name=a\0b", ["NUL byte at position 7"]),
     ("name=a\udcffb", ["the byte at position 7 is not UTF-8"]),
-    ("näme=x", ["'näme' is no key"]),
-    ("na me=x", ["'na me' is no key"]),
-    ("a..b=x", ["'a..b' is no key"]),
-    ("=x", ["names no key"]),
-    ("~", ["names no key"]),
-    ("name", ["'name' is no override; the form is key=value"]),
+    ("näme=x", ["'näme' is not a key"]),
+    ("na me=x", ["'na me' is not a key"]),
+    ("a..b=x", ["'a..b' is not a key"]),
+    ("=x", ["has no key"]),
+    ("~", ["has no key"]),
+    ("name", ["'name' is not an override of the form key=value"]),
     ("task@x=vision/glyphs", ["leave out @x"]),
     ("name=[choice(1,2)]", ["cannot be inside another value"]),
     ("seed=1,2", ["several values", "add -m", "'seed=[1,2]'", "'seed=\"1,2\"'"]),
@@ -142,7 +142,7 @@ def test_signs() -> None:
     for words, says in {
         "a.d=1": "unknown key 'a.d'",
         "a={d:1}": "unknown key 'a.d'",
-        "+a.b=2": "there is a.b already",
+        "+a.b=2": "a.b exists already",
         "~a.d": "unknown key 'a.d'",
         "~a.b=2": "a.b is 1",
         "a.c.2=1": "a.c is a list of 2",
@@ -158,7 +158,7 @@ def test_signs() -> None:
 def test_interpolations_are_resolved_in_overrides_only() -> None:
     stored = {"seed": 3, "name": "a${seed}", "tags": ["x"]}
     assert changed(stored, read(["+copy=${seed}", "tags=[${seed},y]"])) == {**stored, "copy": 3, "tags": [3, "y"]}
-    with pytest.raises(UserError, match="name: interpolates 'nope', which is no key"):
+    with pytest.raises(UserError, match="name: interpolates 'nope', which is not a key"):
         changed(stored, read(["name=${nope}"]))
 
 
