@@ -18,22 +18,22 @@ from metarun.escape import printable
 
 COMMANDS = {
     "train": "meta-train, evaluate on held-out tasks (the default: `metarun key=value ...`)",
-    "list": "list [tasks|models|algorithms|experiments]: what there is, and what fits what",
-    "show": "show NAME [key=value ...]: what an option is, and its keys with their defaults; with keys, what would run",
-    "eval": "eval RUN [key=value ...]: judge a run's learner again, under another protocol if asked",
+    "list": "list [tasks|models|algorithms|experiments]: all options, and which of them can be combined",
+    "show": "show NAME [key=value ...]: an option, its keys and their defaults; with keys, what would run",
+    "eval": "eval RUN [key=value ...]: evaluate a run's learner again, also under another protocol",
     "adapt": "adapt RUN --support PATH [--query PATH]: apply a run's learner to your own images, texts or numbers",
-    "resume": "resume RUN [key=value ...]: go on where a run stopped, exactly",
-    "search": "search SPACE [key=value ...]: look for the best values of some keys by validation, and test the best",
-    "reproduce": "reproduce ID [--seeds N]: run a paper's recipe and say how far the result is from the paper's",
+    "resume": "resume RUN [key=value ...]: continue a stopped run exactly",
+    "search": "search SPACE [key=value ...]: tune hyperparameters by validation, and test the best ones",
+    "reproduce": "reproduce ID [--seeds N]: run a paper's recipe and compare the result with the paper's",
     "report": "report DIR... [out=FOLDER]: compare runs: means over seeds, paired differences, curves, cost; one page",
-    "bench": "bench [key=value ...]: the outer step side by side with other libraries', whichever are installed",
-    "cache": "cache [clear [--older-than DAYS]]: what the cache holds and when it was used; clear empties it",
-    "doctor": "what this machine offers, and what is missing",
+    "bench": "bench [key=value ...]: time the outer step side by side with other installed libraries",
+    "cache": "cache [clear [--older-than DAYS]]: list what is cached and when it was last used; clear deletes it",
+    "doctor": "check the installation, devices and optional packages",
     "help": "help [TOPIC]: this overview, or a page of the manual",
 }
 
 ONLY_PRINT = ("list", "show", "report", "doctor", "help", "-h", "--help", "--version")
-"""Commands whose result is what they print; the others keep theirs in files."""
+"""Commands whose result is their output; the others write theirs to files."""
 
 _MODULES = {name: f"metarun.cli.{name}" for name in COMMANDS} | {
     "list": "metarun.cli.listing",
@@ -42,7 +42,7 @@ _MODULES = {name: f"metarun.cli.{name}" for name in COMMANDS} | {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 (failed), 2 (asked wrongly), 130/143 (stopped)."""
+    """Run one command and return its exit status: 0, 1 (failed), 2 (wrong usage), 130 or 143 (stopped by a signal)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _dispatch(words)
@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def console() -> None:
-    """The ``metarun`` script. What it prints decides no run's fate; a command that only prints fails without it."""
+    """Entry point of the ``metarun`` script. A closed stdout does not stop a run, but fails a command that only
+    prints.
+    """
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # processes it starts do not import from the current directory either
     lifeline.watch()
     streams.survive()
@@ -95,7 +97,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def is_train(words: Sequence[str]) -> bool:
-    """Whether the words name no command, so that they are those of a training run."""
+    """Return whether the words name no command and so belong to a training run."""
     return not words or words[0].startswith(("-", "+", "~")) or "=" in words[0]
 
 
@@ -103,21 +105,21 @@ def _complain(error: BaseException, status: int) -> int:
     if os.environ.get("METARUN_DEBUG") == "1":
         raise error
     if isinstance(error, (UserError, RunFailed)):
-        told = str(error)
-    elif isinstance(error, OSError):  # the machine's doing: a full disk, a file that may not be read
-        told = reason(error)
+        message = str(error)
+    elif isinstance(error, OSError):  # a full disk, a file that may not be read
+        message = reason(error)
     elif isinstance(error, MemoryError):
-        told = "not enough memory"
+        message = "not enough memory"
     else:
-        said = f"{type(error).__name__}: {error}   (METARUN_DEBUG=1 shows the traceback)"
+        description = f"{type(error).__name__}: {error}   (METARUN_DEBUG=1 shows the traceback)"
         place = users_place(error)
-        told = f"{place} raised {said}" if place else f"this is a bug in metarun: {said}"
-    print(printable(f"metarun: {conceal(told)}"), file=sys.stderr)
+        message = f"{place} raised {description}" if place else f"this is a bug in metarun: {description}"
+    print(printable(f"metarun: {conceal(message)}"), file=sys.stderr)
     return status
 
 
 def users_place(error: BaseException) -> str | None:
-    """Where in a user's own code an exception arose, ``FILE:LINE, in FUNCTION``; ``None`` if it passed none."""
+    """Return the innermost location in a user's own code, ``FILE:LINE, in FUNCTION,``; ``None`` if there is none."""
     import sysconfig
     from traceback import extract_tb
 

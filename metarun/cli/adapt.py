@@ -1,4 +1,4 @@
-"""``metarun adapt RUN --support PATH [--query PATH]``: apply a run's learner to a task of the user's own."""
+"""``metarun adapt RUN --support PATH [--query PATH]``: adapt a run's learner to a task of the user's own."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ USAGE = (
 )
 OPTIONS = {
     "--support": "what to adapt to: a folder of one folder of images a class, or a CSV of text,label or of numbers",
-    "--query": "what to predict: images, a CSV of text, a CSV of inputs; with known answers, these are judged",
-    "--out": "folder for what comes of it; else RUN/adapted/<time>",
-    "--steps": "adaptation steps; else as many as on the run's test tasks",
+    "--query": "what to predict: images, a CSV of text or a CSV of inputs; predictions with known answers are scored",
+    "--out": "output folder; default: RUN/adapted/<time>",
+    "--steps": "adaptation steps; default: as many as on the run's test tasks",
 }
 FLAGS = {
-    "--labelled": "the queries' folders, or their column of labels, are their classes, all of the support set",
-    "--unlabelled": "predict alone, whatever folders and columns are called",
+    "--labelled": "the queries' folders, or their label column, are their classes, all of which are in the support set",
+    "--unlabelled": "only predict, whatever folders and columns are called",
 }
 
 
 @dataclass
-class Asked:
-    """What the words of the command say."""
+class Request:
+    """The parsed command line."""
 
     run: str
     support: str
@@ -57,13 +57,13 @@ class Asked:
 
 
 def run(words: list[str]) -> int:
-    """The command. Writes predictions.csv, sheet.png, result.json and learner.pt into a folder of their own."""
+    """Run the command. It writes predictions.csv, sheet.png, result.json and learner.pt to the output folder."""
     set_up_logging()
     words, trust = take_code(words)
     asked = parse(words)
     if asked.out is not None:
         require(not Path(asked.out).expanduser().is_file(), f"--out {asked.out}: there is a file of that name")
-    # Imported here for torch's sake.
+    # Imported here because they import torch.
     from metarun.adapted import sources
     from metarun.adapted.learner import AdaptedLearner
     from metarun.adapted.picture import sheet
@@ -99,13 +99,13 @@ def run(words: list[str]) -> int:
     )
     alone = learner.leave_one_out()
     support = contents(inputs.spec.modality, given, learner.support.x[0])
-    result["leave_one_out"] = told_alone(score, alone, support)
+    result["leave_one_out"] = report_leave_one_out(score, alone, support)
     if queries is not None:
         predictions = learner.predict_prepared(x)
         known = set(support)
-        there = [content in known for content in contents(inputs.spec.modality, queries, x)]
+        in_support = [content in known for content in contents(inputs.spec.modality, queries, x)]
         result["query"] = {"path": asked.query, "examples": len(queries.items), "notes": queries.notes}
-        result["query"] |= told_queries(score, queries, predictions, there)
+        result["query"] |= report_queries(score, queries, predictions, in_support)
     out = folder_for_results(asked.out, directory.path)
     if queries is not None:
         write_table(out / "predictions.csv", inputs.spec.modality, queries, learner.classes, predictions)
@@ -115,57 +115,67 @@ def run(words: list[str]) -> int:
     print(printable(f"results    {out}"))
     if alone.diverged:
         raise RunFailed(
-            f"the adaptation diverged for {alone.diverged} of the support examples left out; fewer --steps or a "
-            "smaller algorithm.inner_lr are the usual cure"
+            f"adaptation diverged for {alone.diverged} of the support examples left out; try fewer --steps or a "
+            "smaller algorithm.inner_lr"
         )
     return 0
 
 
 def tell(option: str, source: Source) -> None:
-    """Say what was read; on stderr, since results go to stdout."""
+    """Log how the data were read, on stderr, since results go to stdout."""
     log.info("%s: %s", option, "; ".join(source.notes))
 
 
-def told_alone(score: str, alone: LeaveOneOut, support: Sequence[Hashable]) -> dict[str, Any]:
-    """Print the leave-one-out score; as an entry of result.json. ``support``: the contents of its examples."""
+def report_leave_one_out(score: str, alone: LeaveOneOut, support: Sequence[Hashable]) -> dict[str, Any]:
+    """Print the leave-one-out score and return its entry of result.json.
+
+    Args:
+        score: Name of the score.
+        alone: The leave-one-out result.
+        support: Content of each support example, to count duplicates.
+    """
     twins = sum(count for count in Counter(support).values() if count > 1)
     if alone.score is not None:
-        print(f"leave-one-out {score} {alone.score:.4g} on {alone.judged} of them")
+        print(f"leave-one-out {score} {alone.score:.4g} on {alone.evaluated} of them")
         if twins:
-            print(f"  of which {twins} have an identical one in the support set: it stays when one of them is left out")
+            print(f"  {twins} of which have a duplicate in the support set, which stays when one of them is left out")
     elif not alone.diverged:
-        print("no leave-one-out: it takes two examples of a class")
-    found = {score: alone.score, "judged": alone.judged, "only_one_of_their_class": alone.left_out}
+        print("no leave-one-out score: it needs two examples of a class")
+    found = {score: alone.score, "judged": alone.evaluated, "only_one_of_their_class": alone.left_out}
     return {**found, "diverged": alone.diverged, "with_identical": twins}
 
 
-def told_queries(score: str, queries: Source, predictions: Predictions, known: Sequence[bool]) -> dict[str, Any]:
-    """Print how good the predictions are, as far as answers are there; as entries of result.json.
+def report_queries(score: str, queries: Source, predictions: Predictions, known: Sequence[bool]) -> dict[str, Any]:
+    """Print the score of the predictions, if answers are known, and return their entry of result.json.
 
-    ``known``: for each query whether it is identical to a support example.
+    Args:
+        score: Name of the score.
+        queries: The queries.
+        predictions: Predictions for them.
+        known: True for each query that is identical to a support example.
     """
     found: dict[str, Any] = {"in_support": sum(known)}
     if any(known):
         print(f"{sum(known)} of {len(known)} queries are identical to a support example")
     if queries.targets:
-        found[score] = judged(queries.targets, predictions, range(len(known)))
+        found[score] = score_of(queries.targets, predictions, range(len(known)))
         print(f"query {score} {found[score]:.4g} on {len(known)}")
-        new = [i for i, there in enumerate(known) if not there]
+        new = [i for i, seen in enumerate(known) if not seen]
         if 0 < len(new) < len(known):
-            found[f"{score}_of_new"] = judged(queries.targets, predictions, new)
+            found[f"{score}_of_new"] = score_of(queries.targets, predictions, new)
             print(f"query {score} {found[f'{score}_of_new']:.4g} on the {len(new)} that are not in the support set")
     return found
 
 
 def contents(modality: str, source: Source, x: Tensor) -> list[Hashable]:
-    """For each input a value that only an identical one has: images are compared as prepared (``x``)."""
+    """Return one value for each input; identical inputs have equal values. Images are compared as prepared (``x``)."""
     if modality == "image":
         return [row.tobytes() for row in x.cpu().numpy()]
     return [item if isinstance(item, str) else tuple(item) for item in source.items]
 
 
 def folder_for_results(out: str | None, run: Path) -> Path:
-    """The folder ``--out``, or a new one in the run directory; made if missing."""
+    """Create the folder ``--out``, or a new one in the run directory."""
     folder = Path(out or run / "adapted" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -175,8 +185,8 @@ def folder_for_results(out: str | None, run: Path) -> Path:
     return folder
 
 
-def parse(words: Sequence[str]) -> Asked:
-    """The run, the options' values, and overrides; raises :class:`UserError` for anything else."""
+def parse(words: Sequence[str]) -> Request:
+    """Parse the run, the options and the overrides; raises :class:`UserError` for anything else."""
     names: list[str] = []
     values: dict[str, str] = {}
     flags: list[str] = []
@@ -197,15 +207,15 @@ def parse(words: Sequence[str]) -> Asked:
     require("--support" in values, f"--support is missing: {OPTIONS['--support']}")
     require(len(set(flags)) < 2, "--labelled and --unlabelled exclude each other")
     steps = values.get("--steps")
-    require(steps is None or (steps.isascii() and steps.isdigit()), f"--steps {steps}: not a count")
+    require(steps is None or (steps.isascii() and steps.isdigit()), f"--steps {steps}: not an integer of at least 0")
     labels: Any = flags[0].removeprefix("--") if flags else "auto"
-    require(not flags or "--query" in values, f"{' '.join(flags[:1])} is about queries, and --query is missing")
+    require(not flags or "--query" in values, f"{' '.join(flags[:1])} needs --query")
     count = None if steps is None else int(steps)
-    return Asked(names[0], values["--support"], values.get("--query"), values.get("--out"), count, labels, changes)
+    return Request(names[0], values["--support"], values.get("--query"), values.get("--out"), count, labels, changes)
 
 
-def judged(targets: Sequence[Any], predictions: Predictions, which: Sequence[int]) -> float:
-    """Accuracy, or mean squared error, on the queries ``which``."""
+def score_of(targets: Sequence[Any], predictions: Predictions, which: Sequence[int]) -> float:
+    """Return the accuracy, or the mean squared error, on the queries ``which``."""
     if predictions.labels:
         return sum(targets[i] == predictions.labels[i] for i in which) / len(which)
     import torch
@@ -215,7 +225,7 @@ def judged(targets: Sequence[Any], predictions: Predictions, which: Sequence[int
 
 
 def write_table(path: Path, modality: str, asked: Any, classes: list[str], predictions: Any) -> None:
-    """A row for each input: what it is, its target where known, and the prediction."""
+    """Write a row for each input: its name, its target if known, and the prediction."""
     known = ["known"] if asked.targets else []
     if classes:
         header = ["predicted", *(f"p_{name}" for name in classes)]

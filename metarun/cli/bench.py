@@ -1,4 +1,4 @@
-"""``metarun bench [key=value ...]``: the outer step side by side with other libraries', and a run end to end."""
+"""``metarun bench [key=value ...]``: time the outer step side by side with other libraries, and a run end to end."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ log = logging.getLogger("metarun")
 END_TO_END = "end_to_end"
 ROLLOUTS = "rollouts"
 LISTS = ("workloads", "peers")
-"""Keys whose values are lists, also written without brackets: ``workloads=W1,W2``."""
+"""Keys whose values are lists and may be written without brackets: ``workloads=W1,W2``."""
 
 
 def run(words: list[str]) -> int:
-    """The command. Results go to stdout and, with all samples, to ``<out>/<time>.json`` and ``.png``."""
+    """Run the command. Results go to stdout and, with all samples, to ``<out>/<time>.json`` and ``.png``."""
     set_up_logging()
     settings = read(words)
-    # Imported here for torch's sake.
+    # Imported here because they import torch.
     from metarun.bench.compare import compare, measure_memory, rows_for
     from metarun.bench.end_to_end import end_to_end
     from metarun.bench.machine import limit_threads
@@ -98,7 +98,7 @@ def run(words: list[str]) -> int:
 
 
 def read(words: Sequence[str]) -> Settings:
-    """The keys on the command line over those of conf/bench/default.yaml, checked."""
+    """Return the settings: conf/bench/default.yaml with the command line's keys, checked."""
     from metarun.bench.settings import Settings
 
     values: dict[str, Any] = yaml.safe_load((conf_directory() / "bench" / "default.yaml").read_text())

@@ -1,4 +1,4 @@
-"""``metarun cache [clear [--older-than DAYS]]``: what the cache holds, and emptying it."""
+"""``metarun cache [clear [--older-than DAYS]]``: list or delete what is cached."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ USAGE = "metarun cache [clear [--older-than DAYS]]"
 
 
 def run(words: list[str]) -> int:
-    """The command."""
+    """Run the command."""
     clear, days = parse(words)
     found = entries()
     if not clear:
@@ -25,7 +25,7 @@ def run(words: list[str]) -> int:
 
 
 def parse(words: Sequence[str]) -> tuple[bool, float]:
-    """Whether to clear, and what was not used for how many days."""
+    """Return whether to clear, and the number of days for which an entry must have been unused."""
     rest, clear, days = list(words), False, 0.0
     while rest:
         word, separator, value = rest.pop(0).partition("=")
@@ -47,16 +47,16 @@ def parse(words: Sequence[str]) -> tuple[bool, float]:
 
 
 def print_table(found: Sequence[Entry]) -> None:
-    """A line for everything of a megabyte or more, and one a kind for what is smaller."""
+    """Print a line for each entry of a megabyte or more, and one for all smaller entries of a kind."""
     rows: dict[str, list[Entry]] = {}
     for entry in found:
         key = entry.what if entry.size >= 1_000_000 else entry.what.partition(":")[0] + ": small ones"
         rows.setdefault(key, []).append(entry)
     total = sum(entry.size for entry in found)
     print(f"{cache_root()}: {shown_size(total)} in {len(found)} entries")
-    for what, together in sorted(rows.items(), key=lambda row: -sum(entry.size for entry in row[1])):
-        size, used = sum(entry.size for entry in together), max(entry.used for entry in together)
-        several = f" ({len(together)})" if len(together) > 1 else ""
-        print(f"{shown_size(size):>8}  last used {time.strftime('%Y-%m-%d', time.localtime(used))}  {what}{several}")
+    for what, group in sorted(rows.items(), key=lambda row: -sum(entry.size for entry in row[1])):
+        size, used = sum(entry.size for entry in group), max(entry.used for entry in group)
+        count = f" ({len(group)})" if len(group) > 1 else ""
+        print(f"{shown_size(size):>8}  last used {time.strftime('%Y-%m-%d', time.localtime(used))}  {what}{count}")
     if found:
-        print("metarun cache clear [--older-than DAYS] deletes it; all of it is made or downloaded again when needed")
+        print("metarun cache clear [--older-than DAYS] deletes it; everything is built or downloaded again when needed")

@@ -1,4 +1,4 @@
-"""``metarun doctor``: what this machine offers, and what is missing."""
+"""``metarun doctor``: check the installation, devices and optional packages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _EXTRAS = {
 
 
 def run(words: list[str]) -> int:
-    """The command; exit status 1 if something that every run needs is wrong."""
+    """Run the command; return exit status 1 if something that every run needs is broken."""
     healthy = True
     for name, finding, good in _findings():
         print(f"{'ok  ' if good else 'BAD ' if good is False else '    '} {name:<12} {finding}")
@@ -36,7 +36,7 @@ def run(words: list[str]) -> int:
 
 
 def _findings() -> Iterator[tuple[str, str, bool | None]]:
-    """(what, finding, good): ``good`` is ``None`` for what merely may be there."""
+    """Yield (name, finding, is_good); ``is_good`` is ``None`` for optional parts."""
     supported = (3, 10) <= sys.version_info[:2] < (3, 14)
     yield "python", f"{platform.python_version()} ({sys.executable})", supported
     for package in ("torch", "hydra-core", "omegaconf", "wandb", "numpy"):
@@ -52,30 +52,30 @@ def _findings() -> Iterator[tuple[str, str, bool | None]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "cpu", f"{cores} cores usable", True
     compiler = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
-    yield "compiler", compiler or "none; everything works without one", None
+    yield "compiler", compiler or "none; metarun works without one", None
     yield "conf", str(conf_directory()), True
     data = os.environ.get("METARUN_DATA")
     if data:
         yield (
             "data",
-            f"METARUN_DATA={data}" + ("" if Path(data).is_dir() else " is no directory"),
+            f"METARUN_DATA={data}" + ("" if Path(data).is_dir() else " is not a directory"),
             Path(data).is_dir(),
         )
     else:
         yield (
             "data",
-            "METARUN_DATA is not set; data sets are downloaded to the cache, or named by task.root",
+            "METARUN_DATA is not set; data sets are downloaded to the cache, or read from task.root",
             None,
         )
     from metarun.tasks.cache import cache_root, entries, shown_size
 
-    held = sum(entry.size for entry in entries())
-    yield "cache", f"{cache_root()}, {shown_size(held)} (metarun cache lists it)", _writable(cache_root())
+    size = sum(entry.size for entry in entries())
+    yield "cache", f"{cache_root()}, {shown_size(size)} (metarun cache lists it)", _writable(cache_root())
     yield "outputs", "outputs", _writable(Path("outputs"))
     yield "wandb mode", _wandb_mode(), None
     for extra, module in _EXTRAS.items():
-        there = importlib.util.find_spec(module) is not None
-        yield f"extra {extra}", module if there else f"not installed: pip install 'metarun[{extra}]'", None
+        installed = importlib.util.find_spec(module) is not None
+        yield f"extra {extra}", module if installed else f"not installed: pip install 'metarun[{extra}]'", None
 
 
 def _writable(place: Path) -> bool:
@@ -90,5 +90,5 @@ def _writable(place: Path) -> bool:
 def _wandb_mode() -> str:
     from metarun.tracking.wandb_mode import requested_mode
 
-    asked = requested_mode(None, os.environ)
-    return f"{asked} (WANDB_MODE)" if asked else "online with an API key, else offline"
+    requested = requested_mode(None, os.environ)
+    return f"{requested} (WANDB_MODE)" if requested else "online with an API key, else offline"

@@ -1,4 +1,4 @@
-"""``metarun eval RUN [key=value ...]``: judge a run's learner again, under another protocol if asked."""
+"""``metarun eval RUN [key=value ...]``: evaluate a run's learner again, also under another protocol."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OPTIONS = {
 
 
 def run(words: list[str]) -> int:
-    """The command. The result is also written to ``evaluations/<time>.json`` in the run directory."""
+    """Run the command. The result is also written to ``evaluations/<time>.json`` in the run directory."""
     set_up_logging()
     words, trust = take_code(words)
     flags = {word for word in words if word.startswith("-")}

@@ -1,4 +1,4 @@
-"""Child processes that do not outlive their parent, however that ends: they stop when a pipe that it holds closes."""
+"""Child processes that stop when their parent ends for any reason, because a pipe that it holds is closed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VARIABLE = "METARUN_LIFELINE"
 
 @contextlib.contextmanager
 def child(words: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a metarun command that is stopped, after a checkpoint, when this process ends."""
+    """Start a metarun command that stops, after a checkpoint, when this process ends."""
     theirs, ours = os.pipe()
     try:
         try:
@@ -27,7 +27,7 @@ def child(words: Sequence[str], environment: Mapping[str, str]) -> Iterator[subp
 
 
 def watch() -> None:
-    """In such a child: stop as on SIGTERM when the parent has ended. Does nothing in other processes."""
+    """In a child process, raise SIGTERM when the parent has ended. Other processes are not affected."""
     number = os.environ.pop(VARIABLE, "")
     if not number.isdigit():
         return

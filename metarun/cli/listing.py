@@ -1,4 +1,4 @@
-"""``metarun list [tasks|models|algorithms|experiments]``: what there is, and what fits what."""
+"""``metarun list [tasks|models|algorithms|experiments]``: all options, and which of them can be combined."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GROUPS = {"tasks": "task", "models": "model", "algorithms": "algorithm", "exper
 
 
 def run(words: list[str]) -> int:
-    """The command: one group, or all of them and the table of what fits what."""
+    """Run the command: print one group, or all groups and the table of compatible options."""
     if len(words) > 1:
         raise UserError(f"list takes one word: {', '.join(_GROUPS)}")
     wanted = words[0] if words else None
@@ -42,7 +42,7 @@ def run(words: list[str]) -> int:
 
 
 def fit_table(tasks: list[Entry], models: list[Entry], algorithms: list[Entry]) -> list[str]:
-    """One line for every task and algorithm that go together."""
+    """Return one line for every compatible pair of task and algorithm, with the models that fit."""
     lines = []
     names = max(len(t.name) for t in tasks)
     width = max(len(a.name) for a in algorithms)
@@ -59,11 +59,11 @@ def fit_table(tasks: list[Entry], models: list[Entry], algorithms: list[Entry]) 
 
 
 def _published(paper: Paper | None, result: Mapping[str, Any] | None) -> list[str]:
-    """A recipe's lines: each number of its paper, what was found here, the verdict, and what the record is worth."""
+    """Return a recipe's lines: each published number, our result, the verdict, and the status of the record."""
     if paper is None:
         return []
     found = {finding.claim.id: finding for finding in findings(paper, result)} if result else {}
-    worth = standing(result["id"], result) if result else "sound"
+    status = standing(result["id"], result) if result else "sound"
     lines = []
     for claim in paper.claims:
         line = f"{metric_of(claim)}: {published(paper, claim)}, "
@@ -71,9 +71,9 @@ def _published(paper: Paper | None, result: Mapping[str, Any] | None) -> list[st
             lines.append(line + "not run")
             continue
         _, _, ours, _, _, verdict = row(paper, found[claim.id])
-        judged = [verdict] if verdict else []
-        judged += [] if claim.bar is None else [f"bar {claim.bar:g} {reached(found[claim.id])}"]
-        lines.append(line + f"ours {ours}: {', '.join(judged)}" + (f" ({worth})" if worth != "sound" else ""))
+        verdicts = [verdict] if verdict else []
+        verdicts += [] if claim.bar is None else [f"bar {claim.bar:g} {reached(found[claim.id])}"]
+        lines.append(line + f"ours {ours}: {', '.join(verdicts)}" + (f" ({status})" if status != "sound" else ""))
     return lines
 
 

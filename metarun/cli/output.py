@@ -1,4 +1,4 @@
-"""What commands print: results as a table on stdout, everything else as plain lines on stderr."""
+"""Output of the commands: results as a table on stdout, everything else as plain lines on stderr."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 from metarun.tracking.rundir import not_finite
 
 MOST_POINTS = 24
-"""Of an adaptation curve that are printed; summary.json has all."""
+"""Largest number of printed points of an adaptation curve; summary.json has all."""
 
 
 def number(value: float) -> str:
-    """Four significant digits or two decimals, whichever shows more."""
+    """Format a number with four significant digits, or two decimals if it is 100 or more."""
     return f"{value:.2f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
 def print_summary(summary: Mapping[str, Any]) -> int:
-    """Print the test table, the adaptation curve, the protocol and where the run lies; the command's exit status.
+    """Print the test table, the adaptation curve, the protocol and the run directory; return the exit status.
 
-    A result that is not finite is said on stderr, as the last line, and makes the status 1.
+    The status is 1 if a result is not finite, and the last line on stderr says so.
     """
     from rich import box
     from rich.table import Table
@@ -65,7 +65,7 @@ def print_summary(summary: Mapping[str, Any]) -> int:
 
 
 def plain_console() -> Console:
-    """rich's console on stdout that takes text as it is: no markup, no emoji codes, no wrapping."""
+    """Return a rich console on stdout that prints text as it is: no markup, no emoji codes, no wrapping."""
     from rich.console import Console
 
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)

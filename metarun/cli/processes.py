@@ -1,4 +1,4 @@
-"""Several metarun commands at once, each in a process of its own and on a GPU of its own where there are several."""
+"""Parallel metarun commands, each in its own process and, if there are several GPUs, on its own GPU."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ from metarun.errors import Interrupted, RunFailed
 from metarun.training.signals import stopping_signals
 
 Command = Callable[[], "Sequence[str] | None"]
-"""Called when its turn has come: the words of a command, or ``None`` if nothing is left to do."""
+"""Function called when a command's turn comes. It returns the words of the command, or ``None`` if nothing is left
+to do.
+"""
 
 
 def run_all(commands: Mapping[str, Command], jobs: int) -> None:
-    """Run them, ``jobs`` at a time. Raises :class:`RunFailed` at the end, naming those that failed.
+    """Run commands, ``jobs`` at a time.
 
-    A signal goes on to those that run; they stop after a checkpoint, and :class:`Interrupted` is raised.
+    A signal is passed on to the running commands, which stop after a checkpoint.
+
+    Raises:
+        RunFailed: Some commands failed. The message names them.
+        Interrupted: A signal was received.
     """
     devices: queue.Queue[int] = queue.Queue()
     for number in range(jobs):
@@ -63,12 +69,12 @@ def run_all(commands: Mapping[str, Command], jobs: int) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     if failed := {name: code for name, code in codes.items() if code}:
-        told = ", ".join(f"{name} (exit {code})" for name, code in failed.items())
-        raise RunFailed(f"{len(failed)} of {len(codes)} runs failed: {told}; what they printed is above")
+        names = ", ".join(f"{name} (exit {code})" for name, code in failed.items())
+        raise RunFailed(f"{len(failed)} of {len(codes)} runs failed: {names}; their output is above")
 
 
 def count_gpus() -> int:
-    """How many NVIDIA GPUs there are, without importing torch."""
+    """Return the number of NVIDIA GPUs, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([each for each in visible.split(",") if each.strip() not in ("", "-1")])

@@ -1,4 +1,4 @@
-"""``metarun report DIR... [out=FOLDER]``: what a set of runs says, in the terminal or as files and one page."""
+"""``metarun report DIR... [out=FOLDER]``: compare runs, in the terminal or as files and one HTML page."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 USAGE = "metarun report DIR... [out=FOLDER]"
 KEYS = {"out": "folder for report.md, report.csv, pairs.csv, report.html and the pictures; else the terminal"}
-"""Values may be null."""
+"""Keys of the command and their meaning; values may be null."""
 
 
 def run(words: list[str]) -> int:
-    """The command. Nothing here imports torch."""
+    """Run the command. It does not import torch."""
     folders, out = parse(words)
-    # Imported here so that mistakes are answered at once.
+    # Imported here so that usage errors are reported at once.
     from metarun.reports.comparison import compare
     from metarun.reports.runs import gather
 
@@ -35,7 +35,7 @@ def run(words: list[str]) -> int:
 
 
 def parse(words: Sequence[str]) -> tuple[list[str], Path | None]:
-    """The folders, and where the files go."""
+    """Return the folders of the runs, and the output folder if one is given."""
     folders, values = [], dict.fromkeys(KEYS, "null")
     for word in words:
         key, separator, value = word.partition("=")
@@ -54,7 +54,7 @@ def parse(words: Sequence[str]) -> tuple[list[str], Path | None]:
 
 
 def show(comparison: Comparison) -> None:
-    """Tables in the terminal."""
+    """Print the tables to the terminal."""
     from rich.console import Console
 
     from metarun.reports.page import sections
@@ -75,7 +75,7 @@ def show(comparison: Comparison) -> None:
 
 
 def write(comparison: Comparison, folders: Sequence[str], out: Path) -> None:
-    """The files."""
+    """Write the report's files."""
     from metarun.reports import tables
     from metarun.reports.curves import figures
     from metarun.reports.page import Picture, html, markdown, sections
@@ -86,12 +86,12 @@ def write(comparison: Comparison, folders: Sequence[str], out: Path) -> None:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=130, facecolor="white")
         pictures.append(Picture(f"{name}.png", caption, buffer.getvalue()))
-    parts, said = list(sections(comparison, pictures)), f"{about(comparison)}: {' '.join(folders)}"
+    parts, subtitle = list(sections(comparison, pictures)), f"{about(comparison)}: {' '.join(folders)}"
     files = {
-        "report.md": markdown(parts, said).encode(),
+        "report.md": markdown(parts, subtitle).encode(),
         "report.csv": tables.results_csv(comparison).encode(),
         "pairs.csv": tables.pairs_csv(comparison).encode(),
-        "report.html": html(parts, said, comparison).encode(),
+        "report.html": html(parts, subtitle, comparison).encode(),
         **{picture.file: picture.png for picture in pictures},
     }
     try:
@@ -106,7 +106,7 @@ def write(comparison: Comparison, folders: Sequence[str], out: Path) -> None:
 
 
 def about(comparison: Comparison) -> str:
-    """How much was found."""
+    """Describe the number of runs, configurations and settings."""
     runs = sum(len(setting.runs) for setting in comparison.settings)
     rows = sum(len(setting.rows) for setting in comparison.settings)
     missing = f", {len(comparison.left_out)} left out" if comparison.left_out else ""

@@ -1,4 +1,4 @@
-"""``metarun reproduce ID [--seeds N] [--jobs N] [key=value ...]``: run a paper's recipe and judge it by the paper."""
+"""``metarun reproduce ID [--seeds N] [--jobs N] [key=value ...]``: run a paper's recipe and compare with the paper."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from metarun.cli.arguments import parse
 from metarun.cli.processes import count_gpus, run_all
-from metarun.cli.words import sort
 from metarun.config.paper import Finding, Paper, worst
 from metarun.config.trust import OPTION, take_trust
 from metarun.errors import RunFailed, UserError, nearest
 from metarun.escape import printable
 from metarun.reports.reproductions import RESULTS, findings, recipes, record, row, store
-from metarun.runs.history import HOW, earlier
+from metarun.runs.history import EXECUTION_KEYS, earlier
 from metarun.runs.stored import same_data
 
 _OPTIONS = ("--seeds", "--jobs")
 
 
 def run(words: list[str]) -> int:
-    """The command. Seeds 0..N - 1; finished runs are taken as they are, stopped ones resumed, missing ones made."""
+    """Run the command for seeds 0..N - 1. Finished runs are reused, stopped ones resumed, missing ones started."""
     from metarun.config.check import check
     from metarun.config.compose import compose, named
     from metarun.config.paths import take_config_dir
     from metarun.tracking.console import set_up_logging
 
     kept = take_config_dir(words)
-    name, seeds, jobs, overrides = _asked(take_trust(kept)[0])
+    name, seeds, jobs, overrides = _parse(take_trust(kept)[0])
     elsewhere = [word for word in words if word not in kept]
     trust = [word for word in kept if word.partition("=")[0] == OPTION]
     set_up_logging()
@@ -37,7 +37,7 @@ def run(words: list[str]) -> int:
     new = [f"experiment={name}", *overrides]
     try:
         run_all({f"seed {s}": lambda s=s: _words(configs[s], s, new, elsewhere, trust) for s in configs}, jobs)  # type: ignore[misc]
-    except RunFailed:  # of runs with a result that is not finite, which is a miss: they have ended
+    except RunFailed:  # a run that ended with a non-finite result is a miss, not a failure
         if not all(earlier(config, same_data(config))[0] for config in configs.values()):
             raise
     runs = {seed: earlier(config, same_data(config))[0] for seed, config in configs.items()}
@@ -53,19 +53,21 @@ def run(words: list[str]) -> int:
     return 0 if good else 1
 
 
-def _asked(words: Sequence[str]) -> tuple[str, int, int, list[str]]:
-    """The recipe, how many seeds, how many runs at once, and the overrides."""
-    names, overrides, numbers = sort(words, _OPTIONS)
+def _parse(words: Sequence[str]) -> tuple[str, int, int, list[str]]:
+    """Return the recipe, the number of seeds, the number of parallel runs, and the overrides."""
+    names, overrides, numbers = parse(words, _OPTIONS)
     for word in overrides:
         key = word.partition("=")[0]
-        if not key.startswith(HOW):
-            raise UserError(f"reproduce cannot change '{key}': it would be another protocol   it can: {', '.join(HOW)}")
+        if not key.startswith(EXECUTION_KEYS):
+            raise UserError(
+                f"reproduce cannot change '{key}', which is part of the protocol   allowed: {', '.join(EXECUTION_KEYS)}"
+            )
     known = recipes()
     if len(names) != 1:
-        raise UserError("reproduce takes one recipe, such as maml/sinusoid   metarun list experiments has them all")
+        raise UserError("reproduce takes one recipe, such as maml/sinusoid   metarun list experiments shows all")
     if names[0] not in known:
         raise UserError(
-            f"no recipe '{names[0]}' with a paper{nearest(names[0], known)}   metarun list experiments has them all"
+            f"no recipe '{names[0]}' with a paper{nearest(names[0], known)}   metarun list experiments shows all"
         )
     return names[0], numbers.get("--seeds", 3), numbers.get("--jobs", max(count_gpus(), 1)), overrides
 
@@ -73,9 +75,14 @@ def _asked(words: Sequence[str]) -> tuple[str, int, int, list[str]]:
 def _words(
     config: Mapping[str, Any], seed: int, new: Sequence[str], elsewhere: Sequence[str], trust: Sequence[str]
 ) -> list[str] | None:
-    """The command that is left to do for a seed, of a ``new`` run if there is none; ``None`` if it is done.
+    """Return the command that is left to run for a seed; ``None`` if its run has finished.
 
-    ``elsewhere`` are the words that say where the user's own options lie, ``trust`` those for a run that is resumed.
+    Args:
+        config: Configuration of the seed.
+        seed: The seed.
+        new: Words of a new run.
+        elsewhere: Words that name the user's configuration directory.
+        trust: Words that allow code of the user's in a resumed run.
     """
     finished, stopped = earlier(config, same_data(config))
     if finished is not None:
@@ -98,5 +105,5 @@ def _print(paper: Paper, result: Mapping[str, Any], found: Sequence[Finding]) ->
     if paper.open:
         print(printable(f"protocol: {paper.open}"))
     if not result["clean"]:
-        print("not counted: the recipe or the code that ran is not a committed one")
+        print("not counted: the recipe or the code was not committed when it ran")
     print(f"{result['id']}: {worst(found) or 'no published value to compare with'}")

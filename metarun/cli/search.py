@@ -1,4 +1,4 @@
-"""``metarun search SPACE [key=value ...]``: look for the best values of some keys, by validation."""
+"""``metarun search SPACE [key=value ...]``: tune hyperparameters by validation."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metarun import strict_json
+from metarun.cli.arguments import parse
 from metarun.cli.processes import count_gpus, run_all
-from metarun.cli.words import sort
 from metarun.config.catalogue import catalogue
 from metarun.errors import RunFailed, UserError, nearest
 from metarun.escape import printable
-from metarun.runs.history import substance
+from metarun.runs.history import experiment_identity
 from metarun.search.space import Search
 from metarun.tracking.files import atomic_write
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 _OPTIONS = ("--trials", "--workers")
 _WORKER = "--worker"
-"""Says to one of several workers which it is."""
+"""Hidden option that gives a worker its number."""
 _EACH = ("runner.test_episodes=0", "runner.plots=false")
-"""Of every trial: only the best one is tested, at the end."""
+"""Overrides of every trial. Only the best one is tested, at the end."""
 
 
 def run(words: list[str]) -> int:
-    """The command. The same one again goes on where it was stopped; nothing is lost and nothing done twice."""
+    """Run the command. Repeating it continues a stopped search without losing or repeating a trial."""
     from metarun.config.check import check
     from metarun.config.compose import compose, named
     from metarun.config.environment import resolved
@@ -37,7 +37,7 @@ def run(words: list[str]) -> int:
     from metarun.tracking.console import set_up_logging
 
     kept = take_config_dir(words)
-    space, numbers, overrides = _asked(kept)
+    space, numbers, overrides = _parse(kept)
     content = next(e.content for e in catalogue("search") if e.name == space)
     search = Search.of({**content, "trials": numbers.get("--trials", content.get("trials"))})
     set_up_logging()
@@ -55,11 +55,11 @@ def run(words: list[str]) -> int:
         check(named(compose([*overrides, *values])))
     used = resolved(config)
     if not used["runner"]["validate_every"] or not used["runner"]["iterations"]:
-        raise UserError("a search judges by validation: runner.validate_every and runner.iterations must not be 0")
+        raise UserError("a search selects by validation: runner.validate_every and runner.iterations must not be 0")
     from metarun.search.study import SearchFolder
 
     folder = SearchFolder(Path(used["runner"]["directory"], "search", used["name"]))
-    folder.begin(search, substance(config))
+    folder.begin(search, experiment_identity(config))
     if (workers := numbers.get("--workers", 1)) > 1:
         elsewhere = [word for word in words if word not in kept]
         again = ["search", space, *overrides, *elsewhere, f"--trials={search.trials}", "--workers=1"]
@@ -96,7 +96,7 @@ def _experiment(
 
 
 def _finish(study: Study, folder: SearchFolder, config: Mapping[str, Any]) -> int:
-    """The table, the picture, and the test of the best: its first and only look at test tasks; the exit status."""
+    """Print the table, draw the plots, and test the best trial, the only use of test tasks; return the exit status."""
     from metarun.cli.output import number, print_summary
     from metarun.config.trust import Trust, named_code
     from metarun.reports.search import draw, importances
@@ -128,8 +128,8 @@ def _finish(study: Study, folder: SearchFolder, config: Mapping[str, Any]) -> in
     for key, share in importance.items():
         print(f"  importance {share:.2f}  {key}")
     for t in best:
-        told = ", ".join(f"{name} {number(v)}" for name, v in zip(study.objectives, t.values, strict=True))
-        print(printable(f"trial {t.number}: {told}   " + " ".join(_words(study.search.values(t.params)))))
+        scores = ", ".join(f"{name} {number(v)}" for name, v in zip(study.objectives, t.values, strict=True))
+        print(printable(f"trial {t.number}: {scores}   " + " ".join(_words(study.search.values(t.params)))))
     status = 0
     if len(best) == 1 and config["runner"]["test_episodes"]:
         tests = f"runner.test_episodes={config['runner']['test_episodes']}"
@@ -144,9 +144,9 @@ def _finish(study: Study, folder: SearchFolder, config: Mapping[str, Any]) -> in
     return status
 
 
-def _asked(words: Sequence[str]) -> tuple[str, dict[str, int], list[str]]:
-    """The space, the numbers of the options, and the overrides."""
-    names, overrides, numbers = sort(words, _OPTIONS, hidden=(_WORKER,))
+def _parse(words: Sequence[str]) -> tuple[str, dict[str, int], list[str]]:
+    """Return the search space, the numbers of the options, and the overrides."""
+    names, overrides, numbers = parse(words, _OPTIONS, hidden=(_WORKER,))
     spaces = [e.name for e in catalogue("search")]
     if len(names) != 1:
         raise UserError(f"search takes one space: {', '.join(spaces)}")
@@ -158,7 +158,7 @@ def _asked(words: Sequence[str]) -> tuple[str, dict[str, int], list[str]]:
 
 
 def _corners(search: Search) -> list[list[str]]:
-    """Overrides that show whether every key and every end of a range is one that the configuration takes."""
+    """Return overrides with both ends of every range, to check that the configuration accepts them."""
     ends = {
         key: values if isinstance(values, list) else [values["low"], values["high"]]
         for key, values in search.space.items()
@@ -170,5 +170,5 @@ def _corners(search: Search) -> list[list[str]]:
 
 
 def _words(values: Mapping[str, Any]) -> list[str]:
-    """Overrides that set keys to these values."""
+    """Return the overrides that set keys to these values."""
     return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]

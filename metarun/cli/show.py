@@ -1,4 +1,4 @@
-"""``metarun show NAME [key=value ...]``: what an option is and its keys; with overrides, what would run."""
+"""``metarun show NAME [key=value ...]``: describe an option and its keys; with overrides, print what would run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _GROUPS = ("task", "images", "model", "algorithm", "experiment", "runner", "trac
 
 
 def run(words: list[str]) -> int:
-    """The command. ``NAME`` may be given as ``group/name`` where two groups share a name."""
+    """Run the command. Names shared by two groups are written ``group/name``."""
     if not words or "=" in words[0]:
         raise UserError("show takes a name, as `metarun list` prints it: metarun show maml [task=regression/sinusoid]")
     found = [e for group in _GROUPS for e in catalogue(group) if words[0] in (e.name, f"{group}/{e.name}")]
     if not found:
         names = [e.name for group in _GROUPS for e in catalogue(group)]
-        raise UserError(f"nothing is called '{words[0]}'{nearest(words[0], names)}   `metarun list` prints all names")
+        raise UserError(f"no option is called '{words[0]}'{nearest(words[0], names)}   `metarun list` prints all names")
     if len(words) > 1:
         if len(found) > 1:
             raise UserError(f"several are called '{words[0]}': {', '.join(f'{e.group}/{e.name}' for e in found)}")
@@ -34,7 +34,7 @@ def run(words: list[str]) -> int:
 
 
 def _show_run(words: list[str]) -> None:
-    """Print the configuration that ``words`` compose, with the origin of what is not a component's own default."""
+    """Print the configuration of ``words``, with the origin of every value that is not its component's default."""
     import yaml
 
     from metarun.config.check import check

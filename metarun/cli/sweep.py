@@ -1,6 +1,6 @@
-"""``metarun -m``: every combination of values a run of its own, here or, through submitit, as jobs of a cluster.
+"""``metarun -m``: one run for every combination of values, in this process or, by submitit, as cluster jobs.
 
-What became of a job it writes to a file in the sweep's directory, since it may be a process on another machine.
+Each job writes its state to a file in the sweep's directory, since it may run on another machine.
 """
 
 from __future__ import annotations
@@ -40,46 +40,46 @@ from metarun.tracking.console import set_up_logging
 from metarun.tracking.rundir import not_finite
 
 MOST_RUNS = 10_000
-"""Runs of a sweep."""
+"""Largest number of runs of a sweep."""
 
 
 def sweep(words: list[str]) -> int:
-    """Every combination is checked first, then run; failures are collected to the end.
+    """Check every combination, then run them all and report failures at the end.
 
-    Combinations that an earlier sweep finished are skipped, those that were stopped go on.
+    Combinations that an earlier sweep finished are skipped; stopped ones are resumed.
     """
     settings, jobs = _jobs(words)
-    if len(jobs) > 100:  # which takes as many quarters of a second
+    if len(jobs) > 100:  # a check takes about a quarter of a second
         print(f"metarun: checking {len(jobs)} combinations", file=sys.stderr)
     for each in jobs:
         check(named(compose(each)))
     directory = sweep_directory(settings, jobs[0])
-    print(f"metarun: {len(jobs)} runs; what becomes of each is kept in {directory}", file=sys.stderr)
+    print(f"metarun: {len(jobs)} runs; the state of each is kept in {directory}", file=sys.stderr)
     settings = [*settings, *read([word("hydra.sweep.dir", str(directory))])]
     broken: Exception | None = None
     try:
         launch(settings, jobs, job)
-    except Exception as error:  # of a job that died without a word; the launcher waits for no other then
+    except Exception as error:  # a job died without a message; the launcher then stops waiting for the others
         if os.environ.get("METARUN_DEBUG") == "1":
             raise
         broken = error
         _wait(directory)
-    return _tell(directory, len(jobs), broken)
+    return _report(directory, len(jobs), broken)
 
 
 def job(config: Any) -> None:
-    """One of a sweep's runs, as Hydra calls it."""
+    """Run one of a sweep's jobs; Hydra calls this."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     from metarun.training.signals import hand_on
 
     hydra = HydraConfig.get()
-    words = OmegaConf.to_container(hydra.overrides.task)  # without resolving: a value may be a password's name
+    words = OmegaConf.to_container(hydra.overrides.task)  # not resolved: a value may name a secret
     assert isinstance(words, list)
     asked = " ".join(words)
     directory = Path(hydra.sweep.dir)
-    sys.argv = ["metarun", *words]  # what the run keeps as its command
+    sys.argv = ["metarun", *words]  # stored as the run's command
     if _output():
         survive()
     set_up_logging()
@@ -92,7 +92,7 @@ def job(config: Any) -> None:
         finished, started = earlier(wanted, same_data(wanted))
         if finished is not None:
             print(printable(f"metarun: done before: {finished.path}"), file=sys.stderr)
-            note = _noted(asked, "done before", str(finished.path), finished.summary() or {})
+            note = _ended(asked, "done before", str(finished.path), finished.summary() or {})
         else:
             try:
                 summary = train(composed, {"group": directory.name}, started)
@@ -100,7 +100,7 @@ def job(config: Any) -> None:
                 hand_on(error.signal_number)
                 raise
             print_summary(summary)
-            note = _noted(asked, "finished", summary["directory"], summary)
+            note = _ended(asked, "finished", summary["directory"], summary)
     except Exception as error:
         why = conceal(("" if isinstance(error, (UserError, RunFailed)) else f"{type(error).__name__}: ") + str(error))
         print(printable(f"metarun: {why}"), file=sys.stderr)
@@ -108,15 +108,15 @@ def job(config: Any) -> None:
     note.write(directory, hydra.job.num)
 
 
-def _noted(asked: str, state: Literal["finished", "done before"], run: str, summary: Mapping[str, Any]) -> Job:
-    """A job that came to its end: failed, if what it found is not finite."""
+def _ended(asked: str, state: Literal["finished", "done before"], run: str, summary: Mapping[str, Any]) -> Job:
+    """Return the note of a job that ended; it counts as failed if a result is not finite."""
     if bad := not_finite(summary):
         return Job(asked, "failed", run=run, why=bad, log=str(Path(run, "metarun.log")))
     return Job(asked, state, run=run)
 
 
-def _tell(directory: Path, count: int, broken: Exception | None) -> int:
-    """One line of how many ended how; raises :class:`RunFailed` with what failed."""
+def _report(directory: Path, count: int, broken: Exception | None) -> int:
+    """Print how many jobs finished; raises :class:`RunFailed` that lists the failed ones."""
     noted = [Job.read(directory, number) for number in range(count)]
     failures = []
     for number, each in enumerate(noted):
@@ -125,7 +125,7 @@ def _tell(directory: Path, count: int, broken: Exception | None) -> int:
         elif each.state == "failed":
             failures.append(f"{each.asked}: {each.why}" + (f"   log: {each.log}" if each.log else ""))
         elif each.state == "started":
-            failures.append(f"{each.asked}: died without a word" + (f"   log: {each.log}" if each.log else ""))
+            failures.append(f"{each.asked}: died without a message" + (f"   log: {each.log}" if each.log else ""))
     before = sum(each is not None and each.state == "done before" for each in noted)
     print(
         f"\nmetarun: {count - len(failures)} of {count} runs finished, {before} of them before; "
@@ -139,7 +139,7 @@ def _tell(directory: Path, count: int, broken: Exception | None) -> int:
 
 
 def _output() -> str | None:
-    """The file that takes what a job of submitit prints; None for one of this process."""
+    """Return the file that receives the output of a submitit job; ``None`` for a job in this process."""
     if "SUBMITIT_EXECUTOR" not in os.environ or "SUBMITIT_FOLDER" not in os.environ:
         return None
     import submitit
@@ -148,9 +148,9 @@ def _output() -> str | None:
 
 
 def _wait(directory: Path) -> None:
-    """Until the jobs of submitit have ended: its launcher stops waiting at the first that died."""
+    """Wait for all submitit jobs, whose launcher stops waiting at the first that died."""
     for folder in sorted(directory.glob(".submitit/*")):
-        if folder.name.isdigit():  # of the local executor, and its process a child of this one
+        if folder.name.isdigit():  # the local executor's job is a child process
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(int(folder.name), 0)
         elif re.fullmatch(r"\d+_\d+", folder.name):  # one of an array of jobs
@@ -160,7 +160,7 @@ def _wait(directory: Path) -> None:
 
 
 def _jobs(words: Sequence[str]) -> tuple[list[Override], list[list[str]]]:
-    """The words about the sweep itself, and the words of each of its runs."""
+    """Split the words into the sweep's own settings and the words of each run."""
     overrides = read(words)
     settings = [override for override in overrides if of_sweeps(override)]
     for override in settings:
@@ -168,13 +168,13 @@ def _jobs(words: Sequence[str]) -> tuple[list[Override], list[list[str]]]:
             raise UserError(f"{shortened(override.word)}: a sweep has one value of this key")
     own = {
         (override.sign, override.key): override for override in overrides if not of_sweeps(override)
-    }  # the last word counts
+    }  # the last one wins
     counts = {override.word: override.count() for override in own.values()}
     for asked, count in counts.items():
         if not count:
-            raise UserError(f"{shortened(asked)}: no value is in this range, so there is nothing to run")
+            raise UserError(f"{shortened(asked)}: the range is empty, so there is nothing to run")
     if math.prod(counts.values()) > MOST_RUNS:
-        told = " x ".join(f"{count:,}" for count in counts.values() if count > 1)
-        raise UserError(f"this would be {told} runs; a sweep has at most {MOST_RUNS:,}")
+        product = " x ".join(f"{count:,}" for count in counts.values() if count > 1)
+        raise UserError(f"this would be {product} runs; a sweep has at most {MOST_RUNS:,}")
     each = [[for_hydra(one).text for one in override.expanded()] for override in own.values()]
     return settings, [list(job) for job in itertools.product(*each)]

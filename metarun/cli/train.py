@@ -1,4 +1,4 @@
-"""``metarun [train] key=value ...``: compose, check, run; ``-m`` for sweeps."""
+"""``metarun [train] key=value ...``: compose a configuration, check it and run it; ``-m`` sweeps."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _OPTIONS = ("--multirun", "-m", "--cfg", "--resolve", "--package", "--config-dir
 _REFUSED = {
     "--config-path": "metarun has one configuration, to which --config-dir DIR adds your own files",
     "--config-name": "metarun has one configuration, to which --config-dir DIR adds your own files",
-    "--experimental-rerun": "`metarun resume RUN` goes on with a run",
-    "--run": "without an option one run is carried out",
-    "--hydra-help": "`metarun --help` has metarun's options",
+    "--experimental-rerun": "`metarun resume RUN` continues a run",
+    "--run": "without options, metarun starts one run",
+    "--hydra-help": "`metarun --help` shows metarun's options",
 }
-"""Options of Hydra that other programs have."""
+"""Options of Hydra that metarun does not have, with what to use instead."""
 
 
 @dataclass
-class _Asked:
+class _Request:
     """The options and overrides on the command line."""
 
     overrides: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ class _Asked:
 
 
 def run(words: list[str]) -> int:
-    """The command."""
+    """Run the command."""
     if words[:1] in (["-sc"], ["--shell-completion"]):
         return _complete(words[1:])
     asked = _parse(take_config_dir(words))
@@ -70,9 +70,9 @@ def run(words: list[str]) -> int:
     return print_summary(summary) if summary else 0
 
 
-def _parse(words: Sequence[str]) -> _Asked:
-    """The options and overrides among ``words``; raises :class:`UserError` for options that are not metarun's."""
-    asked, remaining = _Asked(), list(words)
+def _parse(words: Sequence[str]) -> _Request:
+    """Return the options and overrides in ``words``; raises :class:`UserError` for unknown options."""
+    asked, remaining = _Request(), list(words)
     while remaining:
         word = remaining.pop(0)
         if not word.startswith("-"):
@@ -102,7 +102,7 @@ def _parse(words: Sequence[str]) -> _Asked:
                     typed, value if separator else remaining.pop(0) if following else "all", _INFORMATION
                 )
             case "--shell-completion":
-                raise UserError(f"{typed} stands first: metarun -sc install=SHELL, one of {', '.join(_SHELLS)}")
+                raise UserError(f"{typed} must come first: metarun -sc install=SHELL, one of {', '.join(_SHELLS)}")
             case _ if option in _REFUSED:
                 raise UserError(f"metarun has no option {typed}: {_REFUSED[option]}")
             case _:
@@ -110,9 +110,9 @@ def _parse(words: Sequence[str]) -> _Asked:
                     f"unknown option '{shortened(word)}'{nearest(word, _OPTIONS)}   `metarun --help` lists them"
                 )
     if asked.cfg is None and (asked.resolve or asked.package is not None):
-        raise UserError("--resolve and --package are about what --cfg prints: --cfg job --resolve")
+        raise UserError("--resolve and --package need --cfg: --cfg job --resolve")
     if asked.multirun + (asked.cfg is not None) + (asked.info is not None) > 1:
-        raise UserError("-m, --cfg and --info exclude one another: -m runs a sweep, the others print and stop")
+        raise UserError("-m, --cfg and --info exclude each other: -m runs a sweep, the others print and stop")
     return asked
 
 
@@ -122,7 +122,7 @@ def _one_of(option: str, value: str, allowed: Sequence[str]) -> str:
     return value
 
 
-def _show(asked: _Asked) -> int:
+def _show(asked: _Request) -> int:
     """Print the configuration, or one of its keys, as YAML."""
     from omegaconf import OmegaConf
 
@@ -144,7 +144,9 @@ def _show(asked: _Asked) -> int:
 
 
 def _complete(words: Sequence[str]) -> int:
-    """Tab completion. metarun completes commands, runs and options in nested groups, Hydra completes keys."""
+    """Complete the line for the shell. metarun completes commands, runs and options in nested groups, Hydra
+    completes keys.
+    """
     task, _, shell = words[0].partition("=") if len(words) == 1 else ("", "", "")
     if task not in ("install", "uninstall", "query") or shell not in _SHELLS:
         raise UserError(f"-sc needs install=SHELL or uninstall=SHELL, SHELL one of {', '.join(_SHELLS)}")
@@ -166,13 +168,13 @@ def _complete(words: Sequence[str]) -> int:
     if offers:
         print(" ".join(offers))
         return 0
-    with contextlib.redirect_stderr(io.StringIO()):  # a message would stand in the middle of what is being typed
+    with contextlib.redirect_stderr(io.StringIO()):  # a message would appear in the line being typed
         _hydra(["-sc", *words])
     return 0
 
 
 def _hydra(words: Sequence[str]) -> int:
-    """Hand over to Hydra's own main, which prints what it was asked for."""
+    """Call Hydra's own main, which prints the requested information."""
     import hydra
 
     sys.argv = ["metarun", *words]

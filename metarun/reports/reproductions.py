@@ -18,7 +18,7 @@ from metarun.config.paper import COUNTED, SEEDS, Claim, Finding, Paper, worst
 from metarun.config.paths import conf_directory, records_directory
 from metarun.errors import UserError
 from metarun.escape import for_markdown
-from metarun.runs.history import substance
+from metarun.runs.history import experiment_identity
 from metarun.tracking.files import atomic_write
 from metarun.tracking.rundir import RunDirectory
 from metarun.untrusted import read_json
@@ -56,9 +56,9 @@ def record(name: str, config: Mapping[str, Any], runs: Mapping[int, RunDirectory
         UserError: A run has another configuration than ``config``.
     """
     paper = Paper.of(config["paper"])
-    wanted = substance(config)
+    wanted = experiment_identity(config)
     for seed, run in runs.items():
-        if substance(run.config()) != wanted:
+        if experiment_identity(run.config()) != wanted:
             raise UserError(f"{run.path} (seed {seed}) is not a run of {name}: its configuration differs")
     summaries: dict[int, dict[str, Any]] = {seed: run.summary() or {} for seed, run in runs.items()}
     metas = {seed: run.meta() for seed, run in runs.items()}

@@ -12,7 +12,7 @@ from typing import Any
 from metarun.config.schema import declaration
 from metarun.config.trust import is_component
 from metarun.errors import UserError, require
-from metarun.runs.history import HOW, runs_of_sweep
+from metarun.runs.history import EXECUTION_KEYS, runs_of_sweep
 from metarun.tracking.rundir import RunDirectory
 
 RUN_FILES = ("config.yaml", "meta.json", ".lock")
@@ -224,7 +224,7 @@ def drop_repeated(runs: Sequence[Run]) -> tuple[list[Run], list[ExcludedRun]]:
     return order, [ExcludedRun(old.path, "repeated", f"{new.path} is the same run made later") for old, new in repeated]
 
 
-BOOKKEEPING = ("seed", "name", "paper", "experiment", "task.root", "task.file", *HOW)
+BOOKKEEPING = ("seed", "name", "paper", "experiment", "task.root", "task.file", *EXECUTION_KEYS)
 """Keys that may differ between the runs of one row. They change where or how a run is computed, not its result."""
 
 

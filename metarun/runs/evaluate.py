@@ -1,4 +1,4 @@
-"""Evaluating a run's learner again, under another protocol if asked."""
+"""Evaluation of a run's learner, also under another protocol."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ def evaluate_run(
 
     allowed = ("task.", "algorithm.", "runner.")
     directory, experiment, changes = rebuild("eval", words, allowed, trust, settle, objects)
-    require(experiment.runner.test_episodes > 0 or split == "val", "runner.test_episodes=0: nothing to judge on")
+    require(
+        experiment.runner.test_episodes > 0 or split == "val",
+        "runner.test_episodes=0: there are no tasks to evaluate on",
+    )
     chosen, iteration = trained(directory, experiment)
     results = experiment.test(split)
     summary = {

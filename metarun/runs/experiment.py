@@ -24,7 +24,7 @@ from metarun.tasks.base import Task
 from metarun.tracking.console import shown
 
 BASES = {"task": Task, "model": nn.Module, "algorithm": Algorithm}
-"""What a class or an object given for a section must be."""
+"""Required base class of a class or an object given for a section."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Experiment:
     objects: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The sections whose components are Python objects."""
     display: bool = False
-    """Whether progress and messages are shown on stderr."""
+    """True if progress and messages are shown on stderr."""
 
     def run(self) -> Run:
         """Meta-train, evaluate on held-out tasks, and write the run directory, as the command line does.

@@ -1,4 +1,4 @@
-"""Earlier runs of a configuration: those that found, or would find, the same."""
+"""Earlier runs of a configuration that found, or would find, the same."""
 
 from __future__ import annotations
 
@@ -18,45 +18,50 @@ from metarun.untrusted import read_json
 
 log = logging.getLogger("metarun")
 
-HOW = (
+EXECUTION_KEYS = (
     "runner.directory", "runner.device", "runner.devices", "runner.threads", "runner.tune_above", "runner.chunk",
     "runner.plots", "runner.log_every", "runner.checkpoint_seconds", "tracker",
 )  # fmt: skip
-"""Keys that say how a run is carried out and not what it finds: runs that differ in them are the same experiment."""
+"""Keys that affect only the execution of a run. Runs that differ in nothing else are the same experiment."""
 
 
-def substance(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without its seed, without what it is compared with, and without :data:`HOW`."""
-    kept = {key: value for key, value in config.items() if key not in ("seed", "paper", "experiment", *HOW)}
-    hidden = [key.split(".")[1] for key in HOW if key.startswith("runner.")]
-    # A key that a run is too old to have is null in the runs of now.
+def experiment_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a configuration that identifies the experiment.
+
+    The seed, the paper and the :data:`EXECUTION_KEYS` are left out.
+    """
+    kept = {key: value for key, value in config.items() if key not in ("seed", "paper", "experiment", *EXECUTION_KEYS)}
+    hidden = [key.split(".")[1] for key in EXECUTION_KEYS if key.startswith("runner.")]
+    # A key that is newer than a stored run is null in present ones.
     kept["runner"] = {k: value for k, value in config["runner"].items() if k not in hidden and value is not None}
     return kept
 
 
 def runs_of(config: Mapping[str, Any], same_data: Callable[[RunDirectory], bool] | None = None) -> list[RunDirectory]:
-    """The runs of ``config``, with its seed, that lie in its directory, the oldest first.
+    """Return the runs of ``config``, with its seed, in its directory, oldest first.
 
-    ``same_data`` tells whether a run of this configuration was also made of the data that there are now.
+    Args:
+        config: The configuration.
+        same_data: Function that returns whether a run was made from the present data.
     """
-    found, wanted, values = [], substance(config), resolved(config)
+    found, wanted, values = [], experiment_identity(config), resolved(config)
     for path in sorted(Path(values["runner"]["directory"], values["name"]).glob(f"*_s{values['seed']}")):
         try:
             run = RunDirectory.open(path)
-            same = substance(as_asked(run)) == wanted and (same_data is None or same_data(run))
+            same = experiment_identity(as_asked(run)) == wanted and (same_data is None or same_data(run))
             run.summary()
         except (UserError, OSError) as error:
             log.warning("left out: %s", error)
             continue
         except (KeyError, AttributeError, TypeError):
-            continue  # of another version: no run of this
+            continue  # written by another version
         if same:
             found.append(run)
     return found
 
 
 def as_asked(run: RunDirectory) -> dict[str, Any]:
-    """The configuration of a run with the defaults that were lowered to fit its data as they were."""
+    """Return the configuration of a run, with defaults that were lowered to fit its data restored."""
     config = run.config()
     for key, (default, _) in run.meta().get("lowered", {}).items():
         section, name = key.split(".")
@@ -66,10 +71,14 @@ def as_asked(run: RunDirectory) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Job:
-    """What became of a job of a sweep: each keeps it in a file of its own, ``jobs/<number>.json``.
+    """The state of a sweep's job, stored in ``jobs/<number>.json``.
 
-    A job that is only ``started`` is under way, or died without a word. ``run`` is where the run lies, ``log`` where
-    what went wrong can be read.
+    Attributes:
+        asked: Overrides of the job.
+        state: ``started`` means that the job is running, or died without a message.
+        run: The run directory.
+        why: Reason of a failure.
+        log: File with the job's output.
     """
 
     asked: str
@@ -79,24 +88,26 @@ class Job:
     log: str | None = None
 
     def write(self, sweep: Path, number: int) -> None:
-        """Paths are kept relative to the sweep's directory: it may be moved, with its runs."""
+        """Write the file, with paths relative to the sweep's directory, which may be moved together with its runs."""
         (sweep / "jobs").mkdir(parents=True, exist_ok=True)
         run = self.run and os.path.relpath(self.run, sweep)
         atomic_write(sweep / "jobs" / f"{number}.json", strict_json.dumps({**asdict(self), "run": run}).encode())
 
     @classmethod
     def read(cls, sweep: Path, number: int) -> Job | None:
-        """What became of it; ``None`` where nothing is known."""
+        """Return the stored job; ``None`` if the file is missing or damaged."""
         file = sweep / "jobs" / f"{number}.json"
         try:
             return cls(**read_json(file)) if file.exists() else None
         except (UserError, TypeError):
-            log.warning("%s is damaged: it says nothing of its run", file)
+            log.warning("%s is damaged; its job is ignored", file)
             return None
 
 
 def runs_of_sweep(folder: Path) -> Iterator[Path]:
-    """The runs of the sweep that ``<runs>/multirun/<time>/`` stands for: they keep its time as their group."""
+    """Yield the runs of the sweep with the directory ``<runs>/multirun/<time>/``. They store its time as their
+    group.
+    """
     folder = folder.resolve()
     if folder.parent.name != "multirun":
         return
@@ -117,9 +128,11 @@ def runs_of_sweep(folder: Path) -> Iterator[Path]:
 def earlier(
     config: Mapping[str, Any], same_data: Callable[[RunDirectory], bool] | None = None
 ) -> tuple[RunDirectory | None, RunDirectory | None]:
-    """The first finished run of ``config``, and the last one that was stopped after a checkpoint.
+    """Return the first finished run of ``config``, and the last one that was stopped after a checkpoint.
 
-    ``same_data`` as in :func:`runs_of`.
+    Args:
+        config: The configuration.
+        same_data: As in :func:`runs_of`.
     """
     runs = runs_of(config, same_data)
     finished = next((run for run in runs if run.finished()), None)

@@ -1,4 +1,4 @@
-"""Carrying out one run: in this process, or shared by as many as ``runner.devices`` says."""
+"""Execution of one run: in this process, or distributed over ``runner.devices`` processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from metarun.tracking.rundir import RunDirectory
 
 GRACE = 5.0
-"""Seconds that the others have to end by themselves when one process of a run is lost, and again when told to."""
+"""Seconds that the other processes have to end by themselves after one is lost, and again after SIGTERM."""
 
 
 def train(
@@ -52,19 +52,19 @@ def carry_out(
     directory: RunDirectory | None = None,
     objects: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Carry out the run of a checked configuration, or what is left of the one in ``directory``.
+    """Execute the run of a checked configuration, or resume the one in ``directory``.
 
     Args:
         config: The configuration.
         facts: Further entries of meta.json.
-        directory: The run to go on with; ``None`` makes a new one.
-        objects: Components that exist already, by section.
+        directory: The run to resume; ``None`` starts a new one.
+        objects: Components that already exist, by section.
 
     Returns:
-        The summary with the run's ``directory``; empty in a process that does not lead.
+        The summary with the run's ``directory``; empty in processes other than the main one.
 
     Raises:
-        Exception: Whatever ends the run. It carries the path of the run's log as ``run_log``.
+        Exception: Any exception that ends the run. Its attribute ``run_log`` is the path of the run's log.
     """
     from metarun import distributed
     from metarun.tracking.rundir import RunDirectory
@@ -95,7 +95,7 @@ def _here(
     directory: RunDirectory | None,
     objects: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """This process's part of the run: all of it, if it is alone."""
+    """Execute this process's part of the run."""
     from metarun import distributed
     from metarun.config.build import build
     from metarun.tracking.rundir import RunDirectory
@@ -115,7 +115,7 @@ def _here(
 
 
 def _same_data(directory: RunDirectory | None) -> Callable[[Task], None] | None:
-    """What makes sure that a run that goes on does so with the data it began with."""
+    """Return a function that checks that a resumed run reads the data it began with."""
     if directory is None or not directory.meta():
         return None
     from metarun.tasks.same_data import settle_for_resume
@@ -126,7 +126,7 @@ def _same_data(directory: RunDirectory | None) -> Callable[[Task], None] | None:
 def _spread(
     config: Mapping[str, Any], facts: Mapping[str, Any], directory: RunDirectory, devices: int
 ) -> dict[str, Any]:
-    """The run in ``devices`` processes on this machine. One that is lost ends the others, with the reason."""
+    """Execute the run in ``devices`` processes on this machine. If one is lost, the others end too, with the reason."""
     from torch import multiprocessing
     from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
@@ -140,8 +140,8 @@ def _spread(
         number = _wait(context)
     except (ProcessExitedException, ProcessRaisedException) as error:
         cause: Exception = RunFailed(f"one of the run's {devices} processes was lost: {error}")
-        if not reports.empty() and not isinstance(told := reports.get(), OthersLost):
-            cause = told
+        if not reports.empty() and not isinstance(reported := reports.get(), OthersLost):
+            cause = reported
         if (directory.path / "config.yaml").is_file():
             directory.write_status("failed", str(cause))
         else:  # refused before it began
@@ -162,8 +162,8 @@ def _rank(
     reports: Any,
     display: bool,
 ) -> None:
-    """One process of a run; it reports how it ended, if not well."""
-    os.setpgrp()  # Ctrl-C is for the process that started this one, which then stops them all
+    """Entry point of one process of a run. It reports a stop or a failure."""
+    os.setpgrp()  # Ctrl-C then reaches only the starting process, which stops all others
     os.environ |= {
         "RANK": str(number),
         "LOCAL_RANK": str(number),
@@ -192,7 +192,7 @@ def _rank(
 
 
 def _wait(context: ProcessContext) -> int | None:
-    """Until all have ended. Asked to stop, they are asked to, after a checkpoint: the signal that did, if one did."""
+    """Wait for all processes and return the signal that stopped them, if any. A signal is passed on as SIGTERM."""
     with StopRequest() as stop:
         asked = False
         try:
@@ -201,7 +201,7 @@ def _wait(context: ProcessContext) -> int | None:
                     asked = True
                     for process in context.processes:
                         process.terminate()
-        except KeyboardInterrupt:  # asked twice
+        except KeyboardInterrupt:  # the second signal
             for process in context.processes:
                 process.kill()
             raise

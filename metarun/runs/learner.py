@@ -35,7 +35,7 @@ class TrainedLearner:
     algorithm: SupervisedAlgorithm
     """The algorithm with its meta-parameters, a torch module."""
     inputs: Inputs
-    """How inputs become tensors."""
+    """Conversion of inputs to tensors."""
     iteration: int
     """The iteration of the checkpoint that it comes from."""
     seed: int

@@ -1,4 +1,4 @@
-"""Rebuilding the experiment of an earlier run, with a few keys changed if asked."""
+"""Rebuilding the experiment of an earlier run, with changed keys if requested."""
 
 from __future__ import annotations
 
@@ -35,16 +35,24 @@ def rebuild(
     settle: Callable[[Task, RunDirectory, Mapping[str, Any]], None] | None = None,
     objects: Mapping[str, Any] | None = None,
 ) -> tuple[RunDirectory, Experiment, dict[str, Any]]:
-    """The run directory that ``words`` begin with, its experiment, and the changes that the other words ask for.
+    """Rebuild the experiment of a run.
 
-    ``settle`` is given the task, the directory and the changes before a model is built. ``objects`` are components
-    that exist already, by section.
+    Args:
+        command: Name of the command, for messages.
+        words: The run directory, then overrides.
+        allowed: Beginnings of the keys that may be changed.
+        trust: Permissions for code that is not metarun's.
+        settle: Function called with the task, the directory and the changes before a model is built.
+        objects: Components that already exist, by section.
+
+    Returns:
+        The run directory, the experiment, and the changed keys with their values.
     """
     directory, config, facts, changes = reread(command, words, allowed, trust, objects)
     refuse_lost_data(command, words[0], config, changes)
     from metarun.config.build import build
 
-    config["runner"]["devices"] = 1  # one process is enough for what is not training
+    config["runner"]["devices"] = 1  # only training uses several processes
 
     def given(task: Task) -> None:
         if settle is not None:
@@ -54,7 +62,7 @@ def rebuild(
 
 
 def recorded(directory: RunDirectory) -> DataRecord | None:
-    """The record of the data that a run was made of; ``None`` for a run from before it was kept."""
+    """Return the record of a run's data; ``None`` for runs older than the record."""
     from metarun.tasks.record import DataRecord
 
     stored = directory.data()
@@ -65,9 +73,9 @@ def recorded(directory: RunDirectory) -> DataRecord | None:
 
 
 def same_data(config: Mapping[str, Any]) -> Callable[[RunDirectory], bool]:
-    """Whether a run of ``config`` was made of the data that ``config`` reads now; unknown data count as the same.
+    """Return a function that tells whether a run was made from the data that ``config`` reads now.
 
-    The data are read when the first run is asked about that has any.
+    Runs without a record count as equal. The data are read when the first run with a record is compared.
     """
 
     @cache
@@ -87,19 +95,19 @@ def same_data(config: Mapping[str, Any]) -> Callable[[RunDirectory], bool]:
 
 
 def refuse_lost_data(command: str, run: str, config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
-    """Raise :class:`UserError` where the stored place of a run's data is empty, with how to name the new one."""
+    """Raise :class:`UserError` if a run's data no longer exist; the message says how to name their new location."""
     for key in data_keys(config):
         place = value_at(config, key)
         known = isinstance(place, str) and "${" not in place
         if known and key not in changes and not Path(place).exists():
             raise UserError(
-                f"the run's data are gone: {key}={place} does not exist   where they lie now: "
+                f"the run's data are gone: {key}={place} does not exist   to name their new location: "
                 f"metarun {command} {run} {key}=NEW"
             )
 
 
 def data_keys(config: Mapping[str, Any], shipped: bool = False) -> list[str]:
-    """The keys of a run's task that say where its data lie; ``shipped`` as in :func:`path_keys`."""
+    """Return the keys of a run's task that locate its data; ``shipped`` as in :func:`path_keys`."""
     return [key for key, always in path_keys(config, shipped).items() if always and key.startswith("task.")]
 
 
@@ -110,11 +118,20 @@ def reread(
     trust: Trust,
     objects: Mapping[str, Any] | None = None,
 ) -> tuple[RunDirectory, dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The run directory that ``words`` begin with, its configuration, its facts, and the changes that words ask for.
+    """Read a stored run and apply overrides.
 
-    Only keys that start with one of ``allowed`` may be changed, and those that say where the data lie. Code that the
-    run's configuration names is refused unless it is metarun's own, named by a change, or admitted by ``trust``; of
-    a section among ``objects`` no code is run.
+    Keys that locate the data may always be changed. Code named by the configuration must be metarun's, named by a
+    change, or permitted by ``trust``; sections in ``objects`` are not checked.
+
+    Args:
+        command: Name of the command, for messages.
+        words: The run directory, then overrides.
+        allowed: Beginnings of the keys that may be changed.
+        trust: Permissions for code that is not metarun's.
+        objects: Components that already exist, by section.
+
+    Returns:
+        The run directory, its configuration, its facts, and the changed keys with their values.
     """
     if not words or "=" in words[0]:
         raise UserError(f"{command} needs a run directory: metarun {command} RUN [key=value ...]{_recent()}")
@@ -134,28 +151,28 @@ def reread(
 
 
 def _add_new_keys(config: dict[str, Any], choices: Mapping[str, str]) -> None:
-    """Add the keys that did not exist when a run was made, with the values that its options give them now."""
+    """Add the keys that are newer than a run, with the values that its options give them now."""
     now = _composed_anew(choices)
     for group in (*OPEN, *CLOSED):
         added = list(_new_keys(group, config.get(group), now.get(group)))
         if added and group not in CLOSED:
-            told = ", ".join(f"{key}={value}" for key, value in added)
-            log.info("the run is from before there was %s, which is what it is now by default", told)
+            defaults = ", ".join(f"{key}={value}" for key, value in added)
+            log.info("the run is older than some keys, which get their defaults: %s", defaults)
 
 
 def _composed_anew(choices: Mapping[str, str]) -> dict[str, Any]:
-    """The configuration that these options make today. Options that are gone, or no longer fit, are left out."""
+    """Compose the configuration of these options anew, without options that no longer exist or fit."""
     known = choices if isinstance(choices, Mapping) else {}
     groups = (*OPEN, *CLOSED, "images", "experiment")
-    there = [f"{group}={known[group]}" for group in groups if known.get(group) in dict(options(group))]
+    existing = [f"{group}={known[group]}" for group in groups if known.get(group) in dict(options(group))]
     try:
-        return compose(there).config
+        return compose(existing).config
     except UserError:
         return compose([]).config
 
 
 def _new_keys(where: str, stored: Any, now: Any) -> Iterator[tuple[str, Any]]:
-    """Copy to ``stored`` the keys of ``now`` that its class needs and it lacks, sections inside too; yields them."""
+    """Copy the keys of ``now`` that its class requires and ``stored`` lacks, recursively, and yield them."""
     if not isinstance(stored, dict) or not isinstance(now, dict) or stored.get("_target_") != now.get("_target_"):
         return
     target = CLOSED.get(where) or now.get("_target_")
@@ -169,13 +186,13 @@ def _new_keys(where: str, stored: Any, now: Any) -> Iterator[tuple[str, Any]]:
 
 
 def trained(directory: RunDirectory, experiment: Experiment) -> tuple[Path, int]:
-    """Give ``experiment`` the learner that its run tests: the checkpoint, and its iteration."""
+    """Load the learner that a run tests into ``experiment``; return the checkpoint and its iteration."""
     chosen = tested_checkpoint(directory, experiment.runner.select)
     return chosen, experiment.load(chosen)
 
 
 def tested_checkpoint(directory: RunDirectory, select: str) -> Path:
-    """The checkpoint that a run tests: its best on validation where ``select`` says so, else its last."""
+    """Return the checkpoint that a run tests: the best on validation if ``select`` is ``best``, else the last."""
     best, last = (directory.path / "checkpoints" / f"{name}.pt" for name in ("best", "last"))
     return best if select == "best" and best.is_file() else last
 
@@ -183,9 +200,16 @@ def tested_checkpoint(directory: RunDirectory, select: str) -> Path:
 def change(
     command: str, config: dict[str, Any], words: Sequence[str], allowed: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A stored configuration as words change it, and the changed keys with their values; ``None`` where deleted.
+    """Apply overrides to a stored configuration.
 
-    Only keys that start with one of ``allowed`` may be changed.
+    Args:
+        command: Name of the command, for messages.
+        config: The stored configuration.
+        words: Overrides.
+        allowed: Beginnings of the keys that may be changed.
+
+    Returns:
+        The configuration, and the changed keys with their values (``None`` if deleted).
     """
     overrides = read_single(words)
     for override in overrides:

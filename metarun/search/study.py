@@ -38,7 +38,7 @@ class SearchFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def begin(self, search: Search, substance: Mapping[str, Any]) -> None:
+    def begin(self, search: Search, identity: Mapping[str, Any]) -> None:
         """Create the folder, or check that it holds the same search. The number of trials may differ.
 
         Raises:
@@ -46,7 +46,7 @@ class SearchFolder:
         """
         self.path.joinpath("trials").mkdir(parents=True, exist_ok=True)
         refuse_links(self.path, besides=["journal.log.lock"])  # Optuna locks its journal by a link of this name
-        content = json.loads(json.dumps({"space": search.space, "objectives": search.objectives, "config": substance}))
+        content = json.loads(json.dumps({"space": search.space, "objectives": search.objectives, "config": identity}))
         file = self.path / "search.yaml"
         if not file.is_file():
             atomic_write(file, yaml.safe_dump(content, sort_keys=False).encode())

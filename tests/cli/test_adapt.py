@@ -163,7 +163,7 @@ def test_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         (["adapt", "nowhere", "--suport", "x"], "unknown option '--suport' - did you mean '--support'?"),
         (["adapt", "nowhere"], "--support is missing"),
         (["adapt", "nowhere", "--support"], "--support needs a value"),
-        (["adapt", "nowhere", "--support", "x", "--steps", "few"], "--steps few: not a count"),
+        (["adapt", "nowhere", "--support", "x", "--steps", "few"], "--steps few: not an integer"),
         (["adapt", "nowhere", "--support", "x"], "nowhere"),
     ],
 )

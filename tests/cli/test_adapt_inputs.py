@@ -102,14 +102,14 @@ def test_answers_are_taken_from_folders_only_if_all_are_classes(
     # Photographs that happen to lie in a folder called as a class.
     Path("query/low").rename("low")
     assert "accuracy" not in adapt(images, "--support=support", "--query=low")["query"]
-    assert "unlabelled: predicted, not judged" in said(capsys)
+    assert "unlabelled: predicted, not scored" in said(capsys)
     adapt(images, "--support=support", "--query=low", "--labelled")
     assert known() == ["low", "low"]
 
     # A folder that is no class is never dropped in silence.
     draw(Path("query/hihg"), 1, 20)
     assert "accuracy" not in adapt(images, "--support=support", "--query=query")["query"]
-    assert "NOT JUDGED" in (told := said(capsys))
+    assert "NOT SCORED" in (told := said(capsys))
     assert "'hihg' is none of the classes of the support set (high, low) - did you mean 'high'?" in told
     adapt(images, "--support=support", "--query=query", "--labelled", status=2)
     assert "'hihg' is none of the classes" in said(capsys)
@@ -174,7 +174,7 @@ def test_overrides(images: Path, photos: None, capsys: pytest.CaptureFixture[str
     assert changed["changes"] == {"algorithm.test_steps": 0}
     Path("taken").write_text("")
     assert main(["adapt", str(images), "--support=support", "--out=taken"]) == 2
-    assert "--out taken: no folder can be made there (there is a file of that name)" in said(capsys)
+    assert "--out taken: there is a file of that name" in said(capsys)
 
 
 def test_a_run_from_before_its_inputs_were_kept(
@@ -207,7 +207,7 @@ def test_texts(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert message in said(capsys)
     Path("q.csv").write_text("text,label\nword1,a\nword2,c\n")
     assert "accuracy" not in adapt(texts, "--support=s.csv", "--query=q.csv")["query"]
-    assert "NOT JUDGED, although 1 of 2 have a class" in said(capsys)
+    assert "NOT SCORED, although 1 of 2 have a class" in said(capsys)
     Path("q.csv").write_text("text,label\nword1,\nword2,\n")
     assert "accuracy" not in adapt(texts, "--support=s.csv", "--query=q.csv")["query"]
 
@@ -228,7 +228,7 @@ def test_numbers(numbers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for support, query, message in (
         ("x,y\n1.0,nan\n2,3\n", "x\n1\n", "line 2: 'y' is 'nan', not a finite number"),
         ("id,x,y\n1,2,3\n", "x\n1\n", "has the columns id, x, y; the learner needs exactly 1 of inputs"),
-        ("1.0,O.5\n2,3\n", "x\n1\n", "are neither names of columns nor numbers"),
+        ("1.0,O.5\n2,3\n", "x\n1\n", "mixes numbers and words"),
         ("x,y\n1,2\n", "z,y\n1,2\n", "no column 'x', which is an input of the support set"),
         ("x,y\n1,2\n", "1.5\n2\n", "has no header; columns are matched by name"),
     ):

@@ -58,7 +58,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     (f"{SINE} algorithm.adapts.part=hed", ["algorithm.adapts.part=hed", "did you mean 'head'"]),
     (f"{SINE} algorithm.rule=sgd", ["algorithm.rule has no _target_"]),
     (f"{SINE} algorithm.rule._target_={PIECES}.rules.SDG", ["algorithm.rule._target_", "did you mean 'SGD'"]),
-    (f"{SINE} algorithm.rule._target_={PIECES}.losses.TaskLoss", ["algorithm.rule._target_", "is no", "rules.Rule"]),
+    (f"{SINE} algorithm.rule._target_={PIECES}.losses.TaskLoss", ["rule._target_", "not a subclass", "rules.Rule"]),
     (f"{SINE} algorithm=cavia algorithm.adapts.layer=layer.0", ["has no such layer", "did you mean 'layers.0'"]),
     (f"{SINE} algorithm=imaml algorithm.inner_steps=0", ["algorithm.inner_steps=0", "needs an inner loop"]),
     (f"{SINE} algorithm.adapts.part=norm", ["algorithm.adapts.part=norm", "no parameters there"]),
@@ -124,7 +124,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     # a user's own class
     (f"{SINE} model._target_=nowhere.Net", ["_target_", "nowhere"]),
     (f"{SINE} model._target_=metarun.models.mlp.MPL", ["has no class 'MPL'", "did you mean 'MLP'"]),
-    (f"{SINE} model._target_=MLP", ["'MLP' is no import path"]),
+    (f"{SINE} model._target_=MLP", ["'MLP' is not an import path"]),
     # data that is not there
     ("task=vision/folder task.root=nowhere", ["nowhere"]),
     ("task=nlp/text task.file=nowhere.csv", ["nowhere.csv"]),
@@ -139,16 +139,16 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("report . ouy=page", ["unknown key 'ouy'", "did you mean 'out'"]),
     ("report . out=", ["out= needs a value"]),
     ("report . --out page", ["unknown option '--out'", "key=value"]),
-    ("show", ["show takes one name"]),
-    ("show mamml", ["nothing is called 'mamml'", "did you mean 'maml'"]),
+    ("show", ["show takes a name"]),
+    ("show mamml", ["no option is called 'mamml'", "did you mean 'maml'"]),
     ("list task", ["unknown list 'task'", "did you mean 'tasks'"]),
     # what other programs built on Hydra have
-    ("+seed=3", ["there is seed already"]),
+    ("+seed=3", ["seed exists already"]),
     ("hydra.run.dir=x", ["hydra.run.dir=x", "runner.directory"]),
     ("hydra.searchpath=[x]", ["--config-dir"]),
     ("hydra/sweeper=x", ["metarun search"]),
-    ("hydra/launcher=basic", ["only a sweep has this key", "-m"]),
-    ("hydra.job.chdir=true", ["it would change nothing"]),
+    ("hydra/launcher=basic", ["this key is for sweeps", "-m"]),
+    ("hydra.job.chdir=true", ["it would have no effect"]),
     ("tuned=x", ["follows from the task and the algorithm"]),
     ("algorithm=null", ["a run needs an option of algorithm", "maml"]),
     ("~task", ["a run needs an option of task"]),
@@ -163,19 +163,19 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("--resolve", ["--cfg job --resolve"]),
     ("--info task=typo", ["unknown task 'typo'"]),
     ("--info=x", ["--info x", "defaults-tree"]),
-    ("-m --cfg job", ["exclude one another"]),
+    ("-m --cfg job", ["exclude each other"]),
     ("--config-path x", ["no option --config-path", "--config-dir"]),
     ("-cn x", ["no option -cn", "--config-dir"]),
     ("--experimental-rerun x", ["metarun resume RUN"]),
     # sweeps of what is no list of values, or of too many
-    ("-m seed=range(0,0)", ["seed=range(0,0): no value"]),
+    ("-m seed=range(0,0)", ["seed=range(0,0): the range is empty"]),
     ("-m seed=range(0,3,0)", ["a step other than 0"]),
     ("-m seed=range(0,100000000)", ["100,000,000 runs", "at most 10,000"]),
     ("-m seed=range(0,200) algorithm.inner_lr=range(0,1,0.01)", ["200 x 100 runs", "at most 10,000"]),
     ("-m seed=interval(0,1)", ["infinitely many values", "range(START,STOP,STEP)", "metarun search"]),
     ("-m algorithm=glob(mamlx*)", ["no algorithm matches", "maml"]),
     ("-m seed=glob(m*)", ["algorithm=glob(maml*)"]),
-    ("-m seed=extend_list(1,2)", ["'extend_list', which is no function"]),
+    ("-m seed=extend_list(1,2)", ["'extend_list', which is not a function"]),
     ("-m algorithm=maml,mamml", ["unknown algorithm 'mamml'"]),
     ("-m hydra/launcher=foo seed=0,1", ["unknown hydra/launcher 'foo'", "submitit_slurm"]),
     ("-m hydra.launcher.foo=3 seed=0,1", ["unknown key 'hydra.launcher.foo'"]),
@@ -192,7 +192,7 @@ def complaint(words: list[str], capsys: pytest.CaptureFixture[str], status: int 
     assert "Traceback" not in said
     # A run that had begun may have said where it lies before it failed.
     told, _, said = said.rpartition("metarun: ")
-    assert all(line.startswith(("run directory", "going on after")) for line in told.splitlines()), told
+    assert all(line.startswith(("run directory", "continuing after")) for line in told.splitlines()), told
     assert 1 <= len(said.splitlines()) <= 3, said
     assert has_no_library_word(said)
     return said
@@ -214,7 +214,7 @@ def test_mistake(words: str, says: list[str], capsys: pytest.CaptureFixture[str]
 FILES = {
     "broken": ("_target_: x\n  y: [1\n", ["broken.yaml, line 2: not YAML"]),
     "twice": ("a: 1\na: 2\n", ["twice.yaml, line 2", "duplicate key a"]),
-    "list": ("- 1\n", ["list.yaml: an option's file has the form key: value"]),
+    "list": ("- 1\n", ["list.yaml: the file of an option must have the form key: value"]),
     "empty": ("", ["algorithm has no _target_"]),
     "latin": (b"a: \xfc\n", ["latin.yaml: not UTF-8"]),
     "binary": (b"\xff\xfe\x00", ["binary.yaml: not UTF-8"]),
@@ -301,7 +301,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         lambda run: None, ["resume", "task.shot=2"], "resume cannot change 'task.shot'"),
     "a misspelt key of resume": (
         lambda run: None, ["resume", "runner.iteratons=9"], "did you mean 'runner.iterations'"),
-    "several values": (lambda run: None, ["eval", "task.shot=1,2"], "task.shot=1,2 names several values"),
+    "several values": (lambda run: None, ["eval", "task.shot=1,2"], "task.shot=1,2 has several values"),
     "a group": (lambda run: None, ["eval", "task=regression/gp"], "eval cannot change 'task'"),
     "a value that is none": (
         lambda run: None, ["resume", "runner.iterations=[9"], "the [ at position 19 is not closed"),
@@ -327,7 +327,7 @@ def test_damaged_run(damage: str, finished: Path, capsys: pytest.CaptureFixture[
 def test_lost_rows(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.truncate(finished / "metrics.jsonl", 3)
     said = complaint(["resume", str(finished), "runner.iterations=4"], capsys, status=1)
-    assert "is shorter than its checkpoint says" in said
+    assert "is shorter than when its checkpoint was written" in said
 
 
 def test_a_run_directory_in_use(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

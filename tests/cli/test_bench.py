@@ -207,7 +207,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["rounds"], "'rounds' is no"),
         (["++rounds=3"], "++rounds=3: leave out the ++ sign"),
-        (["rounds=1,2"], "rounds=1,2 names several values"),
+        (["rounds=1,2"], "rounds=1,2 has several values"),
         (["round=3"], "unknown key 'round' - did you mean 'rounds'?   allowed: workloads, peers, rounds"),
         (["rounds=0"], "rounds=0: should be greater than or equal to 1"),
         (["threads=two"], "threads=two: should be a valid integer"),
@@ -217,7 +217,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["workloads="], "workloads: name at least one of W1, W2"),
         (["workloads=null"], "workloads=null: should be"),
         (["peers=lern2learn"], "peers: unknown peer 'lern2learn' - did you mean 'learn2learn'?"),
-        (["device=tpu"], "device=tpu is no device; allowed: auto, cpu, cuda"),
+        (["device=tpu"], "device=tpu is not a device; allowed: auto, cpu, cuda"),
         (["out=/dev/null/x"], "out=/dev/null/x: cannot make this folder: Not a directory"),
     ],
 )

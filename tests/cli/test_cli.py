@@ -179,7 +179,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path, capsys: pytest.Cap
     whole = (run / "metrics.jsonl").read_bytes()
     (run / "summary.json").unlink()  # as if it had been stopped before its test
     assert main(words) == 0
-    assert "going on after iteration" in capsys.readouterr().err
+    assert "continuing after iteration" in capsys.readouterr().err
     assert len(runs(tmp_path)) == 2
     assert (run / "summary.json").is_file()
     assert (run / "metrics.jsonl").read_bytes() == whole

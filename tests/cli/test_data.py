@@ -91,7 +91,7 @@ def test_eval_elsewhere_reads_the_runs_own_data(run, here, monkeypatch, capsys):
     assert evaluation(run)["data"]["fingerprint"] == stored(run)["fingerprint"]
     capsys.readouterr()
     assert main(["eval", run, "task.root=imgs"]) == 0
-    assert "evaluated on other data than the run's: the examples of 10 classes" in capsys.readouterr().err
+    assert "evaluating on data that differ from the run's: the examples of 10 classes" in capsys.readouterr().err
     assert evaluation(run)["test"] != first
 
 
@@ -162,7 +162,7 @@ def test_runs_from_before_the_record_go_on_with_a_line(run, capsys):
     os.unlink(os.path.join(run, "data.json"))
     capsys.readouterr()
     assert main(["eval", run]) == 0
-    assert "from before data.json was kept" in capsys.readouterr().err
+    assert "the run has no data.json" in capsys.readouterr().err
     assert main(["resume", run, "runner.iterations=3"]) == 0
 
 

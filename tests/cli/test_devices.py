@@ -154,9 +154,9 @@ def test_torchrun(tmp_path: Path, alone: dict[str, Path]) -> None:
     [
         (
             ["runner.meta_batch=5"],
-            "cannot be shared evenly by 2 processes (runner.devices); 4 or 6",
+            "cannot be divided evenly among 2 processes (runner.devices); use 4 or 6",
         ),
-        (["algorithm=reptile", "runner.meta_batch=4"], "needs each meta-batch whole; use runner.devices=1"),
+        (["algorithm=reptile", "runner.meta_batch=4"], "needs the full meta-batch; use runner.devices=1"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(words: list[str], says: str, tmp_path: Path) -> None:

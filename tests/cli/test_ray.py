@@ -40,4 +40,4 @@ def test_a_job_that_diverges_is_named_and_a_killed_one_goes_on() -> None:
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "finished"
     assert status["pid"] != killed
-    assert (run / "metarun.log").read_text().count("going on after iteration") == 1
+    assert (run / "metarun.log").read_text().count("continuing after iteration") == 1

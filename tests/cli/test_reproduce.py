@@ -91,8 +91,11 @@ def test_runs_are_made_kept_and_resumed(capfd: pytest.CaptureFixture[str]) -> No
     [
         ([], "reproduce takes one recipe, such as"),
         (["mine/tny"], "no recipe 'mine/tny' with a paper - did you mean 'mine/tiny'?"),
-        (["mine/tiny", "algorithm.inner_lr=1"], "reproduce cannot change 'algorithm.inner_lr': it would be another"),
-        (["mine/tiny", "--seeds", "none"], "--seeds needs a number of at least 1, not 'none'"),
+        (
+            ["mine/tiny", "algorithm.inner_lr=1"],
+            "reproduce cannot change 'algorithm.inner_lr', which is part of the protocol",
+        ),
+        (["mine/tiny", "--seeds", "none"], "--seeds needs an integer of at least 1, not 'none'"),
         (["mine/tiny", "--sedes=1"], "unknown option '--sedes=1' - did you mean '--seeds'?"),
     ],
 )

@@ -67,7 +67,7 @@ def test_a_preempted_job_is_queued_again_and_ends_as_if_undisturbed() -> None:
     assert runs() == [run]
     log = (run / "metarun.log").read_text()
     assert "stopped after a checkpoint" in log
-    (went_on,) = (line for line in log.splitlines() if "going on after iteration" in line)
+    (went_on,) = (line for line in log.splitlines() if "continuing after iteration" in line)
     assert announced < int(went_on.split()[-1]) < 700
     assert status(run)["pid"] != job
     (output,) = Path("outputs").glob("multirun/*/.submitit/*/*_log.out")
@@ -89,7 +89,7 @@ def test_a_preempted_job_of_several_processes() -> None:
     told = process.communicate(timeout=240)[1]
     assert process.returncode == 0, told
     assert runs() == [run]
-    assert (run / "metarun.log").read_text().count("going on after iteration") == 1
+    assert (run / "metarun.log").read_text().count("continuing after iteration") == 1
     assert main([*words, "runner.directory=undisturbed"]) == 0
     assert_same(run)
 
@@ -126,7 +126,7 @@ def test_failed_and_killed_jobs_are_named_and_run_again() -> None:
     assert "Traceback" not in told
     failures = told.split("2 of 3 runs failed:\n")[1].splitlines()[:2]
     (diverged,) = (line for line in failures if "became NaN" in line)
-    (died,) = (line for line in failures if "died without a word" in line)
+    (died,) = (line for line in failures if "died without a message" in line)
     assert "inner_lr=0.01" in died
     assert "metarun: run 2" in Path(died.split("log: ")[1]).read_text()
     assert "RunFailed" in Path(diverged.split("log: ")[1]).read_text()
@@ -173,11 +173,11 @@ def test_an_array_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     told = capsys.readouterr().err
     assert "2 of 3 runs finished" in told
     died = told.split("1 of 3 runs failed:\n")[1].splitlines()[0]
-    assert "seed=1: died without a word" in died
+    assert "seed=1: died without a message" in died
     assert "metarun: run 2" in Path(died.split("log: ")[1]).read_text()
     assert all((of(seed)[0] / "summary.json").is_file() for seed in (0, 2))
     assert [len(of(seed)) for seed in (0, 1, 2)] == [1, 1, 1]
-    assert "going on after iteration" in (of(0)[0] / "metarun.log").read_text()
+    assert "continuing after iteration" in (of(0)[0] / "metarun.log").read_text()
     assert status(of(0)[0])["pid"] not in former
     asked = (queue / "submitted").read_text()
     assert all(f"#SBATCH --{flag}" in asked for flag in ("time=240", "signal=USR2@120", "open-mode=append"))

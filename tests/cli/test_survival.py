@@ -71,7 +71,7 @@ def test_what_resume_was_given_is_kept(tmp_path: Path, monkeypatch: pytest.Monke
 def test_resume_of_a_finished_run_says_what_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(SHORT) == 0
     assert main(["resume", str(only(tmp_path).path), "runner.test_episodes=9"]) == 2
-    assert "runner.test_episodes=9 changes nothing now" in capsys.readouterr().err
+    assert "runner.test_episodes=9 has no effect" in capsys.readouterr().err
     assert main(["resume", str(only(tmp_path).path), "runner.iterations=3"]) == 2
 
 

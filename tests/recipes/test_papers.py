@@ -32,7 +32,7 @@ from metarun.reports.reproductions import (
     standing,
     stored,
 )
-from metarun.runs.history import substance
+from metarun.runs.history import experiment_identity
 from metarun.tasks.vision import omniglot
 
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
@@ -198,7 +198,7 @@ def test_records_are_of_recipes_as_they_are() -> None:
             continue
         assert standing(name, result) == "sound", f"{name}: only sound records are kept"
         assert result["configuration_sha256"] == sha256(result["configuration"]), name
-        now = flat(substance({**composed(name), "name": result["configuration"]["name"]}))
+        now = flat(experiment_identity({**composed(name), "name": result["configuration"]["name"]}))
         then = flat(result["configuration"])
         assert {key: value for key, value in now.items() if key in then} == then, name
         assert set(result["claims"]) == {claim.id for claim in PAPERS[name].claims}, name

@@ -64,7 +64,7 @@ def test_what_a_space_may_not_be(changed: dict[str, Any], message: str) -> None:
         (["mime"], "no search space 'mime' - did you mean 'mine'?"),
         (["mine", "--trails=3"], "unknown option '--trails=3' - did you mean '--trials'?"),
         (["mine", *WORDS, "algorithm=ridge"], "algorithm.inner_lr"),
-        (["mine", *WORDS, "runner.validate_every=0"], "a search judges by validation"),
+        (["mine", *WORDS, "runner.validate_every=0"], "a search selects by validation"),
     ],
 )
 def test_one_line_for_what_cannot_be(
@@ -156,7 +156,7 @@ def test_killed_workers_lose_and_double_nothing(space: Path) -> None:
         rows = [json.loads(line)["iteration"] for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert rows == sorted(rows)
     log = (trials / "0000" / "metarun.log").read_text()
-    assert "going on after iteration" in log
+    assert "continuing after iteration" in log
 
 
 def test_a_space_of_the_config_dir(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
