@@ -1,4 +1,4 @@
-"""Text from elsewhere (names, labels, messages, stored values) made harmless: one function for each format."""
+"""Escaping of foreign text (names, labels, messages, stored values), one function for each output format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FORMULA = "=+-@\t\r＝＋－＠"
 
 
 def printable(text: object) -> str:
-    """For a terminal or a log: control characters, also those that turn text round, are shown by their codes."""
+    """Escape control characters, including bidirectional ones, for a terminal or a log."""
     shown = str(text)
     if shown.isascii() and shown.isprintable():
         return shown
@@ -23,7 +23,7 @@ _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def for_csv(value: Any) -> Any:
-    """For a cell of a CSV file: text that a spreadsheet would compute begins with an apostrophe; numbers stay."""
+    """Escape a CSV cell: text that a spreadsheet would evaluate gets an apostrophe in front; numbers are unchanged."""
     if not isinstance(value, str):
         return value
     shown = printable(value.replace("\r\n", "\n"))
@@ -38,17 +38,17 @@ def _are_numbers(text: str) -> bool:
 
 
 def for_markdown(text: object) -> str:
-    """For a line or a cell of Markdown: it shows as written, whatever markup or HTML it looks like."""
+    """Escape a line or a table cell of Markdown, including HTML."""
     shown = html.escape(printable(" ".join(str(text).split("\n"))), quote=False)
     shown = re.sub(r"([\\`*\[\]|])", r"\\\1", shown)
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", shown)  # within a word it is no markup
 
 
 def for_html(text: object) -> str:
-    """For HTML, also in quotes."""
+    """Escape text for HTML, also inside quotes."""
     return html.escape(printable(text))
 
 
 def for_plot(text: object) -> str:
-    """For a matplotlib figure, where dollar signs begin a formula."""
+    """Escape text for a matplotlib figure, where dollar signs start a formula."""
     return printable(text).replace("$", r"\$")

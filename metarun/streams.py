@@ -1,4 +1,4 @@
-"""Standard output and error that a run survives: where they cannot be written to, they fall silent."""
+"""Standard output and error that do not stop a run when they cannot be written."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, TextIO
 
 
 class Surviving:
-    """A text stream that drops what it cannot write (a broken pipe, a dead terminal, a full disk) and raises nothing.
+    """A text stream that drops what it cannot write (broken pipe, closed terminal, full disk) instead of raising.
 
     Args:
-        stream: The stream to write to; ``None``, which Python has in place of a closed one, takes everything.
-        redirect: Whether to send the stream's descriptor to /dev/null after a failure, for libraries and child
-            processes that write to it by themselves.
+        stream: The stream to write to; ``None``, Python's value for a closed stream, accepts everything.
+        redirect: If true, redirect the stream's descriptor to /dev/null after a failure, for libraries and child
+            processes that write to it directly.
     """
 
     def __init__(self, stream: TextIO | None, redirect: bool = False) -> None:
@@ -63,8 +63,8 @@ class Surviving:
 
 
 def survive() -> None:
-    """Make this process's standard output and error ones that survive; open those that were closed."""
-    for number in (0, 1, 2):  # else the next file that is opened takes the number, and what libraries print
+    """Wrap this process's standard output and error in :class:`Surviving`, and open closed descriptors."""
+    for number in (0, 1, 2):  # otherwise the next opened file would get the number and libraries would print to it
         try:
             os.fstat(number)
         except OSError:
@@ -78,7 +78,7 @@ def survive() -> None:
 
 
 def lost() -> str | None:
-    """Why standard output could not be written; ``None`` if it could, or if who read it had enough."""
+    """Return why standard output could not be written; ``None`` if it could, or if its reader closed the pipe."""
     sys.stdout.flush()
     sys.stderr.flush()
     error = sys.stdout.error if isinstance(sys.stdout, Surviving) else None

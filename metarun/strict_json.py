@@ -1,4 +1,4 @@
-"""JSON that every reader takes: no NaN and no Infinity, which Python writes and the standard does not know."""
+"""Standard JSON, without the NaN and Infinity that Python writes by default."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """``value`` as JSON; numbers that are not finite become ``null``."""
+    """Serialise ``value``; non-finite numbers become ``null``."""
     return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
 def finite(value: Any) -> Any:
-    """``value`` with ``None`` in place of every number that is not finite."""
+    """Replace non-finite numbers in ``value`` by ``None``."""
     if isinstance(value, float):
         return value if isfinite(value) else None
     if isinstance(value, Mapping):
@@ -23,7 +23,7 @@ def finite(value: Any) -> Any:
 
 
 def numbers(value: Any) -> Any:
-    """The inverse of :func:`finite` where everything is a number: ``null`` is NaN again."""
+    """Replace ``None`` by NaN, the inverse of :func:`finite` for data that consist of numbers."""
     if value is None:
         return float("nan")
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Value types of the configuration: a constructor's annotations are its schema, ranges included."""
+"""Types of configuration values. A constructor's annotations are its schema, including ranges."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ Fraction = Annotated[float, Interval(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class IsPath:
-    """Marks the type of keys that hold a path: they are stored absolute, and may be changed when data have moved.
+    """Mark of keys that hold a path. They are stored as absolute paths and may be changed if data have moved.
 
-    ``always`` is false where a value may also be something else, such as a name; it is a path then if it exists.
+    Attributes:
+        always: False if a value may also be something else, such as a name; it is then a path if it exists.
     """
 
     always: bool = True
@@ -44,7 +45,7 @@ Ink = Literal["light", "dark"]
 
 @cache
 def strictly(annotation: Any) -> Any:
-    """What checks that a value is of this type, and nothing that could be made into it."""
+    """Return a validator that accepts only values of this type, without conversion."""
     from pydantic import ConfigDict, TypeAdapter
 
     return TypeAdapter(annotation, config=ConfigDict(strict=True))

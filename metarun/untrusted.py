@@ -1,4 +1,4 @@
-"""Files that someone else may have made: read within limits, and written without following links."""
+"""Files that someone else may have written: read within limits, and written without following links."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ import yaml
 from metarun.errors import UserError
 
 LARGEST = 64 << 20
-"""Bytes of a text file that is read whole."""
+"""Largest size of a text file, in bytes."""
 LARGEST_ARRAYS = 1 << 30
-"""Bytes of the arrays of a file, unpacked."""
+"""Largest unpacked size of a file's arrays, in bytes."""
 LARGEST_YAML = 4 << 20
 DEEPEST = 64
-"""Levels of nesting in a YAML file."""
+"""Largest nesting depth of a YAML file."""
 MOST_NODES = 200_000
-"""Values in a YAML file, those that its aliases repeat counted each time."""
+"""Largest number of values in a YAML file, counting aliased ones each time."""
 LONGEST_INTEGER = 20
-"""Digits of a whole number in a JSON file; of other notations, in YAML, four times as many."""
+"""Largest number of digits of an integer in JSON; four times as many in YAML, which has other notations."""
 
 _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 _SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_SAFE_LOADER):
-    """PyYAML's safe loader without numbers of any length."""
+    """PyYAML's safe loader with a limit on the length of integers."""
 
     def construct_yaml_int(self, node: Any) -> int:
         if len(node.value) > 4 * LONGEST_INTEGER:
@@ -52,9 +52,12 @@ _WANDB_LOG = "wandb/*/logs/debug-core.log"
 def refuse_links(folder: Path, besides: Sequence[str] = ()) -> None:
     """Raise :class:`UserError` for a link, pipe or device at any depth of ``folder``, which may itself be a link.
 
-    ``besides`` are beginnings of names in ``folder`` itself that may be links. W&B's own links are allowed: those that
-    stay inside of its folder, and ``wandb/<run>/logs/debug-core.log``, which leads to its helper's log in the user's
-    cache. Neither metarun nor a later run of W&B, which has a folder of its own, opens that one.
+    W&B's own links are allowed: those inside its folder, and ``wandb/<run>/logs/debug-core.log``, which points to its
+    helper's log in the user's cache. Neither metarun nor a later W&B run, which has its own folder, opens that one.
+
+    Args:
+        folder: The folder.
+        besides: Prefixes of names directly in ``folder`` that may be links.
     """
     for where, folders, files in os.walk(folder):
         inside_wandb = Path(where).relative_to(folder).parts[:1] == ("wandb",)
@@ -77,10 +80,11 @@ def _stays_inside(link: Path, folder: Path) -> bool:
 
 
 def open_regular(path: Path, flags: int, follow: bool = False) -> int:
-    """A descriptor of a regular file; one that is opened for writing in place must have no other name.
+    """Open a regular file and return its descriptor. A file opened for writing must have no hard links.
 
-    Raises :class:`UserError` for a link, a pipe, a device, and what has further hard links, and ``OSError`` as
-    ``os.open``.
+    Raises:
+        UserError: The path is a link, pipe or device, or has further hard links.
+        OSError: As raised by ``os.open``.
     """
     safe = _SAFE & ~getattr(os, "O_NOFOLLOW", 0) if follow else _SAFE
     try:
@@ -103,12 +107,12 @@ def open_regular(path: Path, flags: int, follow: bool = False) -> int:
 
 
 def open_to_append(path: Path) -> IO[bytes]:
-    """A file, made if missing, that is written at its end."""
+    """Open a file for appending, and create it if it is missing."""
     return os.fdopen(open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "ab")
 
 
 def read_bytes(path: Path, limit: int = LARGEST, follow: bool = False) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes; raises :class:`UserError` for any other."""
+    """Return the content of a regular file of at most ``limit`` bytes; raises :class:`UserError` otherwise."""
     try:
         with os.fdopen(open_regular(path, os.O_RDONLY, follow), "rb") as file:
             content = file.read(limit + 1)
@@ -120,7 +124,7 @@ def read_bytes(path: Path, limit: int = LARGEST, follow: bool = False) -> bytes:
 
 
 def read_text(path: Path, limit: int = LARGEST, follow: bool = False) -> str:
-    """The text of a UTF-8 file, as :func:`read_bytes`."""
+    """Return the text of a UTF-8 file; errors and limits as in :func:`read_bytes`."""
     try:
         return read_bytes(path, limit, follow).decode()
     except UnicodeDecodeError as error:
@@ -128,12 +132,12 @@ def read_text(path: Path, limit: int = LARGEST, follow: bool = False) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises :class:`UserError` for anything else."""
+    """Return the object in a JSON file; raises :class:`UserError` for anything else."""
     return parse_json(read_text(path), str(path))
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
-    """The JSON object that ``text`` is; raises :class:`UserError`, which begins with ``where``, for anything else."""
+    """Parse a JSON object; raises :class:`UserError`, beginning with ``where``, for anything else."""
     try:
         found = json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError) as error:
@@ -150,8 +154,11 @@ def _integer(digits: str) -> int:
 
 
 def read_yaml(path: Path, follow: bool = False) -> Any:
-    """The content of a YAML file; raises :class:`UserError` if it is damaged, too large, too deep, or grows beyond
-    bounds by its aliases."""
+    """Return the content of a YAML file.
+
+    Raises:
+        UserError: The file is damaged, too large, too deep, or too large after expansion of its aliases.
+    """
     text = read_text(path, LARGEST_YAML, follow)
     try:
         return parse_yaml(text)
@@ -160,20 +167,20 @@ def read_yaml(path: Path, follow: bool = False) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """What a YAML text holds; raises ``yaml.YAMLError``, or ``ValueError`` where it is too deep or unfolds too far."""
+    """Parse YAML; raises ``yaml.YAMLError``, or ``ValueError`` if it is too deep or expands to too many values."""
     _measure(text)
     try:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError):
         raise
-    except Exception:  # constructors of YAML's types raise whatever they meet
+    except Exception:  # constructors of YAML types may raise anything
         raise ValueError("not YAML of plain values") from None
 
 
 def _measure(text: str) -> None:
-    """Count what a YAML text unfolds to, without unfolding it."""
+    """Check the expanded size of a YAML text without expanding it."""
     sizes: dict[str, int] = {}
-    counts = [0]  # of the collections that are open
+    counts = [0]  # sizes of the open collections
     anchors: list[str | None] = [None]
     for event in yaml.parse(text, Loader=_Loader):
         size = 1
@@ -199,10 +206,10 @@ def _measure(text: str) -> None:
 
 
 def read_arrays(path: Path, limit: int = LARGEST_ARRAYS) -> dict[str, Any]:
-    """The arrays of numbers in an .npz file, together at most ``limit`` bytes.
+    """Read the numeric arrays in an .npz file, together at most ``limit`` bytes.
 
-    Raises :class:`UserError` for a damaged file, for one that unpacks to more, and for a header that promises more
-    than its file holds.
+    Raises:
+        UserError: The file is damaged, unpacks to more, or a header claims more than the file holds.
     """
     import numpy as np
 
@@ -227,9 +234,9 @@ def read_arrays(path: Path, limit: int = LARGEST_ARRAYS) -> dict[str, Any]:
 
 
 def plain(value: Any) -> bool:
-    """Whether ``value`` is of dictionaries with text as keys, lists and plain values, not too many and not too deep.
+    """Return whether ``value`` consists of dictionaries with string keys, lists and plain values, within limits.
 
-    What is repeated counts each time, so that walking through it ends.
+    Repeated values count each time, so that a walk through it terminates.
     """
     left = MOST_NODES
 

@@ -133,7 +133,7 @@ def test_a_class_is_built_with_its_own_defaults_and_rebuilt_by_name() -> None:
     run = metarun.experiment(task=Lines, model=Net, algorithm="maml", **QUICK).run()
     assert run.config["model"] == {"_target_": f"{__name__}.Net"}
     assert run.config["seed"] == 0
-    with pytest.raises(metarun.UserError, match="no component of metarun"):
+    with pytest.raises(metarun.UserError, match="not a component of metarun"):
         metarun.load(run.path).learner  # noqa: B018
     assert metarun.load(run.path, trust=__name__).learner.iteration == 2
     assert metarun.evaluate(run.path, trust=True)["test"] == run.summary["test"]
@@ -143,7 +143,7 @@ def test_a_run_directory_is_data() -> None:
     run = metarun.experiment("task=regression/sinusoid", "runner.iterations=0", "runner.test_episodes=0").run()
     config = (run.path / "config.yaml").read_text()
     (run.path / "config.yaml").write_text(config.replace("metarun.models.mlp.MLP", "os.path.join"))
-    with pytest.raises(metarun.UserError, match="no component of metarun"):
+    with pytest.raises(metarun.UserError, match="not a component of metarun"):
         metarun.load(run.path).learner  # noqa: B018
     (run.path / "config.yaml").write_text(config + "objects: 5\n")
     with pytest.raises(metarun.UserError, match="objects=5"):

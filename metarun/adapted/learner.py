@@ -1,4 +1,4 @@
-"""A learner adapted to one task: its support set, its meta-parameters, and how it reads its inputs."""
+"""A learner adapted to one task: its support set, its meta-parameters, and the conversion of its inputs."""
 
 from __future__ import annotations
 
@@ -23,40 +23,53 @@ from metarun.untrusted import plain
 FILE = "learner.pt"
 DTYPES = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.float64, torch.bfloat16)}
 AT_ONCE = 2048
-"""Examples that go through the network at once, about; where normalisation is transductive, queries in one answer."""
+"""Approximate number of examples in one forward pass. With transductive normalisation, queries of one pass interact."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of N inputs."""
+    """Predictions for N inputs.
+
+    Attributes:
+        labels: Most probable class of each input; empty in regression.
+        probabilities: [N, classes] in the order of :attr:`AdaptedLearner.classes`; empty in regression.
+        values: [N, outputs] in regression; empty otherwise.
+    """
 
     labels: list[str]
-    """The most probable class of each; empty in regression."""
     probabilities: Tensor
-    """[N, classes] in the order of :attr:`AdaptedLearner.classes`; empty in regression."""
     values: Tensor
-    """[N, outputs] in regression; empty otherwise."""
 
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """Each support example judged by the learner adapted to all others."""
+    """Leave-one-out evaluation: each support example is predicted by the learner adapted to all others.
+
+    Attributes:
+        score: Accuracy, or mean squared error; ``None`` if no example could be evaluated.
+        evaluated: Number of evaluated examples.
+        left_out: Number of examples that are the only one of their class and therefore not evaluated.
+        diverged: Number of examples whose prediction was not finite; they are not evaluated.
+    """
 
     score: float | None
-    """Accuracy, or mean squared error; ``None`` where no example could be judged."""
-    judged: int
+    evaluated: int
     left_out: int
-    """Examples that were the only one of their class, without which there is nothing to compare them with."""
     diverged: int = 0
-    """Examples whose prediction was not finite; they are not judged."""
 
 
 class AdaptedLearner:
-    """``algorithm`` adapted to ``items`` with ``targets``: class names, or rows of numbers in regression.
+    """A learner adapted to one task.
 
-    Classes are numbered in the order of ``classes``. A learner whose head has a fixed number of outputs takes fewer
-    classes than those too, and only these are predicted. Raises :class:`UserError` for more, and for fewer than two.
-    ``steps``: adaptation steps; null: the run's own for test tasks. Randomness of the adaptation has ``seed``.
+    A learner with a fixed number of outputs can be adapted to fewer classes, and then predicts only these.
+
+    Args:
+        algorithm: The algorithm with its meta-parameters.
+        inputs: Conversion of the inputs.
+        support: The support set of the task, with T = 1.
+        classes: Names of the classes in the order of their labels; empty in regression.
+        steps: Adaptation steps; ``None``: as many as on the run's test tasks.
+        seed: Seed of the adaptation's random numbers.
     """
 
     def __init__(
@@ -84,7 +97,19 @@ class AdaptedLearner:
         steps: int | None = None,
         seed: int = 0,
     ) -> AdaptedLearner:
-        """The learner adapted to what ``items`` (paths of images, texts, or rows of numbers) hold."""
+        """Adapt a learner to labelled examples.
+
+        Args:
+            algorithm: The algorithm with its meta-parameters.
+            inputs: Conversion of the inputs.
+            items: Paths of images, texts, or rows of numbers.
+            targets: Class names, or rows of numbers in regression.
+            steps: Adaptation steps; ``None``: as many as on the run's test tasks.
+            seed: Seed of the adaptation's random numbers.
+
+        Raises:
+            UserError: There are fewer than 2 classes, or more than the learner has outputs.
+        """
         spec = inputs.spec
         device = state_like(algorithm).device
         x = inputs.tensor(items, algorithm.model).to(device)[None]
@@ -98,33 +123,33 @@ class AdaptedLearner:
         return cls(algorithm, inputs, Labelled(x, y, way), classes, steps=steps, seed=seed)
 
     def predict(self, items: Any) -> Predictions:
-        """Predictions for one input or several.
+        """Predict one input or several.
 
         Args:
-            items: images as paths, Pillow images, arrays or tensors ([H, W], [H, W, C] or [C, H, W]; uint8 or floats in
+            items: Images as paths, Pillow images, arrays or tensors ([H, W], [H, W, C] or [C, H, W]; uint8 or floats in
                 0..1), texts, or rows of numbers. A string is one path or one text.
 
         Raises:
-            TypeError: an item is none of these.
-            UserError: an image cannot be read, or a number is not finite.
-            RunFailed: a prediction is not finite, since the adaptation diverged.
+            TypeError: An item has another type.
+            UserError: An image cannot be read, or a number is not finite.
+            RunFailed: A prediction is not finite because the adaptation diverged.
         """
         return self.predict_prepared(self.inputs.tensor(items, self.algorithm.model))
 
     def predict_prepared(self, x: Tensor) -> Predictions:
-        """Predictions for inputs [N, ...] as :meth:`Inputs.tensor` makes them; raises as :meth:`predict` does."""
+        """Predict inputs [N, ...] that :meth:`Inputs.tensor` has converted; errors as in :meth:`predict`."""
         x = x.to(self.support.x.device)
         answer = torch.cat([self._answer(part[None])[0] for part in x.split(AT_ONCE)])
         bad = int((~torch.isfinite(answer).flatten(1).all(1)).sum())
         if bad:
             raise RunFailed(
                 f"{bad} of {len(answer)} predictions are not finite: the adaptation to {self.support.y.shape[1]} "
-                "examples diverged; smaller inputs, fewer --steps or a smaller algorithm.inner_lr are the usual cure"
+                "examples diverged; try smaller inputs, fewer --steps or a smaller algorithm.inner_lr"
             )
         return self._predictions(answer)
 
     def leave_one_out(self) -> LeaveOneOut:
-        """How well the learner does on its own support set, each example judged without it."""
+        """Evaluate the learner on its own support set, each example without itself in the support set."""
         x, y = self.support.x[0], self.support.y[0]
         count = len(y)
         alone = torch.zeros(count, dtype=torch.bool, device=y.device)
@@ -141,15 +166,21 @@ class AdaptedLearner:
             scores.append(self._score(answer, y[part]))
             finite.append(torch.isfinite(answer).flatten(1).all(1))
         good = torch.cat(finite)
-        judged = int(good.sum())
-        score = float(torch.cat(scores)[good].mean()) if judged else None
-        return LeaveOneOut(score, judged, int(alone.sum()), len(tested) - judged)
+        evaluated = int(good.sum())
+        score = float(torch.cat(scores)[good].mean()) if evaluated else None
+        return LeaveOneOut(score, evaluated, int(alone.sum()), len(tested) - evaluated)
 
     def save(self, folder: Path, sections: Mapping[str, Any]) -> Path:
-        """Everything :func:`load` needs, in one file of tensors and plain values, which runs no code when read.
+        """Save everything that :func:`load` needs in one file of tensors and plain values; reading it runs no code.
 
-        ``sections``: the configuration of ``model`` and ``algorithm``. A text model's vocabulary and statistics are a
-        part of its state; no training text is stored.
+        The vocabulary and statistics of a text model are part of its state. No training text is stored.
+
+        Args:
+            folder: Folder of the file.
+            sections: Configuration of ``model`` and ``algorithm``.
+
+        Returns:
+            Path of the file.
         """
         path = folder / FILE
         torch.save(
@@ -170,7 +201,7 @@ class AdaptedLearner:
         return path
 
     def _adapted(self, support: Labelled) -> Callable[[Tensor], Tensor]:
-        """[T, Nq, ...] -> [T, Nq, outputs], for T support sets."""
+        """Return the predictor [T, Nq, ...] -> [T, Nq, outputs] adapted to T support sets."""
         with torch.no_grad(), forked_rng(support.x.device, self.seed), self.algorithm.computing():
             *_, adapted = self.algorithm.adaptations(support, self.steps)
 
@@ -188,20 +219,22 @@ class AdaptedLearner:
         return Predictions([self.classes[i] for i in probabilities.argmax(-1).tolist()], probabilities, nothing)
 
     def _score(self, answer: Tensor, y: Tensor) -> Tensor:
-        """[N] whether right, or squared errors."""
+        """Return for each of N answers whether it is right, or its squared error."""
         if not self.classes:
             return (answer - y).square().flatten(1).mean(1)
         return (answer[:, : len(self.classes)].argmax(-1) == y).to(answer.dtype)
 
 
 def state_like(algorithm: SupervisedAlgorithm) -> Tensor:
-    """Some floating-point tensor of ``algorithm``: a learner without parameters still has a type and a device."""
+    """Return a floating-point tensor with the dtype and device of ``algorithm``, which may have no parameters."""
     tensors = chain(algorithm.parameters(), algorithm.buffers())
     return next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
 
 
 def fitting_way(algorithm: SupervisedAlgorithm, classes: int) -> int:
-    """The ``way`` of episodes of so many classes for ``algorithm``."""
+    """Return the ``way`` of ``algorithm`` for a task of ``classes`` classes; raises :class:`UserError` if there are
+    too many.
+    """
     if algorithm.accepts(EpisodeShape(classes, 1, 1)):
         return classes
     outputs = algorithm.spec.output_size
@@ -211,10 +244,16 @@ def fitting_way(algorithm: SupervisedAlgorithm, classes: int) -> int:
 
 
 def load(path: str | Path, trust: bool | Sequence[str] = False) -> AdaptedLearner:
-    """The learner that ``metarun adapt`` saved in the folder (or file) ``path``; it predicts as it did then.
+    """Load a learner that ``metarun adapt`` saved. It predicts as it did then.
 
-    The file is data: it builds metarun's own classes only. ``trust`` admits others: ``True``, or the import paths of
-    your own modules or classes.
+    The file is treated as data: only metarun's own classes are built.
+
+    Args:
+        path: The folder or file.
+        trust: Permission for other classes: ``True``, or import paths of your own modules or classes.
+
+    Raises:
+        UserError: There is no adapted learner, it is damaged, or it names code that is not permitted.
     """
     from metarun.config.check import check_section
     from metarun.config.environment import resolved
@@ -224,7 +263,7 @@ def load(path: str | Path, trust: bool | Sequence[str] = False) -> AdaptedLearne
     file = file / FILE if file.is_dir() else file
     require(file.is_file(), f"{path}: holds no adapted learner ({FILE}); `metarun adapt` makes one")
     kept = read(file, torch.device("cpu"), str(file))
-    require(kept.get("format") in (1, 2), f"{file}: no adapted learner, or of another version of metarun")
+    require(kept.get("format") in (1, 2), f"{file}: not an adapted learner, or written by another version of metarun")
     sections: Any = kept.get("sections")
     require(plain(sections) and set(sections) == {"model", "algorithm"}, f"{file} is damaged: it has no sections")
     admit(sections, str(file), Trust.of(trust))
@@ -251,10 +290,20 @@ def rebuilt(
     dtype: torch.dtype,
     objects: Mapping[str, Any] | None = None,
 ) -> SupervisedAlgorithm:
-    """The algorithm that ``sections`` describe, on the model that they describe, in the shapes of ``parameters``.
+    """Build the algorithm and the model that ``sections`` describe, in the shapes of ``parameters``.
 
-    No data are needed: what a text model takes from training texts is in ``parameters``. Raises :class:`UserError`,
-    which begins with ``where``, if they do not fit.
+    No data are needed: the vocabulary of a text model is in ``parameters``.
+
+    Args:
+        sections: Configuration of ``model`` and ``algorithm``.
+        spec: Description of the task family.
+        parameters: Stored parameters of the algorithm.
+        where: Name of their file, for messages.
+        dtype: Type of the parameters.
+        objects: Components that already exist, by section.
+
+    Raises:
+        UserError: The parameters do not fit.
     """
     from metarun.config.build import component
 
@@ -267,7 +316,7 @@ def rebuilt(
 
 
 def _inputs_of_format_1(kept: Mapping[str, Any]) -> Inputs:
-    """Of learners saved when all images were cropped, and texts were kept for their vocabulary."""
+    """Return the input conversion of old learners, from when all images were cropped and texts were stored."""
     spec = Spec(**{**kept["spec"], "input_shape": tuple(kept["spec"]["input_shape"])})
     if spec.modality != "image":
         return Inputs(spec)

@@ -1,4 +1,4 @@
-"""One picture of what a learner was adapted to and what it predicts."""
+"""One figure of the support set that a learner was adapted to and of its predictions."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLASSES, SUPPORT, QUERIES = 20, 5, 8
-"""Rows, and the support images and queries in each, at most."""
+"""Largest numbers of rows, and of support images and queries in each."""
 
 
 def sheet(
     spec: Spec, given: Source, asked: Source | None, learner: AdaptedLearner, predictions: Predictions | None
 ) -> Figure:
-    """Support and queries with their predictions: images as tiles, texts as lines, numbers as a plot."""
+    """Plot support set and queries with their predictions: images as tiles, texts as lines, numbers as a graph."""
     if spec.modality == "image":
         return _images(given, asked, learner, predictions)
     if spec.modality == "text":
@@ -37,27 +37,31 @@ def sheet(
 def queries_by_class(
     classes: Sequence[str], asked: Source, predictions: Predictions, most: int
 ) -> dict[str, list[int]]:
-    """For each class, the queries that are shown with it: of their true class where that is known, else of the
-    predicted one; ``most`` of them, evenly spread over all."""
+    """Return the queries displayed with each class: those of the true class if known, else of the predicted one.
+
+    At most ``most`` are chosen for each class, evenly spread.
+    """
     homes = asked.targets or predictions.labels
     members = {name: [i for i, home in enumerate(homes) if home == name] for name in classes}
     return {name: [each[i] for i in spread(len(each), most)] for name, each in members.items()}
 
 
 def spread(count: int, most: int) -> list[int]:
-    """``most`` of the numbers 0..count-1, evenly spread, the first and the last among them; all if there are fewer."""
+    """Return ``most`` of the numbers 0..count-1, evenly spread with the first and the last, or all if there are
+    fewer.
+    """
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))}) if count else []
 
 
 def _headline(classes: int, asked: Source | None, predictions: Predictions | None, shown: int, rows: int) -> str:
-    """How much is shown of how much, and how much of all is right."""
+    """Describe how much is displayed, and how much of everything is right."""
     words = [f"{rows} of {classes} classes"] if rows < classes else []
     if asked and predictions:
         how = "true" if asked.targets else "predicted"
         words.append(f"{shown} of {len(asked.items)} queries shown, in the row of their {how} class")
         if asked.targets:
             right = sum(a == b for a, b in zip(asked.targets, predictions.labels, strict=True))
-            words.append(f"{right} of {len(asked.items)} are predicted rightly")
+            words.append(f"{right} of {len(asked.items)} are predicted correctly")
     return "; ".join(words)
 
 
@@ -137,7 +141,7 @@ def _texts(given: Source, asked: Source | None, learner: AdaptedLearner, predict
 def _numbers(
     spec: Spec, given: Source, asked: Source | None, learner: AdaptedLearner, predictions: Predictions | None
 ) -> Figure:
-    """One input: curves over it. More: the predicted against the known, of the support set and of known queries."""
+    """Plot curves over a single input; for several inputs, plot predicted against known values."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")

@@ -1,4 +1,4 @@
-"""Support sets and queries from the user's folders and files."""
+"""Support sets and queries read from the user's folders and files."""
 
 from __future__ import annotations
 
@@ -16,31 +16,39 @@ from metarun.tasks.vision.images import ENDINGS, is_clutter, is_image
 from metarun.tasks.vision.sources import listing
 
 Labels = Literal["auto", "labelled", "unlabelled"]
-"""Whether queries come with their answers: said by the user, or found out (``auto``), which is then said."""
+"""States whether queries have known answers; ``auto`` detects and reports it."""
 NAMED = 3
 
 
 @dataclass
 class Source:
-    """Inputs, with their targets where these are known."""
+    """Inputs, with their targets if known.
+
+    Attributes:
+        items: Paths of images, texts, or rows of numbers.
+        targets: A class name or a row of numbers for each item; empty if unknown.
+        notes: Remarks on the items read and skipped, and on the origin of the targets.
+        columns: For a table of numbers with a header, the names of its inputs and of its targets.
+    """
 
     items: list[Any]
-    """Paths of images, texts, or rows of numbers."""
     targets: list[Any] = field(default_factory=list)
-    """A class name each, or a row of numbers each; empty where the source has none."""
     notes: list[str] = field(default_factory=list)
-    """What was read and what was not, and where targets come from."""
     columns: tuple[list[str], list[str]] | None = None
-    """Of a table of numbers with a header: the names of its inputs and of its targets."""
 
     def names(self) -> list[str]:
-        """What each input is called in a table."""
+        """Return the name of each input for a table."""
         return [str(item) if not isinstance(item, list) else " ".join(f"{v:g}" for v in item) for item in self.items]
 
 
 def support(inputs: Inputs, path: Path) -> Source:
-    """What to adapt to: a folder of one folder of images a class; a table of texts and labels; a table of inputs, then
-    targets, in columns. Raises :class:`UserError` for what is missing in it, or has more than one meaning."""
+    """Read a support set: a folder with one folder of images for each class, or a table.
+
+    Tables of texts have a label column. Tables of numbers have the inputs first, then the targets.
+
+    Raises:
+        UserError: Something is missing or ambiguous.
+    """
     option, spec = "--support", inputs.spec
     refuse_missing(option, path)
     if spec.modality == "image":
@@ -69,11 +77,18 @@ def support(inputs: Inputs, path: Path) -> Source:
 
 
 def query(inputs: Inputs, path: Path, classes: Sequence[str], given: Source, labels: Labels = "auto") -> Source:
-    """What to predict, in the same forms; targets are optional.
+    """Read queries in the same forms as a support set; targets are optional.
 
-    Images: one file, or a folder with whatever lies below it; folders in it that are named as the ``classes`` are the
-    targets, if all are. Texts: a table, perhaps with labels. Numbers: the columns that are inputs in the support set
-    ``given``, perhaps with those of its targets. ``labels`` says whether there are targets.
+    For images, ``path`` is one file or a folder; its folders give the targets if all are named as classes. For texts it
+    is a table, with or without labels. For numbers it is a table with the input columns of the support set, with or
+    without its target columns.
+
+    Args:
+        inputs: Conversion of the inputs.
+        path: The file or folder.
+        classes: Names of the classes of the support set.
+        given: The support set.
+        labels: Whether the queries have targets.
     """
     refuse_missing("--query", path)
     if inputs.spec.modality == "image":
@@ -130,12 +145,12 @@ def _with_classes(
     labels: Labels,
     origin: str,
 ) -> Source:
-    """``source`` with the classes ``found`` as its targets, if they are meant and all are ``classes``."""
-    strange = Counter(name for name in found if name not in classes)
+    """Set the classes ``found`` as targets of ``source``, if that is requested and all of them are in ``classes``."""
+    unknown = Counter(name for name in found if name not in classes)
     if labels == "unlabelled" or not any(found):
-        require(labels != "labelled", f"{where[0]}: lies in no folder named as a class, so that --labelled cannot be")
-        source.notes.append("unlabelled: predicted, not judged")
-    elif not strange:
+        require(labels != "labelled", f"{where[0]}: --labelled needs folders named as classes")
+        source.notes.append("unlabelled: predicted, not scored")
+    elif not unknown:
         source.targets = list(found)
         source.notes.append(f"labelled: the classes are taken from the {origin}")
     else:
@@ -146,7 +161,7 @@ def _with_classes(
         reason = f"{reason}{', ...' if len(classes) > 10 else ''}){nearest(str(name), classes)}"
         require(labels != "labelled", f"{where[at]}: {reason}")
         source.notes.append(
-            f"NOT JUDGED, although {len(found) - strange.total()} of {len(found)} have a class by their {origin}: "
+            f"NOT SCORED, although {len(found) - unknown.total()} of {len(found)} have a class by their {origin}: "
             f"{reason}"
         )
     return source
@@ -161,7 +176,7 @@ def _number_queries(inputs: Inputs, table: Table, given: Source, labels: Labels)
         if missing:
             hint = nearest(missing[0], table.columns)
             raise UserError(
-                f"{path}: no column '{missing[0]}', which is an input of the support set{hint}   there is "
+                f"{path}: no column '{missing[0]}', which is an input of the support set{hint}   available: "
                 f"{', '.join(table.columns)}"
             )
     else:
@@ -182,22 +197,22 @@ def _number_queries(inputs: Inputs, table: Table, given: Source, labels: Labels)
     )
     used = [*wanted, *(answers if known else [])]
     rows = table.numbers(used)
-    said = f"labelled: the answers are {', '.join(answers)}" if known else "unlabelled: predicted, not judged"
+    note = f"labelled: the answers are {', '.join(answers)}" if known else "unlabelled: predicted, not scored"
     targets = [row[count:] for row in rows] if known else []
-    return Source([row[:count] for row in rows], targets, [table.summary(used), said])
+    return Source([row[:count] for row in rows], targets, [table.summary(used), note])
 
 
 def refuse_missing(option: str, path: Path) -> None:
-    """Raise :class:`UserError` for a path that leads nowhere."""
+    """Raise :class:`UserError` if a path does not exist."""
     try:
-        there = path.exists()
+        exists = path.exists()
     except (OSError, ValueError):
-        there = False
-    require(there, f"{option} {path!s:.200}: no such file or folder")
+        exists = False
+    require(exists, f"{option} {path!s:.200}: no such file or folder")
 
 
 def read(option: str, path: Path) -> Table:
-    """The table at ``path``, with at least one row."""
+    """Read the table at ``path``; raises :class:`UserError` if it has no rows."""
     require(path.is_file(), f"{option} {path}: give a .csv, .tsv, .jsonl or .json file")
     table = read_table(path)
     require(bool(table.rows), f"{option} {path}: holds no rows{' below its header' if table.columns else ''}")
@@ -205,19 +220,18 @@ def read(option: str, path: Path) -> Table:
 
 
 def column_of(table: Table, option: str, own: str, usual: str) -> str:
-    """The column called as in the run's own file, or by its usual name."""
+    """Return the column with the name in the run's own file, or with its usual name."""
     found = next((name for name in (own, usual) if name in table.columns), None)
     if found is None:
-        there = ", ".join(table.columns)
         hint = "; name the columns in the first line" if not table.header else nearest(own, table.columns)
-        raise UserError(f"{option} {table.path}: no column '{own}'{hint}   there is {there}")
+        raise UserError(f"{option} {table.path}: no column '{own}'{hint}   available: {', '.join(table.columns)}")
     return found
 
 
 def refuse_numbers_as_names(table: Table) -> None:
-    """A first line of numbers and words is neither names of columns nor a row of numbers."""
-    strange = [name for name in table.columns if parse_number(name) is not None]
+    """Raise :class:`UserError` if the first line mixes numbers and words, and so is neither a header nor a row."""
+    numeric = [name for name in table.columns if parse_number(name) is not None]
     require(
-        not strange,
-        f"{table.path}, line 1: {', '.join(table.columns)} are neither names of columns nor numbers, all of them",
+        not numeric,
+        f"{table.path}, line 1: {', '.join(table.columns)} mixes numbers and words; use either names or numbers",
     )

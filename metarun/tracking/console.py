@@ -1,4 +1,4 @@
-"""What a run shows while it trains: one live line on a terminal, a plain line now and then elsewhere."""
+"""Progress display of a training run: one live line on a terminal, an occasional plain line elsewhere."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ if TYPE_CHECKING:
 
 LINE_EVERY = 10.0  # seconds between plain lines
 DRAW_EVERY = 0.1  # seconds between updates of the live line
-RATE_OVER = 30.0  # seconds over which the rate is taken, once there are so many
+RATE_OVER = 30.0  # seconds over which the rate is averaged
 
 
 _shown = True
 
 
 def is_shown() -> bool:
-    """Whether progress is shown where :func:`shown` does not say otherwise."""
+    """Return whether progress is displayed."""
     return _shown
 
 
 @contextmanager
 def shown(display: bool) -> Iterator[None]:
-    """Within the block, progress and messages go to stderr if ``display``, else nowhere but to the run's own log."""
+    """Within the block, show progress and messages on stderr if ``display``; otherwise only the run's log receives
+    them.
+    """
     global _shown
     log = logging.getLogger("metarun")
     before = (_shown, log.level, log.propagate, log.handlers)
@@ -48,9 +50,14 @@ def shown(display: bool) -> Iterator[None]:
 
 
 class Display:
-    """The state of one training run, as a context manager; it writes to ``stream`` (``None``: stderr) only.
+    """Progress display of one training run, a context manager.
 
-    ``total`` iterations of which ``start`` are done; ``metric`` names what :meth:`validation` reports.
+    Args:
+        total: Number of iterations.
+        start: Iterations already done.
+        metric: Name of the metric that :meth:`validation` reports.
+        higher_is_better: True if larger values of the metric are better.
+        stream: Output stream; ``None``: stderr.
     """
 
     def __init__(
@@ -95,7 +102,7 @@ class Display:
             self._live = None
 
     def step(self, iteration: int, row: Mapping[str, float] | None) -> None:
-        """After each iteration, with the row of metrics that was just logged, if one was."""
+        """Update the display after an iteration, with the row of metrics if one was just logged."""
         self._iteration = iteration
         if row is not None:
             self._loss = _loss(row)
@@ -104,14 +111,14 @@ class Display:
             self._draw(now)
 
     def validation(self, iteration: int, value: float, best: float | None) -> None:
-        """The metric on the validation tasks after ``iteration``, and its best value so far (None: none is finite)."""
+        """Show the validation metric after ``iteration``, and its best value so far (``None`` if none is finite)."""
         self._iteration = iteration
-        told = f" ({self._direction} {best:.4g})" if best is not None else ""
-        self._validated = f"val {self._metric} {value:.4g}{told}"
+        suffix = f" ({self._direction} {best:.4g})" if best is not None else ""
+        self._validated = f"val {self._metric} {value:.4g}{suffix}"
         self._draw(time.monotonic())
 
     def note(self, message: str) -> None:
-        """A line of its own."""
+        """Print a separate line."""
         if self._live is not None:
             self._live.console.print(printable(message), markup=False, highlight=False, soft_wrap=True)
         else:
@@ -126,7 +133,7 @@ class Display:
             self._print("  ".join([f"iteration {self._iteration}/{self._total}", *parts]))
 
     def _pace(self, now: float) -> tuple[str, ...]:
-        """Rate and time left, over the last half minute; nothing before the first iteration is done."""
+        """Return rate and remaining time, averaged over :data:`RATE_OVER`; empty before the first iteration is done."""
         while len(self._marks) > 1 and now - self._marks[1][0] > RATE_OVER:
             del self._marks[0]
         then, iteration = self._marks[0]
@@ -142,21 +149,21 @@ class Display:
 
 
 def clock(seconds: float) -> str:
-    """``3:21``, or ``1:03:21`` from an hour on."""
+    """Format seconds as ``3:21``, or ``1:03:21`` from an hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _loss(row: Mapping[str, float]) -> str:
-    """The row's training loss; where there is none, its first training metric."""
+    """Format the row's training loss, or its first training metric if it has none."""
     values = {name.removeprefix("train/"): value for name, value in row.items() if name != "iteration"}
     name = "loss" if "loss" in values else next(iter(values), None)
     return f"{name} {values[name]:.4g}" if name is not None else ""
 
 
 def set_up_logging() -> None:
-    """Write the messages of the ``metarun`` logger to stderr, one line each."""
+    """Write messages of the ``metarun`` logger to stderr, one line each."""
     log = logging.getLogger("metarun")
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -167,7 +174,7 @@ def set_up_logging() -> None:
 
 
 class _Stderr(logging.Handler):
-    """A handler that looks up ``sys.stderr`` at each message, since it may have been replaced."""
+    """Logging handler that looks up ``sys.stderr`` for each message, because it may have been replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         Surviving(sys.stderr).write(printable(self.format(record)) + "\n")

@@ -1,4 +1,4 @@
-"""Files that a run writes while it may be killed at any moment: metrics, log, and atomic replacement."""
+"""Files that survive a kill at any moment: metrics, log, and atomic replacement."""
 
 from __future__ import annotations
 
@@ -17,22 +17,28 @@ from metarun.untrusted import open_to_append
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, flushed: the truth of which every tracker is a copy.
+    """metrics.jsonl: one JSON object a line, flushed. It is the source of which every tracker is a copy.
 
-    Rows hold no clock times, so that a resumed run's file equals the undisturbed run's to the byte.
+    Rows hold no clock times, so that a resumed run's file is byte-identical to that of an uninterrupted run.
+
+    Args:
+        path: The file.
+        size: Number of bytes to keep; later rows of a killed run are cut off.
+
+    Raises:
+        RunFailed: The file is shorter than ``size``.
     """
 
     def __init__(self, path: Path, size: int = 0) -> None:
-        """Open for writing after the first ``size`` bytes; what a killed run wrote after them is cut off."""
         self._file = open_to_append(path)
         if self._file.tell() < size:
-            raise RunFailed(f"{path} is shorter than its checkpoint says: rows were lost; it was changed by hand")
+            raise RunFailed(f"{path} is shorter than when its checkpoint was written; it was changed since")
         self._file.truncate(size)
         self._file.seek(size)
 
     @property
     def size(self) -> int:
-        """Bytes written so far."""
+        """Number of bytes written so far."""
         return self._file.tell()
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -43,25 +49,25 @@ class MetricsFile:
             raise RunFailed(f"cannot write {self._file.name}: {error.strerror}") from None
 
     def sync(self) -> None:
-        """Onto the disk, before a checkpoint that counts on these rows."""
+        """Flush to disk, before a checkpoint that relies on these rows."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise RunFailed(f"cannot write {self._file.name}: {error.strerror}") from None
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # a row that could not be written has been told of; its rest is lost
+        with contextlib.suppress(OSError):  # a failed write has been reported already
             self._file.close()
 
 
 class LogFile(logging.FileHandler):
-    """A log of UTF-8 lines that goes on at its end, in a file that is no link; it shows nothing that is concealed."""
+    """A log file in UTF-8 that is appended to, is not a link, and hides concealed values."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(conceal(super().format(record)))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Drop what a full disk does not take, without a traceback for every line."""
+        """Ignore write errors such as a full disk, without a traceback for every line."""
 
     def _open(self) -> TextIOWrapper:
         return TextIOWrapper(open_to_append(Path(self.baseFilename)), encoding="utf-8", errors="backslashreplace")
@@ -86,13 +92,13 @@ def logging_to(path: Path) -> Iterator[None]:
 
 
 def add_to_log(path: Path, text: str) -> None:
-    """Write to the end of a log what no logger knows of, such as a traceback."""
+    """Append text to a log without a logger, such as a traceback."""
     with open_to_append(path) as file:
         file.write(printable(conceal(text)).encode(errors="backslashreplace"))
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Write to a temporary name, sync, rename: the file is the old one or the new one, never a part."""
+    """Write a file by a temporary name, fsync and rename: readers see the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Pictures of a run: learning curve, adaptation curve, and what the family itself has to show."""
+"""Plots of a run: learning curve, adaptation curve, and the task family's own figure and film."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from metarun.tracking.rundir import RunDirectory
 
 
 def draw_run(directory: RunDirectory, summary: dict[str, Any], task: Task, algorithm: Algorithm) -> Iterator[Path]:
-    """Write each plot as a PNG, and a film as a GIF, under ``plots/`` and yield its path."""
+    """Write each plot as a PNG, and a film as a GIF, to ``plots/``, and yield their paths."""
     directory.plots.mkdir(exist_ok=True)
     figures = {
         "learning_curve": learning_curve(list(directory.rows()), task.metric),
@@ -36,7 +36,7 @@ def draw_run(directory: RunDirectory, summary: dict[str, Any], task: Task, algor
 
 
 def write_film(frames: Sequence[NDArray[np.uint8]], path: Path) -> None:
-    """A GIF of at most 10 seconds that runs again and again; its last frame stays for one."""
+    """Write a looping GIF of at most 10 seconds; the last frame stays for one second."""
     every = -(-len(frames) // 200)
     first, *others = (Image.fromarray(frame) for frame in [*frames[:-1:every], frames[-1]])
     times = [50 * every if len(frames) > 50 else 200] * len(others) + [1000]
@@ -44,7 +44,7 @@ def write_film(frames: Sequence[NDArray[np.uint8]], path: Path) -> None:
 
 
 def learning_curve(rows: list[dict[str, Any]], metric: str) -> Figure | None:
-    """The metric over iterations: meta-training (one line), validation with its 95 % interval, the test result."""
+    """Plot the metric over iterations: meta-training, validation with 95 % intervals, and the test result."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     ax = figure.subplots()
     train = [(r["iteration"], r[f"train/{metric}"]) for r in rows if f"train/{metric}" in r]
@@ -68,9 +68,9 @@ def learning_curve(rows: list[dict[str, Any]], metric: str) -> Figure | None:
 
 
 def adaptation_curve(summary: dict[str, Any], metric: str) -> Figure | None:
-    """The test metric after 0..k adaptation steps, with 95 % intervals; nothing for a learner that adapts at once.
+    """Plot the test metric after 0..k adaptation steps with 95 % intervals; ``None`` for learners without steps.
 
-    Of a learner of control with a memory, what each episode of a trial returns.
+    For RL learners with a hidden state, the curve is over the episodes of a trial.
     """
     points = summary["adaptation"]
     if len(points) < 2:
@@ -80,7 +80,7 @@ def adaptation_curve(summary: dict[str, Any], metric: str) -> Figure | None:
     trial = "episode" in points[0]
     steps, means = [p["episode" if trial else "step"] for p in points], [p["mean"] for p in points]
     ax.errorbar(steps, means, yerr=[p["ci95"] for p in points], fmt="o-", ms=4, capsize=3, label="meta-test")
-    for name, value in () if trial else summary.get("references", {}).items():  # those are a trial's
+    for name, value in () if trial else summary.get("references", {}).items():  # references hold for whole trials
         ax.axhline(value, ls="--", color="0.5", lw=1)
         ax.annotate(name, (steps[-1], value), ha="right", va="bottom", color="0.4")
     ax.set(xlabel="episode of the trial" if trial else "adaptation steps", ylabel=metric)

@@ -1,4 +1,4 @@
-"""Facts that make a result traceable: code version, command, package versions, host."""
+"""Provenance of a result: code version, command, package versions, host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from metarun.errors import conceal
 
 
 def provenance() -> dict[str, Any]:
-    """Facts that make a result traceable: code version, command, package versions, host."""
+    """Return the facts that make a result traceable: code version, command, package versions, host."""
     versions = {}
     for package in ("metarun", "torch", "numpy", "hydra-core", "omegaconf", "wandb"):
         with contextlib.suppress(PackageNotFoundError):
@@ -32,7 +32,9 @@ def provenance() -> dict[str, Any]:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit of the code that runs, and whether code or configuration differ from it; ``None`` outside a checkout."""
+    """Return the commit of the running code, and whether code or configuration differ from it; ``None`` without a
+    checkout.
+    """
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists() or not shutil.which("git"):
         return None

@@ -1,4 +1,4 @@
-"""The run directory: everything a run leaves behind, written so that a kill at any moment loses nothing."""
+"""The run directory: all files of a run, written so that a kill at any moment loses nothing."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from metarun.untrusted import (
 )
 
 LONGEST_ROW = 1 << 22
-"""Bytes of a row of metrics.jsonl."""
+"""Largest size of a row of metrics.jsonl, in bytes."""
 CONFIGURES = {"matplotlibrc": "matplotlib", "wandb/settings": "W&B (also where results go)", ".wandb/settings": "W&B"}
-"""Files that libraries read from the current directory, be it a run's, and that no run writes."""
+"""Files that libraries read from the current directory, which may be a run's. No run writes them."""
 META: dict[str, Callable[[Any], bool]] = {
     "choices": lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value.values()),
     "group": lambda value: isinstance(value, str),
@@ -40,17 +40,17 @@ META: dict[str, Callable[[Any], bool]] = {
     "step": lambda value: isinstance(value, dict) and isinstance(value.get("plan"), dict),
     "git": lambda value: isinstance(value, dict),
 }
-"""What entries of meta.json are, where they are not null."""
+"""Checks of the entries of meta.json that are not null."""
 
 State = Literal["running", "finished", "interrupted", "pruned", "failed"]
 RESULTS = ("test", "references", "adaptation", "robust")
-"""Entries of a summary that hold numbers alone."""
+"""Entries of a summary that hold numbers only."""
 TEMPORARY = re.compile(r"\..+\.\d+")
-"""Names of the files that :func:`atomic_write` writes before it renames them."""
+"""Names of the temporary files of :func:`atomic_write`."""
 
 
 class RunDirectory:
-    """``outputs/<name>/<time>_s<seed>/`` and its files; holds a lock while a run writes to it."""
+    """``outputs/<name>/<time>_s<seed>/`` and its files; it is locked while a run writes to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,7 +59,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, root: str | Path, name: str, seed: int) -> RunDirectory:
-        """A new directory, named by the time to the microsecond, since sweeps start several runs a second."""
+        """Create a new directory, named by the time in microseconds because sweeps start several runs a second."""
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
         path = Path(root) / name / f"{stamp}_s{seed}"
         try:
@@ -69,14 +69,14 @@ class RunDirectory:
         return cls(path)
 
     def remove(self) -> None:
-        """Leave no trace of a run that never began."""
+        """Delete the directory of a run that never began."""
         shutil.rmtree(self.path)
-        with contextlib.suppress(OSError):  # other runs lie there
+        with contextlib.suppress(OSError):  # it contains other runs
             self.path.parent.rmdir()
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
-        """An existing run; raises :class:`UserError` if ``path`` is none."""
+        """Open an existing run; raises :class:`UserError` if ``path`` is not a run directory."""
         directory = cls(Path(path))
         if not directory.path.is_dir():
             raise UserError(f"no run directory at {path}")
@@ -86,15 +86,17 @@ class RunDirectory:
         return directory
 
     def refuse_links(self) -> None:
-        """Raise :class:`UserError` for what would have the run read or write elsewhere; ``path`` may be a link."""
+        """Raise :class:`UserError` for links by which a run would read or write elsewhere; ``path`` itself may be
+        one.
+        """
         refuse_links(self.path)
         for name, what in CONFIGURES.items():
             if found := next(self.path.rglob(name), None):
-                raise UserError(f"{found} would configure {what} where this is the current directory; remove it")
+                raise UserError(f"{found} would configure {what} if this is the current directory; remove it")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory's lock; the system releases it when the process ends, however it ends."""
+        """Hold the directory's lock. The system releases it when the process ends for any reason."""
         import fcntl
 
         self.refuse_links()
@@ -114,7 +116,7 @@ class RunDirectory:
             handle.close()
 
     def _remove_leftovers(self) -> None:
-        """Delete the half-written files of a process that was killed; the lock is held, so none is in use."""
+        """Delete unfinished files of a killed process. The lock is held, so no other process uses them."""
         for folder in (self.path, self.path / "checkpoints"):
             for file in folder.glob(".*"):
                 if TEMPORARY.fullmatch(file.name):
@@ -122,7 +124,7 @@ class RunDirectory:
                         file.unlink()
 
     def in_use(self) -> bool:
-        """Whether a process holds the lock."""
+        """Return whether a process holds the lock."""
         import fcntl
 
         try:
@@ -135,7 +137,7 @@ class RunDirectory:
         return False
 
     def config(self) -> dict[str, Any]:
-        """The resolved configuration."""
+        """Return the stored configuration."""
         path = self.path / "config.yaml"
         loaded = read_yaml(path)
         if not isinstance(loaded, dict):
@@ -146,12 +148,12 @@ class RunDirectory:
         self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
     def meta(self) -> dict[str, Any]:
-        """Facts on the run, those that are used again checked."""
+        """Return the content of meta.json. Entries that are used again are checked."""
         path = self.path / "meta.json"
         found = read_json(path) if path.exists() else {}
         for key, fits in META.items():
             if found.get(key) is not None and not fits(found[key]):
-                raise UserError(f"{path} is damaged: '{key}' is not what a run writes")
+                raise UserError(f"{path} is damaged: '{key}' has an invalid value")
         return found
 
     def write_meta(self, **values: Any) -> None:
@@ -159,9 +161,16 @@ class RunDirectory:
         self._write("meta.json", strict_json.dumps({**self.meta(), **values}, indent=1))
 
     def change(self, asked: Mapping[str, Any], after: int) -> bool:
-        """Store values that a resumed run was given, for what comes ``after`` an iteration; whether any is new.
+        """Store keys changed by a resume.
 
-        config.yaml has them from now on, and meta.json the history of changes.
+        config.yaml gets the new values, and meta.json a history of changes.
+
+        Args:
+            asked: The keys and their values.
+            after: The iteration after which they hold.
+
+        Returns:
+            True if any value differs from the stored one.
         """
         config, changed = self.config(), {}
         for key, value in asked.items():
@@ -179,23 +188,23 @@ class RunDirectory:
         return bool(changed)
 
     def inputs(self) -> dict[str, Any] | None:
-        """How the run's learner reads its inputs; ``None`` for a run from before that was kept."""
+        """Return the stored input conversion of the run's learner; ``None`` for runs older than it."""
         return read_json(self.path / "inputs.json") if (self.path / "inputs.json").exists() else None
 
     def write_inputs(self, values: Mapping[str, Any]) -> None:
         self._write("inputs.json", strict_json.dumps(values, indent=1))
 
     def data(self) -> dict[str, Any] | None:
-        """The record of the run's data, data.json; ``None`` for a run from before there was one."""
+        """Return the record of the run's data, data.json; ``None`` for runs older than it."""
         return read_json(self.path / "data.json") if (self.path / "data.json").exists() else None
 
     def write_data(self, record: Mapping[str, Any]) -> None:
         self._write("data.json", json.dumps(record, indent=1, ensure_ascii=False))
 
     def status(self) -> dict[str, Any]:
-        """How the run ended; a run that is still ``running`` there, but that no process works on, was ``killed``.
+        """Return the status of the run; empty if it is unknown.
 
-        Empty where that is not known.
+        A run that is stored as ``running`` but has no process is ``killed``.
         """
         try:
             stored = read_json(self.path / "status.json")
@@ -215,7 +224,7 @@ class RunDirectory:
         self._write("summary.json", strict_json.dumps(summary, indent=1))
 
     def write_episodes(self, curves: Mapping[str, Any]) -> None:
-        """Each metric of each test task, [n, k + 1]: test tasks of one seed are the same for every learner."""
+        """Store each metric of each test task, [n, k + 1]. Test tasks of one seed are the same for every learner."""
         import numpy as np
 
         buffer = io.BytesIO()
@@ -223,25 +232,25 @@ class RunDirectory:
         self._write("test.npz", buffer.getvalue())
 
     def episodes(self) -> dict[str, Any]:
-        """What :meth:`write_episodes` wrote; nothing of a run from before it did."""
+        """Return what :meth:`write_episodes` stored; empty for runs older than it."""
         path = self.path / "test.npz"
         return read_arrays(path) if path.exists() else {}
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary, or ``None`` for a run that has not finished. Results that are not finite are NaN."""
+        """Return the summary, or ``None`` if the run has not finished. Non-finite results are NaN."""
         if not (self.path / "summary.json").exists():
             return None
         stored = read_json(self.path / "summary.json")
         return stored | {key: strict_json.numbers(stored[key]) for key in RESULTS if key in stored}
 
     def finished(self) -> bool:
-        """Whether it has its result: a finished run that is trained longer has none until it ends again."""
+        """Return whether the run has a result. A finished run that is trained longer has none until it ends again."""
         return self.status().get("state") == "finished" and (self.path / "summary.json").is_file()
 
     def rows(self, having: bytes = b"") -> Iterator[dict[str, Any]]:
-        """The rows of metrics.jsonl with ``having`` in them, NaN for what is not finite.
+        """Yield the rows of metrics.jsonl that contain ``having``, with NaN for non-finite values.
 
-        A last line cut by a kill is left out.
+        An incomplete last line is skipped.
         """
         if not self.metrics.exists():
             return
@@ -262,11 +271,11 @@ class RunDirectory:
 
 
 def not_finite(summary: Mapping[str, Any]) -> str:
-    """A sentence that names the test results that are NaN or infinite; empty where all are numbers."""
+    """Return a sentence that names the non-finite test results; empty if all are finite."""
     bad = [name for name, estimate in summary.get("test", {}).items() if not isfinite(estimate["mean"])]
     return f"the result is not finite: test {', '.join(bad)}" if bad else ""
 
 
 def now() -> str:
-    """The time, in UTC, to the second."""
+    """Return the current UTC time, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""The tracker's keys: a closed section. Their values stand in conf/tracker/default.yaml."""
+"""Keys of the tracker, a closed section. Their defaults are in conf/tracker/default.yaml."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from metarun.types import NonNegative
 
 @dataclass(frozen=True)
 class Tracker:
-    """Where metrics go besides metrics.jsonl."""
+    """Destination of the metrics besides metrics.jsonl.
+
+    Attributes:
+        wandb: W&B mode; ``None``: WANDB_MODE, else online with an API key and offline without.
+        project: W&B project.
+        entity: W&B entity; ``None``: the user's default.
+        group: W&B group; ``None``: the sweep's.
+        tags: W&B tags.
+        init_timeout: Seconds to wait for W&B at the start before continuing offline.
+        finish_timeout: Seconds to wait for W&B at the end; if it fails, an offline copy gets up to ten more.
+    """
 
     wandb: Literal["online", "offline", "disabled"] | None
-    """W&B mode; null follows WANDB_MODE, then online with an API key and offline without."""
     project: str
     entity: str | None
     group: str | None
-    """W&B group; null takes the sweep's."""
     tags: Sequence[str]
     init_timeout: NonNegative
-    """Seconds to wait for W&B at the start before going on offline."""
     finish_timeout: NonNegative
-    """Seconds to wait for W&B at the end; where it fails, an offline copy has up to ten more."""

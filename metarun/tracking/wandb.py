@@ -1,26 +1,24 @@
-"""Weights & Biases as a copy of ``metrics.jsonl``, never in the way of a run.
+"""Weights & Biases as a copy of ``metrics.jsonl`` that never delays or fails a run.
 
-Everything that touches W&B happens on one daemon thread: the training loop only puts rows into a queue, so
-W&B's import (a second), its start and its failures cost the run nothing, and none of it raises into the run.
+All calls to W&B happen on one daemon thread. The training loop only puts rows into a queue, so importing W&B (a
+second), starting it and its failures do not affect the run.
 
-**Neither lost nor doubled.** The W&B step of a row is ten times its iteration, plus one for every further row
-of that iteration, and nine for its images (the x axis of the charts is the logged ``iteration``). Made of
-nothing but the rows of ``metrics.jsonl``, it tells which of them W&B already holds. A resumed run continues
-its id:
+**No row is lost or duplicated.** The W&B step of a row is ten times its iteration, plus one for every further row of
+that iteration, and plus nine for its images. (The x axis of the charts is the logged ``iteration``.) Since the step
+depends on the rows of ``metrics.jsonl`` only, it identifies the rows that W&B already has. A resumed run continues its
+id:
 
-* online, rows up to the server's last step are skipped, and rows that it lacks are replayed from
-  ``metrics.jsonl``. Rows past the checkpoint, recorded again after a hard kill, keep their first values: an
-  exact resume repeats them.
-* offline, every start writes a new file that begins with all of ``metrics.jsonl``, because a hard kill loses
-  the end of W&B's own file for good. Files it replaces are renamed ``replaced-...``, where ``wandb sync``
-  does not look: it appends, and would upload their rows a second time.
-* when W&B fails online, at the start, in the middle or at the end, the run goes on in such a complete offline
-  copy. Where the server may hold a part of the run already, the copy gets a new id, for the same reason.
+* Online, rows up to the server's last step are skipped, and missing rows are replayed from ``metrics.jsonl``. Rows past
+  the checkpoint that are recorded again after a kill keep their first values; an exact resume repeats them anyway.
+* Offline, every start writes a new file that begins with all of ``metrics.jsonl``, because a kill destroys the end of
+  W&B's own file. Replaced files are renamed to ``replaced-...``, which ``wandb sync`` ignores; it would append their
+  rows a second time.
+* If W&B fails online, at any time, the run continues in such a complete offline copy. If the server may already have a
+  part of the run, the copy gets a new id, for the same reason.
 
-**A server that does not answer** costs the end of a run a few seconds: before W&B starts it is asked for any answer
-at all, and a run that ends meanwhile waits :data:`~metarun.tracking.wandb_server.GRACE` seconds more for one; W&B's own
-start is stopped when three tenths of ``finish_timeout`` have passed; and the offline copy has :data:`FALLBACK` seconds
-of its own.
+**An unresponsive server** delays the end of a run by seconds only. Before W&B starts, the server is probed. A run that
+ends meanwhile waits :data:`~metarun.tracking.wandb_server.GRACE` more seconds for an answer. W&B's own start is stopped
+after three tenths of ``finish_timeout``. The offline copy then has :data:`FALLBACK` seconds.
 """
 
 from __future__ import annotations
@@ -47,19 +45,19 @@ from metarun.untrusted import read_text
 log = logging.getLogger("metarun")
 
 FALLBACK = 10.0
-"""Seconds for the offline copy, beyond those for W&B at the end."""
+"""Seconds for writing the offline copy, in addition to those for W&B at the end."""
 
 Action = Callable[[], None]
 Row = Mapping[str, Any]
 
 
 def step_after(step: int, row: Row) -> int:
-    """The W&B step of ``row`` where the row before it has ``step`` (-1: none)."""
+    """Return the W&B step of ``row``, given the step of the previous row (-1 if there is none)."""
     return max(step + 1, 10 * int(row.get("iteration", 0)))
 
 
 def numbered(directory: Path) -> Iterator[tuple[int, Row]]:
-    """The rows of ``directory/metrics.jsonl`` with their steps."""
+    """Yield the rows of ``directory/metrics.jsonl`` with their W&B steps."""
     step = -1
     for row in RunDirectory(directory).rows():
         step = step_after(step, row)
@@ -67,10 +65,10 @@ def numbered(directory: Path) -> Iterator[tuple[int, Row]]:
 
 
 class WandbSink:
-    """One W&B run: make it with :meth:`start`, end it with :meth:`finish`, in a ``finally``.
+    """One W&B run. Create it by :meth:`start` and end it by :meth:`finish` in a ``finally`` block.
 
-    No method raises, and none waits for W&B but ``finish``, which returns within ``finish_timeout`` seconds, or
-    :data:`FALLBACK` more where W&B failed and an offline copy must be written.
+    No method raises. Only ``finish`` waits for W&B: it returns within ``finish_timeout`` seconds, or :data:`FALLBACK`
+    more if W&B failed and an offline copy must be written.
     """
 
     def __init__(self, directory: Path, arguments: dict[str, Any], settings: dict[str, Any], timeout: float) -> None:
@@ -82,15 +80,15 @@ class WandbSink:
         self._step = max((step for step, _ in numbered(directory)), default=-1)  # of the last row given
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()  # the run is over
-        self._left = False  # what the worker thread says from then on would come after the result
-        # The rest belongs to the worker thread.
-        self._run: Any = None  # wandb's run; None before it began and after W&B was given up
+        self._left = False  # the worker was abandoned; its messages would appear after the result
+        # Only the worker thread uses the attributes below.
+        self._run: Any = None  # wandb's run; None before the start and after giving up
         self._online = False
-        self._starting = False  # online: W&B waits for its server
+        self._starting = False  # W&B is waiting for its server
         self._failed = False
-        self._held = 0  # steps below are at W&B already
-        self._reached = self._step  # of the last row that came out of the queue
-        self._kept: list[Action] = []  # images and summaries, sent again if the run begins again offline
+        self._held = 0  # W&B already has the steps below this
+        self._reached = self._step  # step of the last row taken from the queue
+        self._kept: list[Action] = []  # images and summaries, sent again if the run restarts offline
 
     @classmethod
     def start(
@@ -108,11 +106,18 @@ class WandbSink:
         finish_timeout: float,
         init_timeout: float,
     ) -> WandbSink:
-        """Begin or continue the W&B run of the run directory ``directory``; returns at once.
+        """Start or continue the W&B run of a run directory; returns at once.
 
-        ``mode`` is "online", "offline", "disabled" (W&B is not even imported) or None: ``WANDB_MODE`` if set,
-        else online if there is an API key, else offline. A resumed run has cut ``directory/metrics.jsonl`` at
-        its checkpoint before this; W&B is brought up to that file. Times are in seconds.
+        A resumed run must have cut ``metrics.jsonl`` at its checkpoint before this call. W&B is brought up to that
+        file.
+
+        Args:
+            directory: The run directory.
+            mode: "online", "offline", "disabled" (W&B is not even imported), or ``None``: ``WANDB_MODE`` if set, else
+                online if there is an API key, else offline.
+            project, entity, group, tags, name, job_type, config: As in ``wandb.init``.
+            finish_timeout: Seconds to wait for W&B at the end.
+            init_timeout: Seconds to wait for W&B at the start.
         """
         arguments = {
             "dir": str(directory),
@@ -123,7 +128,7 @@ class WandbSink:
             "name": name,
             "job_type": job_type,
             "config": dict(config),
-            "reinit": "create_new",  # by default a second run in one process would be the first one again
+            "reinit": "create_new",  # by default a second run in one process would continue the first
         }
         settings = {
             "console": "off",
@@ -133,7 +138,7 @@ class WandbSink:
             "disable_code": True,
             "disable_git": True,  # it would upload the working tree's diff; meta.json names the commit
             "init_timeout": init_timeout,
-            # What remains of the time is for the offline copy, should this run out; 0 would mean for ever.
+            # The remaining time is for the offline copy; 0 would mean no limit.
             "finish_timeout": max(0.7 * finish_timeout, 0.1),
             "finish_timeout_raises": True,
         }
@@ -144,22 +149,22 @@ class WandbSink:
         return sink
 
     def log(self, row: Row) -> None:
-        """One history row; call it for every line of ``metrics.jsonl``, in order, after writing it."""
+        """Send one row; call it for every line of ``metrics.jsonl``, in order, after writing it."""
         self._step = step = step_after(self._step, row)
         row = dict(row)
         self._put(lambda: self._send_row(step, row))
 
     def image(self, name: str, path: Path) -> None:
-        """An image file, or a film (GIF), after the rows of its iteration; it stays in place until :meth:`finish`."""
+        """Send an image or a film (GIF) after the rows of its iteration. The file must exist until :meth:`finish`."""
         self._put_kept(lambda: self._send_image(name, path))
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Final values, nested as they come."""
+        """Set final values, which may be nested."""
         values = dict(values)
         self._put_kept(lambda: self._run.summary.update(values))
 
     def finish(self, exit_code: int) -> None:
-        """Upload what is left, and say where the run lies if it is not at W&B. A second call does nothing."""
+        """Upload the rest, and log where the run is stored if it is not at W&B. A second call does nothing."""
         if self._thread is None:
             return
         self._put(lambda: self._close(exit_code))
@@ -169,18 +174,18 @@ class WandbSink:
         began = time.monotonic()
         thread.join(max(GRACE, 0.3 * self._timeout))
         if thread.is_alive() and self._starting:
-            kill_helper()  # which ends the start: the worker goes on offline
+            kill_helper()  # aborts the start, and the worker continues offline
         thread.join(max(0.0, began + self._timeout - time.monotonic()))
         if thread.is_alive():
             if not self._failed:
                 kill_helper()
             thread.join(FALLBACK)
         if thread.is_alive():
-            log.warning("W&B: left behind after %.3g s; metrics.jsonl has every row", time.monotonic() - began)
+            log.warning("W&B: abandoned after %.3g s; metrics.jsonl has every row", time.monotonic() - began)
             self._say_where()
             self._left = self._failed = True
             forget_helper()
-            thread.join(1.0)  # what it was waiting for has ended
+            thread.join(1.0)  # its wait has ended
 
     def _put(self, action: Action) -> None:
         if self._thread is not None:
@@ -194,7 +199,7 @@ class WandbSink:
 
         self._put(action)
 
-    # From here on, the worker thread.
+    # The methods below run on the worker thread.
 
     def _work(self, mode: str | None) -> None:
         self._guard(lambda: self._start(choose_mode(mode)), self._reopen)
@@ -203,45 +208,47 @@ class WandbSink:
                 self._guard(action, partial(self._again, action))
 
     def _guard(self, action: Action, otherwise: Action) -> None:
-        """Do it; the first time that W&B fails, do the other thing; the second time, give W&B up."""
+        """Run ``action``. On W&B's first failure run ``otherwise`` offline; on the second, give W&B up."""
         try:
             action()
         except Exception as error:
             if not self._failed:
                 self._failed = True
-                log.warning("W&B: %s; going on offline", reason(error))
-                forget_helper()  # it may be stuck, or wait for a server; the copy gets another
+                log.warning("W&B: %s; continuing offline", reason(error))
+                forget_helper()  # it may be stuck or wait for a server; the copy gets a new one
                 self._guard(otherwise, otherwise)
             else:
                 self._run = None
                 if not self._left:
-                    log.warning("W&B: %s; off from here on, metrics.jsonl has every row", reason(error))
-                forget_helper()  # the next run of this process tries anew
+                    log.warning("W&B: %s; turned off, metrics.jsonl has every row", reason(error))
+                forget_helper()  # the next run of this process gets a new one
 
     def _again(self, action: Action) -> None:
         self._reopen()
         action()
 
     def _reopen(self) -> None:
-        """Begin again, offline."""
+        """Restart the run offline."""
         self._begin("offline")
 
     def _start(self, mode: str) -> None:
-        """Begin, offline too where online is asked for and the server gives no answer."""
+        """Start the run, offline if ``mode`` is online but the server does not answer."""
         if mode == "online" and (silent := self._unanswered()):
             self._failed = True
-            log.warning("W&B: %s; going on offline", silent)
+            log.warning("W&B: %s; continuing offline", silent)
             mode = "offline"
         self._begin(mode)
 
     def _unanswered(self) -> str | None:
-        """Why the server is not worth waiting for: it is not there, or silent until the time or the run is over."""
+        """Return why the server does not answer: it cannot be reached, or is silent until the timeout or the end of
+        the run.
+        """
         import wandb
 
         probe = Probe(wandb.setup().settings)
         patience = float(self._settings["init_timeout"])
         if not probe.wait(patience, self._ending):
-            return f"{probe.url} gives no answer"
+            return f"{probe.url} does not answer"
         return probe.failure
 
     def _begin(self, mode: str) -> None:
@@ -289,7 +296,7 @@ class WandbSink:
 
         try:
             picture = wandb.Video(str(path)) if path.suffix == ".gif" else wandb.Image(str(path))
-        except Exception as error:  # a bad file is no failure of W&B
+        except Exception as error:  # a bad file does not count as a failure of W&B
             log.warning("W&B: image %s left out: %s", path, reason(error))
         else:
             step = max(self._reached + 1, self._reached // 10 * 10 + 9)
@@ -307,18 +314,18 @@ class WandbSink:
         if self._run is not None:
             option = "--include-online " if self._online else ""
             place = shlex.quote(self._run.settings.sync_dir)
-            log.info("W&B: not uploaded; to do so: wandb sync %s%s", option, place)
+            log.info("W&B: not uploaded; to upload: wandb sync %s%s", option, place)
 
 
 def new_id() -> str:
-    """A W&B id that is free; in a sweep of W&B's, the one that its agent gave the run, since no other would count."""
+    """Return a new W&B id or, in a W&B sweep, the id that its agent assigned, since the sweep counts no other."""
     given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
     return given or secrets.token_hex(4)
 
 
 @dataclass
 class Identity:
-    """The W&B id of a run directory, kept in ``wandb_id`` with a word that says if it was ever online."""
+    """The W&B id of a run directory, stored in ``wandb_id`` together with whether it was ever online."""
 
     directory: Path
     run_id: str = field(default_factory=new_id)
@@ -338,5 +345,5 @@ class Identity:
         return sorted((self.directory / "wandb").glob(f"offline-run-*-{self.run_id}"))
 
     def uploaded(self) -> bool:
-        """Whether W&B may hold rows of this id: it was online, or ``wandb sync`` left its mark."""
+        """Return whether W&B may have rows of this id: it was online, or ``wandb sync`` has marked it."""
         return self.online or any(any(files.glob("*.synced")) for files in self.offline_files())

@@ -1,4 +1,4 @@
-"""Whether a run is sent to W&B, kept for a later upload, or neither."""
+"""Choice of the W&B mode: online, offline or disabled."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ log = logging.getLogger("metarun")
 
 MODES = ("online", "offline", "disabled")
 ALIASES = {"run": "online", "shared": "online", "dryrun": "offline"}  # W&B's other names in WANDB_MODE
-_said: set[str] = set()  # problems are reported once a process, however many runs a sweep makes in it
+_reported: set[str] = set()  # each problem is reported once a process, however many runs a sweep makes in it
 
 
 def requested_mode(argument: str | None, environment: Mapping[str, str]) -> str | None:
-    """The mode asked for: the argument, else ``WANDB_MODE``; None where there is no such wish."""
+    """Return the requested mode: the argument, else ``WANDB_MODE``, else ``None``."""
     if argument is not None:
         return argument
     mode = environment.get("WANDB_MODE", "").strip().lower()
@@ -25,23 +25,24 @@ def requested_mode(argument: str | None, environment: Mapping[str, str]) -> str 
 
 
 def choose_mode(argument: str | None) -> str:
-    """ "online", "offline" or "disabled": what was asked for, as far as there is an API key for it."""
+    """Return "online", "offline" or "disabled": the requested mode, or offline if there is no API key."""
     wanted = requested_mode(argument, os.environ)
     if wanted == "disabled":
         return wanted
     import wandb
 
-    # The silence of what wandb says outside of a run is a setting of the process.
+    # Silencing wandb outside of runs is a setting of the process.
     settings = wandb.setup(settings=wandb.Settings(silent=True, quiet=True)).settings
     if wanted == "offline" or (wanted is None and settings.mode == "offline"):  # as `wandb offline` sets it
         return "offline"
     if wandb.login(prompt=False, verify=False):
         return "online"
-    say_once("W&B: online was asked for, without an API key" if wanted else "W&B: no API key")
+    say_once("W&B: online mode needs an API key" if wanted else "W&B: no API key")
     return "offline"
 
 
 def say_once(problem: str) -> None:
-    if problem not in _said:
-        _said.add(problem)
+    """Log a problem once, with the hint that the run is kept offline."""
+    if problem not in _reported:
+        _reported.add(problem)
         log.info("%s; the run is kept offline (`wandb login` stores a key)", problem)

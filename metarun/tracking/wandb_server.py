@@ -1,4 +1,4 @@
-"""Whether W&B's server answers, and the helper process through which W&B talks to it."""
+"""Probe of W&B's server, and control of the helper process through which wandb talks to it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ from typing import Any
 from metarun.untrusted import read_bytes
 
 GRACE = 3.0
-"""Seconds that W&B's server has for an answer once the run has ended."""
+"""Seconds that W&B's server has for an answer after the run has ended."""
 
 
 class Probe:
-    """Asks W&B's server for an answer, whatever it is, on a thread of its own."""
+    """Asks W&B's server for any answer, on a thread of its own."""
 
     def __init__(self, settings: Any) -> None:
         self.url = str(settings.base_url).rstrip("/")
         self.failure: str | None = None
-        """Why there can be no answer, once that is known."""
+        """Reason why there can be no answer, once known."""
         self._done = threading.Event()
-        if settings.http_proxy or settings.https_proxy:  # W&B's own, which it alone knows how to use
+        if settings.http_proxy or settings.https_proxy:  # only W&B itself can use its proxy
             self._done.set()
         else:
             threading.Thread(target=self._ask, name="wandb-probe", daemon=True).start()
 
     def wait(self, seconds: float, ending: threading.Event) -> bool:
-        """Whether the outcome is known within so many seconds, or :data:`GRACE` seconds after the event ``ending``."""
+        """Return whether the outcome is known within ``seconds``, or :data:`GRACE` seconds after the event
+        ``ending``.
+        """
         end, over = time.monotonic() + seconds, None
         while not self._done.wait(0.05):
             now = time.monotonic()
@@ -50,18 +52,18 @@ class Probe:
             with urllib.request.urlopen(request, timeout=60):
                 pass
         except urllib.error.URLError as error:
-            # A refusal is an answer, and so is a certificate that only W&B's settings may know how to check.
+            # A refusal counts as an answer, and so does a certificate that only W&B's settings may be able to check.
             refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
             if not refused and not isinstance(error.reason, ssl.SSLError):
                 self.failure = f"{self.url} cannot be reached ({error.reason})"
         except (OSError, ValueError, http.client.HTTPException):
-            pass  # W&B will find a better word for it
+            pass  # W&B's own message will be clearer
         self._done.set()
 
 
 def kill_helper() -> None:
-    """End wandb's helper process: what waits for it fails, and so it would when this process ends."""
-    with contextlib.suppress(Exception):  # wandb keeps its process to itself
+    """Kill wandb's helper process, so that calls that wait for it fail."""
+    with contextlib.suppress(Exception):  # the process is a private attribute of wandb
         import wandb
 
         setup: Any = wandb.setup()
@@ -69,18 +71,19 @@ def kill_helper() -> None:
 
 
 def forget_helper() -> None:
-    """End wandb's helper process and let wandb start another when it needs one."""
+    """Kill wandb's helper process and let wandb start a new one when needed."""
     kill_helper()
-    with contextlib.suppress(Exception, SystemExit):  # the connection is lost, and wandb would exit as its helper did
+    with contextlib.suppress(Exception, SystemExit):  # wandb raises SystemExit when its helper is gone
         import wandb
 
         wandb.teardown()
 
 
 def refused(helper_log: Path) -> bool:
-    """Whether uploads ended early (run deleted, key withdrawn); W&B says so only in its own log."""
+    """Return whether uploads ended early (run deleted, key withdrawn), which W&B reports only in its own log."""
     return helper_log.exists() and b"filestream: fatal error" in read_bytes(helper_log)
 
 
 def reason(error: Exception) -> str:
+    """Return the first line of an exception's message, or its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

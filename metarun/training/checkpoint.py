@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, readable without running code, and what a new run takes over from one."""
+"""Checkpoints: written atomically, read without running code, and reused to initialise other runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("metarun")
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors and plain values) to a temporary name, sync and rename."""
+    """Write ``state`` (tensors and plain values) atomically."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     try:
@@ -34,7 +34,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read a checkpoint; raises :class:`UserError` if it is missing, damaged, or none of a run's."""
+    """Read a checkpoint; raises :class:`UserError` if it is missing, damaged, or not a run's checkpoint."""
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: the run ended before it wrote one")
     state = read(path, device, f"checkpoint {path}")
@@ -49,10 +49,15 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def read(path: Path, device: torch.device, what: str) -> dict[str, Any]:
-    """The dictionary of tensors and plain values in a file of torch's.
+    """Read a dictionary of tensors and plain values from a torch file.
 
-    Raises :class:`UserError`, which begins with ``what``, for a damaged file, for one that asks for anything else, and
-    for one that claims more values than it has bytes: what torch writes is not packed.
+    Args:
+        path: The file.
+        device: Device of the tensors.
+        what: Name of the file for messages.
+
+    Raises:
+        UserError: The file is damaged, contains other objects, or claims more values than it has bytes.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -73,12 +78,12 @@ def read(path: Path, device: torch.device, what: str) -> dict[str, Any]:
 
 
 def iteration(state: Mapping[str, Any]) -> int:
-    """The iteration at which a checkpoint was written."""
+    """Return the iteration at which a checkpoint was written."""
     return int(state["progress"]["iteration"] if "progress" in state else state["iteration"])
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested dictionaries and lists, once."""
+    """Yield every tensor in nested dictionaries and lists once."""
     waiting, seen = [value], set()
     while waiting:
         each = waiting.pop()
@@ -94,10 +99,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def restore(algorithm: Algorithm, task: Task, path: Path, state: Mapping[str, Any]) -> None:
-    """Give ``algorithm`` the meta-parameters and optimizers of the checkpoint ``state``, read from ``path``.
+    """Load the meta-parameters and optimizer states of the checkpoint ``state``, read from ``path``, into
+    ``algorithm``.
 
     Raises:
-        UserError: if they do not fit the algorithm.
+        UserError: They do not fit the algorithm.
     """
     if why := misfit(algorithm, state["algorithm"]["parameters"]):
         raise UserError(f"checkpoint {path}: {why}")
@@ -111,7 +117,7 @@ def restore(algorithm: Algorithm, task: Task, path: Path, state: Mapping[str, An
 
 @contextlib.contextmanager
 def encoding_anew(algorithm: Algorithm, task: Task) -> Iterator[None]:
-    """Have ``task`` encode its inputs again if the block changes how the algorithm's model encodes them."""
+    """Let ``task`` encode its inputs again if the block changes the encoding of the algorithm's model."""
     model = getattr(algorithm, "model", None)
     before = encoding_state(model)
     yield
@@ -120,10 +126,10 @@ def encoding_anew(algorithm: Algorithm, task: Task) -> Iterator[None]:
 
 
 def start_from(run: Path, algorithm: Algorithm, task: Task, device: torch.device) -> None:
-    """Give the algorithm's model the parameters and buffers of the run's: its best on validation, else its last.
+    """Initialise the algorithm's model from another run: its best checkpoint on validation, else its last.
 
     Raises:
-        UserError: if the models differ.
+        UserError: The models differ.
     """
     path = best_or_last(run)
     held = load(path, device)["algorithm"]["parameters"]
@@ -133,7 +139,7 @@ def start_from(run: Path, algorithm: Algorithm, task: Task, device: torch.device
     prefix = prefix_of(model, held)
     if prefix is None:
         first = next(iter(wanted))
-        raise UserError(f"runner.init_from={run}: that run's model has no {first}, or not all of this one's parameters")
+        raise UserError(f"runner.init_from={run}: that run's model lacks {first} or other parameters of this one")
     for name, value in wanted.items():
         other = held[prefix + name]
         if isinstance(value, Tensor) and value.shape != other.shape:
@@ -148,17 +154,17 @@ def start_from(run: Path, algorithm: Algorithm, task: Task, device: torch.device
 
 
 def best_or_last(run: Path) -> Path:
-    """The checkpoint of ``run`` that others start from: its best on validation, else its last."""
+    """Return the checkpoint of ``run`` that others start from: the best on validation, else the last."""
     checkpoints = RunDirectory.open(run).path / "checkpoints"
     return next((p for p in (checkpoints / "best.pt", checkpoints / "last.pt") if p.is_file()), checkpoints / "last.pt")
 
 
 def take_vocabulary(model: nn.Module, held: Mapping[str, Any]) -> None:
-    """Give a text model the vocabulary in ``held``, an algorithm's stored parameters; other models stay as they are.
+    """Load the vocabulary of a text model from ``held``, an algorithm's stored parameters. Other models are unchanged.
 
-    A vocabulary decides how texts are encoded and the shapes of parameters. It must therefore be there before texts are
-    encoded and before an algorithm is built on the model. It is looked for by its own name alone: an algorithm may give
-    other names to the model's layers, as WarpGrad does.
+    A vocabulary determines the encoding of texts and shapes of parameters, so it must be loaded before texts are
+    encoded and before an algorithm is built on the model. It is found by its own name, since an algorithm may rename
+    the model's layers, as WarpGrad does.
     """
     for name, module in vocabularies(model).items():
         wanted = f"{name}._extra_state" if name else "_extra_state"
@@ -168,13 +174,13 @@ def take_vocabulary(model: nn.Module, held: Mapping[str, Any]) -> None:
 
 
 def vocabularies(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules of ``model`` with a state beside tensors, by name."""
+    """Return the modules of ``model`` with a state that is not a tensor, by name."""
     plain = nn.Module.get_extra_state
     return {name: module for name, module in model.named_modules() if type(module).get_extra_state is not plain}
 
 
 def encoding_state(model: nn.Module | None) -> dict[str, Any]:
-    """What the ids that a text model turns texts into may depend on: its vocabularies and buffers."""
+    """Return everything that the ids of a text model may depend on: its vocabularies and buffers."""
     if model is None or not hasattr(model, "encode"):
         return {}
     vocabulary = {name: module.get_extra_state() for name, module in vocabularies(model).items()}
@@ -182,9 +188,9 @@ def encoding_state(model: nn.Module | None) -> dict[str, Any]:
 
 
 def prefix_of(model: nn.Module, held: Mapping[str, Any]) -> str | None:
-    """The prefix of ``model``'s parameters in ``held``, those of an algorithm; ``None`` if not all are there.
+    """Return the prefix of ``model``'s parameters in an algorithm's parameters ``held``; ``None`` if some are missing.
 
-    An algorithm holds its model under a name of its own choice: that of the first holder of all the model's names.
+    Algorithms choose the name of their model, so the prefix is the first one under which all names are found.
     """
     wanted = model.state_dict()
     first = next(iter(wanted), "")
@@ -193,9 +199,10 @@ def prefix_of(model: nn.Module, held: Mapping[str, Any]) -> str | None:
 
 
 def misfit(algorithm: nn.Module, held: Mapping[str, Any]) -> str | None:
-    """Why ``algorithm`` cannot take over the parameters ``held``, those of another; ``None`` if it can.
+    """Return why ``algorithm`` cannot load the parameters ``held``, or ``None`` if it can.
 
-    The sentence names the key that decides: the number of classes of a fixed head, or the size and colour of images.
+    The sentence names the key that is responsible: the number of classes of a fixed head, or the size and colour of
+    images.
     """
     wanted = algorithm.state_dict()
     shapes = {
@@ -232,9 +239,13 @@ def misfit(algorithm: nn.Module, held: Mapping[str, Any]) -> str | None:
 
 
 def fixed_head(way: int, outputs: int, what: str = "task.way is {way}", most: bool = False) -> str:
-    """The sentence for a learner whose head has another number of outputs than a task has classes.
+    """Return the sentence for a learner whose head has another number of outputs than a task has classes.
 
-    ``most``: whether fewer classes than outputs would do.
+    Args:
+        way: Number of classes of the task.
+        outputs: Number of outputs of the head.
+        what: Description of the task.
+        most: True if fewer classes than outputs are possible.
     """
     some = f"up to {outputs}" if most else outputs
     return (

@@ -1,4 +1,4 @@
-"""Where a run computes: the device, the number of CPU threads, and the memory it takes."""
+"""Device, number of CPU threads, and memory use of a run."""
 
 from __future__ import annotations
 
@@ -24,15 +24,24 @@ from metarun.errors import UserError
 from metarun.tasks.base import Task
 
 GRAIN = 32_768
-"""Elements up to which torch uses one thread for an operation anyway."""
+"""Elements up to which torch uses a single thread for an operation."""
 LARGE = 500_000
-"""Elements from which on a second thread gains more than waiting for a busy machine's other core can cost."""
+"""Elements from which on a second thread gains more than waiting for a busy core can cost."""
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def choose_device(name: str, key: str = "runner.device") -> torch.device:
-    """``auto``: CUDA, else Apple's MPS, else the CPU; ``auto`` and ``cuda``, where several processes share a run: each
-    one's own GPU. Raises :class:`UserError` where ``key=name`` is not there.
+    """Return the device called ``name``.
+
+    ``auto`` is CUDA if available, else MPS, else the CPU. If several processes share a run, ``auto`` and ``cuda`` give
+    each its own GPU.
+
+    Args:
+        name: auto, cpu, cuda, cuda:N or mps.
+        key: Configuration key, for messages.
+
+    Raises:
+        UserError: The device is unknown or not available.
     """
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     number, processes = distributed.local_rank_and_size()
@@ -45,13 +54,13 @@ def choose_device(name: str, key: str = "runner.device") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"{key}={name} is no device; allowed: auto, cpu, cuda, cuda:N, mps") from None
-    there = {
+        raise UserError(f"{key}={name} is not a device; allowed: auto, cpu, cuda, cuda:N, mps") from None
+    available = {
         "cpu": True,
         "cuda": has_cuda and (device.index or 0) < torch.cuda.device_count(),
         "mps": has_mps,
     }
-    if not there.get(device.type, False):
+    if not available.get(device.type, False):
         found = [
             "cpu",
             *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
@@ -62,10 +71,10 @@ def choose_device(name: str, key: str = "runner.device") -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what a step frees, for the next step to use.
+    """Let the C library keep freed memory for the next step.
 
-    Returned to the system after every step, large tensors cost a page fault a page when they are made again: about a
-    quarter of a Conv-4 step. Does nothing where the C library is not GNU's.
+    If large tensors were returned to the system after every step, each page would fault again when it is reallocated:
+    about a quarter of the time of a Conv-4 step. Only glibc is configured.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -76,7 +85,7 @@ def keep_freed_memory() -> None:
 
 
 class _Work(TorchDispatchMode):
-    """Notes how many elements each operation touches, a matrix product or convolution its multiplications."""
+    """Records the number of elements of each operation; for matrix products and convolutions, their multiplications."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,12 +100,17 @@ class _Work(TorchDispatchMode):
 
 
 def choose_threads(algorithm: Algorithm, task: Task, meta_batch: int, processes: int = 1) -> int:
-    """Threads for one meta-step: all cores if the operations that would be shared out are large, else one.
+    """Return the number of threads for one meta-step: all cores if the operations are large enough to share, else one.
 
-    All that this process has, if several share the cores.
-    Found by running the step on the ``meta`` device, which computes shapes and nothing else. Threads cost a few
-    microseconds an operation, and far more on a busy machine: a tiny recurrent net ran twenty times slower with
-    two. So the many small operations of a rollout outweigh the few large ones of its update.
+    The sizes are found by running the step on the ``meta`` device. Threads cost a few microseconds an operation, and
+    far more on a busy machine: a tiny recurrent network ran twenty times slower with two. So the many small operations
+    of a rollout outweigh the few large ones of its update.
+
+    Args:
+        algorithm: The algorithm.
+        task: The task family.
+        meta_batch: Tasks of this process's share of a meta-batch.
+        processes: Number of processes that share the cores.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // processes)
@@ -116,7 +130,7 @@ def choose_threads(algorithm: Algorithm, task: Task, meta_batch: int, processes:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Count the peak from here."""
+    """Reset the peak of memory use."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
@@ -124,12 +138,12 @@ def forget_peak(device: torch.device) -> None:
 
 
 def peak(device: torch.device) -> float:
-    """Bytes at the peak: of torch's allocations on CUDA, else of the whole process."""
+    """Return the peak of memory use in bytes: torch's allocations on CUDA, else the whole process."""
     return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else resident("VmHWM")
 
 
 def resident(field: str) -> float:
-    """Bytes of this process in memory: now (VmRSS) or at the peak (VmHWM), where the system says only the latter."""
+    """Return the resident memory of this process in bytes: current (VmRSS) or peak (VmHWM)."""
     if _STATUS.is_file():
         (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(field))
         return 1024.0 * int(line.split()[1])
@@ -137,7 +151,7 @@ def resident(field: str) -> float:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether ``error`` says that memory was not to be had, on the device or the host."""
+    """Return whether ``error`` means that the device or the host is out of memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and bool(re.search(r"(can't allocate|not enough|out of) memory", str(error)))

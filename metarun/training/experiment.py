@@ -1,4 +1,4 @@
-"""An experiment: a task family, an algorithm (which holds its model) and how to run them. Hydra is one caller."""
+"""An experiment: a task family, an algorithm with its model, and the settings of a run. Hydra is only one caller."""
 
 from __future__ import annotations
 
@@ -33,22 +33,23 @@ log = logging.getLogger("metarun")
 
 
 class Experiment:
-    """Meta-trains an algorithm on a task family, keeps the best on validation, and tests it on held-out tasks.
+    """Meta-trains an algorithm on a task family, selects the best checkpoint on validation, and tests it on held-out
+    tasks.
 
     Args:
         task: The task family.
         algorithm: The learner, which holds its model.
-        runner: How the run is carried out.
-        tracker: How the run is tracked.
+        runner: Settings of the run.
+        tracker: Settings of the tracking.
         seed: Seed of the run's random numbers.
         name: Name of the directory of its runs.
-        config: The configuration that is stored as config.yaml, enough to rebuild the run.
+        config: Configuration stored as config.yaml, from which the run can be rebuilt.
         facts: Further entries of meta.json.
 
     Attributes:
-        device: The device that the run computes on.
-        engine: Takes the outer steps.
-        on_validation: Receives every row of validation; it may raise :class:`~metarun.errors.Pruned`.
+        device: Device of the run.
+        engine: The engine that takes the outer steps.
+        on_validation: Function called with every row of validation; it may raise :class:`~metarun.errors.Pruned`.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Experiment:
         self.on_validation: OnValidation | None = None
         require(
             task.held_out_val or not self._selects(),
-            "runner.select=best would choose on classes that this task meta-trains on; use runner.select=last",
+            "runner.select=best would select on classes that this task meta-trains on; use runner.select=last",
         )
         setup.require_even_shares(algorithm, runner)
         self.device = device.choose_device(runner.device)
@@ -82,18 +83,18 @@ class Experiment:
         shape = algorithm.train_shape(task.shape)
         if shape is not None:
             task.check("train", shape)
-        task.to(self.device)  # loads the data, which takes time: last
+        task.to(self.device)  # last, because it loads the data, which takes time
 
     def run(self, directory: RunDirectory | None = None) -> dict[str, Any]:
-        """Train, test and store the results; or resume the run in ``directory``.
+        """Train, test and store the results, or resume the run in ``directory``.
 
         Returns:
-            The summary; an empty one in processes other than the main one.
+            The summary; empty in processes other than the main one.
 
         Raises:
-            Interrupted: on SIGINT and SIGTERM, after a checkpoint.
-            UserError: if an earlier run cannot be resumed.
-            RunFailed: if training fails, for example by a loss that is not finite.
+            Interrupted: SIGINT or SIGTERM arrived; raised after a checkpoint.
+            UserError: An earlier run cannot be resumed.
+            RunFailed: Training failed, for example because the loss is not finite.
         """
         require(
             distributed.world_size() > 1 or self.runner.devices == 1,
@@ -106,7 +107,11 @@ class Experiment:
             return {}
 
     def test(self, split: Split = "test", stop: StopRequest | None = None) -> dict[str, Result]:
-        """Evaluate the learner as it is: ``{suffix: result}`` for the task's shape and each further one it accepts."""
+        """Evaluate the learner as it is.
+
+        Returns:
+            A result for each episode shape that the learner accepts, by the suffix in :meth:`Task.variants`.
+        """
         return {
             suffix: evaluate(
                 self.algorithm,
@@ -122,13 +127,13 @@ class Experiment:
         }
 
     def load(self, path: Path) -> int:
-        """Take the meta-parameters of a checkpoint; returns its iteration."""
+        """Load the meta-parameters of a checkpoint and return its iteration."""
         state = checkpoint.load(path, self.device)
         checkpoint.restore(self.algorithm, self.task, path, state)
         return checkpoint.iteration(state)
 
     def protocol(self) -> dict[str, Any]:
-        """Return how results are measured: what a reader needs to compare them."""
+        """Return the facts that are needed to compare the results with others."""
         return {
             **self.task.protocol(),
             **self.algorithm.protocol(),
@@ -140,7 +145,7 @@ class Experiment:
         }
 
     def findings(self, split: Split, results: dict[str, Result]) -> dict[str, Any]:
-        """Return what a test found, in plain values: estimates, references, the protocol and the adaptation curve."""
+        """Return the test results as plain values: estimates, references, the protocol and the adaptation curve."""
         if not results:
             return {"test": {}, "references": {}, "protocol": self.protocol(), "adaptation": []}
         return {
@@ -155,7 +160,7 @@ class Experiment:
         }
 
     def _run_main(self, directory: RunDirectory | None) -> dict[str, Any]:
-        """The main process's part: it alone validates, tests and writes."""
+        """Run the main process, the only one that validates, tests and writes."""
         if self.runner.init_from and not (directory and (directory.path / "checkpoints" / "last.pt").is_file()):
             checkpoint.start_from(Path(self.runner.init_from), self.algorithm, self.task, self.device)
         directory = directory or RunDirectory.create(self.runner.directory, self.name, self.seed)
@@ -169,7 +174,7 @@ class Experiment:
                 return summary
 
     def _begin(self, directory: RunDirectory, new: bool) -> tuple[Progress, MetricsFile]:
-        """Do all that comes before the first step: store the run's facts, restore its state, plan its steps."""
+        """Prepare the first step: store the run's facts, restore its state, plan its steps."""
         asked = dict(self.facts.pop("changes", {}))
         meta = directory.meta()
         kept = None if "runner.threads" in asked else meta.get("threads")
@@ -201,13 +206,13 @@ class Experiment:
         return progress, metrics
 
     def _run_other(self) -> None:
-        """The part of a process that is not the main one: it begins where that one does and leaves nothing behind."""
-        told = distributed.broadcast_object()
-        torch.set_num_threads(told["threads"])
+        """Run another process. It starts from the main process's state and writes nothing."""
+        start = distributed.broadcast_object()
+        torch.set_num_threads(start["threads"])
         device.keep_freed_memory()
-        progress = restored(self.algorithm, self.task, Path(told["directory"]), self.device)
-        if told["step"] is not None:
-            self.engine.plan = Tuned.of(told["step"]).plan
+        progress = restored(self.algorithm, self.task, Path(start["directory"]), self.device)
+        if start["step"] is not None:
+            self.engine.plan = Tuned.of(start["step"]).plan
         distributed.broadcast_parameters(self.algorithm)
         with StopRequest() as stop:
             meta_train(self.task, self.engine, self.runner, self.seed, Session(progress, stop))
@@ -216,7 +221,7 @@ class Experiment:
         self, directory: RunDirectory, progress: Progress, metrics: MetricsFile, stop: StopRequest
     ) -> dict[str, Any]:
         if progress.iteration:
-            log.info("going on after iteration %d", progress.iteration)
+            log.info("continuing after iteration %d", progress.iteration)
         sink = start_sink(directory, self.tracker, f"{self.name}-s{self.seed}", self.config, self.facts)
         with closing(metrics, sink):
             task, iterations = self.task, self.runner.iterations

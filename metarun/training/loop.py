@@ -20,9 +20,15 @@ from metarun.training.signals import StopRequest
 
 
 def meta_batch_indices(iteration: int, size: int, rank: int = 0, world: int = 1) -> range | Share:
-    """Indices of the tasks of one meta-batch.
+    """Return the indices of the tasks of one meta-batch.
 
     Rank r of ``world`` ranks takes every ``world``-th task, so that their union is the same for any number of ranks.
+
+    Args:
+        iteration: Number of the meta-batch, from 0.
+        size: Tasks of a meta-batch.
+        rank: Number of this process.
+        world: Number of processes.
     """
     whole = range(iteration * size, (iteration + 1) * size)
     return whole if world == 1 else Share(whole, rank, world)
@@ -31,12 +37,19 @@ def meta_batch_indices(iteration: int, size: int, rank: int = 0, world: int = 1)
 def meta_train(task: Task, engine: Engine, runner: Runner, seed: int, session: Session) -> None:
     """Train from the session's progress to ``runner.iterations``.
 
-    Of several processes each takes its part of every step. Only the main process, the one whose session has outputs,
+    With several processes, each computes its share of every step. Only the main process, whose session has outputs,
     validates, saves and displays.
 
+    Args:
+        task: The task family.
+        engine: The engine that takes the outer steps.
+        runner: The runner's keys.
+        seed: Seed of the run.
+        session: Progress, stop request and outputs.
+
     Raises:
-        Interrupted: on a signal, after a checkpoint.
-        RunFailed: if a training metric is not finite.
+        Interrupted: A signal arrived; raised after a checkpoint.
+        RunFailed: A training metric is not finite.
     """
     algorithm: Algorithm = engine.algorithm
     progress, stop, outputs = session.progress, session.stop, session.outputs
@@ -46,7 +59,7 @@ def meta_train(task: Task, engine: Engine, runner: Runner, seed: int, session: S
 
     untrained = not algorithm.learns and progress.validated is None
     if untrained and outputs is not None and outputs.on_validation is not None:
-        validate(task, algorithm, runner, stop, outputs)  # a search compares what is not trained, too
+        validate(task, algorithm, runner, stop, outputs)  # a search also compares learners that are not trained
     while True:
         out_of_time, ended = False, progress.iteration >= runner.iterations
         if outputs is not None:
@@ -57,7 +70,7 @@ def meta_train(task: Task, engine: Engine, runner: Runner, seed: int, session: S
                 validate(task, algorithm, runner, stop, outputs)
                 if progress.validated == progress.iteration:
                     progress.clock.append((progress.iteration, round(outputs.seconds(), 2)))
-        # One number for all ranks, so that they stop together; a signal counts before the end of the main one's time.
+        # All ranks agree on one number, so that they stop together; a signal takes precedence over the time budget.
         signal, over = divmod(distributed.all_reduce_max(2 * (stop.signal or 0) + int(out_of_time)), 2)
         progress.ended_by = "runner.minutes" if over else None
         save = stop.save or (outputs is not None and outputs.unsaved > runner.checkpoint_seconds)
@@ -69,7 +82,7 @@ def meta_train(task: Task, engine: Engine, runner: Runner, seed: int, session: S
         if over or ended:
             return
         iteration = progress.iteration
-        # Reseeded for every iteration: the step's own randomness, too, is a function of (seed, iteration).
+        # Reseeding makes the step's own randomness a function of (seed, iteration).
         torch.manual_seed(derived_seed(seed, "train", iteration, stream=10) + rank)
         batch = task.batch("train", meta_batch_indices(iteration, runner.meta_batch, rank, world), shape)
         metrics = engine.meta_step(batch, iteration)
@@ -85,16 +98,16 @@ def meta_train(task: Task, engine: Engine, runner: Runner, seed: int, session: S
 
 
 def validation_due(progress: Progress, every: int, ended: bool) -> bool:
-    """Whether to validate now: every ``every`` iterations (0: never), and once when training has ended."""
+    """Return whether to validate now: every ``every`` iterations (0: never), and once when training has ended."""
     now = progress.iteration
     return every > 0 and now > 0 and (now % every == 0 or ended) and progress.validated != now
 
 
 def train_row(progress: Progress) -> dict[str, Any]:
-    """Means of the metrics since the last row, read back from the device in one transfer.
+    """Return the means of the metrics since the last row, copied from the device in one transfer.
 
     Raises:
-        RunFailed: if a metric was not finite in any iteration.
+        RunFailed: A metric was not finite in some iteration.
     """
     names = list(progress.pending[0])
     dtype = torch.get_default_dtype()
@@ -107,23 +120,23 @@ def train_row(progress: Progress) -> dict[str, Any]:
         culprits = ", ".join(n for n, v in zip(names, table[bad], strict=True) if not torch.isfinite(v))
         raise RunFailed(
             f"{culprits} became NaN or infinite at iteration {first + bad + 1}; "
-            "a smaller algorithm.inner_lr or algorithm.outer_lr is the usual cure"
+            "try a smaller algorithm.inner_lr or algorithm.outer_lr"
         )
     means = table.mean(0).tolist()
     return {"iteration": progress.iteration, **{f"train/{n}": v for n, v in zip(names, means, strict=True)}}
 
 
 def better(value: float, best: float | None, higher: bool) -> bool:
-    """Whether ``value`` is the best so far. A value that is not finite never is; any number is better than one."""
+    """Return whether ``value`` is the best so far. Non-finite values never are, and any number is better than one."""
     if not isfinite(value):
         return False
     return best is None or not isfinite(best) or (value > best if higher else value < best)
 
 
 def validate(task: Task, algorithm: Algorithm, runner: Runner, stop: StopRequest, outputs: Outputs) -> None:
-    """Evaluate the learner on the fixed validation tasks and keep it as best.pt if it is the best so far.
+    """Evaluate the learner on the fixed validation tasks and save it as best.pt if it is the best so far.
 
-    A signal during the evaluation leaves the progress as it was: the resumed run repeats the validation.
+    If a signal interrupts the evaluation, the progress is unchanged, and the resumed run repeats the validation.
     """
     progress = outputs.progress
     try:

@@ -1,4 +1,4 @@
-"""A run in progress: how far it is, and what its main process writes."""
+"""A run in progress: its state, and the files that its main process writes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from metarun.training.signals import StopRequest
 log = logging.getLogger("metarun")
 
 OnValidation = Callable[[dict[str, Any]], None]
-"""Receives every row of validation; it may raise :class:`~metarun.errors.Pruned`."""
+"""Function called with every row of validation; it may raise :class:`~metarun.errors.Pruned`."""
 
 
 class Progress:
-    """What a run must remember to resume exactly; part of every checkpoint."""
+    """The state that a run needs to resume exactly, stored in every checkpoint."""
 
     def __init__(self) -> None:
         self.iteration = 0
@@ -43,34 +43,34 @@ class Progress:
         self.seconds = 0.0
         self.metrics_size = 0
         self.ended_by: str | None = None
-        """The key of the budget that ended training before ``runner.iterations``, if one did."""
+        """Key of the budget that ended training before ``runner.iterations``, if any."""
         self.clock: list[tuple[int, float]] = []
-        """(iteration, seconds of the run until then) of each validation. Not in metrics.jsonl, which holds no times."""
+        """(iteration, elapsed seconds) of each validation. They are not in metrics.jsonl, which holds no times."""
         self.pending: list[Metrics] = []
         """Metrics of the iterations since the last logged row, still on the device."""
 
     def state(self) -> dict[str, Any]:
-        """Return the attributes as a checkpoint keeps them."""
+        """Return the attributes as stored in a checkpoint."""
         return dict(vars(self))
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what a checkpoint holds; raises ``ValueError`` for anything else."""
-        whole = all(name in vars(self) for name in state) and type(state["iteration"]) is int
-        if not whole or state["iteration"] < 0 or type(state["metrics_size"]) is not int:
-            raise ValueError("unknown names, or no counts")
+        """Set the attributes from a checkpoint; raises ``ValueError`` if ``state`` has another form."""
+        valid = all(name in vars(self) for name in state) and type(state["iteration"]) is int
+        if not valid or state["iteration"] < 0 or type(state["metrics_size"]) is not int:
+            raise ValueError("unknown names, or values that are not counts")
         vars(self).update(state)
 
 
 class Outputs:
-    """What the main process of a run writes while it trains: metrics, W&B, display and checkpoints.
+    """The outputs of a run's main process during training: metrics, W&B, display and checkpoints.
 
     Args:
         directory: The run directory.
-        progress: The run's progress, which this object keeps the time of.
+        progress: The run's progress; this object updates its time.
         metrics: metrics.jsonl, open after the rows of the last checkpoint.
         sink: The W&B run.
-        display: The live line of the terminal.
-        on_validation: Receives every row of validation.
+        display: The progress display.
+        on_validation: Function called with every row of validation.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Outputs:
         self.sink.log(row)
 
     def seconds(self) -> float:
-        """Seconds that the run has trained, those before it was resumed included."""
+        """Return the training time of the run in seconds, including the time before it was resumed."""
         return self.progress.seconds + time.monotonic() - self._clock
 
     @property
@@ -116,11 +116,11 @@ class Outputs:
         checkpoint.save(self.directory.path / "checkpoints" / "last.pt", state)
 
     def save_best(self, algorithm: Algorithm) -> None:
-        """Write best.pt, which is tested where ``runner.select`` is best."""
+        """Write best.pt, which is tested if ``runner.select`` is ``best``."""
         checkpoint.save(self.best, {"algorithm": algorithm.checkpoint(), "iteration": self.progress.iteration})
 
     def write_results(self, results: Mapping[str, Result], summary: dict[str, Any]) -> None:
-        """Write what the test found: the last row of metrics.jsonl, test.npz and summary.json."""
+        """Write the test results: the last row of metrics.jsonl, test.npz and summary.json."""
         if results:
             self.log(test_row(self.progress.iteration, results))
             curves = {name + suffix: c.numpy() for suffix, each in results.items() for name, c in each.curves.items()}
@@ -129,7 +129,7 @@ class Outputs:
         self.sink.summary(summary)
 
     def draw(self, summary: dict[str, Any], task: Task, algorithm: Algorithm) -> None:
-        """Write the plots of a tested run, also to W&B. A failure is logged: a picture must not cost a result."""
+        """Write the plots of a tested run, and send them to W&B. Failures are logged and do not affect the result."""
         from metarun.tracking.plots import draw_run
 
         try:
@@ -151,7 +151,9 @@ class Session:
 
 @contextlib.contextmanager
 def closing(metrics: MetricsFile, sink: WandbSink) -> Iterator[None]:
-    """Close both at the end of the block. W&B's exit code says how it ended: 0, 1, or 128 and a signal's number."""
+    """Close both at the end of the block. W&B's exit code is 0 (also for pruned runs), 1, or 128 plus a signal's
+    number.
+    """
     exit_code = 1
     try:
         yield
@@ -170,7 +172,7 @@ def closing(metrics: MetricsFile, sink: WandbSink) -> Iterator[None]:
 def start_sink(
     directory: RunDirectory, tracker: Tracker, name: str, config: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> WandbSink:
-    """Start the W&B run. ``facts`` may hold the group of a sweep, and the configuration's choices, which are tags."""
+    """Start the W&B run. ``facts`` may hold the group of a sweep, and the choices of options, which become tags."""
     return WandbSink.start(
         directory.path.resolve(),
         mode=tracker.wandb,
@@ -187,7 +189,9 @@ def start_sink(
 
 
 def restored(algorithm: Algorithm, task: Task, run: Path, device: torch.device) -> Progress:
-    """Restore the last checkpoint of the run directory ``run``; returns its progress, a fresh one if there is none."""
+    """Restore the last checkpoint in the run directory ``run``; return its progress, or new progress if there is
+    none.
+    """
     progress, last = Progress(), run / "checkpoints" / "last.pt"
     if last.is_file():
         state = checkpoint.load(last, device)
@@ -201,13 +205,13 @@ def restored(algorithm: Algorithm, task: Task, run: Path, device: torch.device) 
 
 @contextlib.contextmanager
 def ending(directory: RunDirectory, new: bool) -> Iterator[None]:
-    """Store in status.json how the block ended if it did so early: interrupted, pruned or failed.
+    """Store an early end of the block in status.json: interrupted, pruned or failed.
 
-    An earlier run, one that is not ``new``, keeps its status if it is refused by a :class:`UserError`.
+    A resumed run (not ``new``) that is refused by a :class:`UserError` keeps its status.
     """
 
     def end(state: State, why: str = "") -> None:
-        with contextlib.suppress(RunFailed):  # a full disk; that the lock is free tells that the run has ended
+        with contextlib.suppress(RunFailed):  # on a full disk, the free lock shows that the run has ended
             directory.write_status(state, why)
             directory.write_meta(end=now())
 
@@ -216,7 +220,7 @@ def ending(directory: RunDirectory, new: bool) -> Iterator[None]:
     except (Interrupted, KeyboardInterrupt) as error:
         end("interrupted", str(error) or "stopped at once")
         if isinstance(error, Interrupted):
-            log.info("stopped after a checkpoint; go on with: metarun resume %s", directory.path)
+            log.info("stopped after a checkpoint; to continue: metarun resume %s", directory.path)
         raise
     except Pruned:
         end("pruned")
@@ -227,9 +231,9 @@ def ending(directory: RunDirectory, new: bool) -> Iterator[None]:
                 add_to_log(directory.path / "metarun.log", traceback.format_exc())
             end("failed", f"{type(error).__name__}: {error}")
         if ran_out(error):
-            said = " ".join(str(error).split())[:160]
+            details = " ".join(str(error).split())[:160]
             raise RunFailed(
-                f"out of memory{said and f' ({said})'}; a smaller runner.meta_batch, runner.chunk, "
-                "runner.eval_batch or model needs less"
+                f"out of memory{details and f' ({details})'}; try a smaller runner.meta_batch, runner.chunk, "
+                "runner.eval_batch or model"
             ) from error
         raise

@@ -1,4 +1,4 @@
-"""The runner's keys: a closed section, the same for every run. Their values stand in conf/runner/default.yaml."""
+"""Keys of the runner, a closed section shared by all runs. Their defaults are in conf/runner/default.yaml."""
 
 from __future__ import annotations
 
@@ -10,43 +10,49 @@ from metarun.types import Count, DataPath, NonNegative, Positive, Precision, Rat
 
 @dataclass(frozen=True)
 class Runner:
-    """How a run is carried out."""
+    """Execution of a run.
+
+    Attributes:
+        iterations: Number of outer steps.
+        minutes: Time budget of training in minutes; ``None``: no budget. A run that reaches it is validated, tested and
+            finished as usual. Validation counts, the test does not, and a resumed run continues counting.
+        meta_batch: Tasks of an outer step.
+        device: auto, cpu, cuda, cuda:N or mps.
+        devices: Number of processes that share every meta-batch, each on its own device.
+        threads: CPU threads; ``None`` chooses by the size of the step and stores the choice with the run.
+        tune_above: Minimum seconds of all steps for which the fastest exact execution plan is searched; ``None``:
+            never.
+        chunk: Tasks of the meta-batch whose graph is held at once, which trades memory for time; ``None``: chosen.
+        precision: float32, float64, or float32 with cheaper matrix products: bfloat16 in the layers, or tf32 for
+            everything on the GPU.
+        validate_every: Iterations between validations; 0: never.
+        val_episodes: Number of validation tasks.
+        test_episodes: Number of held-out tasks of the final test; 0: no test.
+        eval_batch: Tasks that are adapted at once in validation and test.
+        log_every: Iterations that a row of metrics averages over.
+        checkpoint_seconds: Seconds between checkpoints, the most that a kill can cost.
+        select: Tested meta-parameters: the best on validation, or the last.
+        plots: If true, draw plots at the end.
+        init_from: Directory of a run whose model initialises this run's model.
+        directory: Parent of the run directories.
+    """
 
     iterations: Count
-    """Outer steps."""
     minutes: Rate | None
-    """Minutes of training after which the run is validated, tested and finished like one that has all its iterations;
-    validation counts, the test does not, and a resumed run goes on counting. null: no such budget."""
     meta_batch: Positive
-    """Tasks an outer step."""
     device: str
-    """auto, cpu, cuda, cuda:N or mps."""
     devices: Positive
-    """Processes that share every meta-batch, each on a device of its own."""
     threads: Positive | None
-    """CPU threads; null chooses by the size of the work and keeps the choice with the run."""
     tune_above: NonNegative | None
-    """Seconds that all steps must take for the fastest exact way to compute one to be looked for; null: never."""
     chunk: Positive | None
-    """Tasks of the meta-batch whose graph is held at once: less memory, more time; null: chosen."""
     precision: Precision
-    """float32, float64, or float32 with cheaper products: layers in bfloat16, all on the GPU in TF32."""
     validate_every: Count
-    """Iterations between validations; 0 for none."""
     val_episodes: Positive
     test_episodes: Count
-    """Held-out tasks that the learner is judged on at the end; 0 for none."""
     eval_batch: Positive
-    """Tasks adapted at once in validation and test."""
     log_every: Positive
-    """Iterations a row of metrics averages over."""
     checkpoint_seconds: NonNegative
-    """Seconds between checkpoints; what a kill can cost."""
     select: Literal["best", "last"]
-    """Which meta-parameters are tested: best on validation, or the last."""
     plots: bool
-    """Draw plots at the end."""
     init_from: DataPath | None
-    """Directory of a run whose model, as far as its own selection chose it, this run's model starts from."""
     directory: str
-    """Where run directories are made."""

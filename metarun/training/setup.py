@@ -1,4 +1,4 @@
-"""What a run settles before its first step and keeps in its directory: facts, threads, plan and precision."""
+"""Setup of a run before its first step, stored in its directory: facts, threads, execution plan and precision."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from metarun.training.settings import Runner
 log = logging.getLogger("metarun")
 
 PLANNED = {"runner.meta_batch", "runner.chunk", "runner.precision", "runner.device", "runner.tune_above"}
-"""Keys that the plan of a step depends on. When one of them changes, the plan is chosen again."""
+"""Keys on which the execution plan of a step depends. If one of them changes, the plan is chosen again."""
 
 
 def store_facts(
     directory: RunDirectory, task: Task, algorithm: Algorithm, config: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
-    """Write what is known of a new run before it starts: its configuration, inputs, data and provenance."""
+    """Write the facts of a new run before it starts: its configuration, inputs, data and provenance."""
     directory.write_status("running")
     directory.write_config(config)
     if isinstance(algorithm, SupervisedAlgorithm):
@@ -43,14 +43,13 @@ def store_facts(
 
 
 def announce(directory: RunDirectory, algorithm: Algorithm, facts: Mapping[str, Any], not_trained: bool) -> None:
-    """Log where the run lies, which values are tuned for its task, and that it is ``not_trained`` if so."""
+    """Log the run directory, the values that are tuned for its task, and whether the run is ``not_trained``."""
     log.info("run directory %s", directory.path)
     if values := facts.get("tuned"):
         log.info("tuned for %s: %s", facts["choices"]["task"], ", ".join(f"{k}={v}" for k, v in values.items()))
     if not_trained:
         log.info(
-            "%s has no meta-parameters, so there is nothing to meta-train: evaluated at once, as by "
-            "runner.iterations=0",
+            "%s has no meta-parameters to train; it is evaluated at once, as with runner.iterations=0",
             facts.get("choices", {}).get("algorithm", type(algorithm).__name__),
         )
 
@@ -60,17 +59,17 @@ def require_even_shares(algorithm: Algorithm, runner: Runner) -> None:
     world, tasks = max(distributed.world_size(), runner.devices), runner.meta_batch
     require(
         tasks % world == 0,
-        f"runner.meta_batch={tasks} cannot be shared evenly by {world} processes (runner.devices); "
-        f"{tasks - tasks % world or world} or {tasks - tasks % world + world} can",
+        f"runner.meta_batch={tasks} cannot be divided evenly among {world} processes (runner.devices); "
+        f"use {tasks - tasks % world or world} or {tasks - tasks % world + world}",
     )
     require(
         world == 1 or not algorithm.needs_full_meta_batch,
-        f"{type(algorithm).__name__}, as configured here, needs each meta-batch whole; use runner.devices=1",
+        f"{type(algorithm).__name__}, as configured here, needs the full meta-batch; use runner.devices=1",
     )
 
 
 def threads_for(algorithm: Algorithm, task: Task, runner: Runner, device: torch.device) -> int:
-    """Number of CPU threads for a run that has not chosen one."""
+    """Return the number of CPU threads for a run that does not set it."""
     if device.type != "cpu":
         return torch.get_num_threads()
     _, processes = distributed.local_rank_and_size()
@@ -78,20 +77,20 @@ def threads_for(algorithm: Algorithm, task: Task, runner: Runner, device: torch.
 
 
 def first_meta_batch(algorithm: Algorithm, task: Task, runner: Runner) -> Any:
-    """This process's part of the first meta-batch, on which steps are timed and their precision is measured."""
+    """Return this process's share of the first meta-batch, on which steps are timed and their precision is measured."""
     indices = meta_batch_indices(0, runner.meta_batch, distributed.rank(), distributed.world_size())
     return task.batch("train", indices, algorithm.train_shape(task.shape))
 
 
 def plan_steps(engine: Engine, task: Task, runner: Runner, directory: RunDirectory, iteration: int) -> None:
-    """Set the engine's plan: the one that the run had before it was stopped, or the fastest here.
+    """Set the engine's execution plan: the stored one of a resumed run, or the fastest one here.
 
     Args:
         engine: The engine whose plan is set.
         task: The task family.
         runner: The runner's keys.
-        directory: The run directory, whose meta.json keeps the plan.
-        iteration: The iteration that the run resumes at.
+        directory: The run directory, whose meta.json stores the plan.
+        iteration: The iteration from which the run continues.
     """
     meta = directory.meta()
     kept = meta.get("step")
@@ -99,7 +98,7 @@ def plan_steps(engine: Engine, task: Task, runner: Runner, directory: RunDirecto
         try:
             step: Tuned | None = Tuned.of(kept)
         except (TypeError, KeyError):
-            raise UserError(f"{directory.path / 'meta.json'} is damaged: 'step' is not what a run writes") from None
+            raise UserError(f"{directory.path / 'meta.json'} is damaged: 'step' has an invalid value") from None
     elif not runner.iterations or (iteration and "step" not in meta):
         return
     else:
@@ -113,9 +112,9 @@ def plan_steps(engine: Engine, task: Task, runner: Runner, directory: RunDirecto
 
 
 def measure_precision(engine: Engine, task: Task, runner: Runner, seed: int, directory: RunDirectory) -> None:
-    """Keep in meta.json the relative error of the first outer gradient in a reduced precision.
+    """Store the relative error of the first outer gradient in reduced precision in meta.json.
 
-    Measured once, on this process's part of the first meta-batch, and only for learners whose precision is reduced.
+    It is measured once, on this process's share of the first meta-batch, and only for learners with reduced precision.
     """
     algorithm = engine.algorithm
     if algorithm.precision == "float32" or not runner.iterations or "gradient_error" in directory.meta():

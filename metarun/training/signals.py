@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, a closed terminal and a scheduler's preemption as a request to stop after this iteration."""
+"""Signals (Ctrl-C, SIGTERM, a closed terminal, preemption) as requests to stop after the current iteration."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 
 class StopRequest:
-    """Within the block, the first SIGINT or SIGTERM is only noted in :attr:`signal`; a second one stops at once.
+    """Within the block, the first SIGINT or SIGTERM is recorded in :attr:`signal`; a second one stops at once.
 
-    So is SIGHUP, of a terminal that closes, however often it comes; not where it is ignored, as under ``nohup``.
-    In a job of submitit, the signal of its preemption is noted too, however often it comes. SIGTERM only announces it
-    there: it asks for a checkpoint (:attr:`save`), and the run goes on, since a job that ended now would not be queued
-    again. :func:`hand_on` gives submitit the signal after the checkpoint.
+    SIGHUP, sent when a terminal closes, is recorded however often it comes, unless it is ignored as under ``nohup``. In
+    a submitit job, the preemption signal is recorded likewise. SIGTERM only announces preemption there: it requests a
+    checkpoint (:attr:`save`) and the run continues, since a job that ends now would not be requeued. :func:`hand_on`
+    passes the signal to submitit after the checkpoint.
     """
 
     def __init__(self) -> None:
@@ -51,23 +51,23 @@ class StopRequest:
 
 
 def stopping_signals() -> list[signal.Signals]:
-    """The signals that ask this process to stop; a SIGHUP that is ignored is left ignored."""
+    """Return the signals that ask this process to stop. SIGHUP is left out if it is ignored."""
     hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGINT, signal.SIGTERM, *hangup]
 
 
 def preemption() -> signal.Signals | None:
-    """The signal by which this process, if it is a job of submitit, learns of its preemption or its time limit."""
+    """Return the signal of preemption or time limit, if this process is a submitit job."""
     if "SUBMITIT_EXECUTOR" not in os.environ:
         return None
     number = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}")
-    return number if callable(signal.getsignal(number)) else None  # a child of a job has the words, not the handler
+    return number if callable(signal.getsignal(number)) else None  # child processes of a job lack the handler
 
 
 def hand_on(number: int) -> None:
-    """Give submitit the signal that a run was stopped by: it queues the job again and ends this process.
+    """Pass the signal that stopped a run to submitit, which requeues the job and ends this process.
 
-    Does nothing for a signal that submitit does not wait for.
+    Other signals are ignored.
     """
     if number == preemption():
         signal.raise_signal(number)

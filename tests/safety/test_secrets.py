@@ -15,7 +15,7 @@ from metarun.adapted import load
 from metarun.cli import main
 from metarun.config.environment import as_written, resolved
 from metarun.errors import UserError, concealed
-from metarun.runs.history import earlier, substance
+from metarun.runs.history import earlier, experiment_identity
 from metarun.tracking import wandb as tracking
 from metarun.tracking.rundir import RunDirectory
 from tests.safety.conftest import QUICK
@@ -85,7 +85,7 @@ def test_a_run_uses_the_value_and_keeps_the_name(tmp_path: Path, monkeypatch: py
     assert SECRET not in everything(tmp_path)
     found, _ = earlier(config)
     assert found is not None  # a sweep knows it again
-    assert substance(found.config()) == substance(config)
+    assert experiment_identity(found.config()) == experiment_identity(config)
 
 
 def test_resume_reads_it_again_if_it_is_trusted(run: Path, monkeypatch: pytest.MonkeyPatch,
@@ -95,7 +95,7 @@ def test_resume_reads_it_again_if_it_is_trusted(run: Path, monkeypatch: pytest.M
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     words = ["resume", str(run), "runner.iterations=3"]
     assert main(words) == 2
-    assert "does not read your environment" in capsys.readouterr().err
+    assert "may not read your environment" in capsys.readouterr().err
     assert main([*words, "--trust"]) == 0
     assert SECRET not in everything(run)
     monkeypatch.delenv("SECRET")
@@ -115,7 +115,7 @@ def test_a_stranger_s_configuration_reads_nothing(
     config["tracker"]["tags"] = [text]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert main([command, str(run)]) == 2
-    assert "does not read your environment" in capsys.readouterr().err
+    assert "may not read your environment" in capsys.readouterr().err
 
 
 def test_an_adapted_learner_reads_nothing(run: Path) -> None:
@@ -126,7 +126,7 @@ def test_an_adapted_learner_reads_nothing(run: Path) -> None:
     stored = torch.load("kept/learner.pt", weights_only=True)
     stored["sections"]["model"]["hidden"] = ["${oc.env:COUNT}"]
     torch.save(stored, "kept/learner.pt")
-    with pytest.raises(UserError, match="does not read your environment"):
+    with pytest.raises(UserError, match="may not read your environment"):
         load("kept")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from metarun.cli import main
 from metarun.errors import RunFailed
-from metarun.runs.history import HOW, substance
+from metarun.runs.history import EXECUTION_KEYS, experiment_identity
 from metarun.tracking.files import MetricsFile, atomic_write
 from metarun.tracking.rundir import RunDirectory
 
@@ -102,7 +102,7 @@ def test_rows_are_there_at_once_and_those_after_the_checkpoint_are_cut(tmp_path:
     again.write({"iteration": 3})
     assert [row["iteration"] for row in run.rows()] == [1, 3]
     again.close()
-    with pytest.raises(RunFailed, match="shorter than its checkpoint says"):
+    with pytest.raises(RunFailed, match="shorter than when its checkpoint was written"):
         MetricsFile(run.metrics, 1000)
 
 
@@ -117,12 +117,20 @@ def changed(config: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def test_how_a_run_is_carried_out_makes_no_other_experiment() -> None:
-    runner = [key.split(".")[1] for key in HOW if key.startswith("runner.")]
+    runner = [key.split(".")[1] for key in EXECUTION_KEYS if key.startswith("runner.")]
     config = {
         "seed": 0, "name": "x", "paper": None, "experiment": None, "task": {"shot": 5}, "tracker": {"wandb": "offline"},
         "runner": dict.fromkeys([*runner, "threads", "device", "iterations", "meta_batch"], 1),
     }  # fmt: skip
-    for key in ("seed", "tracker.wandb", "runner.threads", "runner.device", "runner.plots", "runner.directory", *HOW):
-        assert substance(changed(config, key)) == substance(config), key
+    for key in (
+        "seed",
+        "tracker.wandb",
+        "runner.threads",
+        "runner.device",
+        "runner.plots",
+        "runner.directory",
+        *EXECUTION_KEYS,
+    ):
+        assert experiment_identity(changed(config, key)) == experiment_identity(config), key
     for key in ("name", "task.shot", "runner.iterations", "runner.meta_batch"):
-        assert substance(changed(config, key)) != substance(config), key
+        assert experiment_identity(changed(config, key)) != experiment_identity(config), key

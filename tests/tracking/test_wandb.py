@@ -131,7 +131,7 @@ def _no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.setattr(wandb_mode, "_said", set())
+    monkeypatch.setattr(wandb_mode, "_reported", set())
     monkeypatch.setattr(sink_module, "FALLBACK", 300.0)  # a busy machine takes its time to start W&B
     # Whatever an earlier test set up: messages go to caplog and nowhere else.
     monkeypatch.setattr(logging.getLogger("metarun"), "handlers", [])
@@ -212,7 +212,7 @@ def test_offline_after_a_hard_kill_and_resume(tmp_path: Path, caplog: pytest.Log
     assert iterations(run) == expected(120)
     assert run.run_id == first
     assert len(list(directory.glob("wandb/replaced-offline-run-*"))) == 1
-    assert "going on" not in messages(caplog)
+    assert "continuing offline" not in messages(caplog)
 
 
 def test_resume_after_an_upload_is_a_new_run(tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_no_key_means_offline_said_once(
         recorder.rows(0, 2)
         recorder.finish()
         assert iterations(offline_runs(tmp_path / "c")[0]) == expected(2)
-        assert "online was asked for, without an API key" in messages(caplog)
+        assert "online mode needs an API key" in messages(caplog)
         assert server.runs == {}
 
 
@@ -440,7 +440,7 @@ def test_helper_process_killed_in_mid_run(
     (run,) = offline_runs(directory)
     assert iterations(run) == expected(40)
     assert run.exit_code == 0
-    assert "going on offline" in messages(caplog)
+    assert "continuing offline" in messages(caplog)
     assert "wandb sync" in messages(caplog)
 
 
@@ -526,7 +526,7 @@ def test_start_fails_to_offline(
     (run,) = offline_runs(tmp_path / "run")
     assert iterations(run) == expected(10)
     assert run.run_id == run_id(tmp_path / "run")
-    assert messages(caplog).count("going on offline") == 1
+    assert messages(caplog).count("continuing offline") == 1
     assert "wandb sync" in messages(caplog)
 
 
@@ -538,7 +538,7 @@ def test_nothing_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: 
     recorder = Recorder(tmp_path / "run")
     recorder.rows(0, 10)
     recorder.finish()
-    assert "no space left on device; off from here on" in messages(caplog)
+    assert "no space left on device; turned off" in messages(caplog)
 
 
 def test_neither_start_nor_rows_wait_for_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -582,7 +582,7 @@ def test_unreachable_server_costs_no_patience(port: str, tmp_path: Path) -> None
     (run,) = offline_runs(tmp_path / "run")
     assert iterations(run) == expected(43)
     assert run.exit_code == 0
-    assert "going on offline" in done.stderr
+    assert "continuing offline" in done.stderr
     assert "wandb sync" in done.stderr
     assert done.stderr.splitlines()[-1] == "the result"
     assert done.stdout == ""

@@ -67,7 +67,7 @@ def test_what_has_nothing_to_learn_is_evaluated_at_once(
         summary = run.run()
     assert (summary["iterations"], summary["test"][run.task.metric]["n"]) == (0, 4)
     (said,) = [r.getMessage() for r in caplog.records if "no meta-parameters" in r.getMessage()]
-    assert "nothing to meta-train: evaluated at once, as by runner.iterations=0" in said
+    assert "no meta-parameters to train; it is evaluated at once, as with runner.iterations=0" in said
     rows = next(tmp_path.glob("baseline/*/metrics.jsonl")).read_text().splitlines()
     assert len(rows) == 1  # of the test
 

@@ -51,7 +51,7 @@ def test_a_run_starts_from_the_model_of_another(capsys: pytest.CaptureFixture[st
     for words, said in (
         ([f"runner.init_from={base}"], "no run directory at"),
         (["runner.init_from=elsewhere", "model.width=5"], "both need the same model.* keys"),
-        (["runner.init_from=elsewhere", "model=mlp"], "that run's model has no"),
+        (["runner.init_from=elsewhere", "model=mlp"], "that run's model lacks"),
     ):
         assert run("wrong", "algorithm=protonet", "runner.iterations=1", *words) == 2
         assert said in capsys.readouterr().err
