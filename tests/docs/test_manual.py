@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import importlib
 import importlib.util
+import itertools
 import re
 import shlex
 import subprocess
@@ -15,6 +18,7 @@ from types import ModuleType
 
 import pytest
 
+import metarun
 from metarun.cli import COMMANDS, adapt, bench, cache, evaluate, is_train, main, report, reproduce, search
 from metarun.cli.help import DOCS, overview, summary, topics
 from metarun.cli.sweep import _jobs
@@ -132,6 +136,36 @@ def test_there_are_commands_to_examine() -> None:
     assert {page for page, _ in BLOCKS} >= {*PAGES} - OWN_TEST - {"python-api"}
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in text_of(page)])
+def test_python_of_the_manual_compiles_and_names_what_is_there(page: str) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", text_of(page), re.MULTILINE | re.DOTALL):
+        tree = ast.parse(block)
+        used = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "metarun"
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("metarun"):
+                module = importlib.import_module(node.module or "")
+                assert all(hasattr(module, each.name) for each in node.names)
+        assert used <= set(metarun.__all__)
+
+
+def test_messages_of_the_troubleshooting_page_are_the_programs() -> None:
+    """Two words in a row of each message, values left out, stand in a row in the sources, or in a test of messages."""
+    files = [*Path(metarun.__file__).parent.rglob("*.py"), ROOT / "tests" / "cli" / "test_bad_input.py"]
+    sources = " ".join(path.read_text(encoding="utf-8") for path in files)
+    sources = re.sub(r"\s+", " ", re.sub(r'"\s*\n\s*f?"', "", sources))
+    rows = [line.split(" | ")[0] for line in text_of("troubleshooting").splitlines() if re.match(r"\| `", line)]
+    messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row) if len(message.split()) > 2]
+    assert messages
+    for message in messages:
+        words = re.sub(r"'[^']*'|\b[A-Z]+\b|\S*[=.]\S+", "...", message).split()
+        pairs = [f"{one} {two}" for one, two in itertools.pairwise(words) if "..." not in (one, two)]
+        assert not pairs or any(pair in sources for pair in pairs), message
+
+
 def test_readme_is_short() -> None:
     assert len(text_of("README").splitlines()) <= 150
 
@@ -204,7 +238,7 @@ def generator() -> ModuleType:
 def test_tables_are_up_to_date(generator: ModuleType) -> None:
     """``python scripts/docs.py`` writes them."""
     stale = [page for page in PAGES if generator.with_tables(text_of(page)) != text_of(page)]
-    assert not stale
+    assert not stale, "run: python scripts/docs.py"
 
 
 @pytest.mark.parametrize(("page", "group"), [("tasks", "task"), ("models", "model"), ("algorithms", "algorithm")])
