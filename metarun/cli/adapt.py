@@ -15,7 +15,8 @@ from metarun import strict_json
 from metarun.config.trust import take_code
 from metarun.errors import RunFailed, UserError, nearest, require
 from metarun.escape import for_csv, printable
-from metarun.runs.stored import reread
+from metarun.runs.stored import recorded, reread
+from metarun.tasks.same_data import named
 from metarun.tracking.console import set_up_logging
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from metarun.adapted.learner import LeaveOneOut, Predictions
     from metarun.adapted.sources import Source
+    from metarun.tasks.record import DataRecord
 
 log = logging.getLogger("metarun")
 
@@ -97,6 +99,7 @@ def run(words: list[str]) -> int:
     print(
         f"adapted to {len(given.items)} examples" + (f" of {len(learner.classes)} classes" if learner.classes else "")
     )
+    result["support"]["meta_trained_on"] = report_seen_classes(learner.classes, recorded(directory))
     alone = learner.leave_one_out()
     support = contents(inputs.spec.modality, given, learner.support.x[0])
     result["leave_one_out"] = report_leave_one_out(score, alone, support)
@@ -124,6 +127,17 @@ def run(words: list[str]) -> int:
 def tell(option: str, source: Source) -> None:
     """Log how the data were read, on stderr, since results go to stdout."""
     log.info("%s: %s", option, "; ".join(source.notes))
+
+
+def report_seen_classes(classes: Sequence[str], record: DataRecord | None) -> list[str]:
+    """Print which ``classes`` have the names of meta-training classes of the run, and return these."""
+    seen = record.trained_on(classes, {}) if record else []
+    if seen:
+        print(
+            printable(f"{len(seen)} of the {len(classes)} classes have names of meta-training classes: {named(seen)}")
+        )
+        print("  if they are the same classes, the scores below are not about new ones")
+    return seen
 
 
 def report_leave_one_out(score: str, alone: LeaveOneOut, support: Sequence[Hashable]) -> dict[str, Any]:

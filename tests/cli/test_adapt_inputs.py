@@ -259,3 +259,11 @@ def test_the_sheet_shows_queries_with_their_class_evenly() -> None:
     assert {len(each) for each in shown.values()} == {8}
     asked.targets = []
     assert [len(each) for each in queries_by_class(["a", "b"], asked, guessed, 8).values()] == [8, 0]
+
+
+def test_classes_of_meta_training_are_told(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained_on = json.loads((images / "data.json").read_text())["classes"]["train"]
+    for name in (trained_on[0], "new"):
+        draw(tmp_path / "support" / name, 2, 7)
+    assert adapt(images, "--support=support")["support"]["meta_trained_on"] == [trained_on[0]]
+    assert f"1 of the 2 classes have names of meta-training classes: '{trained_on[0]}'" in capsys.readouterr().out
