@@ -28,7 +28,8 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from metarun.cli import COMMANDS, main
+from metarun.cli import main
+from metarun.cli.commands import COMMANDS
 from metarun.config.catalogue import catalogue
 from tests.words import library_word
 

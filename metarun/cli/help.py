@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from metarun.cli import COMMANDS
+from metarun.cli.commands import COMMANDS
 from metarun.errors import UserError, nearest
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metarun.cli import COMMANDS
+from metarun.cli.commands import COMMANDS
 from metarun.cli.output import print_summary
 from metarun.config.compose import compose, resolve, unresolved
 from metarun.config.overrides import read, value_at

@@ -19,7 +19,8 @@ from types import ModuleType
 import pytest
 
 import metarun
-from metarun.cli import COMMANDS, adapt, bench, cache, evaluate, is_train, main, report, reproduce, search
+from metarun.cli import adapt, bench, cache, evaluate, is_train, main, report, reproduce, search
+from metarun.cli.commands import COMMANDS
 from metarun.cli.help import DOCS, overview, summary, topics
 from metarun.cli.sweep import _jobs
 from metarun.config import compose as compose_module
