@@ -113,9 +113,9 @@ def examine(words: list[str]) -> None:
         case "report":
             report.parse(rest)
         case "search":
-            check(named(compose(search._asked(rest)[2])))
+            check(named(compose(search._parse(rest)[2])))
         case "reproduce":
-            reproduce._asked(rest)
+            reproduce._parse(rest)
         case "bench":
             bench.read(rest)
         case "cache":
