@@ -45,7 +45,7 @@ class SearchFolder:
             UserError: The folder holds another search.
         """
         self.path.joinpath("trials").mkdir(parents=True, exist_ok=True)
-        refuse_links(self.path, besides=["journal.log.lock"])  # Optuna locks its journal by a link of this name
+        refuse_links(self.path, besides=["journal.log.lock"])  # left by searches that Optuna's own lock guarded
         content = json.loads(json.dumps({"space": search.space, "objectives": search.objectives, "config": identity}))
         file = self.path / "search.yaml"
         if not file.is_file():
@@ -75,6 +75,26 @@ class SearchFolder:
     def trial(self, number: int) -> Path:
         """Return the run directory of a trial."""
         return self.path / "trials" / f"{number:04d}"
+
+
+class JournalLock:
+    """Optuna's lock of its journal, released by the kernel when its holder dies.
+
+    Optuna's own lock is a link, which a killed worker leaves behind for others to wait for.
+    """
+
+    def __init__(self, folder: SearchFolder) -> None:
+        self._folder = folder
+        self._held = contextlib.ExitStack()
+
+    def acquire(self) -> bool:
+        """Wait for the lock."""
+        self._held.enter_context(self._folder.locked("journal.log"))
+        return True
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._held.close()
 
 
 class Study:
@@ -113,7 +133,7 @@ class Study:
         self.objectives = dict(search.objectives or {metric: "maximize" if higher_is_better else "minimize"})
         single = len(self.objectives) == 1
         pruner = optuna.pruners.MedianPruner(n_startup_trials=search.startup)
-        storage = JournalStorage(JournalFileBackend(str(folder.path / "journal.log")))
+        storage = JournalStorage(JournalFileBackend(str(folder.path / "journal.log"), JournalLock(folder)))
         with folder.locked("journal"):
             self.optuna = optuna.create_study(
                 study_name="search",

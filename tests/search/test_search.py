@@ -159,6 +159,18 @@ def test_killed_workers_lose_and_double_nothing(space: Path) -> None:
     assert "continuing after iteration" in log
 
 
+def test_what_a_killed_worker_locked_is_free(space: Path) -> None:
+    """A link such as Optuna's own lock leaves when its holder is killed: the next one would wait for ever."""
+    words = ["search", "mine", *WORDS, "--workers=1"]
+    assert main([*words, "--trials=1"]) == 0
+    folder = Path("outputs/search/sinusoid-maml-mine")
+    (folder / "journal.log.lock").symlink_to("outputs/gone")
+    signal.alarm(120)
+    assert main([*words, "--trials=2"]) == 0
+    signal.alarm(0)
+    assert sum(json.loads((folder / "search.json").read_text())["trials"].values()) == 2
+
+
 def test_a_space_of_the_config_dir(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("METARUN_CONF")
     words = ["search", "mine", *WORDS, "--trials=1", "algorithm=maml"]
