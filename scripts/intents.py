@@ -33,7 +33,7 @@ def fold(words: list[str], dataset: str, number: int, shot: int) -> dict[int, di
     run = build(named(composed), {"choices": composed.choices})
     run.run()
     ways = {name: shape.way for name, shape in run.task.variants().items() if shape is not None}
-    return {ways[name]: result.final()["accuracy"].as_dict() for name, result in run.results.items()}
+    return {ways[name]: result.final()["accuracy"].as_dict() for name, result in run.test().items()}
 
 
 def over_folds(folds: list[dict[str, float]]) -> dict[str, Any]:

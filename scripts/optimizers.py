@@ -64,7 +64,7 @@ def judged(run: Experiment) -> dict[str, Any]:
     """The run, carried out; log10 losses of the meta-test tasks and how long it took."""
     began = time.monotonic()
     run.run()
-    return {"curves": log_losses(run.results[""]), "seconds": time.monotonic() - began}
+    return {"curves": log_losses(run.test()[""]), "seconds": time.monotonic() - began}
 
 
 def control(words: list[str], name: str) -> dict[str, Any]:

@@ -623,7 +623,9 @@ def test_a_percept_can_tell_of_a_whole_transition(attends: bool) -> None:
     assert torch.equal(before[1:], by_step(rollout.observation)[:-1])
     learner.meta_step(task.batch("train", range(6)), 0)
     image = Spec("control", "image", (3, 4, 4), 2, discrete_actions=True)
-    with pytest.raises(UserError, match=r"^model.transitions=true: this task's observations are images"):
+    with pytest.raises(
+        UserError, match=r"^model.transitions=true: needs vector observations, but this task's are images"
+    ):
         rl2(image, attends=attends, transitions=True)
 
 

@@ -58,7 +58,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     (f"{SINE} algorithm.adapts.part=hed", ["algorithm.adapts.part=hed", "did you mean 'head'"]),
     (f"{SINE} algorithm.rule=sgd", ["algorithm.rule has no _target_"]),
     (f"{SINE} algorithm.rule._target_={PIECES}.rules.SDG", ["algorithm.rule._target_", "did you mean 'SGD'"]),
-    (f"{SINE} algorithm.rule._target_={PIECES}.losses.TaskLoss", ["rule._target_", "not a subclass", "rules.Rule"]),
+    (f"{SINE} algorithm.rule._target_={PIECES}.losses.TaskLoss", ["rule._target_", "not a subclass", "pieces.Rule"]),
     (f"{SINE} algorithm=cavia algorithm.adapts.layer=layer.0", ["has no such layer", "did you mean 'layers.0'"]),
     (f"{SINE} algorithm=imaml algorithm.inner_steps=0", ["algorithm.inner_steps=0", "needs an inner loop"]),
     (f"{SINE} algorithm.adapts.part=norm", ["algorithm.adapts.part=norm", "no parameters there"]),

@@ -226,10 +226,10 @@ def test_own_configuration_adds_and_shadows(tmp_path: Path, capsys: pytest.Captu
     assert main([*SINE, "model=mine"]) == 2
 
 
-def block_of_the_manual(name: str) -> str:
-    """The example file ``name`` as the manual's page on extending prints it."""
-    page = (Path(metarun.__file__).parent / "docs" / "extending.md").read_text(encoding="utf-8")
-    return page.split(f"\n# {name}\n")[1].split("```")[0]
+def block_of_the_manual(name: str, topic: str = "extending") -> str:
+    """The example file ``name`` as a page of the manual prints it."""
+    page = (Path(metarun.__file__).parent / "docs" / f"{topic}.md").read_text(encoding="utf-8")
+    return page.split(f"# {name}\n")[1].split("```")[0]
 
 
 def test_own_update_rule_of_the_manual(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,8 +303,8 @@ def test_the_server_stops_in_mid_run(
 
 def test_own_environments_of_the_readme(tmp_path: Path) -> None:
     pytest.importorskip("gymnasium", reason="needs gymnasium: pip install 'metarun[rl]'")
-    (tmp_path / "my_tasks.py").write_text(block_of_the_manual("my_tasks.py"))
-    assert len(block_of_the_manual("my_tasks.py").strip().splitlines()) <= 20
+    (tmp_path / "my_tasks.py").write_text(block_of_the_manual("my_tasks.py", "tasks"))
+    assert len(block_of_the_manual("my_tasks.py", "tasks").strip().splitlines()) <= 20
     small = ["runner.iterations=2", "runner.meta_batch=3", "runner.val_episodes=2", "runner.test_episodes=2"]
     words = ["task.sampler=my_tasks", "task.episodes=2", "algorithm=rl2", "model=gru_policy", "task.horizon=20"]
     assert main(["task=rl/gym", *words, *small, "tracker.wandb=disabled", "name=own"]) == 0

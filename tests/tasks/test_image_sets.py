@@ -520,7 +520,7 @@ def write_cifar_folders(root, split=None):
 
 
 def cifar(name, root, **given):
-    return KEPT[name](0, root=str(root), **{**EPISODE, "size": 32, **PLAIN, **given})
+    return KEPT[name](0, root=str(root), **{**EPISODE, "size": 32, "resize": "squash", **PLAIN, **given})
 
 
 @pytest.mark.parametrize("name", KEPT)
