@@ -303,10 +303,10 @@ def test_the_server_stops_in_mid_run(
 
 def test_own_environments_of_the_readme(tmp_path: Path) -> None:
     pytest.importorskip("gymnasium", reason="needs gymnasium: pip install 'metarun[rl]'")
-    (tmp_path / "my_tasks.py").write_text(block_of_the_manual("my_tasks.py", "tasks"))
-    assert len(block_of_the_manual("my_tasks.py", "tasks").strip().splitlines()) <= 20
+    (tmp_path / "my_poles.py").write_text(block_of_the_manual("my_poles.py", "tasks"))
+    assert len(block_of_the_manual("my_poles.py", "tasks").strip().splitlines()) <= 20
     small = ["runner.iterations=2", "runner.meta_batch=3", "runner.val_episodes=2", "runner.test_episodes=2"]
-    words = ["task.sampler=my_tasks", "task.episodes=2", "algorithm=rl2", "model=gru_policy", "task.horizon=20"]
+    words = ["task.sampler=my_poles", "task.episodes=2", "algorithm=rl2", "model=gru_policy", "task.horizon=20"]
     assert main(["task=rl/gym", *words, *small, "tracker.wandb=disabled", "name=own"]) == 0
     (run,) = runs(tmp_path)
     summary = json.loads((run / "summary.json").read_text())

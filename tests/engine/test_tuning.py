@@ -18,7 +18,9 @@ from metarun.engine import tuning
 from metarun.engine.plan import Plan
 from metarun.engine.step import Engine
 from metarun.engine.tuning import Tuned, choose, peak, tuned
+from metarun.tracking.rundir import RunDirectory
 from metarun.training.experiment import Experiment
+from metarun.training.setup import plan_steps
 
 WORDS = ["task=vision/glyphs", "algorithm=maml", "model.width=4", "runner.meta_batch=4", "runner.device=cpu",
          "runner.threads=1", "tracker.wandb=disabled", "runner.plots=false", "name=tuning", "task.test_ways=[]",
@@ -138,7 +140,7 @@ def test_a_tuned_run_that_is_stopped_and_resumed_ends_the_same_to_the_bit(tmp_pa
         json.dumps({**json.loads((runs[1] / "meta.json").read_text()), "step": {**step, "plan": vars(plan)}})
     )
     again = experiment("runner.iterations=6")
-    again._plan(_Directory(runs[1]), _Resumed())  # type: ignore[arg-type]
+    plan_steps(again.engine, again.task, again.runner, RunDirectory(runs[1]), 4)
     assert again.engine.plan == plan
     (runs[1] / "meta.json").write_text(json.dumps({**json.loads((runs[1] / "meta.json").read_text()), "step": step}))
     assert main(["resume", str(runs[1]), "runner.iterations=8"]) == 0
@@ -146,15 +148,3 @@ def test_a_tuned_run_that_is_stopped_and_resumed_ends_the_same_to_the_bit(tmp_pa
     assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
     rows = [[json.loads(line) for line in (r / "metrics.jsonl").read_text().splitlines()] for r in runs]
     assert [r for r in rows[1] if "test/accuracy" not in r] == [r for r in rows[0] if "test/accuracy" not in r]
-
-
-class _Directory:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def meta(self) -> dict[str, Any]:
-        return json.loads((self.path / "meta.json").read_text())
-
-
-class _Resumed:
-    iteration = 4
