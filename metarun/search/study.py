@@ -133,7 +133,8 @@ class Study:
         self.objectives = dict(search.objectives or {metric: "maximize" if higher_is_better else "minimize"})
         single = len(self.objectives) == 1
         pruner = optuna.pruners.MedianPruner(n_startup_trials=search.startup)
-        storage = JournalStorage(JournalFileBackend(str(folder.path / "journal.log"), JournalLock(folder)))
+        lock: Any = JournalLock(folder)  # has the two methods of Optuna's BaseJournalFileLock
+        storage = JournalStorage(JournalFileBackend(str(folder.path / "journal.log"), lock))
         with folder.locked("journal"):
             self.optuna = optuna.create_study(
                 study_name="search",
