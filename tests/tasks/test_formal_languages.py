@@ -98,8 +98,8 @@ def test_the_reference_is_the_entropy_a_place() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"edges": [1, 4]}, r"task.edges=\[1, 4\]: .* there may be 4 \(task.alphabet\) and 3 \(task.states"),
-        ({"alphabet": [4, 19]}, r"more than the task.symbols=18"),
+        ({"edges": [1, 4]}, r"task.edges=\[1, 4\]: .* there may be only 4 \(task.alphabet\) and 3 \(task.states"),
+        ({"alphabet": [4, 19]}, r"a language has at most task.symbols=18"),
         ({"lengths": [5, 2]}, r"task.lengths=\[5, 2\]: two numbers are needed"),
     ],
 )

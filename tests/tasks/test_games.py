@@ -40,7 +40,7 @@ def assert_repeats(family: GymFamily) -> Rollout:
     played(family, "train", [0])
     played(family, "val", [7, 1])
     again = played(family, "val", [3, 1])
-    for name in ("observation", "action", "reward", "running", "terminated"):
+    for name in ("observation", "action", "reward", "mask", "terminated"):
         assert torch.equal(getattr(first, name), getattr(again, name)), name
     return first
 

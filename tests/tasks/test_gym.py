@@ -91,7 +91,7 @@ def played(family: GymFamily, split: Split, indices: list[int], copies: int) -> 
 
 
 def same(one: Rollout, other: Rollout) -> bool:
-    names = ("observation", "action", "reward", "running", "terminated")
+    names = ("observation", "action", "reward", "mask", "terminated")
     return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
 
 

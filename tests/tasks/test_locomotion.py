@@ -208,7 +208,7 @@ def test_a_picture_is_drawn() -> None:
 
 
 def test_what_cannot_be_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"task.varies.between=\[2.0, 1.0\]: two numbers, the lower first"):
+    with pytest.raises(UserError, match=r"task.varies.between=\[2.0, 1.0\]: give two numbers, the lower first"):
         Velocity(between=[2.0, 1.0])
     with pytest.raises(UserError, match=r"use runner.device=cpu"):
         locomotion().to(torch.device("mps"))
