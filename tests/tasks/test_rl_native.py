@@ -120,7 +120,7 @@ def test_constants_are_log_uniform_and_test_tasks_lie_outside_if_asked() -> None
     assert (task.constants.draw(0, "test", [3])["gravity"] == 9.8).all()
     assert (task.constants.draw(0, "val", range(99))["force"] >= 5).all()
     assert float((task.batch("train", range(4000)).force < 0).float().mean()) == pytest.approx(0.3, abs=0.03)
-    with pytest.raises(UserError, match=r"task\.force=\[3\.0, 1\.0\]: a range"):
+    with pytest.raises(UserError, match=r"task\.force=\[3\.0, 1\.0\]: give a range"):
         cartpole(force=[3.0, 1.0])
 
 
