@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import subprocess
 import sys
@@ -13,18 +12,14 @@ from types import ModuleType
 
 import pytest
 
+from tests.script import script
+
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def seeded() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("faults", ROOT / "scripts" / "faults.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["faults"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return script("faults")
 
 
 def test_every_fault_applies_and_names_tests_that_there_are(seeded: ModuleType) -> None:

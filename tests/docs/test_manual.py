@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import copy
 import importlib
-import importlib.util
 import itertools
 import re
 import shlex
@@ -29,6 +28,7 @@ from metarun.config.check import check
 from metarun.config.compose import compose, named
 from metarun.config.overrides import read
 from metarun.errors import UserError
+from tests.script import script
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -228,12 +228,7 @@ def test_help_imports_no_torch() -> None:
 
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_script", ROOT / "scripts" / "docs.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("docs")
 
 
 def test_tables_are_up_to_date(generator: ModuleType) -> None:

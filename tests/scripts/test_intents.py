@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.script import script
 
 WORDS = [
     "task=nlp/intents", "model=text_cnn", "model.embedding=4", "model.filters=2", "algorithm=protonet",
@@ -19,11 +20,7 @@ WORDS = [
 
 @pytest.fixture
 def intents(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("intents", Path(__file__).parents[2] / "scripts" / "intents.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("intents")
     monkeypatch.setattr(module, "NUMBERS", (1, 3))
     return module
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from metarun.errors import UserError
+from tests.script import script
 
 QUADRATICS = ["task=regression/quadratics", "algorithm.test_steps=10"]
 SINUSOID = ["experiment=ml3/sinusoid", "task.shot=8", "model.hidden=[8,8]", "algorithm.test_steps=3"]
@@ -20,13 +19,7 @@ SMALL += ["runner.eval_batch=4", "runner.validate_every=0", "runner.threads=1", 
 
 @pytest.fixture
 def optimizers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / "optimizers.py"
-    spec = importlib.util.spec_from_file_location("optimizers", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "optimizers", module)
-    spec.loader.exec_module(module)
+    module = script("optimizers")
     monkeypatch.setattr(module, "GRID", [1e-6, 0.01, 1e3])
     monkeypatch.chdir(tmp_path)
     return module
