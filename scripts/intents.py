@@ -31,9 +31,9 @@ def fold(words: list[str], dataset: str, number: int, shot: int) -> dict[int, di
     asked = [f"task.dataset={dataset}", f"task.fold={number}", f"task.shot={shot}"]
     composed = compose([*words, *asked])
     run = build(named(composed), {"choices": composed.choices})
-    run.run()
-    ways = {name: shape.way for name, shape in run.task.variants().items() if shape is not None}
-    return {ways[name]: result.final()["accuracy"].as_dict() for name, result in run.test().items()}
+    found = run.run()["test"]
+    ways = {f"accuracy{suffix}": shape.way for suffix, shape in run.task.variants().items() if shape is not None}
+    return {way: found[name] for name, way in ways.items() if name in found}
 
 
 def over_folds(folds: list[dict[str, float]]) -> dict[str, Any]:

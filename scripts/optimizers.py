@@ -18,17 +18,20 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metarun.config.build import build
 from metarun.config.compose import compose, named
 from metarun.errors import RunFailed, UserError
-from metarun.evaluation.evaluator import Estimate, Result
+from metarun.evaluation.evaluator import Estimate
 from metarun.tracking.console import set_up_logging
+from metarun.tracking.rundir import RunDirectory
 from metarun.training.experiment import Experiment
 
 RULES = {
@@ -43,9 +46,9 @@ DIVERGED = 1e6
 """A task that ends above this, or in infinity or NaN, counts with this."""
 
 
-def log_losses(result: Result) -> Tensor:
+def log_losses(curves: Mapping[str, Tensor]) -> Tensor:
     """log10 of each task's loss after each step, [n, steps + 1]."""
-    losses = result.curves["loss"] if "loss" in result.curves else result.curves["mse"]
+    losses = curves["loss"] if "loss" in curves else curves["mse"]
     return losses.double().nan_to_num(nan=DIVERGED, posinf=DIVERGED).clamp(1e-30, DIVERGED).log10()
 
 
@@ -61,17 +64,19 @@ def experiment(
 
 
 def judged(run: Experiment) -> dict[str, Any]:
-    """The run, carried out; log10 losses of the meta-test tasks and how long it took."""
+    """Carry out the run: log10 losses of its meta-test tasks, and the seconds that it took."""
+    directory = RunDirectory.create(run.runner.directory, run.name, run.seed)
     began = time.monotonic()
-    run.run()
-    return {"curves": log_losses(run.test()[""]), "seconds": time.monotonic() - began}
+    run.run(directory)
+    seconds = time.monotonic() - began
+    return {"curves": log_losses({k: torch.tensor(v) for k, v in directory.episodes().items()}), "seconds": seconds}
 
 
 def control(words: list[str], name: str) -> dict[str, Any]:
     """An ordinary optimizer at its best step size."""
     scores = {}
     for lr in GRID:
-        ends = log_losses(experiment(words, "scratch", RULES[name], lr).test("val")[""])[:, -1]
+        ends = log_losses(experiment(words, "scratch", RULES[name], lr).test("val")[""].curves)[:, -1]
         scores[lr] = float(ends.mean())
     best = min(scores, key=lambda lr: scores[lr] if isfinite(scores[lr]) else inf)
     return {"lr": best, "val": scores[best], "grid": scores, **judged(experiment(words, "scratch", RULES[name], best))}
