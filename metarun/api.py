@@ -164,9 +164,7 @@ def evaluate(
     """
     opened = _opened(run, trust)
     given: dict[str, Any] = {}
-    words = [
-        each for part in (*overrides, settings) for each in ([part] if isinstance(part, str) else words_of(part, given))
-    ]
+    words = [word for each in (*overrides, settings) for word in words_of(each, given)]
     require(not given, f"{', '.join(given)}: an evaluation changes values and no components")
     with shown(display), torch_settings():
         return evaluate_run(
