@@ -1,5 +1,6 @@
-"""What learns over tasks: one package for each kind of algorithm, and the base classes.
+"""Meta-learning algorithms: one package for each kind, and the base classes.
 
-``base`` states what any algorithm does, ``supervised`` what one with support and query sets does. An algorithm holds
-its model, knows task families only through their data types, and imports nothing of engine, training or configuration.
+``base`` states the contract of every algorithm, ``supervised`` that of algorithms with support and query sets. An
+algorithm holds its model, knows task families only through their data types, and imports nothing of engine, training
+or configuration.
 """

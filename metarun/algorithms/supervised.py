@@ -143,7 +143,10 @@ class SupervisedAlgorithm(Algorithm):
         return True
 
     def capture_key(self, iteration: int) -> tuple[Any, ...]:
-        """What the step at ``iteration`` depends on beside tensors; a recording serves while it is the same."""
+        """Return the values other than tensors that the step at ``iteration`` depends on.
+
+        A recording can be used while they stay the same.
+        """
         return ()
 
     def adapt(self, support: Labelled) -> Adapted:

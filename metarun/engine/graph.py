@@ -108,7 +108,7 @@ def _shape(node: Any) -> tuple[int, ...]:
 
 
 def _order(node: Any) -> list[int]:
-    """Of the dimensions, by a permutation or the exchange of two."""
+    """Order of the dimensions after a permutation or the exchange of two."""
     rank = len(_shape(node))
     if node.target is torch.ops.aten.permute.default:
         return [d % rank for d in node.args[1]]
@@ -118,7 +118,7 @@ def _order(node: Any) -> list[int]:
 
 
 def _merge_equal(graph: GraphModule) -> None:
-    """Of operations on equal arguments, keep the first.
+    """Keep only the first of operations on equal arguments.
 
     An operation that writes into its argument makes a new version of all that shares that memory, and what is ever
     written into stays apart.
@@ -148,7 +148,7 @@ def _merge_equal(graph: GraphModule) -> None:
 
 
 def _writes(node: Node) -> bool:
-    """Whether it changes its first argument."""
+    """True if it writes into its first argument."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable
 

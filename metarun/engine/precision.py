@@ -1,4 +1,4 @@
-"""What a run computes in (``runner.precision``), and what a reduced precision does to its gradient, measured.
+"""The number format of a run (``runner.precision``), and the measured error of a reduced one.
 
 Parameters, inner updates, losses and the optimizer are float32 (or float64) whatever the precision. ``bfloat16``: the
 layers of the network multiply in it (:mod:`metarun.kernels.bfloat16`). ``tf32``: all float32 products on the GPU do.
@@ -32,7 +32,7 @@ FULL = ("float32", "float64")
 
 
 def parameters_dtype(precision: Precision) -> torch.dtype:
-    """What parameters and data are held in."""
+    """Return the dtype of parameters and data."""
     return torch.float64 if precision == "float64" else torch.float32
 
 

@@ -35,13 +35,13 @@ log = logging.getLogger("metarun")
 COMPILATION = 35.0
 """Seconds that compiling a step took when it was measured, in float64 too to check it, and must promise to save."""
 SAVED = 2 / 3
-"""Of a small step's time, by compiling it: what it must promise is guessed from this."""
+"""Share of a small step's time that compiling is expected to save."""
 SMALL = 0.02
 """Seconds up to which a step is worth compiling: longer ones spend their time in matrix products."""
 MEMORY = 400e6
 """Bytes that a step's tensors may add where a smaller part of the meta-batch would do with less."""
 CLOSE = 1.3
-"""How many times as long as the fastest a way to compute a step may have taken at first and still be chosen."""
+"""Largest ratio to the fastest first timing with which a plan is still a candidate."""
 ROUNDS = 5
 """In which the close ones take turns."""
 EXACT = 1e-8
@@ -55,9 +55,9 @@ class Tuned:
     plan: Plan
     milliseconds: float | None = None
     plain_milliseconds: float | None = None
-    """Of the plain loop: one task after another, nothing captured. (Of the step uncaptured, if it draws at random.)"""
+    """Time of the plain loop: one task after another, uncaptured. For a random step: that of the step uncaptured."""
     peak_mb: float | None = None
-    """What the tensors of a step add to memory at their peak."""
+    """Peak memory that the tensors of a step add."""
     error: float | None = None
     """Relative difference from the plain loop's gradient, in float64 on two tasks."""
     short: int | None = None
@@ -83,7 +83,7 @@ class Tuned:
 
 
 def tuned(algorithm: Algorithm, batch: Any, iterations: int, chunk: int | None, above: float | None) -> Tuned | None:
-    """How to compute ``algorithm``'s steps on meta-batches like ``batch``; ``None`` for algorithms without a choice.
+    """Return how to compute ``algorithm``'s steps on meta-batches like ``batch``; ``None`` if there is no choice.
 
     Found once for each learner, shape and device, and kept in the cache. ``chunk`` fixes the tasks at once; runs whose
     steps take up to ``above`` seconds in all are not worth a search (``None``: none is).
@@ -107,7 +107,7 @@ def tuned(algorithm: Algorithm, batch: Any, iterations: int, chunk: int | None, 
 
 
 def digest(algorithm: SupervisedAlgorithm, batch: TaskBatch, chunk: int | None, above: float | None) -> str:
-    """Of everything that the choice depends on."""
+    """Hash of everything that the choice depends on."""
     tensors = (batch.support.x, batch.support.y, batch.query.x, batch.query.y)
     device = tensors[0].device
     facts = [
@@ -205,7 +205,7 @@ class Exactness:
         plain = Plan(batched=False, chunk=1)
         self.truth = self.gradient(plain)
         self.random = not torch.equal(self.truth, self.gradient(plain, seed=1))
-        """Whether the step draws random numbers of its own, so that no two ways can be compared."""
+        """True if the step draws random numbers of its own, so that plans cannot be compared."""
 
     def error(self, plan: Plan) -> float:
         """Relative difference; infinite where the plan cannot be carried out."""

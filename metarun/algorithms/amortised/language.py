@@ -1,4 +1,4 @@
-"""What learners of languages from example strings share: how they are judged, and what a control is."""
+"""Shared parts of learners of languages from example strings: their metrics and a baseline."""
 
 from __future__ import annotations
 

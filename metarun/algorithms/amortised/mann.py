@@ -18,11 +18,11 @@ from metarun.types import Decay, Fraction, Positive, Rate
 
 
 class State(NamedTuple):
-    """What is carried from example to example, of B sequences."""
+    """State carried from example to example, for B sequences."""
 
     hidden: Tensor
     cell: Tensor
-    """Of the controller, [B, controller] each."""
+    """Cell state of the controller; it and ``hidden`` are [B, controller]."""
     memory: Tensor
     """[B, slots, width]"""
     read: Tensor

@@ -138,7 +138,7 @@ class NeuralProcess(SupervisedAlgorithm):
         return mean, 0.1 + 0.9 * torch.sigmoid(raw)
 
     def decode(self, context: Labelled, x: Tensor, z: Tensor | None) -> Gaussian:
-        """What is predicted at embedded ``x`` [T, N, F], for each z [S, T, latent]: both [S, T, N, D], S=1 without."""
+        """Predict at embedded ``x`` [T, N, F], for each z [S, T, latent]: both [S, T, N, D]; S=1 without z."""
         parts = [x]
         if self.deterministic:
             parts.append(self.attend(context, x))

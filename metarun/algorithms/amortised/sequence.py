@@ -1,4 +1,4 @@
-"""What learners that read a support set as a sequence share."""
+"""Shared parts of learners that read a support set as a sequence."""
 
 from __future__ import annotations
 

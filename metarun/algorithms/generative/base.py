@@ -1,4 +1,4 @@
-"""What every learner of new examples is: it adapts to a few of a class, and is judged by those it makes."""
+"""Base class of generative learners: they adapt to a few examples of a class, and are evaluated on new ones."""
 
 from __future__ import annotations
 

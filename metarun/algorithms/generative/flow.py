@@ -76,7 +76,7 @@ class Flow(Generative):
         return loss, {"loss": loss.detach()}
 
     def logits(self, x: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor:
-        """Of E[(x1 + 1) / 2 | x_t], pixel by pixel: x [N, C, H, W], t [N], a context of N sets."""
+        """Logits of E[(x1 + 1) / 2 | x_t], pixel by pixel: x [N, C, H, W], t [N], a context of N sets."""
         at = t[:, None, None, None]
         alone = (2 * at * x / (1 - at).square().clamp(min=1e-6)).clamp(-self.evidence, self.evidence)
         return self.model(x, t, context) + alone

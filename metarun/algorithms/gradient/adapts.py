@@ -96,7 +96,7 @@ def layer_named(name: str, model: nn.Module, key: str) -> nn.Module:
 
 
 def output_shape(layer: nn.Module, model: nn.Module, spec: Spec) -> torch.Size:
-    """Of what ``layer`` makes in ``model`` of two examples."""
+    """Shape of the output of ``layer`` when ``model`` is run on two examples."""
     shapes: list[torch.Size] = []
     with layer.register_forward_hook(lambda module, inputs, y: shapes.append(y.shape)):
         dry_run(model, spec)

@@ -1,4 +1,4 @@
-"""What adapts starts from a random point of each task's own, not from a meta-learned one."""
+"""Random initialisation: each task starts from random values of its own, not from meta-learned ones."""
 
 from __future__ import annotations
 

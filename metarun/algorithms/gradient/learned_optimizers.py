@@ -102,7 +102,7 @@ class MLPOptimizer(Rule):
         return unflatten(-self.lr * (weights * torch.cat(moments)).mean(-1), gradients), state
 
     def inputs(self, moments: Tensor, step: int) -> Tensor:
-        """Of one tensor with P entries, [P, inputs]; ``moments`` [P, ...] are its gradient and the means of that."""
+        """Inputs [P, inputs] for a tensor of P entries; ``moments`` [P, ...] are its gradient and the means of that."""
         size = moments[:, :1].square().mean(0, keepdim=True).clamp_min(SMALLEST**2).sqrt()
         times = [torch.full_like(moments[:, :1], tanh(step / t)) for t in (10, 100, 1000)]
         return torch.cat([moments / size, size.log().expand_as(moments[:, :1]), *times], -1)

@@ -18,7 +18,7 @@ from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Count
 
 FLOOR = 0.03
-"""What an early step's weight falls to at least while it has one, as a part of 1 / K (the authors' code)."""
+"""Smallest weight of an early step while it has one, as a part of 1 / K (the authors' code)."""
 
 
 class MultiStep(OuterGradient):
@@ -50,7 +50,7 @@ class MultiStep(OuterGradient):
         self.iteration.fill_(iteration)
 
     def capture_key(self, iteration: int) -> tuple[bool, bool]:
-        """Whether gradients are of first order, and whether early steps count."""
+        """Return whether gradients are of first order, and whether early steps count."""
         return iteration < self.first_order_for, iteration < self.anneal_over
 
     def weights(self, steps: int) -> Tensor:
@@ -73,7 +73,7 @@ class MultiStep(OuterGradient):
 
 
 class StepNorm(AdaptedParameters):
-    """What ``adapts`` says, in a network whose normalisation has factors and offsets of its own at each inner step.
+    """The parameters that ``adapts`` selects, with normalisation factors and offsets for each inner step.
 
     Per-step batch normalisation weights and biases of MAML++ (Antoniou, Edwards & Storkey 2019, arXiv:1810.09502,
     section 4), here of any normalisation: K = ``algorithm.inner_steps`` sets [K, ...], of which set k serves the

@@ -133,7 +133,7 @@ class OuterGradient(nn.Module):
         """Called before each outer step; a value that changes with every step belongs in a buffer."""
 
     def capture_key(self, iteration: int) -> tuple[Any, ...]:
-        """What the step at ``iteration`` depends on beside tensors."""
+        """Return the values other than tensors that the step at ``iteration`` depends on."""
         return ()
 
     def prepare(self, learner: Any) -> None:

@@ -37,25 +37,25 @@ class TruncatedUnroll(OuterGradient):
         super().__init__()
         self.unroll, self.log = unroll, log
         self.needs_full_meta_batch = unroll is not None
-        """Whether it needs the whole meta-batch at once: its tasks are kept together."""
+        """True if it needs the whole meta-batch at once, because its tasks are kept together."""
         self.kept: dict[str, Any] | None = None
-        """What goes on, as tensors and plain values; ``None`` where the next outer step begins anew."""
+        """State of the unfinished inner loops, tensors and plain values; ``None``: the next outer step begins anew."""
 
     def prepare(self, learner: InnerLoopLearner) -> None:
         require(learner.inner_steps > 0, "algorithm.inner_steps=0: a window of the inner loop needs one")
         require(not learner.rule.carries, "algorithm.rule.carry=true: long inner loops keep a rule's state themselves")
 
     def window(self, learner: InnerLoopLearner, step: int) -> int:
-        """How many inner steps to take now, ``step`` having been taken."""
+        """Number of inner steps to take now, after ``step`` of them."""
         return min(self.unroll or learner.inner_steps, learner.inner_steps - step)
 
     def task_objectives(self, judged: Metrics) -> Tensor:
-        """What each task's learner is to lower, [T], from what it is judged by."""
+        """Objective [T] that each task's learner minimises, computed from its metrics."""
         losses = judged["loss"] if "loss" in judged else judged["mse"]
         return (losses + SMALLEST).log() if self.log else losses
 
     def keep(self, learner: InnerLoopLearner, batch: TaskBatch, walk: InnerLoopState, **more: Any) -> None:
-        """Where to go on in the next outer step, unless the inner loops have ended."""
+        """Keep the state from which the next outer step continues, unless the inner loops have ended."""
         self.kept = None
         if walk.step < learner.inner_steps:
             support, query = batch.support, batch.query
@@ -76,7 +76,7 @@ class TruncatedUnroll(OuterGradient):
         self.kept = state
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TruncatedUnroll:
-        """What ``to`` moves."""
+        """Also move the kept state in ``to``."""
         self.kept = mapped(fn, self.kept)
         return super()._apply(fn, recurse)
 

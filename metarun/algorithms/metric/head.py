@@ -1,4 +1,4 @@
-"""What reads embedded support sets and answers for embedded queries: the exchangeable part of a metric learner."""
+"""Heads: the exchangeable part of a metric learner, which classifies embedded queries by embedded support sets."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Head(nn.Module):
 
     kinds: ClassVar[tuple[str, ...]] = ("classification",)
     maps: ClassVar[bool] = False
-    """Whether it reads feature maps [channels, height, width] rather than vectors, where the model has them."""
+    """True if it reads feature maps [channels, height, width] rather than vectors, where the model has them."""
     observes: bool = False
-    """Whether :meth:`observe` changes anything."""
+    """True if :meth:`observe` has an effect."""
 
     def prepare(self, features: tuple[int, ...], spec: Spec) -> None:
         """Called once, with the shape of one embedded example."""
@@ -41,17 +41,17 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def loss(self, support: Labelled, query: Labelled, prediction: Tensor) -> Tensor:
-        """What meta-training descends, given features and what :meth:`fit` predicts for the queries."""
+        """Loss of meta-training [], from features and the predictions of :meth:`fit` for the queries."""
         judged = judge(self.spec, prediction, query.y)
         return judged["mse" if self.spec.kind == "regression" else "loss"].mean()
 
     def protocol(self) -> dict[str, Any]:
-        """What a reader must know of it to compare a number."""
+        """Return the facts that are needed to compare results with others."""
         return {}
 
 
 class Similarity(nn.Module):
-    """How alike two vectors are, as a logit: minus the squared Euclidean distance or the cosine, times a scale.
+    """Similarity of two vectors as a logit: minus the squared Euclidean distance, or the cosine, times a scale.
 
     The scale is a constant, or learned from there (as its logarithm, so that it stays positive).
     ``a`` [..., N, F], ``b`` [..., M, F] -> [..., N, M].

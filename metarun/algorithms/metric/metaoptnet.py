@@ -14,7 +14,7 @@ from metarun.tasks.episode import Labelled
 from metarun.types import Fraction, Positive, Rate
 
 HELD = 1e14
-"""What holds a variable at its bound, in units of the kernel's diagonal."""
+"""Weight that holds a variable at its bound, in units of the kernel's diagonal."""
 
 
 class SVM(Head):

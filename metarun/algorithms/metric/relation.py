@@ -59,7 +59,7 @@ class Relation(Head):
         return lambda query: torch.stack([self.score(c, q) for c, q in zip(classes, query, strict=True)])
 
     def score(self, classes: Tensor, query: Tensor) -> Tensor:
-        """Of one task: [way, ...] and [Nq, ...] -> [Nq, way]."""
+        """Relation scores of one task: [way, ...] and [Nq, ...] -> [Nq, way]."""
         # A linear map of two maps one upon the other is the sum of linear maps of each: found once for each map, not
         # for each pair.
         pairs = (self.on_query(query)[:, None] + self.on_class(classes)).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""What the queries of an episode, taken together, add to prototypes found from its support set."""
+"""Transductive refinement: the queries of an episode together improve the prototypes of its support set."""
 
 from __future__ import annotations
 

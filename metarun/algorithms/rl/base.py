@@ -1,4 +1,4 @@
-"""What the learners of control have in common: they are judged by the returns of their rollouts."""
+"""Base class of RL algorithms: they are evaluated on the returns of their rollouts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ControlAlgorithm(Algorithm):
         """Experience on test tasks after 0, 1, ... adaptation steps, of one episode or a whole trial each."""
 
     def expected(self, env: Environment, observation: Tensor, action: Tensor, after: Tensor) -> Tensor | None:
-        """What a learner with a belief expects steps to pay, at each time of the trials of :meth:`rollouts`.
+        """Rewards that a learner with a belief predicts for steps, at each time of the trials of :meth:`rollouts`.
 
         The N steps are told by ``observation`` [N, size], ``action`` [N] or [N, size] and next observation ``after``
         [N, size]; [T, E, S, N]. ``None``: it has no such belief.
@@ -65,7 +65,7 @@ class TrialLearner(ControlAlgorithm):
 
     @abstractmethod
     def agent(self, env: Environment) -> Any:
-        """What acts in a trial, from its start; it may keep what it computes."""
+        """Return the agent that acts in a trial, from its start. It may keep state."""
 
     def trial(self, env: Environment, copies: int) -> tuple[Rollout, Any]:
         """``copies`` trials of each task, and the agent that acted in them."""

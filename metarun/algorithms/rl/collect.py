@@ -16,7 +16,7 @@ from metarun.tasks.rl.rollout import Rollout
 
 
 class Percept(NamedTuple):
-    """What an agent perceives before it acts, each [T, E, ...].
+    """Input of an agent before it acts, each [T, E, ...].
 
     ``before``, ``action``, ``reward`` and ``done`` are of the step before: the observation that was acted on, what
     was done and what it paid; zeros, no action (-1, or zeros if continuous), 0 and false at the start of a trial.

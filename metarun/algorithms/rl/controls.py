@@ -80,7 +80,7 @@ class Planner:
     def __init__(self, learner: Planning, horizon: int) -> None:
         self.learner, self.horizon, self.time = learner, horizon, 0
         self.values: list[Tensor] = []
-        """Of each action [T, E, S, A], by the step of the episode."""
+        """Value of each action [T, E, S, A], by the step of the episode."""
 
     def __call__(self, percept: Percept) -> Tensor:
         state = percept.observation.argmax(-1)
@@ -139,5 +139,5 @@ def plan(moves: Tensor, reward: Tensor, horizon: int) -> list[Tensor]:
 
 
 def pick(values: Tensor, state: Tensor) -> Tensor:
-    """Those of each ``state`` [...] among ``values`` [..., S, A]: [..., A]."""
+    """Select the entries of each ``state`` [...] from ``values`` [..., S, A]: [..., A]."""
     return values.gather(-2, state[..., None, None].expand(*state.shape, 1, values.shape[-1]))[..., 0, :]

@@ -72,7 +72,7 @@ Distribution = Categorical | Gaussian
 
 
 def distribution(spec: Spec, output: Tensor) -> Distribution:
-    """What a policy's output [..., outputs] means."""
+    """Return the distribution over actions that a policy's output [..., outputs] parametrises."""
     if spec.discrete_actions:
         return Categorical(output.log_softmax(-1))
     mean, log_std = output.chunk(2, -1)

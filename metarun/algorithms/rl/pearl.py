@@ -192,7 +192,7 @@ class PEARL(ControlAlgorithm):
         return z, 0.5 * (variance + mean.square() - 1 - variance.log()).sum(-1).mean()
 
     def critic_loss(self, z: Tensor, steps: Steps) -> Tensor:
-        """Of both critics, on ``steps`` [M, B, ...] with ``z`` [M, B, latent], which its gradient reaches."""
+        """Loss of both critics on ``steps`` [M, B, ...] with ``z`` [M, B, latent], which its gradient reaches."""
         with torch.no_grad():
             action, logp = self.draw(steps.after, z)
             after = self.model.values(steps.after, action, z, targets=True)
@@ -211,7 +211,7 @@ class PEARL(ControlAlgorithm):
         return squashed(output, torch.randn_like(output[..., : self.spec.output_size]))
 
     def temperature(self) -> Tensor | float:
-        """What an entropy of 1 is worth."""
+        """Weight of the entropy."""
         return self.log_temperature.detach().exp() if self.fixed_temperature is None else self.fixed_temperature
 
     def unpack(self, steps: Tensor) -> Steps:

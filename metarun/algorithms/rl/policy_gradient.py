@@ -40,7 +40,7 @@ class Experience(NamedTuple):
 
 
 class OuterStep:
-    """How the initialisation moves, given the experience on the way to the adapted policies and with these."""
+    """Outer step: moves the initialisation by the experience on the way to the adapted policies and with these."""
 
     def prepare(self, learner: PolicyGradientLearner) -> None:
         """Called once, at the end of the learner's construction; an optimizer belongs on the learner."""
@@ -181,7 +181,7 @@ class PolicyGradientLearner(ControlAlgorithm):
     # The inner loop
 
     def inner_loss(self, phi: Tensor, experience: Experience) -> Tensor:
-        """What an inner step descends, [T]."""
+        """Loss [T] that an inner step descends."""
         rollout, advantage, then = experience.rollout, experience.advantage, experience.logp
         if self.inner_loss_of == "ratio":
             return self.surrogate(phi, experience)

@@ -31,7 +31,7 @@ class Clipped:
     entropy_decay_over: Positive | None = None
 
     def at(self, iteration: int) -> Clipped:
-        """What it is at ``iteration``, from 0 on."""
+        """Return its value at ``iteration``, counted from 0."""
         weight = Schedule(self.entropy_weight, decay_over=self.entropy_decay_over).rate(iteration)
         return Clipped(self.clip, self.value_weight, weight)
 
@@ -45,7 +45,7 @@ class Clipped:
         target: Tensor,
         running: Tensor,
     ) -> Tensor:
-        """Of steps [...] that took ``action`` with log-probability ``old_logp``; ``target`` is what values aim at."""
+        """Loss on steps [...] that took ``action`` with log-probability ``old_logp``; values fit ``target``."""
         ratio = (policy.log_prob(action) - old_logp).exp()
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         surrogate = torch.minimum(ratio * advantage, clipped * advantage)

@@ -15,7 +15,7 @@ class Steps(NamedTuple):
     action: Tensor
     reward: Tensor
     after: Tensor
-    """What was seen next, the episode's end included."""
+    """Next observation, also at the end of an episode."""
     shaped: Tensor
     """The reward as the family shapes it for meta-training."""
     terminated: Tensor

@@ -42,7 +42,7 @@ class Recorder:
 
 
 class RewardHead(nn.Module):
-    """What a step will pay, by features [..., width] and the action [..., A] taken there: linear in both, [...].
+    """Predict a step's reward [...] from features [..., width] and the action [..., A] taken there, linear in both.
 
     One-hot actions have a weight vector each, as they have in the head of the policy.
     """

@@ -35,9 +35,9 @@ def soft_target(
     temperature: Tensor | float,
     discount: float,
 ) -> Tensor:
-    """What values should have been (equations 3 and 5): the lesser critic's of the next step, plus entropy.
+    """Targets of the critics (equations 3 and 5): the lesser critic's value of the next step, plus entropy.
 
-    None comes after a step that ``terminated``; truncation does not end the sum.
+    No value follows a step that ``terminated``; truncation does not end the sum.
     """
     after = next_values.amin(0) - temperature * next_logp
     return reward + discount * (1 - terminated) * after
