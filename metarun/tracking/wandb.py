@@ -18,7 +18,8 @@ id:
 
 **An unresponsive server** delays the end of a run by seconds only. Before W&B starts, the server is probed. A run that
 ends meanwhile waits :data:`~metarun.tracking.wandb_server.GRACE` more seconds for an answer. W&B's own start is stopped
-after three tenths of ``finish_timeout``. The offline copy then has :data:`FALLBACK` seconds.
+after three tenths of ``finish_timeout``. The offline copy then has :data:`FALLBACK` seconds. W&B's reports about itself
+are off unless ``WANDB_ERROR_REPORTING`` asks for them: at the end of the process they wait for the server once more.
 """
 
 from __future__ import annotations
@@ -202,6 +203,7 @@ class WandbSink:
     # The methods below run on the worker thread.
 
     def _work(self, mode: str | None) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         self._guard(lambda: self._start(choose_mode(mode)), self._reopen)
         while (action := self._queue.get()) is not None:
             if self._run is not None:
