@@ -122,3 +122,15 @@ def test_recipes_share_what_they_build_on(tmp_path: Path) -> None:
 def test_a_failed_run_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "mine/tiny", "--seeds=1", "runner.device=cuda:77", "tracker.wandb=disabled"]) == 1
     assert "1 of 1 runs failed: seed 0 (exit 2)" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("recipe")
+def test_smoke_measures_every_claim_and_records_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["reproduce", "mine/tiny", "--smoke", "runner.threads=1"]
+    assert main(words) == 0
+    assert "mine/tiny: works; it measures mse after 1, mse; nothing recorded" in capfd.readouterr().out
+    assert not Path("outputs").exists()
+    recipe = tmp_path / "conf" / "experiment" / "mine" / "tiny.yaml"
+    recipe.write_text(RECIPE.replace("metric: mse, value", "metric: accuracy, value"))
+    assert main(words) == 2
+    assert "paper.claims.bad: the run has no accuracy" in capfd.readouterr().err
