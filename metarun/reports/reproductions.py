@@ -84,6 +84,7 @@ def record(name: str, config: Mapping[str, Any], runs: Mapping[int, RunDirectory
         "iterations": first["iterations"],
         "protocol": first["protocol"],
         "train_s": {str(seed): summary["wall_s"] for seed, summary in summaries.items()},
+        "cpu_s": {str(seed): summary.get("cpu_s") for seed, summary in summaries.items()},
         "commits": {str(seed): (meta.get("git") or {}).get("commit") for seed, meta in metas.items()},
         "versions": {"python": last["python"], **last["versions"]},
         "device": last["device"],

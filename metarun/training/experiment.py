@@ -247,6 +247,7 @@ class Experiment:
             "iterations": progress.iteration,
             "seed": self.seed,
             "wall_s": round(progress.seconds, 1),
+            "cpu_s": round(progress.cpu_seconds, 1),
             "best_iteration": progress.best_iteration if self._selects() else None,
             "ended_by": progress.ended_by,
             **self.findings("test", results),

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ class Progress:
         self.best_iteration: int | None = None
         self.validated: int | None = None
         self.seconds = 0.0
+        self.cpu_seconds = 0.0
+        """CPU time of the main process, all threads; NaN in runs whose checkpoints are from before it was measured."""
         self.metrics_size = 0
         self.ended_by: str | None = None
         """Key of the budget that ended training before ``runner.iterations``, if any."""
@@ -58,7 +61,7 @@ class Progress:
         valid = all(name in vars(self) for name in state) and type(state["iteration"]) is int
         if not valid or state["iteration"] < 0 or type(state["metrics_size"]) is not int:
             raise ValueError("unknown names, or values that are not counts")
-        vars(self).update(state)
+        vars(self).update({"cpu_seconds": nan, **state})
 
 
 class Outputs:
@@ -85,6 +88,7 @@ class Outputs:
         self.directory, self.progress, self.on_validation = directory, progress, on_validation
         self.metrics, self.sink, self.display = metrics, sink, display
         self._clock = self._saved = time.monotonic()
+        self._cpu = time.process_time()
 
     @property
     def best(self) -> Path:
@@ -110,6 +114,8 @@ class Outputs:
         self._saved = time.monotonic()
         self.progress.seconds += self._saved - self._clock
         self._clock = self._saved
+        before, self._cpu = self._cpu, time.process_time()
+        self.progress.cpu_seconds += self._cpu - before
         self.progress.metrics_size = self.metrics.size
         self.metrics.sync()
         state = {"algorithm": algorithm.checkpoint(), "progress": self.progress.state()}

@@ -91,6 +91,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFix
     assert (summary["metric"], summary["higher_is_better"]) == ("mse", False)
     assert summary["parameters"] == 40 + 40 + 40 * 40 + 40 + 40 + 1
     assert 50 < summary["peak_mb"] < 20_000
+    assert summary["cpu_s"] > 0
     first, last = summary["validated"]
     assert (first["iteration"], last["iteration"]) == (10, 20)
     assert 0 < first["seconds"] <= last["seconds"] <= summary["wall_s"] + 0.1

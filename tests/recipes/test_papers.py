@@ -217,6 +217,44 @@ def flat(section: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return found
 
 
+def stated_minutes(text: str) -> float | None:
+    """The CPU minutes of a seed that a recipe states from a measurement: a number or the ends of a range."""
+    found = re.search(
+        r"#.*?(?<!arithmetic )(?<!extrapolation )\b([\d.]+)(?: to ([\d.]+))? (minute|hour)s?\b[^,;]* on one core", text
+    )
+    if not found:
+        return None
+    ends = [float(each) for each in found.groups()[:2] if each]
+    return sum(ends) / len(ends) * (60 if found[3] == "hour" else 1)
+
+
+def test_recipes_state_the_time_that_their_records_took() -> None:
+    """Within a factor of two of the CPU time, which other programs do not lengthen as they do the wall time."""
+    for name, result in stored(RECORDS).items():
+        times = [each for each in (result.get("cpu_s") or {}).values() if each is not None]
+        if not times or result["device"] != "cpu":
+            continue
+        stated, took = stated_minutes(result["recipe"][name]), sum(times) / len(times) / 60
+        assert stated is not None, f"{name} took {took:.1f} minutes a seed on one core and states no measured time"
+        assert took / 2 <= stated <= 2 * took, f"{name} took {took:.1f} minutes a seed on one core, not {stated:.0f}"
+
+
+@pytest.mark.parametrize(
+    ("line", "minutes"),
+    [
+        ("#   metarun reproduce a/b      7 minutes a seed on one core; GPU not timed", 7),
+        ("#   metarun reproduce a/b      3 seeds, about 2 minutes each on one core", 2),
+        ("#   metarun reproduce a/b      15 to 20 minutes a seed on one core; GPU not timed", 17.5),
+        ("#   metarun reproduce a/b      about 6 hours a seed on one core", 360),
+        ("#   metarun reproduce a/b      by arithmetic 80 minutes a seed on one core, 6 minutes on a GPU", None),
+        ("#   metarun reproduce a/b      by extrapolation 1 hour a seed on one core; GPU not timed", None),
+        ("#   metarun reproduce a/b      by arithmetic 3 hours on two cores, 15 minutes on a GPU", None),
+    ],
+)
+def test_what_a_recipe_states(line: str, minutes: float | None) -> None:
+    assert stated_minutes(line) == minutes
+
+
 @pytest.fixture
 def sound() -> tuple[str, dict[str, Any]]:
     """A record as ``reproduce`` would write it, of made-up results that reach every value."""

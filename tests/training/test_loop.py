@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -146,6 +147,16 @@ def test_a_step_draws_by_its_iteration_and_process_and_not_by_what_was_drawn_bef
     monkeypatch.setattr(distributed, "rank", lambda: 1)  # not the main process: it saves and shows nothing
     other = drawn(lambda told: loop.meta_train(told.task, told.engine, told.runner, told.seed, session))
     assert len({*first, *other}) == 6
+
+
+def test_the_cpu_time_of_a_run_goes_on_from_its_checkpoint() -> None:
+    before = Progress()
+    before.cpu_seconds = 7.0
+    after = Progress()
+    after.restore(before.state())
+    assert after.cpu_seconds == 7.0
+    after.restore({name: value for name, value in before.state().items() if name != "cpu_seconds"})
+    assert math.isnan(after.cpu_seconds), "unknown if the checkpoint does not say how much came before"
 
 
 def test_sweeps_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
