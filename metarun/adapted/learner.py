@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.errors import RunFailed, UserError, require
+from metarun.moved import updated
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.rng import forked_rng
@@ -266,6 +267,7 @@ def load(path: str | Path, trust: bool | Sequence[str] = False) -> AdaptedLearne
     require(kept.get("format") in (1, 2), f"{file}: not an adapted learner, or written by another version of metarun")
     sections: Any = kept.get("sections")
     require(plain(sections) and set(sections) == {"model", "algorithm"}, f"{file} is damaged: it has no sections")
+    sections = updated(sections)
     admit(sections, str(file), Trust.of(trust))
     sections = resolved(sections)
     for section, values in sections.items():

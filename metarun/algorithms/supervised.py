@@ -164,12 +164,12 @@ class SupervisedAlgorithm(Algorithm):
     def evaluate(self, batch: TaskBatch) -> Metrics:
         self.eval()
         with torch.no_grad(), self.computing():
-            judged = [self.judged(learner, batch.query) for learner in self.adaptations(batch.support)]
-        return {name: torch.stack([each[name] for each in judged], dim=1) for name in judged[0]}
+            results = [self.query_metrics(learner, batch.query) for learner in self.adaptations(batch.support)]
+        return {name: torch.stack([each[name] for each in results], dim=1) for name in results[0]}
 
-    def judged(self, learner: Adapted, query: Labelled) -> Metrics:
+    def query_metrics(self, learner: Adapted, query: Labelled) -> Metrics:
         """Metrics [T] of an adapted learner on query sets; a learner of distributions has more to report."""
-        return judge(self.spec, learner(query.x), query.y)
+        return prediction_metrics(self.spec, learner(query.x), query.y)
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
@@ -182,7 +182,7 @@ def task_loss(kind: str, prediction: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(prediction, y) if kind == "classification" else F.mse_loss(prediction, y)
 
 
-def judge(spec: Spec, prediction: Tensor, y: Tensor) -> Metrics:
+def prediction_metrics(spec: Spec, prediction: Tensor, y: Tensor) -> Metrics:
     """Metrics [T] of ``prediction`` [T, N, outputs]: loss and accuracy, or mean squared error.
 
     If targets have a known peak, also the peak signal-to-noise ratio 10 log10(peak^2 / mse).

@@ -115,7 +115,7 @@ def cheetah(tasks: int, num_envs: int, threads: int, horizon: int = 20) -> Itera
     env, physics = task.batch("train", range(tasks)), task.physics
     model = construct(config["model"], spec=task.spec)
     parameters = {name: p.detach().expand(tasks, *p.shape) for name, p in model.named_parameters()}
-    act: Act = lambda percept: call_with(parameters, model, percept.observation)  # noqa: E731
+    act: Act = lambda x: call_with(parameters, model, x.observation)  # noqa: E731
     size = f"{tasks} x {num_envs} cheetahs, {threads} thread{'s'[: threads > 1]}"
 
     def run_pool() -> int:
@@ -143,10 +143,8 @@ def navigation(tasks: int, num_envs: int) -> Iterator[Speed]:
     model = construct(config["model"], spec=task.spec)
     parameters = {name: p.detach().expand(tasks, *p.shape) for name, p in model.named_parameters()}
     acts: dict[str, Act] = {
-        "random actions": lambda percept: percept.observation.new_zeros(*percept.reward.shape, 4),
-        "a policy of 100 and 100 units for each task": lambda percept: call_with(
-            parameters, model, percept.observation
-        ),
+        "random actions": lambda x: x.observation.new_zeros(*x.previous_reward.shape, 4),
+        "a policy of 100 and 100 units for each task": lambda x: call_with(parameters, model, x.observation),
     }
     for name, act in acts.items():
 

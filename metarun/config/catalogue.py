@@ -14,6 +14,7 @@ import yaml
 from metarun.config.paths import options
 from metarun.config.schema import Declaration, attributes, declaration, is_section
 from metarun.errors import UserError, shortened
+from metarun.moved import updated
 from metarun.untrusted import LARGEST_YAML, parse_yaml, read_bytes
 
 Keys = Callable[[str, Path, Mapping[str, Any]], dict[str, Any]]
@@ -177,7 +178,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read as YAML: {shortened(error)}") from None
     if content is not None and not isinstance(content, dict):
         raise UserError(f"{path}: the file of an option must have the form key: value")
-    return content or {}
+    return updated(content or {})
 
 
 def explain_yaml(error: yaml.YAMLError, file: object = "a configuration file") -> str:

@@ -29,6 +29,7 @@ from metarun.config.overrides import Override, apply, read_single, value_at
 from metarun.config.paths import conf_directory, is_group, options, user_directories
 from metarun.config.trust import look_in_current_directory, names_other_code
 from metarun.errors import UserError, nearest, require, shortened
+from metarun.moved import updated
 
 _OPTIONAL = ("images", "experiment")
 """Groups that need no option."""
@@ -216,6 +217,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     except COMPOSING as error:
         raise UserError(explain(error)) from None
     assert isinstance(plain, dict)
+    plain = updated(plain)
     if names_other_code(plain):
         look_in_current_directory()
     return {str(key): value for key, value in plain.items()}

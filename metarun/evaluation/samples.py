@@ -29,7 +29,7 @@ from metarun.types import Positive, Rate
 log = logging.getLogger("metarun")
 
 
-class Judge(SampleEvaluator):
+class QualityClassifier(SampleEvaluator):
     """Classifier that measures the quality of generated images in its feature space.
 
     It is a prototypical network (Snell et al. 2017, arXiv:1703.05175) with a Conv-4 embedding, trained on real images
@@ -65,10 +65,10 @@ class Judge(SampleEvaluator):
         self.images: FewShot | None = None
         self.embedding: nn.Module | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Judge:
+    def __deepcopy__(self, memo: dict[int, Any]) -> QualityClassifier:
         return self  # immutable once trained
 
-    def of(self, images: FewShot) -> Judge:
+    def train_on(self, images: FewShot) -> QualityClassifier:
         """Set the images to train on. Training starts when features are first needed.
 
         Raises:
@@ -114,7 +114,7 @@ class Judge(SampleEvaluator):
     def features(self, images: Tensor) -> Tensor:
         """Return the features [T, N, F] of images [T, N, C, H, W]. Trains the classifier on the first call."""
         if self.embedding is None:
-            require(self.images is not None, "task.judge has no images to train on: call of(images) first")
+            require(self.images is not None, "task.judge has no images to train on: call train_on(images) first")
             assert self.images is not None
             with forked_rng(images.device, 0):  # a cached classifier must not change the run's random numbers
                 self.embedding = self.load_or_train(self.images)

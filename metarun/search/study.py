@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from metarun.errors import Pruned, RunFailed, UserError
+from metarun.moved import updated
 from metarun.search.space import Search
 from metarun.tracking.files import atomic_write
 from metarun.tracking.rundir import RunDirectory
@@ -50,7 +51,7 @@ class SearchFolder:
         file = self.path / "search.yaml"
         if not file.is_file():
             atomic_write(file, yaml.safe_dump(content, sort_keys=False).encode())
-        elif read_yaml(file) != content:
+        elif updated(read_yaml(file)) != content:
             raise UserError(f"{self.path} holds another search; choose another folder with name=...")
 
     @contextlib.contextmanager

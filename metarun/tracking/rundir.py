@@ -18,6 +18,7 @@ import yaml
 
 from metarun import strict_json
 from metarun.errors import RunFailed, UserError, conceal
+from metarun.moved import in_words, updated
 from metarun.tracking.files import atomic_write
 from metarun.untrusted import (
     open_regular,
@@ -137,12 +138,12 @@ class RunDirectory:
         return False
 
     def config(self) -> dict[str, Any]:
-        """Return the stored configuration."""
+        """Return the stored configuration, with the present import paths of metarun's components."""
         path = self.path / "config.yaml"
         loaded = read_yaml(path)
         if not isinstance(loaded, dict):
             raise UserError(f"{path} is empty or not a configuration")
-        return loaded
+        return updated(loaded)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
@@ -241,7 +242,10 @@ class RunDirectory:
         if not (self.path / "summary.json").exists():
             return None
         stored = read_json(self.path / "summary.json")
-        return stored | {key: strict_json.numbers(stored[key]) for key in RESULTS if key in stored}
+        stored |= {key: strict_json.numbers(stored[key]) for key in RESULTS if key in stored}
+        if isinstance(protocol := stored.get("protocol"), dict):
+            stored["protocol"] = {key: in_words(value) for key, value in protocol.items()}
+        return stored
 
     def finished(self) -> bool:
         """Return whether the run has a result. A finished run that is trained longer has none until it ends again."""

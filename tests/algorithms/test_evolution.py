@@ -27,7 +27,7 @@ from metarun.tasks.regression.quadratics import Quadratics
 from metarun.tracking.rundir import RunDirectory
 
 EVOLUTION = "metarun.algorithms.gradient.evolution.Evolution"
-TRUNCATED = "metarun.algorithms.gradient.windows.Truncated"
+TRUNCATED = "metarun.algorithms.gradient.truncated.TruncatedBackprop"
 
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -96,7 +96,7 @@ def check_unbiased(estimates: list[dict[str, Tensor]], exact: dict[str, Tensor])
 
 
 # Influence balancing (Tallec & Ollivier 2017; the example of the persistent estimator's paper, section 5.1): the
-# state s <- A s + theta v of a chain whose end alone is judged. At first theta seems to move it the wrong way.
+# state s <- A s + theta v of a chain whose end alone is metrics. At first theta seems to move it the wrong way.
 
 LENGTH, POSITIVE = 12, 5
 CHAIN = 0.5 * (torch.eye(LENGTH, dtype=torch.float64) + torch.diag(torch.ones(LENGTH - 1, dtype=torch.float64), 1))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from metarun.algorithms.generative.copies import Copies
 from metarun.algorithms.generative.flow import Flow
 from metarun.errors import UserError
-from metarun.evaluation.samples import Judge, halves, nearest, precision_recall, spread
+from metarun.evaluation.samples import QualityClassifier, halves, nearest, precision_recall, spread
 from metarun.models.set_unet import SetUNet
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.tasks.vision.generation import Generation
@@ -208,13 +208,14 @@ def test_diversity_and_novelty_by_hand() -> None:
     assert float(nearest(samples, support)) == pytest.approx((1 + 1 + 1 + 10 + 14) / 5)
 
 
-def judge(**changes: Any) -> Judge:
-    return Judge(**{"width": 4, "episodes": 2, "way": 5, "shot": 1, "query": 2, "lr": 0.01, "neighbours": 2, **changes})
+def classifier(**changes: Any) -> QualityClassifier:
+    small = {"width": 4, "episodes": 2, "way": 5, "shot": 1, "query": 2, "lr": 0.01, "neighbours": 2}
+    return QualityClassifier(**{**small, **changes})
 
 
 def task(**changes: Any) -> Generation:
     images = Glyphs(0, way=5, shot=1, query=1, test_ways=[], size=28, val=0.1, test=0.2, split_seed=0, augment=0)
-    return Generation(0, **{"images": images, "judge": judge(), "way": 4, "shot": 2, "query": 6, "test_shots": [1],
+    return Generation(0, **{"images": images, "judge": classifier(), "way": 4, "shot": 2, "query": 6, "test_shots": [1],
                             **changes})  # fmt: skip
 
 
@@ -245,8 +246,8 @@ def test_real_images_and_copies_are_judged_alike(tmp_path: Path, monkeypatch: py
 
 
 def test_a_judge_depends_on_the_data_alone_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, other, x = task(), task(judge=judge(lr=0.02)), torch.rand(1, 3, 1, 28, 28)
-    again, third = (Generation(seed, images=first.images, judge=judge(), way=4, shot=2, query=6, test_shots=[])
+    first, other, x = task(), task(judge=classifier(lr=0.02)), torch.rand(1, 3, 1, 28, 28)
+    again, third = (Generation(seed, images=first.images, judge=classifier(), way=4, shot=2, query=6, test_shots=[])
                     for seed in (7, 8))  # fmt: skip
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "one"))
     torch.manual_seed(5)
@@ -255,7 +256,7 @@ def test_a_judge_depends_on_the_data_alone_and_is_kept(tmp_path: Path, monkeypat
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(1))  # the run's random numbers go on as though there were none
     assert not torch.equal(other.evaluator.features(x), features)
-    monkeypatch.setattr(Judge, "_train", None)
+    monkeypatch.setattr(QualityClassifier, "_train", None)
     assert torch.equal(again.evaluator.features(x), features)  # from the cache, or this would fail
     monkeypatch.undo()
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "two"))

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from metarun.algorithms.gradient.inner_loop import minibatches
 from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.algorithms.solve import neumann_series
-from metarun.algorithms.supervised import judge
+from metarun.algorithms.supervised import prediction_metrics
 from metarun.config.build import construct
 from metarun.config.catalogue import catalogue
 from metarun.errors import UserError
@@ -119,7 +119,7 @@ def finite_difference(learner: GradientLearner, data: TaskBatch, direction: dict
                 p += eps * direction[n]
             torch.manual_seed(7)
             *_, adapted = learner.adaptations(data.support, learner.inner_steps)
-            values.append(judge(SPEC, adapted(data.query.x), data.query.y)["loss"].mean().item())
+            values.append(prediction_metrics(SPEC, adapted(data.query.x), data.query.y)["loss"].mean().item())
             for n, p in learner.named_parameters():
                 p -= eps * direction[n]
     return (values[0] - values[1]) / 2e-5
@@ -638,14 +638,14 @@ def test_vmap_over_torchs_own_normalisation_is_wrong_and_is_not_used(
 
 G = "metarun.algorithms.gradient"
 ADAPTS: dict[str, dict[str, Any]] = {
-    "all": {"_target_": f"{G}.adapts.Part", "part": "all", "norm": True},
-    "head": {"_target_": f"{G}.adapts.Part", "part": "head", "norm": False},
-    "norm": {"_target_": f"{G}.adapts.Part", "part": "norm", "norm": True},
+    "all": {"_target_": f"{G}.adapts.ParameterSubset", "part": "all", "norm": True},
+    "head": {"_target_": f"{G}.adapts.ParameterSubset", "part": "head", "norm": False},
+    "norm": {"_target_": f"{G}.adapts.ParameterSubset", "part": "norm", "norm": True},
     "context": {"_target_": f"{G}.adapts.Context", "size": 3, "layer": None, "scale": True},
     "low rank": {"_target_": f"{G}.lowrank.LowRank", "rank": 2, "learned": True},
     "warped": {"_target_": f"{G}.warp.Warped", "after": None, "kernel": 3, "norm": False},
     "prototypes": {"_target_": f"{G}.adapts.Prototypes", "norm": False},
-    "fresh": {"_target_": f"{G}.fresh.Fresh", "part": "body", "norm": False, "std": 0.3},
+    "fresh": {"_target_": f"{G}.random_init.RandomInit", "part": "body", "norm": False, "std": 0.3},
     "step norm": {
         "_target_": f"{G}.multistep.StepNorm",
         "adapts": {"_target_": f"{G}.adapts.Prototypes", "norm": False},
@@ -667,10 +667,10 @@ OUTER: dict[str, dict[str, Any]] = {
     "unrolled": {"_target_": f"{G}.outer.Unrolled", "first_order": False},
     "first order": {"_target_": f"{G}.outer.Unrolled", "first_order": True},
     "single steps": STEPWISE,
-    "difference": {"_target_": f"{G}.outer.Difference"},
+    "difference": {"_target_": f"{G}.outer.ReptileGradient"},
     "implicit": {"_target_": f"{G}.outer.Implicit", "solver": "cg", "iterations": 3, "damping": 0.0, "step": 0.1},
     "neumann": {"_target_": f"{G}.outer.Implicit", "solver": "neumann", "iterations": 3, "damping": 0.0, "step": 0.1},
-    "windows": {"_target_": f"{G}.windows.Truncated", "unroll": 2, "log": True, "first_order": False},
+    "windows": {"_target_": f"{G}.truncated.TruncatedBackprop", "unroll": 2, "log": True, "first_order": False},
     "multi-step": {"_target_": f"{G}.multistep.MultiStep", "anneal_over": 5, "first_order_for": 0},
     "evolution": {"_target_": f"{G}.evolution.Evolution", "sigma": 0.1, "unroll": 2, "log": False, "along": True},
 }

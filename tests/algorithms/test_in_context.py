@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.amortised.in_context import Block, InContext
-from metarun.algorithms.amortised.sequence import shuffled, told
+from metarun.algorithms.amortised.sequence import encode_targets, shuffled
 from metarun.config.build import construct
 from metarun.models.attention import attend
 from metarun.models.linear import Linear
@@ -128,7 +128,9 @@ def test_classes_are_read_in_a_random_order_as_one_hot() -> None:
     for t in range(2):
         pairs = {(*x.tolist(), int(y)) for x, y in zip(data.support.x[t], data.support.y[t], strict=True)}
         assert pairs == {(*x.tolist(), int(y)) for x, y in zip(mixed.x[t], mixed.y[t], strict=True)}
-    assert torch.equal(told(CLASSES, torch.tensor([[2, 0]]), torch.float64), torch.tensor([[[0.0, 0, 1], [1, 0, 0]]]))
+    assert torch.equal(
+        encode_targets(CLASSES, torch.tensor([[2, 0]]), torch.float64), torch.tensor([[[0.0, 0, 1], [1, 0, 0]]])
+    )
 
 
 def test_projection_turns_a_share_of_meta_train_tasks_and_no_other() -> None:

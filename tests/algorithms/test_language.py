@@ -48,10 +48,10 @@ def test_metrics_by_hand() -> None:
     query = Labelled(torch.zeros(1, 1, 3, dtype=torch.int64), torch.tensor([[[1, 0, -1]]]),
                      truth=torch.tensor([[[[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]]]))  # fmt: skip
     q = torch.tensor([[[[0.6, 0.2, 0.2], [0.1, 0.7, 0.2], [1.0, 0.0, 0.0]]]])
-    judged = judge_strings(q.log(), query)
-    assert judged["tvd"].item() == pytest.approx((0.3 + 0.9) / 2)
-    assert judged["accuracy"].item() == 0.5
-    assert judged["loss"].item() == pytest.approx((-0.5 * log(0.6) - 0.5 * log(0.2) - log(0.1)) / 2)
+    metrics = judge_strings(q.log(), query)
+    assert metrics["tvd"].item() == pytest.approx((0.3 + 0.9) / 2)
+    assert metrics["accuracy"].item() == 0.5
+    assert metrics["loss"].item() == pytest.approx((-0.5 * log(0.6) - 0.5 * log(0.2) - log(0.1)) / 2)
 
 
 def witten_bell(strings: list[str], own: str, history: str) -> list[float]:

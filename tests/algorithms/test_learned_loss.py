@@ -18,7 +18,7 @@ from metarun.tasks.regression.sinusoid import Sinusoid
 
 VECTORS = Spec("regression", "vector", (2,), 3)
 STARTS = ["task", "random"]
-TRUNCATED = {"_target_": "metarun.algorithms.gradient.windows.Truncated", "unroll": None, "log": True}
+TRUNCATED = {"_target_": "metarun.algorithms.gradient.truncated.TruncatedBackprop", "unroll": None, "log": True}
 
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -65,9 +65,9 @@ def test_the_mlp_optimizer_with_given_weights_is_a_mixture_of_momenta() -> None:
     with torch.no_grad():
         learner.rule.layers[-1].weight.zero_()  # type: ignore[index,union-attr]
         learner.rule.layers[-1].bias.copy_(torch.tensor([0.2, -1.0, 0.5]))  # type: ignore[index,union-attr]
-    walk = learner.trajectory(data.support, 4, None)
-    phi, means = {n: p[1] for n, p in next(walk)[0].items()}, dict.fromkeys((0.5, 0.9), 0.0)
-    for parameters, _, _ in walk:
+    steps_taken = learner.trajectory(data.support, 4, None)
+    phi, means = {n: p[1] for n, p in next(steps_taken)[0].items()}, dict.fromkeys((0.5, 0.9), 0.0)
+    for parameters, _, _ in steps_taken:
         phi = {n: p.detach().requires_grad_() for n, p in phi.items()}
         loss = F.cross_entropy(functional_call(learner.net, phi, (data.support.x[1],)), data.support.y[1])
         g = torch.cat([d.flatten() for d in torch.autograd.grad(loss, list(phi.values()))])
@@ -88,8 +88,8 @@ def test_rules_move_as_torchs_optimizers(name: str) -> None:
     }
     learner = build("scratch", body(), rule={"_target_": f"{RULES}.{name}", **keys[name]}, inner_lr=0.05)
     data = batch()
-    walk = learner.trajectory(data.support, 5, None)
-    start = next(walk)[0]
+    steps_taken = learner.trajectory(data.support, 5, None)
+    start = next(steps_taken)[0]
     net = copy.deepcopy(learner.net).requires_grad_()
     with torch.no_grad():
         for n, p in net.named_parameters():
@@ -99,7 +99,7 @@ def test_rules_move_as_torchs_optimizers(name: str) -> None:
         "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.05, alpha=0.9, eps=1e-8),
         "Adam": lambda p: torch.optim.Adam(p, lr=0.05, betas=(0.9, 0.99), eps=1e-8),
     }[name](net.parameters())
-    for parameters, _, _ in walk:
+    for parameters, _, _ in steps_taken:
         optimizer.zero_grad()
         F.cross_entropy(net(data.support.x[1]), data.support.y[1]).backward()
         optimizer.step()
@@ -126,7 +126,7 @@ def test_second_order_through_rmsprop_against_a_loop_unrolled_by_hand() -> None:
     assert apart({n: got[f"net.{n}"] for n in names}, {n: by_hand[f"net.{n}"] for n in names}) < 1e-9
 
 
-# Fresh starts.
+# RandomInit starts.
 
 
 def test_every_task_starts_from_a_point_of_its_own_that_the_seed_decides() -> None:
@@ -171,8 +171,8 @@ def test_starting_points_have_the_asked_or_the_models_own_distribution() -> None
 def objective(learner: GradientLearner, data: TaskBatch, steps: int) -> Tensor:
     """The sum over the inner loop of the query loss, from the same random starts whenever it is called."""
     torch.manual_seed(5)
-    walk = islice(learner.trajectory(data.support, steps, learner.inner_batch), 1, None)
-    return torch.stack([learner.query_loss(p, dims, data)[0] for p, dims, _ in walk]).sum()
+    steps_taken = islice(learner.trajectory(data.support, steps, learner.inner_batch), 1, None)
+    return torch.stack([learner.query_loss(p, dims, data)[0] for p, dims, _ in steps_taken]).sum()
 
 
 def gradient_at(learner: GradientLearner, data: TaskBatch) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algorithms.gradient.adapts import Part
+from metarun.algorithms.gradient.adapts import ParameterSubset
 from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.algorithms.gradient.losses import TaskLoss
 from metarun.algorithms.gradient.outer import Unrolled
@@ -45,7 +45,7 @@ def maml(
     adapt_norm: bool = True,
 ) -> GradientLearner:
     return GradientLearner(
-        model, SPEC, adapts=Part(part="all", norm=adapt_norm), rule=SGD(), loss=TaskLoss(),
+        model, SPEC, adapts=ParameterSubset(part="all", norm=adapt_norm), rule=SGD(), loss=TaskLoss(),
         outer=Unrolled(first_order=first_order), inner_lr=LR, inner_steps=steps, test_steps=steps, norm=norm,
         head_init=None, train_shot=None, train_query=None, outer_lr=1e-3, halve_every=None,
         inner_batch=None, test_batch=None, outer_optimizer="adam", decay_over=None, decay="linear",

@@ -20,7 +20,7 @@ from metarun.models.norm import BatchNorm
 from metarun.tasks.episode import TaskBatch
 
 G = "metarun.algorithms.gradient"
-PART = {"_target_": f"{G}.adapts.Part", "part": "all", "norm": False}
+PART = {"_target_": f"{G}.adapts.ParameterSubset", "part": "all", "norm": False}
 PHASES = {"outer__anneal_over": 50, "outer__first_order_for": 20}
 ITERATIONS = {"start": 0, "first order, annealing": 10, "second order, annealing": 30, "floor": 49, "after": 50}
 

@@ -91,9 +91,9 @@ def test_steps_after_a_truncation_are_no_experience() -> None:
     """Where the simulator cuts an episode off before the horizon: nothing of what comes then is learned from."""
 
     class Cut(Wrapper):
-        def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
+        def reset(self, num_envs: int, generator: torch.Generator | None) -> Tensor:
             self.time = 0
-            return super().reset(copies, generator)
+            return super().reset(num_envs, generator)
 
         def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> Any:
             self.time += 1
@@ -321,8 +321,8 @@ class Sides(Environment):
         self.device = torch.device("cpu")
         self.side = torch.where(torch.rand(len(tasks), 1) < 0.5, 1.0, -1.0)
 
-    def reset(self, copies: int, generator: torch.Generator | None) -> Tensor:
-        return torch.zeros(self.tasks, copies, 1)
+    def reset(self, num_envs: int, generator: torch.Generator | None) -> Tensor:
+        return torch.zeros(self.tasks, num_envs, 1)
 
     def observe(self, state: Tensor) -> Tensor:
         return state

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.rl.collect import Rollout
+from metarun.algorithms.rl.outer_ppo import OuterPPO
 from metarun.algorithms.rl.policy_gradient import Experience, PolicyGradientLearner
-from metarun.algorithms.rl.proximal import Proximal
 from metarun.models.policies import MLPPolicy
 from metarun.tasks.episode import Spec
 
@@ -36,7 +36,7 @@ PATHS = [Path((0, s), (a, b), float(MOVES[0, a, s])) for a, s, b in product(rang
 def learner(inner_loss: Any, exploration: float = 0.0, first_order: bool = False) -> PolicyGradientLearner:
     torch.manual_seed(0)
     model = MLPPolicy(SPEC, filters=[], hidden=[], activation="tanh", init_std=1.0)
-    outer = Proximal(epochs=1, clip=None, kl_penalty=0.0, outer_lr=0.1, max_grad_norm=None)
+    outer = OuterPPO(epochs=1, clip=None, kl_penalty=0.0, outer_lr=0.1, max_grad_norm=None)
     return PolicyGradientLearner(
         model, SPEC, adapts="all", rollouts=1, env_steps=None, inner_steps=1, inner_lr=INNER_LR,
         inner_loss=inner_loss, first_order=first_order, exploration=exploration, test_rollouts=1, test_env_steps=None,
@@ -76,8 +76,8 @@ def experience(paths: list[Path], theta: Tensor) -> Experience:
     """Each path as one task's only rollout, made by the policy of ``theta`` [T, P]."""
     states, actions = (torch.tensor([getattr(p, name) for p in paths])[:, None] for name in ("states", "actions"))
     reward = PAYS[states, actions]
-    running = torch.ones(reward.shape, dtype=torch.bool)
-    rollout = Rollout(torch.eye(2, dtype=torch.float64)[states], actions, reward, running, ~running)
+    mask = torch.ones(reward.shape, dtype=torch.bool)
+    rollout = Rollout(torch.eye(2, dtype=torch.float64)[states], actions, reward, mask, ~mask)
     to_go = reward.flip(-1).cumsum(-1).flip(-1)
     logp = torch.stack(
         [log_policy(one)[s[0], a[0]] for one, s, a in zip(theta.detach(), states, actions, strict=True)]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.rl.natural import NaturalStep
 from metarun.algorithms.rl.ppo import descend
+from metarun.algorithms.rl.trpo import TRPOStep
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -38,7 +38,7 @@ def step(judge: Any = None, **changes: Any) -> tuple[Tensor, Tensor, Tensor]:
     def quadratic(x: Tensor) -> tuple[Tensor, Tensor]:
         return GRADIENT @ x, (1 - 1e-9) * x @ METRIC @ x / 2
 
-    return NaturalStep(**keys).take(torch.zeros(3), torch.zeros(()), GRADIENT, lambda v: METRIC @ v, judge or quadratic)  # type: ignore[return-value]
+    return TRPOStep(**keys).take(torch.zeros(3), torch.zeros(()), GRADIENT, lambda v: METRIC @ v, judge or quadratic)  # type: ignore[return-value]
 
 
 def test_a_trust_region_step_ends_on_its_bound_along_the_natural_gradient() -> None:

@@ -14,16 +14,16 @@ from torch import Tensor
 from torch.func import functional_call
 
 from metarun.algorithms.base import Algorithm
-from metarun.algorithms.rl.advantage import discounted, gae, linear_baseline, normalised, over_running
+from metarun.algorithms.rl.advantage import discounted, gae, linear_baseline, masked_mean, normalised
 from metarun.algorithms.rl.base import by_step
 from metarun.algorithms.rl.collect import Rollout
 from metarun.algorithms.rl.distributions import Categorical, Gaussian, distribution, sampling_noise
+from metarun.algorithms.rl.outer_ppo import OuterPPO
+from metarun.algorithms.rl.outer_trpo import OuterTRPO, hessian
 from metarun.algorithms.rl.policy_gradient import Experience, PolicyGradientLearner, over_steps
-from metarun.algorithms.rl.ppo import Clipped, advantages
-from metarun.algorithms.rl.proximal import Proximal
+from metarun.algorithms.rl.ppo import PPOLoss, advantages
 from metarun.algorithms.rl.rl2 import RL2
 from metarun.algorithms.rl.rl2_trpo import RL2TRPO
-from metarun.algorithms.rl.trust_region import TrustRegion, hessian
 from metarun.algorithms.rl.varibad import VariBAD
 from metarun.algorithms.solve import conjugate_gradient
 from metarun.errors import UserError
@@ -84,19 +84,19 @@ def maml(spec: Spec, hidden: int = 5, **changed: Any) -> PolicyGradientLearner:
         "max_kl": 0.01, "fisher_rollouts": 4, "cg_iterations": 10, "damping": 1e-5, "backtracks": 10,
         "backtrack_ratio": 0.8,
     }  # fmt: skip
-    outer = changed.pop("outer", None) or TrustRegion(**(region | {k: changed.pop(k) for k in region if k in changed}))
+    outer = changed.pop("outer", None) or OuterTRPO(**(region | {k: changed.pop(k) for k in region if k in changed}))
     model = MLPPolicy(spec, filters=[], hidden=[hidden], activation="tanh", init_std=0.7)
     return PolicyGradientLearner(model, spec, outer=outer, **(values | changed))
 
 
-def region(learner: PolicyGradientLearner) -> TrustRegion:
-    assert isinstance(learner.outer, TrustRegion)
+def region(learner: PolicyGradientLearner) -> OuterTRPO:
+    assert isinstance(learner.outer, OuterTRPO)
     return learner.outer
 
 
-def proximal(**changed: Any) -> Proximal:
+def proximal(**changed: Any) -> OuterPPO:
     values: dict[str, Any] = {"epochs": 3, "clip": 0.3, "kl_penalty": 0.01, "outer_lr": 3e-3, "max_grad_norm": None}
-    return Proximal(**(values | changed))
+    return OuterPPO(**(values | changed))
 
 
 def rl2(spec: Spec, hidden: int = 32, attends: bool = False, transitions: bool = False, **changed: Any) -> RL2:
@@ -126,11 +126,13 @@ def rl2(spec: Spec, hidden: int = 32, attends: bool = False, transitions: bool =
     return RL2(model, spec, **(values | changed))
 
 
-def random_rollout(spec: Spec, generator: torch.Generator, tasks: int = 3, copies: int = 4, steps: int = 6) -> Rollout:
-    """A float64 rollout of no environment, whose copies end after 2 to ``steps`` steps."""
-    shape = (tasks, copies, steps)
+def random_rollout(
+    spec: Spec, generator: torch.Generator, tasks: int = 3, num_envs: int = 4, steps: int = 6
+) -> Rollout:
+    """A float64 rollout of no environment, whose episodes end after 2 to ``steps`` steps."""
+    shape = (tasks, num_envs, steps)
     length = torch.randint(2, steps + 1, shape[:2], generator=generator)
-    running = torch.arange(steps) < length[..., None]
+    mask = torch.arange(steps) < length[..., None]
 
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64)
@@ -139,7 +141,7 @@ def random_rollout(spec: Spec, generator: torch.Generator, tasks: int = 3, copie
         action = torch.randint(0, spec.output_size, shape, generator=generator)
     else:
         action = normal(*shape, spec.output_size)
-    return Rollout(normal(*shape, 2), action, normal(*shape) * running, running, torch.zeros(shape).bool())
+    return Rollout(normal(*shape, 2), action, normal(*shape) * mask, mask, torch.zeros(shape).bool())
 
 
 def random_experience(spec: Spec, generator: torch.Generator) -> Experience:
@@ -164,17 +166,17 @@ def test_advantages_of_trials_are_those_of_their_running_steps_alone(case: int) 
     discount, smoothing = (float(x) for x in torch.rand(2, generator=g, dtype=torch.float64))
     episodes, horizon, shape = case % 4 + 1, case % 3 + 2, (3, 4)
     length = torch.randint(1, horizon + 1, (*shape, episodes), generator=g)
-    running = (torch.arange(horizon) < length[..., None]).flatten(2)
-    reward, value = torch.randn(2, *running.shape, generator=g, dtype=torch.float64)
-    reward = reward * running
-    found = gae(reward, value, running, discount, smoothing)
+    mask = (torch.arange(horizon) < length[..., None]).flatten(2)
+    reward, value = torch.randn(2, *mask.shape, generator=g, dtype=torch.float64)
+    reward = reward * mask
+    found = gae(reward, value, mask, discount, smoothing)
     for t, e in product(range(shape[0]), range(shape[1])):
-        lived = running[t, e]
+        lived = mask[t, e]
         expected = textbook_gae(reward[t, e, lived].tolist(), value[t, e, lived].tolist(), discount, smoothing)
         assert found[t, e, lived].tolist() == pytest.approx(expected, abs=1e-12)
-    assert (found[~running] == 0).all()
-    unread = torch.where(running, value, float("nan"))
-    assert torch.equal(gae(reward, unread, running, discount, smoothing), found)
+    assert (found[~mask] == 0).all()
+    unread = torch.where(mask, value, float("nan"))
+    assert torch.equal(gae(reward, unread, mask, discount, smoothing), found)
     returns = sum(discount**i * reward[..., i] for i in range(horizon))
     torch.testing.assert_close(discounted(reward[..., :horizon], discount)[..., 0], returns)
 
@@ -220,14 +222,14 @@ def test_expected_advantages_are_exact_where_values_are_true() -> None:
     walk((), 0, 1.0, [])
     size = (len(paths), episodes * horizon)
     reward, values = torch.zeros(2, *size, dtype=torch.float64)
-    running = torch.zeros(size, dtype=torch.bool)
+    mask = torch.zeros(size, dtype=torch.bool)
     for row, (_, path) in enumerate(paths):
         for history, step, action in path:
-            running[row, step] = True
+            mask[row, step] = True
             reward[row, step], values[row, step] = rules(history)[1][action], value(history, step)
-    assert not running.all()
+    assert not mask.all()
     for smoothing in (0.0, 0.3, 1.0):
-        advantage = gae(reward, values, running, discount, smoothing)
+        advantage = gae(reward, values, mask, discount, smoothing)
         sums: dict[tuple[Any, ...], list[float]] = {}
         for row, (chance, path) in enumerate(paths):
             for history, step, action in path:
@@ -241,7 +243,7 @@ def test_expected_advantages_are_exact_where_values_are_true() -> None:
 
 def test_linear_baseline_is_least_squares_a_task() -> None:
     g = torch.Generator().manual_seed(1)
-    rollout = random_rollout(CONTINUOUS, g, copies=12, steps=9)
+    rollout = random_rollout(CONTINUOUS, g, num_envs=12, steps=9)
     found = linear_baseline(rollout.observation, rollout.reward, rollout.mask, 0.9)
     returns = discounted(rollout.reward, 0.9)
     for task in range(3):
@@ -264,9 +266,9 @@ def test_linear_baseline_of_fast_robots_and_few_steps() -> None:
     """In float32, too, where features outnumber the steps and are as different in size as a robot's."""
     noise = torch.Generator().manual_seed(0)
     seen = torch.randn(2, 3, 4, 17, generator=noise) * torch.tensor([0.1] * 8 + [8.0] * 9)
-    reward, running = torch.randn(2, 3, 4, generator=noise), torch.ones(2, 3, 4, dtype=torch.bool)
-    exact = linear_baseline(seen.double(), reward.double(), running, 0.99)
-    found = linear_baseline(seen.float(), reward.float(), running, 0.99)
+    reward, mask = torch.randn(2, 3, 4, generator=noise), torch.ones(2, 3, 4, dtype=torch.bool)
+    exact = linear_baseline(seen.double(), reward.double(), mask, 0.99)
+    found = linear_baseline(seen.float(), reward.float(), mask, 0.99)
     torch.testing.assert_close(found, exact.float(), rtol=1e-3, atol=1e-3)
 
 
@@ -527,8 +529,8 @@ def test_only_the_ratio_has_the_curvature_of_the_expected_return() -> None:
 
 
 def _steps(observation: Tensor, action: Tensor) -> Rollout:
-    running = torch.ones(action.shape, dtype=torch.bool)
-    return Rollout(observation, action, torch.zeros(action.shape).double(), running, ~running)
+    mask = torch.ones(action.shape, dtype=torch.bool)
+    return Rollout(observation, action, torch.zeros(action.shape).double(), mask, ~mask)
 
 
 @pytest.mark.parametrize("inner_steps", [0, 1, 2])
@@ -548,7 +550,7 @@ def test_the_line_search_shortens_and_refuses() -> None:
     (downhill,) = torch.autograd.grad(start, leaf)
 
     def search(step: Tensor) -> tuple[Tensor, Tensor]:
-        there, gain, kl = region(learner).natural.line_search(theta, step, start.detach(), judge)
+        there, gain, kl = region(learner).trpo.line_search(theta, step, start.detach(), judge)
         learner.load(there)
         return gain, kl
 
@@ -563,7 +565,7 @@ def test_the_line_search_shortens_and_refuses() -> None:
     gain, kl = search(downhill / downhill.norm())
     moved = (theta - learner.flat()).norm()
     assert gain > 0
-    assert 0 < kl <= region(learner).natural.max_kl
+    assert 0 < kl <= region(learner).trpo.max_kl
     assert any(float(moved) == pytest.approx(0.8**i) for i in range(1, 40))
 
 
@@ -601,12 +603,12 @@ def test_maml_learns_to_navigate() -> None:
 def test_replayed_trials_have_the_likelihoods_of_their_collection(task: Bandit | Navigation, attends: bool) -> None:
     learner = rl2(task.spec, attends=attends)
     env = task.batch("train", range(6))
-    rollout, recorder = learner.trial(env, 2)
-    inputs = torch.stack(recorder.inputs)
+    rollout, agent = learner.trial(env, 2)
+    inputs = torch.stack(agent.inputs)
     assert inputs.shape[:2] == (rollout.reward.shape[2], 12)
     output, value, _ = learner.model(inputs)
-    torch.testing.assert_close(output, torch.stack(recorder.outputs))
-    torch.testing.assert_close(value, torch.stack(recorder.values))
+    torch.testing.assert_close(output, torch.stack(agent.outputs))
+    torch.testing.assert_close(value, torch.stack(agent.values))
     # What the policy read at each step is what happened in the one before.
     previous = inputs[1:, :, -2]
     torch.testing.assert_close(previous, rollout.reward.flatten(0, 1).T[:-1])
@@ -617,8 +619,8 @@ def test_replayed_trials_have_the_likelihoods_of_their_collection(task: Bandit |
 def test_a_percept_can_tell_of_a_whole_transition(attends: bool) -> None:
     task = navigation(horizon=5, episodes=2)
     learner = rl2(task.spec, attends=attends, transitions=True)
-    rollout, recorder = learner.trial(task.batch("train", range(6)), 2)
-    before = torch.stack(recorder.inputs)[..., -2:]
+    rollout, agent = learner.trial(task.batch("train", range(6)), 2)
+    before = torch.stack(agent.inputs)[..., -2:]
     assert (before[0] == 0).all()
     assert torch.equal(before[1:], by_step(rollout.observation)[:-1])
     learner.meta_step(task.batch("train", range(6)), 0)
@@ -637,22 +639,22 @@ def test_loss_of_predicted_rewards(spec: Spec) -> None:
     plain = rl2(spec, hidden=4).double()
     plain.load_state_dict(learner.state_dict(), strict=False)
     rollout = random_rollout(spec, g)
-    running, action = by_step(rollout.mask), by_step(rollout.action)
-    inputs = torch.randn(*running.shape, learner.model.encode.size, generator=g, dtype=torch.float64)
-    like = running.double()
-    steps = [inputs, action, -like, like, 2 * like, running, by_step(rollout.reward)]
+    mask, action = by_step(rollout.mask), by_step(rollout.action)
+    inputs = torch.randn(*mask.shape, learner.model.encode.size, generator=g, dtype=torch.float64)
+    like = mask.double()
+    steps = [inputs, action, -like, like, 2 * like, mask, by_step(rollout.reward)]
     found = learner.loss(learner.ppo, *steps) - plain.loss(plain.ppo, *steps)
 
     weight, bias = (p.detach() for p in learner.rewards.parameters())  # type: ignore[union-attr]
     features = learner.model.features(inputs)[0].detach()
     total, slope = 0.0, torch.zeros_like(weight)
-    for s, b in running.nonzero().tolist():
+    for s, b in mask.nonzero().tolist():
         taken = torch.zeros(spec.output_size + 1).double()
         taken[:-1] = torch.eye(spec.output_size)[action[s, b]] if spec.discrete_actions else action[s, b]
         taken[-1] = 1.0
         error = (features[s, b] @ weight + bias) @ taken - steps[-1][s, b]
-        total += float(0.7 * error**2 / 2 / running.sum())
-        slope += 0.7 * error * torch.outer(features[s, b], taken) / running.sum()
+        total += float(0.7 * error**2 / 2 / mask.sum())
+        slope += 0.7 * error * torch.outer(features[s, b], taken) / mask.sum()
     assert float(found) == pytest.approx(total, rel=1e-12)
     (derivative,) = torch.autograd.grad(found, [learner.rewards.linear.weight])  # type: ignore[union-attr]
     torch.testing.assert_close(derivative, slope, rtol=1e-10, atol=1e-14)
@@ -717,11 +719,11 @@ def rl2_trpo(spec: Spec, hidden: int = 32, attends: bool = False, **changed: Any
 @SPECS
 @pytest.mark.parametrize("attends", [False, True], ids=["gru", "transformer"])
 def test_metric_of_a_recurrent_policy_is_the_mean_square_of_its_score(spec: Spec, attends: bool) -> None:
-    """E[score score^T] over running steps, the expectation by hand over all actions, or a quadrature of Gaussians."""
+    """E[score score^T] over episodes' steps, the expectation by hand over all actions, or a quadrature of Gaussians."""
     learner = rl2_trpo(spec, hidden=4, attends=attends).double()
     g = torch.Generator().manual_seed(2)
     inputs = torch.randn(3, 2, learner.model.encode.size, generator=g, dtype=torch.float64)
-    running = torch.tensor([[True, True], [True, True], [True, False]])
+    mask = torch.tensor([[True, True], [True, True], [True, False]])
     parameters = learner.acting()
     count = sum(p.numel() for p in parameters)
     expected = torch.zeros(count, count).double()
@@ -730,15 +732,15 @@ def test_metric_of_a_recurrent_policy_is_the_mean_square_of_its_score(spec: Spec
     else:  # standard normal draws: three points a dimension are exact for polynomials of degree 5
         points = [(-(3**0.5), 1 / 6), (0.0, 2 / 3), (3**0.5, 1 / 6)]
         tries = [(torch.tensor([x, y], dtype=torch.float64), p * q) for (x, p), (y, q) in product(points, repeat=2)]
-    for step, trial in running.nonzero().tolist():
+    for step, trial in mask.nonzero().tolist():
         for drawn, weight in tries:
             policy = distribution(spec, learner.model(inputs)[0][step, trial])
             action = drawn if spec.discrete_actions else policy.sample(drawn).detach()
             logp = policy.log_prob(action)
             chance = float(logp.detach().exp()) if spec.discrete_actions else weight
             score = torch.cat([x.flatten() for x in torch.autograd.grad(logp, parameters)])
-            expected += chance * torch.outer(score, score) / int(running.sum())
-    metric = learner.metric(inputs, running)
+            expected += chance * torch.outer(score, score) / int(mask.sum())
+    metric = learner.metric(inputs, mask)
     columns = torch.stack([metric(e) for e in torch.eye(count).double()])
     torch.testing.assert_close(columns, expected, rtol=1e-8, atol=1e-12)
 
@@ -818,24 +820,24 @@ def test_the_loss_of_ppo_is_the_formula(spec: Spec) -> None:
     action = policy.sample(sampling_noise(spec, (steps,), torch.device("cpu"), g)).detach()
     change, advantage, value, target = torch.randn(4, steps, generator=g, dtype=torch.float64)
     old_logp = (policy.log_prob(action) - 0.4 * change).detach()
-    running = torch.rand(steps, generator=g) < 0.7
-    ppo = Clipped(0.2, 0.7, 0.3)
+    mask = torch.rand(steps, generator=g) < 0.7
+    ppo = PPOLoss(0.2, 0.7, 0.3)
     terms, cases = [], set()
-    for i in running.nonzero()[:, 0].tolist():
+    for i in mask.nonzero()[:, 0].tolist():
         ratio, a = math.exp(0.4 * float(change[i])), float(advantage[i])
         surrogate = min(ratio * a, min(max(ratio, 0.8), 1.2) * a)
         cases.add((ratio < 0.8, ratio > 1.2, a > 0))
         own = distribution(spec, outputs[i].detach())
         terms.append(0.7 * 0.5 * float(value[i] - target[i]) ** 2 - surrogate - 0.3 * float(own.entropy()))
     assert len(cases) == 6
-    loss = ppo.loss(policy, value, action, old_logp, advantage, target, running)
+    loss = ppo.loss(policy, value, action, old_logp, advantage, target, mask)
     assert float(loss.detach()) == pytest.approx(sum(terms) / len(terms), rel=1e-12)
 
     still = torch.zeros_like(advantage)
-    alone = ppo.loss(policy, target, action, old_logp, still, target, running)
+    alone = ppo.loss(policy, target, action, old_logp, still, target, mask)
     (slope,) = torch.autograd.grad(alone, outputs)
     more = distribution(spec, outputs.detach() - 10 * slope)
-    assert float(over_running(more.entropy(), running)) > float(over_running(policy.entropy(), running))
+    assert float(masked_mean(more.entropy(), mask)) > float(masked_mean(policy.entropy(), mask))
 
 
 def test_whose_steps_advantages_are_normalised_over() -> None:
@@ -843,9 +845,9 @@ def test_whose_steps_advantages_are_normalised_over() -> None:
     task = navigation(horizon=6, episodes=2)
     env = task.batch("train", range(5))
     learner = rl2(task.spec)
-    rollout, recorder = learner.trial(env, 3)
-    advantage, target = advantages(rollout, recorder.values, 0.9, 0.8)
-    value = torch.stack(recorder.values, -1).view_as(advantage)
+    rollout, agent = learner.trial(env, 3)
+    advantage, target = advantages(rollout, agent.values, 0.9, 0.8)
+    value = torch.stack(agent.values, -1).view_as(advantage)
     raw = gae(rollout.reward, value, rollout.mask, 0.9, 0.8)
     lived = rollout.mask
     mean, deviation = raw[lived].mean(), raw[lived].std(correction=0)
@@ -886,9 +888,9 @@ def test_advantages_in_families_whose_episodes_end_early(name: str) -> None:
         pytest.skip(f"{name} is not installed")
     task = families[name]
     learner = rl2(task.spec)
-    rollout, recorder = learner.trial(task.batch("train", range(6)), 2)
+    rollout, agent = learner.trial(task.batch("train", range(6)), 2)
     assert not rollout.mask.all()
-    value = torch.stack(recorder.values, -1).view_as(rollout.reward)
+    value = torch.stack(agent.values, -1).view_as(rollout.reward)
     found = gae(rollout.reward, value, rollout.mask, 0.9, 0.7)
     for t, e in product(range(6), range(2)):
         lived = rollout.mask[t, e]

@@ -121,8 +121,8 @@ def test_expected_rewards_are_the_decoders_under_the_belief() -> None:
     draws = torch.randn(32, 2, generator=torch.Generator().manual_seed(0)) * (0.5 * log_variance).exp() + mean
     rewards = []
     for (x, y), action in ways:
-        told = (torch.eye(16)[4 * x + y], torch.tensor(action), torch.eye(16)[15])
-        rewards += [learner.model.reward(m, *told).detach() for m in draws]
+        metrics = (torch.eye(16)[4 * x + y], torch.tensor(action), torch.eye(16)[15])
+        rewards += [learner.model.reward(m, *metrics).detach() for m in draws]
     torch.testing.assert_close(paid[1, 1, time, 3, 3], torch.stack(rewards).mean())
     assert float(paid[1, 1, time, 3, 3]) != pytest.approx(float(paid[1, 1, time, 0, 0]), abs=1e-4)
     figure = GRID.picture(learner)

@@ -47,8 +47,8 @@ LONG = ("imaml", "flow", "mamlpp", "lslr", "protomaml")
 CELLS = [cell_of(name) for name in ALGORITHMS]
 FURTHER = [cell for cell in WORKING if cell not in CELLS or cell[1] in LONG]
 READ_BACK = {
-    "algorithms/rl/natural.py": "the line search of TRPO decides on the host",
-    "algorithms/amortised/controls.py": "least squares by singular values, of a baseline that learns nothing",
+    "algorithms/rl/trpo.py": "the line search of TRPO decides on the host",
+    "algorithms/amortised/baselines.py": "least squares by singular values, of a baseline that learns nothing",
 }
 """Files with lines that make the host wait within a meta-step, and why they may."""
 EXACT = 1e-5

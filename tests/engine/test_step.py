@@ -152,7 +152,7 @@ def test_what_cannot_be_captured_runs_uncaptured(caplog: pytest.LogCaptureFixtur
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) * (2.0 if float(self.linear.weight.sum()) > 1e9 else 1.0)
 
-    learner = build("fomaml", ReadsBack(), adapts={"_target_": "metarun.algorithms.gradient.adapts.Part",
+    learner = build("fomaml", ReadsBack(), adapts={"_target_": "metarun.algorithms.gradient.adapts.ParameterSubset",
                                                    "part": "head", "norm": False})  # fmt: skip
     engine = Engine(learner, Plan(capture="graph"))
     assert all(v.isfinite() for v in engine.meta_step(batch(), 0).values())

@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 import torch
 
-from metarun.algorithms.supervised import judge
+from metarun.algorithms.supervised import prediction_metrics
 from metarun.cli import main
 from metarun.evaluation.evaluator import Estimate, Result, RobustEstimate, evaluate, robust
 from metarun.tasks.episode import Spec
@@ -106,7 +106,7 @@ def test_what_evaluation_draws_depends_on_seed_split_and_batch_alone() -> None:
 def test_metrics_by_hand() -> None:
     spec = Spec("classification", "vector", (2,), 3)
     prediction = torch.tensor([[[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]], [[0.0, 0.0, 1.0], [0.0, 2.0, 0.0]]])
-    found = judge(spec, prediction, torch.tensor([[2, 1], [2, 1]]))
+    found = prediction_metrics(spec, prediction, torch.tensor([[2, 1], [2, 1]]))
     assert found["accuracy"].tolist() == [0.5, 1.0]
     chances = prediction.softmax(-1)
     expected = [
@@ -114,6 +114,8 @@ def test_metrics_by_hand() -> None:
         -(chances[1, 0, 2] * chances[1, 1, 1]).log() / 2,
     ]
     torch.testing.assert_close(found["loss"], torch.stack(expected))
-    found = judge(Spec("regression", "vector", (2,), 1, peak=2.0), torch.ones(1, 4, 1), torch.full((1, 4, 1), 0.8))
+    found = prediction_metrics(
+        Spec("regression", "vector", (2,), 1, peak=2.0), torch.ones(1, 4, 1), torch.full((1, 4, 1), 0.8)
+    )
     assert found["mse"].item() == pytest.approx(0.04)
     assert found["psnr"].item() == pytest.approx(20)  # 10 log10(4 / .04)

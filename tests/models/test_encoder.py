@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.gradient.adapts import Part
+from metarun.algorithms.gradient.adapts import ParameterSubset
 from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.algorithms.gradient.losses import TaskLoss
 from metarun.algorithms.gradient.outer import Unrolled
@@ -166,10 +166,10 @@ def test_learners_learn(bert: Path, tune: str) -> None:
             outer_lr=0.003, halve_every=None,
         ),
         GradientLearner(
-            made(bert, tune=tune, metric=tune == "frozen"), SPEC, adapts=Part(part="all", norm=False), rule=SGD(),
-            loss=TaskLoss(), outer=Unrolled(first_order=False), inner_lr=0.05, inner_steps=2, inner_batch=None,
-            test_steps=2, test_batch=None, norm="transductive", head_init=None, train_shot=None, train_query=None,
-            outer_optimizer="adam", outer_lr=0.003, halve_every=None, decay_over=None, decay="linear",
+            made(bert, tune=tune, metric=tune == "frozen"), SPEC, adapts=ParameterSubset(part="all", norm=False),
+            rule=SGD(), loss=TaskLoss(), outer=Unrolled(first_order=False), inner_lr=0.05, inner_steps=2,
+            inner_batch=None, test_steps=2, test_batch=None, norm="transductive", head_init=None, train_shot=None,
+            train_query=None, outer_optimizer="adam", outer_lr=0.003, halve_every=None, decay_over=None, decay="linear",
         ),
     ]  # fmt: skip
     for learner in learners:

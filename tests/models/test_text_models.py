@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.gradient.adapts import Part
+from metarun.algorithms.gradient.adapts import ParameterSubset
 from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.algorithms.gradient.losses import TaskLoss
 from metarun.algorithms.gradient.outer import Unrolled
@@ -215,7 +215,7 @@ SPEC = Spec("classification", "text", (), 2)
 
 
 def maml(model: Any, spec: Spec, **options: Any) -> GradientLearner:
-    pieces = {"adapts": Part(part="all", norm=False), "rule": SGD(), "loss": TaskLoss()}
+    pieces = {"adapts": ParameterSubset(part="all", norm=False), "rule": SGD(), "loss": TaskLoss()}
     return GradientLearner(model, spec, **pieces, outer=Unrolled(first_order=False), **options)
 
 

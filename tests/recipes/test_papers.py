@@ -21,6 +21,7 @@ from metarun.config.catalogue import catalogue
 from metarun.config.check import check
 from metarun.config.compose import compose
 from metarun.config.paper import Claim, worst
+from metarun.moved import updated
 from metarun.reports.reproductions import (
     counts,
     findings,
@@ -202,7 +203,7 @@ def test_records_are_of_recipes_as_they_are() -> None:
         assert standing(name, result) == "sound", f"{name}: only sound records are kept"
         assert result["configuration_sha256"] == sha256(result["configuration"]), name
         now = flat(experiment_identity({**composed(name), "name": result["configuration"]["name"]}))
-        then = flat(result["configuration"])
+        then = flat(updated(result["configuration"]))
         assert {key: value for key, value in now.items() if key in then} == then, name
         assert set(result["claims"]) == {claim.id for claim in PAPERS[name].claims}, name
         assert all("/" not in str(value) for key, value in then.items() if key in ("task.root", "task.file")), name

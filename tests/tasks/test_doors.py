@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from metarun.algorithms.rl.collect import Percept, collect
+from metarun.algorithms.rl.collect import Transition, collect
 from metarun.errors import UserError
 from metarun.tasks.rl.doors import Doors, best_return
 
@@ -61,10 +61,10 @@ def test_references_are_what_such_players_get() -> None:
         env = task.batch("val", range(4000))
         known = torch.from_numpy(task.prizes("val", range(4000)))[:, None]
 
-        def uniform(percept: Percept) -> torch.Tensor:
-            return percept.observation.new_zeros(*percept.reward.shape, task.doors + 1)  # noqa: B023
+        def uniform(transition: Transition) -> torch.Tensor:
+            return transition.observation.new_zeros(*transition.previous_reward.shape, task.doors + 1)  # noqa: B023
 
-        def oracle(percept: Percept) -> torch.Tensor:
+        def oracle(transition: Transition) -> torch.Tensor:
             return 1e3 * torch.nn.functional.one_hot(known, task.doors + 1).float()  # noqa: B023
 
         found = task.references("val", range(10))

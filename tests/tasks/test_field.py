@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarun.algorithms.supervised import judge
+from metarun.algorithms.supervised import prediction_metrics
 from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.errors import UserError
@@ -142,9 +142,11 @@ def test_a_copy_moved_elsewhere_leaves_the_task_alone() -> None:
 
 def test_decibel() -> None:
     spec = Spec("regression", "vector", (2,), 1, peak=2.0)
-    judged = judge(spec, torch.full((1, 5, 1), 0.2), torch.zeros(1, 5, 1))
-    assert float(judged["psnr"]) == pytest.approx(20)  # a tenth of the peak
-    assert "psnr" not in judge(Spec("regression", "vector", (2,), 1), torch.zeros(1, 5, 1), torch.zeros(1, 5, 1))
+    metrics = prediction_metrics(spec, torch.full((1, 5, 1), 0.2), torch.zeros(1, 5, 1))
+    assert float(metrics["psnr"]) == pytest.approx(20)  # a tenth of the peak
+    assert "psnr" not in prediction_metrics(
+        Spec("regression", "vector", (2,), 1), torch.zeros(1, 5, 1), torch.zeros(1, 5, 1)
+    )
 
 
 def test_the_network_of_sines() -> None:

@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("gymnasium", reason="needs gymnasium: pip install 'metarun[rl]'")
 
-from metarun.algorithms.rl.collect import Percept, Rollout, collect
+from metarun.algorithms.rl.collect import Rollout, Transition, collect
 from metarun.cli import main
 from metarun.errors import UserError
 from metarun.tasks.rl.atari import Atari
@@ -24,14 +24,14 @@ from metarun.tasks.rl.procgen import HELD_OUT, Procgen
 from metarun.types import SPLITS, Split
 
 
-def played(family: GymFamily, split: Split, indices: list[int], copies: int = 1) -> Rollout:
+def played(family: GymFamily, split: Split, indices: list[int], num_envs: int = 1) -> Rollout:
     env = family.batch(split, indices)
     outputs = family.spec.output_size * (1 if family.spec.discrete_actions else 2)
 
-    def act(percept: Percept) -> torch.Tensor:
-        return percept.observation.new_zeros(*percept.reward.shape, outputs)
+    def act(transition: Transition) -> torch.Tensor:
+        return transition.observation.new_zeros(*transition.previous_reward.shape, outputs)
 
-    return collect(env, family.spec, act, copies, env.episodes, env.generator())
+    return collect(env, family.spec, act, num_envs, env.episodes, env.generator())
 
 
 def assert_repeats(family: GymFamily) -> Rollout:

@@ -81,13 +81,13 @@ class Walks(GymFamily):
 
 
 def still(outputs: int) -> Act:
-    return lambda percept: percept.observation.new_zeros(*percept.reward.shape, outputs)
+    return lambda transition: transition.observation.new_zeros(*transition.previous_reward.shape, outputs)
 
 
-def played(family: GymFamily, split: Split, indices: list[int], copies: int) -> tuple[Rollout, Simulators]:
+def played(family: GymFamily, split: Split, indices: list[int], num_envs: int) -> tuple[Rollout, Simulators]:
     env = family.batch(split, indices)
     outputs = family.spec.output_size * (1 if family.spec.discrete_actions else 2)
-    return collect(env, family.spec, still(outputs), copies, env.episodes, env.generator()), env
+    return collect(env, family.spec, still(outputs), num_envs, env.episodes, env.generator()), env
 
 
 def same(one: Rollout, other: Rollout) -> bool:
@@ -135,7 +135,7 @@ def test_what_was_played_before_changes_nothing(kept: bool) -> None:
     assert same(first, held)
     assert any(walk.steps > 16 for row in env.rows for walk in row) == kept  # they have lived before
     assert not same(first, played(family, "val", [5, 6], 2)[0])
-    # A task of the batch does not depend on the others, and the copies and episodes of one differ.
+    # A task of the batch does not depend on the others, and the num_envs and episodes of one differ.
     np.testing.assert_array_equal(first.observation[1, :, 0], played(family, "train", [6], 2)[0].observation[0, :, 0])
     assert len(first.observation[..., 0].reshape(-1, 16)[:, ::8].unique()) == 8
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarun.algorithms.rl.collect import Percept, collect
-from metarun.algorithms.rl.controls import RandomActions
+from metarun.algorithms.rl.baselines import RandomActions
+from metarun.algorithms.rl.collect import Transition, collect
 from metarun.config.build import construct
 from metarun.errors import UserError
 from metarun.models.policies import MLPPolicy
@@ -41,13 +41,13 @@ def locomotion(robot: Any = "half_cheetah", varies: Variation | None = None, **c
     return Locomotion(3, robot=robot, varies=varies or Direction(), **{**options, **changed})
 
 
-def played(env: Robots, copies: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+def played(env: Robots, num_envs: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """States, rewards and endings of random actions, some beyond their bounds, each [T, E, S, ...]."""
     noise = torch.Generator().manual_seed(7)
-    state = env.reset(copies, noise)
+    state = env.reset(num_envs, noise)
     rows = []
     for _ in range(steps):
-        action = 1.2 * torch.randn(env.tasks, copies, env.physics.actions, generator=noise)
+        action = 1.2 * torch.randn(env.tasks, num_envs, env.physics.actions, generator=noise)
         state, reward, over = env.step(state, action, noise)
         rows.append((state, reward, over))
     states, rewards, overs = (torch.stack(column, 2) for column in zip(*rows, strict=True))
@@ -117,7 +117,7 @@ def test_what_tasks_pay_for() -> None:
 
 @pytest.mark.parametrize("robot", ["half_cheetah", "hopper"])
 def test_a_step_is_a_function_of_the_state(robot: str) -> None:
-    """Not of how many threads there are, of the other tasks and copies, or of what was simulated before."""
+    """Not of how many threads there are, of the other tasks and environments, or of what was simulated before."""
     results = []
     for threads in (1, 3, 1):
         task = locomotion(robot, Body(spread=3.0), threads=threads)
@@ -168,8 +168,8 @@ def test_a_simulation_that_diverges_ends_the_episode() -> None:
 
 
 def test_fallen_walkers_stop_where_falling_ends_an_episode() -> None:
-    def act(percept: Percept) -> Tensor:
-        return percept.observation.new_zeros(*percept.reward.shape, 12)
+    def act(transition: Transition) -> Tensor:
+        return transition.observation.new_zeros(*transition.previous_reward.shape, 12)
 
     for ends in (True, False):
         task = locomotion("walker2d", Body(spread=0.0), fall_ends=ends, horizon=60)

@@ -1,4 +1,4 @@
-"""Control families: their dynamics against plain Python loops, their references, their purity."""
+"""Baseline families: their dynamics against plain Python loops, their references, their purity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarun.algorithms.rl.collect import Act, Percept, Rollout, collect
+from metarun.algorithms.rl.collect import Act, Rollout, Transition, collect
 from metarun.algorithms.rl.distributions import sampling_noise
 from metarun.errors import UserError
 from metarun.tasks import rng
@@ -40,8 +40,8 @@ def navigation(actions: str = "scaled", reward: str = "distance", horizon: int =
 def toward_goal(task: Navigation, env: Plane) -> Act:
     """A noisy policy that walks to the goal, so that some episodes end early and some do not."""
 
-    def act(percept: Percept) -> Tensor:
-        mean = (env.goals - percept.observation).clamp(-0.1, 0.1)
+    def act(transition: Transition) -> Tensor:
+        mean = (env.goals - transition.observation).clamp(-0.1, 0.1)
         if task.actions == "scaled":
             mean = mean * 10
         log_std = torch.full_like(mean, math.log(1e-3))
@@ -87,9 +87,9 @@ def test_a_trial_goes_on_after_an_episode_and_tells_that_it_ended() -> None:
     env = task.batch("train", range(5))
     act, seen = toward_goal(task, env), []
 
-    def watch(percept: Percept) -> Tensor:
-        seen.append(percept)
-        return act(percept)
+    def watch(transition: Transition) -> Tensor:
+        seen.append(transition)
+        return act(transition)
 
     rollout = collect(env, task.spec, watch, 2, env.episodes, env.generator())
     assert rollout.reward.shape == (5, 2, 24)
@@ -114,8 +114,8 @@ def test_oracle_is_what_a_perfect_walker_gets(reward: str) -> None:
     task = navigation(reward=reward, horizon=20, episodes=2)
     env = task.batch("val", range(50))
 
-    def act(percept: Percept) -> Tensor:
-        mean = 10 * (env.goals - percept.observation)
+    def act(transition: Transition) -> Tensor:
+        mean = 10 * (env.goals - transition.observation)
         return torch.cat([mean, torch.full_like(mean, -20.0)], -1)
 
     walked = collect(env, task.spec, act, 1, 2, env.generator()).returns().mean()
@@ -149,7 +149,7 @@ def test_batches_are_pure_functions_of_seed_split_and_indices(task: Navigation |
     def played(indices: list[int]) -> Rollout:
         env = task.batch("train", indices)
         outputs = task.spec.output_size * (1 if task.spec.discrete_actions else 2)
-        act = lambda percept: percept.observation.new_zeros(*percept.reward.shape, outputs)  # noqa: E731
+        act = lambda transition: transition.observation.new_zeros(*transition.previous_reward.shape, outputs)  # noqa: E731
         return collect(env, task.spec, act, 2, env.episodes, env.generator())
 
     one, other, elsewhere = played([7, 8]), played([7, 8]), played([9, 8])
@@ -205,15 +205,15 @@ def test_a_decision_process_moves_and_pays_by_its_tables() -> None:
     task = mdp()
     env, (moves, pays) = task.batch("train", [5, 6]), task.tables("train", [5, 6])
     np.testing.assert_allclose(moves.sum(-1), 1)
-    copies = 20000
+    num_envs = 20000
     for s, a in product(range(3), range(2)):
-        state = torch.full((2, copies), s)
+        state = torch.full((2, num_envs), s)
         assert torch.equal(env.observe(state).argmax(-1), state)
         moved, reward, ended = env.step(state, torch.full_like(state, a), env.generator())
         assert not ended.any()
-        np.testing.assert_allclose(reward.mean(1), pays[:, s, a], atol=4 / math.sqrt(copies))
+        np.testing.assert_allclose(reward.mean(1), pays[:, s, a], atol=4 / math.sqrt(num_envs))
         for n in range(3):
-            np.testing.assert_allclose((moved == n).float().mean(1), moves[:, s, a, n], atol=2 / math.sqrt(copies))
+            np.testing.assert_allclose((moved == n).float().mean(1), moves[:, s, a, n], atol=2 / math.sqrt(num_envs))
     assert (env.reset(2, None) == 0).all()
     # Dirichlet(1, 1, 1): entries of mean 1/3 and variance 1/18.
     shares = task.tables("train", range(2000))[0]
@@ -249,7 +249,7 @@ def test_gridnavi_is_a_plain_loop() -> None:
     env = task.batch("train", range(40))
     assert len(task.possible) == 21
     assert {tuple(g) for g in task.goals("train", range(2000))} == {tuple(g) for g in task.possible}
-    act = lambda percept: percept.observation.new_zeros(*percept.reward.shape, 5)  # noqa: E731
+    act = lambda transition: transition.observation.new_zeros(*transition.previous_reward.shape, 5)  # noqa: E731
     rollout = collect(env, task.spec, act, 2, 1, env.generator())
     reached = 0
     for t, e in product(range(40), range(2)):
@@ -337,11 +337,11 @@ def test_rewards_of_a_decision_process_are_normal_around_their_means() -> None:
 @pytest.mark.parametrize(
     ("returned", "said"),
     [
-        ((0, 1.0, False), "step returned float as reward; it must be [tasks, copies], here (3, 2)"),
+        ((0, 1.0, False), "step returned float as reward; it must be [tasks, num_envs], here (3, 2)"),
         ((0, torch.zeros(3), torch.zeros(3, 2) > 0), "step returned a tensor of shape (3,) as reward"),
         (
             (0, torch.zeros(3, 2), torch.zeros(3, 2)),
-            "as terminated; it must be [tasks, copies], here (3, 2) of type bool",
+            "as terminated; it must be [tasks, num_envs], here (3, 2) of type bool",
         ),
         (None, "step returned NoneType; it must be (state, reward, terminated)"),
         ((0, 1, 2, 3), "step returned tuple of 4; it must be (state, reward, terminated)"),
@@ -355,5 +355,5 @@ def test_what_a_tensor_environment_returns_wrongly_is_named(returned: Any, said:
     task = navigation()
     env = Wrong(task.batch("val", range(3)))
     with pytest.raises(UserError, match=r"test_rl\..*Wrong\.") as error:
-        collect(env, task.spec, lambda percept: torch.zeros(3, 2, 4), 2, 1, env.generator())
+        collect(env, task.spec, lambda transition: torch.zeros(3, 2, 4), 2, 1, env.generator())
     assert said in str(error.value)

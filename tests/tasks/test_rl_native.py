@@ -190,7 +190,7 @@ def test_the_layout_is_a_function_of_seed_split_and_index() -> None:
 def test_a_maze_is_a_plain_loop() -> None:
     task = maze(size=4, horizon=25, episodes=1)
     env = task.batch("train", range(20))
-    act = lambda percept: percept.observation.new_zeros(*percept.reward.shape, 4)  # noqa: E731
+    act = lambda transition: transition.observation.new_zeros(*transition.previous_reward.shape, 4)  # noqa: E731
     rollout = collect(env, task.spec, act, 3, 1, env.generator())
     neighbours, (start, goal) = task.neighbours("train", range(20)), task.ends("train", range(20))
     found = 0
@@ -228,6 +228,6 @@ def test_references_of_a_maze_are_shortest_ways_and_the_mean_of_wandering() -> N
     assert references["oracle"] == pytest.approx(2 * np.mean(best))
     assert references["still"] == -2
     env = task.batch("test", range(40))
-    act = lambda percept: percept.observation.new_zeros(*percept.reward.shape, 4)  # noqa: E731
+    act = lambda transition: transition.observation.new_zeros(*transition.previous_reward.shape, 4)  # noqa: E731
     returns = collect(env, task.spec, act, 500, 2, env.generator()).returns()
     assert float(returns.mean()) == pytest.approx(references["random"], abs=5 * float(returns.std()) / math.sqrt(20000))

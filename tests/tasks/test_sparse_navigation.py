@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarun.algorithms.rl.collect import Percept, collect
+from metarun.algorithms.rl.collect import Transition, collect
 from metarun.algorithms.rl.distributions import MIN_LOG_STD
 from metarun.tasks.rl.sparse_navigation import SparseNavigation
 from tests.algorithms.test_pearl import pearl
@@ -19,8 +19,8 @@ TASK = SparseNavigation(0, radius=0.2, horizon=20, episodes=2)
 
 
 def walked(env: Any, wander: float) -> Any:
-    def act(percept: Percept) -> Tensor:
-        mean = 10 * (env.goals - percept.observation)
+    def act(transition: Transition) -> Tensor:
+        mean = 10 * (env.goals - transition.observation)
         return torch.cat([mean, torch.full_like(mean, math.log(wander) if wander else MIN_LOG_STD)], -1)
 
     return collect(env, TASK.spec, act, 3, env.episodes, env.generator())

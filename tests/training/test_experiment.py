@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from metarun.algorithms.gradient.adapts import Part
+from metarun.algorithms.gradient.adapts import ParameterSubset
 from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.algorithms.gradient.losses import TaskLoss
 from metarun.algorithms.gradient.outer import Unrolled
@@ -27,7 +27,7 @@ def test_a_run_from_python(tmp_path: Path) -> None:
     task = Sinusoid(0, shot=5, query=5, test_shots=[], frequency=[1.0, 1.0])
     model = MLP(task.spec, hidden=[8], activation="relu", batch_norm=False, norm_scale=True, init="torch")
     algorithm = GradientLearner(
-        model, task.spec, adapts=Part(part="all", norm=False), rule=SGD(), loss=TaskLoss(),
+        model, task.spec, adapts=ParameterSubset(part="all", norm=False), rule=SGD(), loss=TaskLoss(),
         outer=Unrolled(first_order=False), inner_lr=0.01, inner_steps=1, inner_batch=None, test_steps=2,
         test_batch=None, norm="transductive", head_init=None, train_shot=None, train_query=None,
         outer_optimizer="adam", outer_lr=0.01, halve_every=None, decay_over=None, decay="linear",

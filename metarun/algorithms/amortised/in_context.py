@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.amortised.sequence import embedded, mean_loss, shuffled, told
+from metarun.algorithms.amortised.sequence import embedded, encode_targets, mean_loss, shuffled
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run, judge
+from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run, prediction_metrics
 from metarun.errors import require
 from metarun.models.attention import Block
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
@@ -70,8 +70,8 @@ class InContext(SupervisedAlgorithm):
         predicted = self.read(x[:, :count], support.y, x, before)
         y = torch.cat([support.y, batch.query.y], 1)
         loss, query = mean_loss(self.spec, predicted, y), predicted[:, count:]
-        judged = {name: value.mean() for name, value in judge(self.spec, query, batch.query.y).items()}
-        return loss, {name: value.detach() for name, value in {**judged, "loss": loss}.items()}
+        metrics = {name: value.mean() for name, value in prediction_metrics(self.spec, query, batch.query.y).items()}
+        return loss, {name: value.detach() for name, value in {**metrics, "loss": loss}.items()}
 
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
         support = self._in_order(support)
@@ -92,7 +92,7 @@ class InContext(SupervisedAlgorithm):
         reach = torch.cat([places[:count] + 1, before])
         # Everything sees itself, pairs the pairs before, and questions the pairs they come after.
         seen = (places[None] == places[:, None]) | ((places < count)[None] & (places[None] < reach[:, None]))
-        pairs = self.inputs(x) + self.labels(told(self.spec, y, x.dtype))
+        pairs = self.inputs(x) + self.labels(encode_targets(self.spec, y, x.dtype))
         tokens = torch.cat([pairs, self.inputs(asked) + self.question], 1)
         for block in self.blocks:
             tokens = block(tokens, seen)

@@ -25,7 +25,7 @@ class LanguageLearner(SupervisedAlgorithm):
 
     kinds: ClassVar[tuple[str, ...]] = ("sequence",)
 
-    def judged(self, learner: Adapted, query: Labelled) -> Metrics:
+    def query_metrics(self, learner: Adapted, query: Labelled) -> Metrics:
         return judge_strings(learner(query.x), query)
 
 

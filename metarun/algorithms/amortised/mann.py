@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algorithms.amortised.sequence import embedded, mean_loss, shuffled, told
+from metarun.algorithms.amortised.sequence import embedded, encode_targets, mean_loss, shuffled
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run, judge
+from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run, prediction_metrics
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Decay, Fraction, Positive, Rate
@@ -80,8 +80,8 @@ class MANN(SupervisedAlgorithm):
         asked = self.answer(x[:, count:], state, last)
         y = torch.cat([support.y, batch.query.y], 1)
         loss = mean_loss(self.spec, torch.cat([on_the_way, asked], 1), y)
-        judged = {name: value.mean() for name, value in judge(self.spec, asked, batch.query.y).items()}
-        return loss, {name: value.detach() for name, value in {**judged, "loss": loss}.items()}
+        metrics = {name: value.mean() for name, value in prediction_metrics(self.spec, asked, batch.query.y).items()}
+        return loss, {name: value.detach() for name, value in {**metrics, "loss": loss}.items()}
 
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
         support = shuffled(support)
@@ -90,7 +90,7 @@ class MANN(SupervisedAlgorithm):
 
     def study(self, x: Tensor, y: Tensor) -> tuple[Tensor, State, Tensor]:
         """From examples x [T, N, F], y [T, N]: predictions on the way, the state after, the label not yet read."""
-        labels, state, predictions = told(self.spec, y, x.dtype), self.start(x), []
+        labels, state, predictions = encode_targets(self.spec, y, x.dtype), self.start(x), []
         before = torch.cat([torch.zeros_like(labels[:, :1]), labels], 1)
         for i in range(x.shape[1]):
             prediction, state = self.step(torch.cat([x[:, i], before[:, i]], -1), state)

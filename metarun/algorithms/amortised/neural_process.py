@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.amortised.sequence import embedded
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run, judge
+from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run, prediction_metrics
 from metarun.errors import require
 from metarun.models.attention import attend
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
@@ -114,7 +114,7 @@ class NeuralProcess(SupervisedAlgorithm):
             z = mean + std * torch.randn(self.samples, *mean.shape, dtype=mean.dtype, device=mean.device)
         yield Predictive(lambda x: self.decode(context, embedded(self.model, x), z), support)
 
-    def judged(self, learner: Adapted, query: Labelled) -> Metrics:
+    def query_metrics(self, learner: Adapted, query: Labelled) -> Metrics:
         """Besides the mean's squared error, ``nll``: -log p(y) / points of a task's query points together.
 
         ``nll_with_context`` is that of context and query points, as the authors' notebooks measure. With z, p(y) is
@@ -126,7 +126,7 @@ class NeuralProcess(SupervisedAlgorithm):
         at_context = log_density(*learner.gaussians(learner.context.x), learner.context.y).sum(-1)
         points, known = query.y.shape[1], learner.context.y.shape[1]
         return {
-            **judge(self.spec, mean.mean(0), query.y),
+            **prediction_metrics(self.spec, mean.mean(0), query.y),
             "nll": (log(len(mean)) - at_query.logsumexp(0)) / points,
             "nll_with_context": (log(len(mean)) - (at_query + at_context).logsumexp(0)) / (points + known),
         }

@@ -22,7 +22,7 @@ def shuffled(examples: Labelled) -> Labelled:
     return examples.map(lambda values: values[rows, order])
 
 
-def told(spec: Spec, y: Tensor, dtype: torch.dtype) -> Tensor:
+def encode_targets(spec: Spec, y: Tensor, dtype: torch.dtype) -> Tensor:
     """Labels as a learner reads them, [T, N, outputs]: one-hot classes, or the targets themselves."""
     if spec.kind == "regression":
         return y

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algorithms.amortised.sequence import embedded, mean_loss, shuffled, told
+from metarun.algorithms.amortised.sequence import embedded, encode_targets, mean_loss, shuffled
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run, judge
+from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run, prediction_metrics
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Decay, Positive, Rate
@@ -69,8 +69,10 @@ class Snail(SupervisedAlgorithm):
         x = embedded(self.model, torch.cat([support.x, batch.query.x], 1))
         predicted = self.read(x[:, : support.y.shape[1]], support.y, x[:, support.y.shape[1] :])
         loss = mean_loss(self.spec, predicted, batch.query.y)
-        judged = {name: value.mean() for name, value in judge(self.spec, predicted, batch.query.y).items()}
-        return loss, {name: value.detach() for name, value in {**judged, "loss": loss}.items()}
+        metrics = {
+            name: value.mean() for name, value in prediction_metrics(self.spec, predicted, batch.query.y).items()
+        }
+        return loss, {name: value.detach() for name, value in {**metrics, "loss": loss}.items()}
 
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
         support = shuffled(support)
@@ -80,7 +82,7 @@ class Snail(SupervisedAlgorithm):
     def read(self, x: Tensor, y: Tensor, query: Tensor) -> Tensor:
         """Predictions [T, M, outputs] at embedded ``query`` [T, M, F] after the examples x [T, N, F], y [T, N]."""
         asked = torch.cat([query, query.new_zeros(*query.shape[:2], self.spec.output_size)], -1)
-        pairs = torch.cat([x, told(self.spec, y, x.dtype)], -1)
+        pairs = torch.cat([x, encode_targets(self.spec, y, x.dtype)], -1)
         # A sequence for each query: [T, M, N + 1, F + outputs].
         whole = torch.cat([pairs[:, None].expand(-1, query.shape[1], -1, -1), asked[:, :, None]], 2)
         read = self.blocks(whole.flatten(0, 1))[:, -1]

@@ -22,7 +22,7 @@ from metarun.types import Positive
 NORMS = (BatchNorm, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
-class Part(AdaptedParameters):
+class ParameterSubset(AdaptedParameters):
     """A part of the network, from its meta-learned values; the rest stays as meta-learned.
 
     ``all``; only the ``head`` (ANIL: Raghu et al. 2020, arXiv:1909.09157); only the ``body`` (BOIL: Oh et al.
@@ -121,7 +121,7 @@ class FiLM(nn.Module):
         return y + self.shift(self.context).view(shape)
 
 
-class Prototypes(Part):
+class Prototypes(ParameterSubset):
     """All parameters, the head from the support set: weights 2 c_k and biases -|c_k|^2 of the class means c_k.
 
     Proto-MAML (Triantafillou et al. 2020, arXiv:1903.03096, section 3.1): before the first step the learner is a

@@ -13,8 +13,8 @@ from metarun.algorithms.base import Metrics
 from metarun.algorithms.functional import call_with
 from metarun.algorithms.gradient.inner_loop import InnerLoopLearner, InnerLoopState, minibatches, one_of
 from metarun.algorithms.gradient.parameters import Parameters
-from metarun.algorithms.gradient.windows import TruncatedUnroll
-from metarun.algorithms.supervised import judge
+from metarun.algorithms.gradient.truncated import TruncatedUnroll
+from metarun.algorithms.supervised import prediction_metrics
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, TaskBatch
 from metarun.tasks.rng import forked_rng
@@ -62,12 +62,12 @@ class Evolution(TruncatedUnroll):
                     start = self.begin(learner, plus, batch.support)
                 mirrored = self.begin(learner, minus, batch.support)
                 start = {n: torch.cat([p, mirrored[n]]) for n, p in start.items()}
-                walk, drift = InnerLoopState(start, 0, start, 0, None, 0), noise
+                inner, drift = InnerLoopState(start, 0, start, 0, None, 0), noise
             else:
-                walk = InnerLoopState(*self.kept["walk"])
+                inner = InnerLoopState(*self.kept["walk"])
                 drift = {n: e + self.kept["drift"][n] for n, e in noise.items()}
-            walk, losses, metrics = self.run(learner, particles, walk, batch)
-            self.keep(learner, batch, walk, drift=drift)
+            inner, losses, metrics = self.run(learner, particles, inner, batch)
+            self.keep(learner, batch, inner, drift=drift)
             slope = finite(losses[:tasks] - losses[tasks:]) / (2 * self.sigma**2 * tasks)
             gradient = {n: torch.tensordot(slope, e, 1) for n, e in drift.items()}
         return torch.stack([(gradient[n] * p).sum() for n, p in theta.items()]).sum(), metrics
@@ -81,16 +81,16 @@ class Evolution(TruncatedUnroll):
         return learner.over_tasks(with_meta(learner, one), (0, 0, 0))(meta, support.x, support.y)
 
     def run(
-        self, learner: InnerLoopLearner, meta: Parameters, walk: InnerLoopState, batch: TaskBatch
+        self, learner: InnerLoopLearner, meta: Parameters, inner: InnerLoopState, batch: TaskBatch
     ) -> tuple[InnerLoopState, Tensor, Metrics]:
         """A window of all particles: where they then stand, their losses [2T], and what they are judged by at its end.
 
         The first T are the tasks' theta + e, the others theta - e.
         """
-        initial, _, parameters, _, state, first = walk
+        initial, _, parameters, _, state, first = inner
         last = first + self.window(learner, first)
         support, query = (part.map(twice) for part in (batch.support, batch.query))
-        losses, judged = next(iter(meta.values())).new_zeros(2 * len(batch.support.y)), {}
+        losses, metrics = next(iter(meta.values())).new_zeros(2 * len(batch.support.y)), {}
         for step, (x, y) in enumerate(minibatches(batch.support, last - first, learner.inner_batch), first):
             move = with_meta(learner, partial(learner.inner_step, step, False))
             dims = (0, 0, None if state is None else 0, 0, 0, 0)
@@ -98,11 +98,11 @@ class Evolution(TruncatedUnroll):
             if self.along or step + 1 == last:
                 predict = partial(learner.predict_query, step=step)
                 answer = learner.over_tasks(with_meta(learner, predict), (0, 0, 0, 0))
-                judged = judge(learner.spec, answer(meta, parameters, support.x, query.x), query.y)
+                metrics = prediction_metrics(learner.spec, answer(meta, parameters, support.x, query.x), query.y)
             if self.along or step + 1 == learner.inner_steps:
-                losses = losses + self.task_objectives(judged)
-        there = losses.isfinite() & torch.stack(list(judged.values())).isfinite().all(0)
-        means = {name: torch.where(there, value, 0).sum() / there.sum() for name, value in judged.items()}
+                losses = losses + self.task_objectives(metrics)
+        there = losses.isfinite() & torch.stack(list(metrics.values())).isfinite().all(0)
+        means = {name: torch.where(there, value, 0).sum() / there.sum() for name, value in metrics.items()}
         return InnerLoopState(initial, 0, parameters, 0, state, last), losses, means
 
     def extra_repr(self) -> str:

@@ -17,7 +17,7 @@ from metarun.algorithms.base import Metrics
 from metarun.algorithms.functional import call_with
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.pieces import AdaptedParameters, Dims, InnerLoss, OuterGradient, Rule, State
-from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, judge
+from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, prediction_metrics
 from metarun.kernels.bfloat16 import bfloat16_disabled
 from metarun.kernels.broadcast_add import broadcast_add
 from metarun.kernels.mode import TaskBatched
@@ -183,14 +183,16 @@ class InnerLoopLearner(SupervisedAlgorithm):
         self, parameters: Parameters, dims: Dims, batch: TaskBatch, step: int | None = None
     ) -> tuple[Tensor, Metrics]:
         """The mean loss [] of adapted learners on their query sets, and the means of all metrics, detached."""
-        values = judge(self.spec, self.answers(parameters, dims, batch.support, batch.query.x, step), batch.query.y)
+        values = prediction_metrics(
+            self.spec, self.query_predictions(parameters, dims, batch.support, batch.query.x, step), batch.query.y
+        )
         means, metrics = {}, {}
         for name, value in values.items():
             means[name] = value.mean()
             metrics[name] = means[name].detach()
         return means["loss" if self.spec.kind == "classification" else "mse"], metrics
 
-    def answers(
+    def query_predictions(
         self, parameters: Parameters, dims: Dims, support: Labelled, query: Tensor, step: int | None = None
     ) -> Tensor:
         """Predictions [T, Nq, outputs] for the inputs ``query`` [T, Nq, ...]."""
@@ -200,7 +202,7 @@ class InnerLoopLearner(SupervisedAlgorithm):
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
         steps = self.test_steps if steps is None else steps
         for taken, (parameters, dims, _) in enumerate(self.trajectory(support, steps, self.test_batch)):
-            yield partial(self.answers, parameters, dims, support, step=max(taken - 1, 0))
+            yield partial(self.query_predictions, parameters, dims, support, step=max(taken - 1, 0))
 
     def over_tasks(self, f: Callable[..., Any], dims: tuple[Dims, ...]) -> Callable[..., Any]:
         """``f``, a function of one task, as a function of many: batched if that is exact, else one after another.

@@ -12,6 +12,7 @@ from metarun.algorithms.gradient.pieces import AdaptedParameters, InnerLoss, Out
 from metarun.algorithms.supervised import dry_run, with_head
 from metarun.kernels.mode import REPLACED
 from metarun.models.norm import set_policy
+from metarun.moved import in_words
 from metarun.tasks.episode import Spec
 from metarun.types import Count, Decay, Positive, Rate
 
@@ -101,7 +102,7 @@ class GradientLearner(InnerLoopLearner):
             "inner_steps": self.inner_steps,
             "test_steps": self.test_steps,
             "inner_lr": self.inner_lr,
-            **{name: f"{type(piece).__name__}({piece.extra_repr()})" for name, piece in pieces.items()},
+            **{name: in_words(f"{type(piece).__name__}({piece.extra_repr()})") for name, piece in pieces.items()},
         }
 
 

@@ -64,9 +64,9 @@ class MultiStep(OuterGradient):
             return learner.query_loss(*learner.adapted(batch.support, first_order), batch)
         trajectory = learner.trajectory(batch.support, learner.inner_steps, learner.inner_batch, first_order)
         points = enumerate(islice(trajectory, 1, None))
-        judged = [learner.query_loss(parameters, dims, batch, step) for step, (parameters, dims, _) in points]
-        losses = torch.stack([loss for loss, _ in judged])
-        return self.weights(len(losses)) @ losses, judged[-1][1]
+        results = [learner.query_loss(parameters, dims, batch, step) for step, (parameters, dims, _) in points]
+        losses = torch.stack([loss for loss, _ in results])
+        return self.weights(len(losses)) @ losses, results[-1][1]
 
     def extra_repr(self) -> str:
         return f"anneal_over={self.anneal_over}, first_order_for={self.first_order_for}"

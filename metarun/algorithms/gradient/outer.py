@@ -46,7 +46,7 @@ def refuse_constant_gradients(first_order: bool, learner: InnerLoopLearner) -> N
     require(not (first_order and learned), "algorithm.outer.first_order=true: a learned loss gets no gradient that way")
 
 
-class Difference(OuterGradient):
+class ReptileGradient(OuterGradient):
     """From the adapted parameters towards the meta-learned ones: d = mean over tasks of theta - phi (Reptile).
 
     Nichol, Achiam & Schulman 2018, arXiv:1803.02999, Algorithm 2: plain descent theta <- theta - epsilon d moves

@@ -30,12 +30,12 @@ class Stepwise(OuterGradient):
         require(not learner.rule.carries, "algorithm.rule.carry=true: steps on their own have no state to carry on")
 
     def forward(self, learner: InnerLoopLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
-        walk, losses = learner.begin(batch.support), []
+        inner, losses = learner.begin(batch.support), []
         for _ in range(learner.inner_steps):
-            *_, (moved, dims, state) = learner.trajectory(batch.support, 1, learner.inner_batch, start=walk)
-            loss, metrics = learner.query_loss(moved, dims, batch, walk.step)
+            *_, (moved, dims, state) = learner.trajectory(batch.support, 1, learner.inner_batch, start=inner)
+            loss, metrics = learner.query_loss(moved, dims, batch, inner.step)
             losses.append(loss)
-            constant = {name: p + (moved[name] - p).detach() for name, p in walk.initial.items()}
+            constant = {name: p + (moved[name] - p).detach() for name, p in inner.initial.items()}
             state = tree_map_only(Tensor, Tensor.detach, state)
-            walk = walk._replace(parameters=constant, dims=dims, state=state, step=walk.step + 1)
+            inner = inner._replace(parameters=constant, dims=dims, state=state, step=inner.step + 1)
         return torch.stack(losses).mean(), metrics

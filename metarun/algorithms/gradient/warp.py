@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from metarun.algorithms.gradient.adapts import Part, layer_named, output_shape
+from metarun.algorithms.gradient.adapts import ParameterSubset, layer_named, output_shape
 from metarun.errors import require
 from metarun.tasks.episode import Spec
 from metarun.types import Positive
@@ -15,7 +15,7 @@ from metarun.types import Positive
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-class Warped(Part):
+class Warped(ParameterSubset):
     """All of the model's and the head's own parameters, warp layers w between them being the same for all tasks.
 
     WarpGrad (Flennerhag et al. 2020, arXiv:1909.00025, sections 2.2 and 2.3): a task layer h of weights theta

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algorithms.supervised import Adapted, judge
+from metarun.algorithms.supervised import Adapted, prediction_metrics
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, Spec
 from metarun.types import Distance, Rate
@@ -42,8 +42,8 @@ class Head(nn.Module):
 
     def loss(self, support: Labelled, query: Labelled, prediction: Tensor) -> Tensor:
         """Loss of meta-training [], from features and the predictions of :meth:`fit` for the queries."""
-        judged = judge(self.spec, prediction, query.y)
-        return judged["mse" if self.spec.kind == "regression" else "loss"].mean()
+        metrics = prediction_metrics(self.spec, prediction, query.y)
+        return metrics["mse" if self.spec.kind == "regression" else "loss"].mean()
 
     def protocol(self) -> dict[str, Any]:
         """Return the facts that are needed to compare results with others."""

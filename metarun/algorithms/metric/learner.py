@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.metric.head import Head
-from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run, judge
+from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run, prediction_metrics
 from metarun.errors import require
 from metarun.models.norm import BatchNorm, set_policy, statistics_from
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
@@ -75,8 +75,8 @@ class EmbeddingLearner(SupervisedAlgorithm):
         support, query = replace(batch.support, x=s), replace(batch.query, x=q)
         prediction = self.head.fit(support)(q)
         loss = self.head.loss(support, query, prediction)
-        judged = judge(self.spec, prediction.detach(), batch.query.y)
-        return loss, {**{name: value.mean() for name, value in judged.items()}, "loss": loss.detach()}
+        metrics = prediction_metrics(self.spec, prediction.detach(), batch.query.y)
+        return loss, {**{name: value.mean() for name, value in metrics.items()}, "loss": loss.detach()}
 
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
         if self.norm == "running":

@@ -15,28 +15,51 @@ from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
 
 
-class ControlAlgorithm(Algorithm):
-    """A learner that adapts from experience, in T tasks at once: a control family's batched environment."""
+class RLAlgorithm(Algorithm):
+    """The base class of RL algorithms, which adapt from experience in T tasks at once, a batched environment.
+
+    A subclass implements :meth:`meta_step` and :meth:`rollouts`. Learners that act through whole trials subclass
+    :class:`TrialLearner`.
+    """
 
     kinds: ClassVar[tuple[str, ...]] = ("control",)
 
     @abstractmethod
     def rollouts(self, env: Environment) -> Iterator[Rollout]:
-        """Experience on test tasks after 0, 1, ... adaptation steps, of one episode or a whole trial each."""
+        """Yield experience on test tasks after 0, 1, ... adaptation steps.
+
+        Args:
+            env: Batched environment of T test tasks.
+
+        Yields:
+            Rollouts of one episode, or of a whole trial, in E environments of each task.
+        """
 
     def expected(self, env: Environment, observation: Tensor, action: Tensor, after: Tensor) -> Tensor | None:
-        """Rewards that a learner with a belief predicts for steps, at each time of the trials of :meth:`rollouts`.
+        """Return the rewards that a learner with a belief predicts at each time of the trials of :meth:`rollouts`.
 
-        The N steps are told by ``observation`` [N, size], ``action`` [N] or [N, size] and next observation ``after``
-        [N, size]; [T, E, S, N]. ``None``: it has no such belief.
+        Args:
+            env: Batched environment of T tasks.
+            observation: Observations of N steps, [N, size].
+            action: Actions of these steps, [N] or [N, size].
+            after: Observations after these steps, [N, size].
+
+        Returns:
+            Predicted rewards [T, E, S, N]; ``None`` if the learner has no belief.
         """
         return None
 
     def evaluate(self, batch: Environment) -> Metrics:
-        """``return`` [T, k + 1]: of a trial; without a memory, of as many episodes as one has.
+        """Adapt to each task and measure the returns.
 
-        For a learner with a memory also ``episode_return`` [T, K], that of each of its K episodes. Where the
-        environment tells an ``outcome``, also the share of last episodes that had it, [T, k + 1].
+        Args:
+            batch: Batched environment of T test tasks.
+
+        Returns:
+            ``return`` [T, k + 1], the return of a trial after 0, ..., k adaptation steps. For a learner that acts one
+            episode at a time, it is the mean return of an episode times the episodes of a trial. A learner that acts
+            through whole trials also has ``episode_return`` [T, K], the return of each of the K episodes. For each
+            ``outcome`` of the environment, the share of last episodes that had it, [T, k + 1].
         """
         self.eval()
         rollouts, columns = [], []
@@ -52,8 +75,11 @@ class ControlAlgorithm(Algorithm):
         return found
 
 
-class TrialLearner(ControlAlgorithm):
-    """A learner that acts through whole trials, ``test_rollouts`` of each task at test."""
+class TrialLearner(RLAlgorithm):
+    """The base class of learners that act through whole trials, ``test_rollouts`` trials of each task at test.
+
+    A subclass implements :meth:`meta_step` and :meth:`agent`.
+    """
 
     model: Any
     spec: Spec
@@ -65,17 +91,33 @@ class TrialLearner(ControlAlgorithm):
 
     @abstractmethod
     def agent(self, env: Environment) -> Any:
-        """Return the agent that acts in a trial, from its start. It may keep state."""
+        """Return an agent at the start of a trial.
 
-    def trial(self, env: Environment, copies: int) -> tuple[Rollout, Any]:
-        """``copies`` trials of each task, and the agent that acted in them."""
+        Args:
+            env: Batched environment of T tasks.
+
+        Returns:
+            A function from :class:`~metarun.algorithms.rl.collect.Transition` to the parameters of action
+            distributions [T, E, outputs]. It may keep state from step to step.
+        """
+
+    def trial(self, env: Environment, num_envs: int) -> tuple[Rollout, Any]:
+        """Run trials.
+
+        Args:
+            env: Batched environment of T tasks.
+            num_envs: Number of trials of each task, E.
+
+        Returns:
+            The rollouts [T, E, S], and the agent that acted in them.
+        """
         agent = self.agent(env)
-        return collect(env, self.spec, agent, copies, env.episodes, env.generator()), agent
+        return collect(env, self.spec, agent, num_envs, env.episodes, env.generator()), agent
 
     def rollouts(self, env: Environment) -> Iterator[Rollout]:
         yield self.trial(env, self.test_rollouts)[0]
 
 
 def by_step(x: Tensor) -> Tensor:
-    """[T, E, S, ...] -> [S, T * E, ...]."""
+    """Rearrange a tensor [T, E, S, ...] to [S, T * E, ...]."""
     return x.flatten(0, 1).transpose(0, 1)

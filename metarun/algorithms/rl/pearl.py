@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.rl.base import ControlAlgorithm
-from metarun.algorithms.rl.collect import Percept, Rollout, collect
+from metarun.algorithms.rl.base import RLAlgorithm
+from metarun.algorithms.rl.collect import Rollout, Transition, collect
 from metarun.algorithms.rl.distributions import MIN_LOG_STD
 from metarun.algorithms.rl.replay import Steps, TaskReplay
 from metarun.algorithms.rl.sac import actor_loss, critic_loss, follow, soft_target, squashed, temperature_loss
@@ -21,10 +21,12 @@ from metarun.tasks.rl.base import Environment, Wrapper
 from metarun.types import Fraction, NonNegative, Positive, Rate
 
 
-class Watched(Wrapper):
-    """``env`` for actions that are still to be squashed; it keeps what rollouts lack.
+class RecordingEnv(Wrapper):
+    """An environment that squashes actions by tanh and records what rollouts lack.
 
-    That is what was seen after each step and the shaped reward, each a list of [T, E, ...].
+    Attributes:
+        after: Observation after each step, a list of [T, E, size].
+        rewards: Shaped reward of each step, a list of [T, E].
     """
 
     def __init__(self, env: Environment) -> None:
@@ -39,7 +41,7 @@ class Watched(Wrapper):
         return state, reward, ended
 
 
-class PEARL(ControlAlgorithm):
+class PEARL(RLAlgorithm):
     """Probabilistic embeddings for actor-critic RL (Rakelly et al. 2019, arXiv:1903.08254, algorithms 1 and 2).
 
     A trial begins with ``prior_episodes`` episodes, each with z drawn from the prior N(0, I); in every later one z is
@@ -115,22 +117,25 @@ class PEARL(ControlAlgorithm):
     # Acting
 
     @torch.no_grad()
-    def trial(self, env: Environment, copies: int, explore: bool) -> tuple[Rollout, Tensor]:
-        """``copies`` trials of each task, and their steps, packed: [T, E, S, size]; ``explore`` draws actions."""
+    def trial(self, env: Environment, num_envs: int, explore: bool) -> tuple[Rollout, Tensor]:
+        """Run ``num_envs`` trials of each task; return the rollouts and their steps, packed [T, E, S, size].
+
+        Actions are drawn if ``explore``, else they are the policy's means.
+        """
         generator = env.generator()
-        shift = precision = torch.zeros(env.tasks, copies, self.model.latent, device=env.device)
+        shift = precision = torch.zeros(env.tasks, num_envs, self.model.latent, device=env.device)
         episodes, steps = [], []
         for number in range(env.episodes):
             z = torch.randn_like(shift)
             if number >= self.prior_episodes:
                 z = shift / precision + z / precision.sqrt()
-            watched = Watched(env)
+            recording = RecordingEnv(env)
             act = Actor(self.model, z, explore)
-            rollout = collect(watched, self.spec, act, copies, 1, generator)
+            rollout = collect(recording, self.spec, act, num_envs, 1, generator)
             rollout = replace(rollout, action=rollout.action.tanh())
             packed = Steps(
                 rollout.observation, rollout.action, rollout.reward,
-                torch.stack(watched.after, 2), torch.stack(watched.rewards, 2), rollout.terminated,
+                torch.stack(recording.after, 2), torch.stack(recording.rewards, 2), rollout.terminated,
             ).packed()  # fmt: skip
             episodes.append(rollout)
             steps.append(packed)
@@ -158,8 +163,8 @@ class PEARL(ControlAlgorithm):
         early = torch.arange(steps.shape[2], device=steps.device) < self.prior_episodes * batch.horizon
         early = early.expand_as(rollout.mask) if self.contexts == "prior" else rollout.mask
         self.replay.add(steps, rollout.mask, early)
-        told = [self.gradient_step() for _ in range(self.gradient_steps)]
-        means = {name: torch.stack([each[name] for each in told]).mean() for name in told[0]}
+        each_step = [self.gradient_step() for _ in range(self.gradient_steps)]
+        means = {name: torch.stack([each[name] for each in each_step]).mean() for name in each_step[0]}
         return {"return": rollout.returns().mean(), **means}
 
     # Learning
@@ -176,13 +181,13 @@ class PEARL(ControlAlgorithm):
         descend(loss + self.kl_weight * kl, self.critics, self.optimizer)
         value, logp = self.actor_loss(z.detach(), steps.observation)
         descend(value, self.actor, self.actor_optimizer)
-        told = {"critic_loss": loss, "actor_loss": value, "kl": kl, "entropy": -logp.mean()}
+        metrics = {"critic_loss": loss, "actor_loss": value, "kl": kl, "entropy": -logp.mean()}
         if self.fixed_temperature is None:
             moved = temperature_loss(self.log_temperature, logp, -self.spec.output_size)
             descend(moved, [self.log_temperature], self.temperature_optimizer)
-            told["temperature"] = self.log_temperature.exp()
+            metrics["temperature"] = self.log_temperature.exp()
         follow(self.model.targets.parameters(), self.model.critics.parameters(), self.target_rate)
-        return {name: x.detach() for name, x in told.items()}
+        return {name: x.detach() for name, x in metrics.items()}
 
     def infer(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """z [M, latent] drawn from the posteriors given ``context`` [M, C, reads], and their mean KL from the prior."""
@@ -229,13 +234,13 @@ class PEARL(ControlAlgorithm):
 
 
 class Actor:
-    """The policy in use with one ``z`` [T, E, latent]: as it draws actions, or their means alone."""
+    """An agent with a fixed ``z`` [T, E, latent]. It draws actions if ``explore``, else it takes their means."""
 
     def __init__(self, model: Any, z: Tensor, explore: bool) -> None:
         self.model, self.z, self.explore = model, z, explore
 
-    def __call__(self, percept: Percept) -> Tensor:
-        output = self.model.act(percept.observation, self.z)
+    def __call__(self, transition: Transition) -> Tensor:
+        output = self.model.act(transition.observation, self.z)
         if self.explore:
             return output
         mean = output.chunk(2, -1)[0]
@@ -243,7 +248,7 @@ class Actor:
 
 
 def descend(loss: Tensor, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    """A step of ``optimizer`` by the gradient of its ``parameters`` alone."""
+    """Take a step of ``optimizer`` along the gradient of ``loss`` with respect to ``parameters`` alone."""
     optimizer.zero_grad()
     loss.backward(inputs=parameters)
     optimizer.step()

@@ -1,4 +1,4 @@
-"""MAML for control and its relatives: policy-gradient steps inside, an exchangeable step outside."""
+"""MAML for RL and related methods: policy-gradient steps in the inner loop, an exchangeable outer step."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from metarun import distributed
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.functional import call_with
 from metarun.algorithms.rl.advantage import discounted, gae, linear_baseline, normalised
-from metarun.algorithms.rl.base import ControlAlgorithm
-from metarun.algorithms.rl.collect import Percept, Rollout, collect
+from metarun.algorithms.rl.base import RLAlgorithm
+from metarun.algorithms.rl.collect import Rollout, Transition, collect
 from metarun.algorithms.rl.distributions import Distribution, distribution
 from metarun.errors import require
 from metarun.tasks.episode import Spec
@@ -24,9 +24,13 @@ from metarun.types import Count, Fraction, NonNegative, Positive, Rate
 
 
 class Experience(NamedTuple):
-    """Rollouts, the advantages and log-probabilities of their actions, [T, E, S], and the advantages' ``scale``.
+    """Rollouts with the advantages and log-probabilities of their actions.
 
-    That is what they were divided by, [T].
+    Attributes:
+        rollout: Rollouts of one episode each, [T, E, S].
+        advantage: Advantages [T, E, S].
+        logp: Log-probabilities of the actions when they were taken, [T, E, S].
+        scale: Standard deviation that the advantages were divided by, [T]; 1 if they are not normalised.
     """
 
     rollout: Rollout
@@ -34,26 +38,36 @@ class Experience(NamedTuple):
     logp: Tensor
     scale: Tensor
 
-    def first(self, copies: int) -> Experience:
-        """The first ``copies`` of each task's rollouts."""
-        return Experience(self.rollout.first(copies), self.advantage[:, :copies], self.logp[:, :copies], self.scale)
+    def first(self, num_envs: int) -> Experience:
+        """Return the first ``num_envs`` rollouts of each task."""
+        advantage, logp = self.advantage[:, :num_envs], self.logp[:, :num_envs]
+        return Experience(self.rollout.first(num_envs), advantage, logp, self.scale)
 
 
 class OuterStep:
-    """Outer step: moves the initialisation by the experience on the way to the adapted policies and with these."""
+    """An outer step: updates the initialisation from experience before, during and after adaptation."""
 
     def prepare(self, learner: PolicyGradientLearner) -> None:
-        """Called once, at the end of the learner's construction; an optimizer belongs on the learner."""
+        """Called once at the end of the learner's constructor. An optimizer is set as ``learner.optimizer``."""
 
     @abstractmethod
     def step(self, learner: PolicyGradientLearner, path: Sequence[Experience], post: Experience) -> Metrics:
-        """Move the learner's parameters; what to log."""
+        """Update the learner's parameters.
+
+        Args:
+            learner: The learner.
+            path: Experience before each inner step, in order.
+            post: Experience after adaptation.
+
+        Returns:
+            Scalars to log.
+        """
 
     def protocol(self) -> dict[str, Any]:
         return {}
 
 
-class PolicyGradientLearner(ControlAlgorithm):
+class PolicyGradientLearner(RLAlgorithm):
     """Learns from where a few policy-gradient steps solve a task (Finn, Abbeel & Levine 2017, arXiv:1703.03400).
 
     ``inner_steps`` vanilla policy-gradient steps of size ``inner_lr``, each on ``rollouts`` episodes a task, adapt the
@@ -154,18 +168,18 @@ class PolicyGradientLearner(ControlAlgorithm):
         generator: torch.Generator | None,
         env_steps: int | None = None,
     ) -> Experience:
-        """``episodes`` rollouts a task with its policy, or as many more as make ``env_steps`` on the mean of tasks."""
+        """Collect ``episodes`` rollouts of each task, or more for ``env_steps`` steps on average."""
         parameters = self.named(phi)
 
-        def act(percept: Percept) -> Tensor:
-            return call_with(parameters, self.model, percept.observation)
+        def act(transition: Transition) -> Tensor:
+            return call_with(parameters, self.model, transition.observation)
 
         rollout = collect(env, self.spec, act, episodes, 1, generator)
         if env_steps:
             an_episode = rollout.mask.sum().item() / (env.tasks * episodes)
             more = math.ceil(env_steps / an_episode) - episodes
             if more > 0:
-                rollout = rollout.joined(collect(env, self.spec, act, more, 1, generator))
+                rollout = rollout.concatenate(collect(env, self.spec, act, more, 1, generator))
         # A fit to an image's pixels would be of thousands of features: to images, time alone.
         seen = rollout.observation if len(self.spec.input_shape) == 1 else rollout.observation[..., :0]
         value = linear_baseline(seen, rollout.reward, rollout.mask, self.discount)
@@ -203,12 +217,12 @@ class PolicyGradientLearner(ControlAlgorithm):
 
     def inner_step(self, phi: Tensor, experience: Experience, lr: float) -> Tensor:
         """One policy-gradient step of every task, [T, P]; it can be differentiated if ``phi`` can."""
-        whole = phi.requires_grad and torch.is_grad_enabled()
+        differentiable = phi.requires_grad and torch.is_grad_enabled()
         with torch.enable_grad():
-            at = phi if whole else phi.detach().requires_grad_()
-            loss = self.inner_loss(at, experience).sum()
-            (gradient,) = torch.autograd.grad(loss, at, create_graph=whole and not self.first_order)
-        return (phi if whole else phi.detach()) - lr * self.adaptable * gradient
+            start = phi if differentiable else phi.detach().requires_grad_()
+            loss = self.inner_loss(start, experience).sum()
+            (gradient,) = torch.autograd.grad(loss, start, create_graph=differentiable and not self.first_order)
+        return (phi if differentiable else phi.detach()) - lr * self.adaptable * gradient
 
     def adapted(self, theta: Tensor, path: Sequence[Experience], tasks: int) -> list[Tensor]:
         """The parameters before and after each step that ``theta`` [P] takes on this experience, each [T, P]."""
@@ -228,11 +242,11 @@ class PolicyGradientLearner(ControlAlgorithm):
 
     # The outer loop
 
-    def explored(self, phis: Sequence[Tensor], path: Sequence[Experience], post: Experience) -> Tensor:
-        """E-MAML's term, [T]: minus the log-likelihood of all that was done before, times what it led to.
+    def exploration_loss(self, phis: Sequence[Tensor], path: Sequence[Experience], post: Experience) -> Tensor:
+        """Return E-MAML's term, [T]: minus the log-likelihood of the actions before adaptation, times their credit.
 
-        In the units of :meth:`surrogate`: the return an episode after adaptation, less the mean of the other tasks',
-        over its mean length and the advantages' scale.
+        The credit is the return of an episode after adaptation minus the mean of the other tasks, divided by the mean
+        length of an episode and by the scale of the advantages. These are the units of :meth:`surrogate`.
         """
         back = discounted(post.rollout.reward, self.discount)[..., 0].mean(1)
         tasks = len(back) * distributed.world_size()
@@ -261,7 +275,7 @@ class PolicyGradientLearner(ControlAlgorithm):
             gains = torch.minimum(gains, ratio.clamp(1 - clip, 1 + clip) * post.advantage)
         losses = -over_steps(gains, post.rollout)
         if self.exploration:
-            losses = losses + self.exploration * self.explored(phis, path, post)
+            losses = losses + self.exploration * self.exploration_loss(phis, path, post)
         return losses.mean(), phis, policy
 
     def divergence(self, phi: Tensor, rollout: Rollout, old: Distribution) -> Tensor:
@@ -277,10 +291,10 @@ class PolicyGradientLearner(ControlAlgorithm):
             path.append(self.experience(batch, phi, self.episodes, generator, self.env_steps))
             phi = self.inner_step(phi, path[-1], self.inner_lr)
         post = self.experience(batch, phi, self.episodes, generator, self.env_steps)
-        told = self.outer.step(self, path, post)
+        metrics = self.outer.step(self, path, post)
         before = (path[0] if path else post).rollout.returns().mean()
         after = post.rollout.returns().mean()
-        return {"return": batch.episodes * after, "return_before": batch.episodes * before, **told}
+        return {"return": batch.episodes * after, "return_before": batch.episodes * before, **metrics}
 
     def protocol(self) -> dict[str, Any]:
         return {
@@ -301,5 +315,5 @@ class PolicyGradientLearner(ControlAlgorithm):
 
 
 def over_steps(values: Tensor, rollout: Rollout) -> Tensor:
-    """Each task's mean of ``values`` [T, E, S] over the running steps, [T]."""
+    """Return each task's mean of ``values`` [T, E, S] over the steps of episodes, [T]."""
     return (values * rollout.mask).sum((1, 2)) / rollout.mask.sum((1, 2))

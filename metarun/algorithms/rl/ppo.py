@@ -1,4 +1,4 @@
-"""Proximal policy optimisation: advantages of trials, the clipped loss, and passes over a meta-batch."""
+"""OuterPPO policy optimisation: advantages of trials, the clipped loss, and passes over a meta-batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun import distributed
-from metarun.algorithms.rl.advantage import gae, normalised, over_running
+from metarun.algorithms.rl.advantage import gae, masked_mean, normalised
 from metarun.algorithms.rl.collect import Rollout
 from metarun.algorithms.rl.distributions import Distribution
 from metarun.algorithms.schedule import Schedule
@@ -17,12 +17,12 @@ from metarun.types import NonNegative, Positive, Rate
 
 
 @dataclass(frozen=True)
-class Clipped:
+class PPOLoss:
     """The loss of PPO (Schulman et al. 2017, arXiv:1707.06347, equation 9).
 
     Minus the surrogate clipped at ``clip``, plus ``value_weight`` times the squared error of the value, minus
-    ``entropy_weight`` times the entropy; a mean over running steps. That last weight falls to 0 in a line over the
-    first ``entropy_decay_over`` iterations, if given.
+    ``entropy_weight`` times the entropy, averaged over the steps of episodes. The weight of the entropy decays
+    linearly to 0 over the first ``entropy_decay_over`` iterations if given.
     """
 
     clip: Rate
@@ -30,10 +30,10 @@ class Clipped:
     entropy_weight: NonNegative
     entropy_decay_over: Positive | None = None
 
-    def at(self, iteration: int) -> Clipped:
-        """Return its value at ``iteration``, counted from 0."""
+    def at_iteration(self, iteration: int) -> PPOLoss:
+        """Return the loss with the weight of the entropy at ``iteration``, counted from 0."""
         weight = Schedule(self.entropy_weight, decay_over=self.entropy_decay_over).rate(iteration)
-        return Clipped(self.clip, self.value_weight, weight)
+        return PPOLoss(self.clip, self.value_weight, weight)
 
     def loss(
         self,
@@ -43,24 +43,42 @@ class Clipped:
         old_logp: Tensor,
         advantage: Tensor,
         target: Tensor,
-        running: Tensor,
+        mask: Tensor,
     ) -> Tensor:
-        """Loss on steps [...] that took ``action`` with log-probability ``old_logp``; values fit ``target``."""
+        """Return the loss [] on steps [...].
+
+        Args:
+            policy: Action distributions of the current policy.
+            value: Current values [...].
+            action: Actions taken, [...] or [..., size].
+            old_logp: Log-probabilities of the actions when they were taken, [...].
+            advantage: Advantages [...].
+            target: Targets of the values, [...].
+            mask: [...] bool, true for the steps of an episode.
+        """
         ratio = (policy.log_prob(action) - old_logp).exp()
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         surrogate = torch.minimum(ratio * advantage, clipped * advantage)
         error = 0.5 * (value - target).square()
-        each = self.value_weight * error - surrogate - self.entropy_weight * policy.entropy()
-        return over_running(each, running)
+        losses = self.value_weight * error - surrogate - self.entropy_weight * policy.entropy()
+        return masked_mean(losses, mask)
 
 
-def advantages(rollout: Rollout, values: Sequence[Tensor], discount: float, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Advantages, normalised over the steps of all tasks, and the values' targets, [T, E, S].
+def advantages(rollout: Rollout, values: Sequence[Tensor], discount: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+    """Compute advantages and the targets of the values.
 
-    ``values`` [T E] are those of each step. At steps that are not running, targets mean nothing.
+    Args:
+        rollout: Rollouts [T, E, S].
+        values: S tensors [T * E], the values of each step.
+        discount: Discount factor per step.
+        gae_lambda: The lambda of generalised advantage estimation.
+
+    Returns:
+        Advantages, normalised over the steps of all tasks, and targets, each [T, E, S]. Targets have no meaning where
+        the mask is false.
     """
     value = torch.stack(list(values), -1).view_as(rollout.reward)
-    advantage = gae(rollout.reward, value, rollout.mask, discount, smoothing)
+    advantage = gae(rollout.reward, value, rollout.mask, discount, gae_lambda)
     return normalised(advantage, rollout.mask, (0, 1, 2))[0], advantage + value
 
 
@@ -73,7 +91,19 @@ def descend(
     minibatches: int,
     max_grad_norm: float,
 ) -> Tensor:
-    """``epochs`` passes over ``count`` items in random ``minibatches``, a step on each one's ``loss``; their mean."""
+    """Take an optimizer step on each random minibatch, in several passes over the data.
+
+    Args:
+        loss: Function of the indices of a minibatch to its loss [].
+        count: Number of items.
+        optimizer: Optimizer of all parameters.
+        epochs: Number of passes.
+        minibatches: Number of minibatches per pass.
+        max_grad_norm: Norm to which gradients are clipped.
+
+    Returns:
+        Mean of the losses, [].
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     losses = []
     for _ in range(epochs):

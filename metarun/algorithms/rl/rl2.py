@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.rl.advantage import over_running
+from metarun.algorithms.rl.advantage import masked_mean
 from metarun.algorithms.rl.base import TrialLearner, by_step
-from metarun.algorithms.rl.collect import Percept
+from metarun.algorithms.rl.collect import Transition
 from metarun.algorithms.rl.distributions import distribution
-from metarun.algorithms.rl.ppo import Clipped, advantages, descend
+from metarun.algorithms.rl.ppo import PPOLoss, advantages, descend
 from metarun.algorithms.schedule import Schedule
 from metarun.models.policies import TaskLinear
 from metarun.tasks.episode import Spec
@@ -21,20 +21,20 @@ from metarun.tasks.rl.base import Environment
 from metarun.types import Fraction, NonNegative, Positive, Rate
 
 
-class Recorder:
-    """A recurrent policy in use from the start of a trial; it keeps what it computed at each percept."""
+class RecurrentAgent:
+    """An agent with a recurrent policy. It records the policy's inputs, outputs and values at each step of a trial."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.memory: list[Any] = []
-        """Nothing at first, then what the model calls its state."""
+        self.state: list[Any] = []
+        """The model's hidden state; empty at the start of a trial."""
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
         self.values: list[Tensor] = []
 
-    def __call__(self, percept: Percept) -> Tensor:
-        inputs = self.model.encode(*percept)
-        output, value, *self.memory = self.model(inputs.flatten(0, 1)[None], *self.memory)
+    def __call__(self, transition: Transition) -> Tensor:
+        inputs = self.model.encode(*transition)
+        output, value, *self.state = self.model(inputs.flatten(0, 1)[None], *self.state)
         self.inputs.append(inputs.flatten(0, 1))
         self.outputs.append(output[0])
         self.values.append(value[0])
@@ -42,9 +42,9 @@ class Recorder:
 
 
 class RewardHead(nn.Module):
-    """Predict a step's reward [...] from features [..., width] and the action [..., A] taken there, linear in both.
+    """Predict the reward [...] of a step from features [..., width] and the action [..., A], linear in both.
 
-    One-hot actions have a weight vector each, as they have in the head of the policy.
+    Each one-hot action has its own weight vector, as in the head of the policy.
     """
 
     def __init__(self, width: int, actions: int) -> None:
@@ -59,17 +59,17 @@ class RewardHead(nn.Module):
 class RL2(TrialLearner):
     """RL2 (Duan et al. 2016, arXiv:1611.02779), trained by PPO (Schulman et al. 2017, arXiv:1707.06347).
 
-    A meta-batch is ``rollouts`` trials in each task. Then ``epochs`` passes over it in ``minibatches``
-    parts, a trial always whole, so that the gradient flows through all of its steps; the loss is the
-    surrogate clipped at ``clip``, plus ``value_weight`` times the squared error of the value, minus
-    ``entropy_weight`` times the entropy, a weight that falls to 0 over ``entropy_decay_over`` iterations if given.
-    Adam at ``outer_lr``, halved every ``halve_every`` iterations if given, on gradients clipped to ``max_grad_norm``.
-    Values are those of rewards times ``reward_scale``: where a trial pays hundreds, their error would be most of a
-    gradient that the memory shares.
+    A meta-batch is ``rollouts`` trials of each task. PPO makes ``epochs`` passes over it in ``minibatches``
+    minibatches of whole trials, so that the gradient flows through all steps of a trial. The loss is the surrogate
+    clipped at ``clip``, plus ``value_weight`` times the squared error of the value, minus ``entropy_weight`` times the
+    entropy. The weight of the entropy decays to 0 over ``entropy_decay_over`` iterations if given. Adam has learning
+    rate ``outer_lr``, halved every ``halve_every`` iterations if given, and gradients clipped to ``max_grad_norm``.
+    Values are of rewards times ``reward_scale``. With returns in the hundreds, the error of the values would otherwise
+    dominate the gradient of the recurrent network, which policy and value share.
 
-    With a ``reward_weight`` a head that only training needs predicts what each step pays, and so many times its squared
-    error joins the loss (an auxiliary task, as in Jaderberg et al. 2017, arXiv:1611.05397): memory learns from every
-    reward what was paid where, without waiting for a policy that makes use of it.
+    If ``reward_weight`` is positive, a further head predicts the reward of each step during training, and its squared
+    error times ``reward_weight`` is added to the loss (an auxiliary task, as in Jaderberg et al. 2017,
+    arXiv:1611.05397). The hidden state then learns from every reward, before the policy makes use of it.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("recurrent_policy",)
@@ -99,54 +99,54 @@ class RL2(TrialLearner):
         self.trials, self.discount, self.gae_lambda = rollouts, discount, gae_lambda
         self.reward_scale = reward_scale
         self.epochs, self.minibatches, self.max_grad_norm = epochs, minibatches, max_grad_norm
-        self.ppo = Clipped(clip, value_weight, entropy_weight, entropy_decay_over)
+        self.ppo = PPOLoss(clip, value_weight, entropy_weight, entropy_decay_over)
         self.schedule = Schedule(outer_lr, halve_every)
         self.reward_weight = reward_weight
         self.rewards = RewardHead(self.model.head.linear.weight.shape[0], spec.output_size) if reward_weight else None
         self.optimizer = torch.optim.Adam(self.parameters(), lr=outer_lr, eps=1e-5)
 
-    def agent(self, env: Environment) -> Recorder:
-        return Recorder(self.model)
+    def agent(self, env: Environment) -> RecurrentAgent:
+        return RecurrentAgent(self.model)
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
         self.schedule.apply(self.optimizer, iteration)
-        rollout, recorder = self.trial(batch, self.trials)
+        rollout, agent = self.trial(batch, self.trials)
         scaled = replace(rollout, reward=self.reward_scale * rollout.reward)
-        advantage, target = advantages(scaled, recorder.values, self.discount, self.gae_lambda)
+        advantage, target = advantages(scaled, agent.values, self.discount, self.gae_lambda)
         with torch.no_grad():
-            outputs = torch.stack(recorder.outputs)
+            outputs = torch.stack(agent.outputs)
             action = by_step(rollout.action)
             old_logp = distribution(self.spec, outputs).log_prob(action)
-        running, reward = by_step(rollout.mask), by_step(rollout.reward)
-        trials = [torch.stack(recorder.inputs), action, old_logp, by_step(advantage), by_step(target), running, reward]
+        mask, reward = by_step(rollout.mask), by_step(rollout.reward)
+        trials = [torch.stack(agent.inputs), action, old_logp, by_step(advantage), by_step(target), mask, reward]
 
-        ppo = self.ppo.at(iteration)
+        ppo = self.ppo.at_iteration(iteration)
         loss = descend(
             lambda chosen: self.loss(ppo, *(x[:, chosen] for x in trials)), action.shape[1], self.optimizer,
             epochs=self.epochs, minibatches=self.minibatches, max_grad_norm=self.max_grad_norm,
         )  # fmt: skip
-        entropy = over_running(distribution(self.spec, outputs).entropy(), running)
+        entropy = masked_mean(distribution(self.spec, outputs).entropy(), mask)
         return {"loss": loss, "return": rollout.returns().mean(), "entropy": entropy}
 
     def loss(
         self,
-        ppo: Clipped,
+        ppo: PPOLoss,
         inputs: Tensor,
         action: Tensor,
         old_logp: Tensor,
         advantage: Tensor,
         target: Tensor,
-        running: Tensor,
+        mask: Tensor,
         reward: Tensor,
     ) -> Tensor:
-        """The loss of B whole trials, tensors [S, B, ...]."""
+        """Return the loss [] of B whole trials, tensors [S, B, ...]."""
         features, _ = self.model.features(inputs)
         policy, value = distribution(self.spec, self.model.head(features)), self.model.value(features)[..., 0]
-        loss = ppo.loss(policy, value, action, old_logp, advantage, target, running)
+        loss = ppo.loss(policy, value, action, old_logp, advantage, target, mask)
         if self.rewards is not None:
             expected = self.rewards(features, self.model.encode.encode_action(action, reward.dtype))
-            loss = loss + self.reward_weight * over_running(0.5 * (expected - reward).square(), running)
+            loss = loss + self.reward_weight * masked_mean(0.5 * (expected - reward).square(), mask)
         return loss
 
     def protocol(self) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.rl.advantage import over_running
+from metarun.algorithms.rl.advantage import masked_mean
 from metarun.algorithms.rl.base import TrialLearner, by_step
 from metarun.algorithms.rl.distributions import distribution
-from metarun.algorithms.rl.natural import NaturalStep, fisher
 from metarun.algorithms.rl.ppo import advantages, descend
-from metarun.algorithms.rl.rl2 import Recorder
+from metarun.algorithms.rl.rl2 import RecurrentAgent
+from metarun.algorithms.rl.trpo import TRPOStep, fisher
 from metarun.algorithms.solve import Product
 from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
@@ -25,7 +25,7 @@ from metarun.types import Fraction, NonNegative, Positive, Rate
 class RL2TRPO(TrialLearner):
     """RL2 (Duan et al. 2016, arXiv:1611.02779, section 2.3), its policy trained by TRPO.
 
-    A meta-batch is ``rollouts`` trials in each task. One step of :class:`~metarun.algorithms.rl.natural.NaturalStep`
+    A meta-batch is ``rollouts`` trials in each task. One step of :class:`~metarun.algorithms.rl.trpo.TRPOStep`
     moves the memory and the head for actions on the surrogate of all trials; the Fisher metric is computed on the
     first ``fisher_share`` of them. Then ``value_epochs`` passes in ``minibatches`` parts fit the head for values, which
     is linear, to the squared error by Adam at ``value_lr``; it reads the memory and does not move it. (The authors fit
@@ -56,11 +56,11 @@ class RL2TRPO(TrialLearner):
         super().__init__(model, spec, test_rollouts)
         self.trials, self.discount, self.gae_lambda = rollouts, discount, gae_lambda
         self.fisher_share, self.value_epochs, self.minibatches = fisher_share, value_epochs, minibatches
-        self.natural = NaturalStep(max_kl, cg_iterations, damping, backtracks, backtrack_ratio)
+        self.trpo = TRPOStep(max_kl, cg_iterations, damping, backtracks, backtrack_ratio)
         self.optimizer = torch.optim.Adam(self.model.value.parameters(), lr=value_lr)
 
-    def agent(self, env: Environment) -> Recorder:
-        return Recorder(self.model)
+    def agent(self, env: Environment) -> RecurrentAgent:
+        return RecurrentAgent(self.model)
 
     def acting(self) -> list[nn.Parameter]:
         """The parameters of the policy: all but those of the head for values."""
@@ -68,56 +68,56 @@ class RL2TRPO(TrialLearner):
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
-        rollout, recorder = self.trial(batch, self.trials)
-        advantage, target = advantages(rollout, recorder.values, self.discount, self.gae_lambda)
-        inputs, running = torch.stack(recorder.inputs), by_step(rollout.mask)
-        told = self.improve(inputs, by_step(rollout.action), by_step(advantage), running)
-        told["value_error"] = self.fit_values(inputs, by_step(target), running)
-        return {"return": rollout.returns().mean(), **told}
+        rollout, agent = self.trial(batch, self.trials)
+        advantage, target = advantages(rollout, agent.values, self.discount, self.gae_lambda)
+        inputs, mask = torch.stack(agent.inputs), by_step(rollout.mask)
+        metrics = self.improve(inputs, by_step(rollout.action), by_step(advantage), mask)
+        metrics["value_error"] = self.fit_values(inputs, by_step(target), mask)
+        return {"return": rollout.returns().mean(), **metrics}
 
-    def improve(self, inputs: Tensor, action: Tensor, advantage: Tensor, running: Tensor) -> Metrics:
+    def improve(self, inputs: Tensor, action: Tensor, advantage: Tensor, mask: Tensor) -> Metrics:
         """The policy's step on B trials [S, B, ...] that it has just made."""
         parameters = self.acting()
         old = distribution(self.spec, self.model(inputs)[0])
         logp = old.log_prob(action)
-        loss = -over_running((logp - logp.detach()).exp() * advantage, running)
+        loss = -masked_mean((logp - logp.detach()).exp() * advantage, mask)
         gradient = parameters_to_vector(torch.autograd.grad(loss, parameters))
         some = max(1, round(self.fisher_share * action.shape[1]))
-        metric = self.metric(inputs[:, :some], running[:, :some])
+        metric = self.metric(inputs[:, :some], mask[:, :some])
 
-        def judge(candidate: Tensor) -> tuple[Tensor, Tensor]:
+        def evaluate(candidate: Tensor) -> tuple[Tensor, Tensor]:
             vector_to_parameters(candidate, parameters)
             new = distribution(self.spec, self.model(inputs)[0])
             gains = (new.log_prob(action) - logp).exp() * advantage
-            return -over_running(gains, running), over_running(new.kl_from(old), running)  # type: ignore[arg-type]
+            return -masked_mean(gains, mask), masked_mean(new.kl_from(old), mask)  # type: ignore[arg-type]
 
         theta = parameters_to_vector(parameters).detach()
-        theta, gain, kl = self.natural.take(theta, loss.detach(), gradient, metric, judge)
+        theta, gain, kl = self.trpo.take(theta, loss.detach(), gradient, metric, evaluate)
         vector_to_parameters(theta, parameters)
-        entropy = over_running(old.entropy().detach(), running)
+        entropy = masked_mean(old.entropy().detach(), mask)
         return {"gain": gain, "kl": kl, "gradient_norm": gradient.norm(), "entropy": entropy}
 
-    def metric(self, inputs: Tensor, running: Tensor) -> Product:
-        """The Fisher metric of the policy, ``v -> F v`` [P], its mean over the running steps of B trials [S, B]."""
+    def metric(self, inputs: Tensor, mask: Tensor) -> Product:
+        """Return the product ``v -> F v`` [P] with the policy's Fisher matrix, the mean over steps [S, B]."""
         parameters = self.acting()
         sizes, shapes = [p.numel() for p in parameters], [p.shape for p in parameters]
         # The fused kernels of attention, and those of cuDNN, cannot be differentiated twice.
         with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
             output = self.model(inputs)[0]
-        share = (running / running.sum().to(output.dtype)).sqrt()
+        share = (mask / mask.sum().to(output.dtype)).sqrt()
         product = fisher(distribution(self.spec, output).whitened() * share[..., None], parameters)
         return lambda v: parameters_to_vector(
             product([part.view(shape) for part, shape in zip(v.split(sizes), shapes, strict=True)])
         )
 
-    def fit_values(self, inputs: Tensor, target: Tensor, running: Tensor) -> Tensor:
+    def fit_values(self, inputs: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """Fit the head for values to ``target`` [S, B]; the mean squared error on the way."""
         with torch.no_grad():
             features, _ = self.model.features(inputs)
 
         def loss(chosen: Tensor) -> Tensor:
             error = self.model.value(features[:, chosen])[..., 0] - target[:, chosen]
-            return over_running(error.square(), running[:, chosen])
+            return masked_mean(error.square(), mask[:, chosen])
 
         return descend(
             loss, target.shape[1], self.optimizer,

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 from metarun import distributed
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.rl.advantage import over_running
+from metarun.algorithms.rl.advantage import masked_mean
 from metarun.algorithms.rl.base import TrialLearner, by_step
-from metarun.algorithms.rl.collect import Percept, Rollout
+from metarun.algorithms.rl.collect import Rollout, Transition
 from metarun.algorithms.rl.distributions import distribution
-from metarun.algorithms.rl.ppo import Clipped, advantages, descend
+from metarun.algorithms.rl.ppo import PPOLoss, advantages, descend
 from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.types import Fraction, NonNegative, Positive, Rate
 
 
-class Believer:
-    """The policy in use from the start of a trial; it keeps what it perceived, believed and expected."""
+class BeliefAgent:
+    """An agent with a belief. It records its inputs, beliefs, outputs and values at each step of a trial."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -30,11 +30,11 @@ class Believer:
         self.outputs: list[Tensor] = []
         self.values: list[Tensor] = []
 
-    def __call__(self, percept: Percept) -> Tensor:
-        shape = percept.reward.shape
-        inputs = self.model.encode(*percept).flatten(0, 1)
+    def __call__(self, transition: Transition) -> Tensor:
+        shape = transition.previous_reward.shape
+        inputs = self.model.encode(*transition).flatten(0, 1)
         mean, log_variance, self.hidden = self.model.belief(inputs[None], self.hidden)
-        output, value = self.model.act(percept.observation.flatten(0, 1), mean[0], log_variance[0])
+        output, value = self.model.act(transition.observation.flatten(0, 1), mean[0], log_variance[0])
         self.inputs.append(inputs)
         self.beliefs.append((mean[0], log_variance[0]))
         self.outputs.append(output)
@@ -83,7 +83,7 @@ class VariBAD(TrialLearner):
         super().__init__(model, spec, test_rollouts)
         self.trials, self.discount, self.gae_lambda = rollouts, discount, gae_lambda
         self.epochs, self.minibatches, self.max_grad_norm = epochs, minibatches, max_grad_norm
-        self.ppo = Clipped(clip, value_weight, entropy_weight, entropy_decay_over)
+        self.ppo = PPOLoss(clip, value_weight, entropy_weight, entropy_decay_over)
         self.bounds, self.kl_weight, self.vae_epochs = bounds, kl_weight, vae_epochs
         net: Any = model
         parts = (net.actor, net.head, net.critic, net.value_head)
@@ -92,13 +92,13 @@ class VariBAD(TrialLearner):
         self.optimizer = torch.optim.Adam(acting, lr=outer_lr, eps=1e-5)
         self.vae_optimizer = torch.optim.Adam(believing, lr=vae_lr)
 
-    def agent(self, env: Environment) -> Believer:
-        return Believer(self.model)
+    def agent(self, env: Environment) -> BeliefAgent:
+        return BeliefAgent(self.model)
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
         rollout, agent = self.trial(batch, self.trials)
-        told = self.learn_to_act(rollout, agent, self.ppo.at(iteration))
+        metrics = self.learn_to_act(rollout, agent, self.ppo.at_iteration(iteration))
         inputs = torch.stack(agent.inputs)
         bounds = []
         for _ in range(self.vae_epochs):
@@ -108,11 +108,11 @@ class VariBAD(TrialLearner):
             distributed.average_gradients(p for group in self.vae_optimizer.param_groups for p in group["params"])
             self.vae_optimizer.step()
             bounds.append({name: value.detach() for name, value in bound.items()})
-        return {"return": rollout.returns().mean(), **told, **bounds[-1]}
+        return {"return": rollout.returns().mean(), **metrics, **bounds[-1]}
 
     # Acting
 
-    def learn_to_act(self, rollout: Rollout, agent: Believer, ppo: Clipped) -> Metrics:
+    def learn_to_act(self, rollout: Rollout, agent: BeliefAgent, ppo: PPOLoss) -> Metrics:
         """PPO on the steps of a meta-batch, the beliefs taken as part of what is observed."""
         advantage, target = advantages(rollout, agent.values, self.discount, self.gae_lambda)
         seen = by_step(rollout.observation)
@@ -131,8 +131,8 @@ class VariBAD(TrialLearner):
             loss, len(steps[0]), self.optimizer,
             epochs=self.epochs, minibatches=self.minibatches, max_grad_norm=self.max_grad_norm,
         )  # fmt: skip
-        running = by_step(rollout.mask)
-        return {"loss": mean_loss, "entropy": over_running(old.entropy(), running)}
+        mask = by_step(rollout.mask)
+        return {"loss": mean_loss, "entropy": masked_mean(old.entropy(), mask)}
 
     # Believing
 
@@ -145,8 +145,8 @@ class VariBAD(TrialLearner):
         draws = torch.randn(32, 1, 1, 1, mean.shape[-1], generator=generator, dtype=mean.dtype, device=mean.device)
         m = mean[:, :, None] + (0.5 * log_variance[:, :, None]).exp() * draws
         m = m.expand(-1, -1, -1, len(after), -1)
-        told = [x.expand(*m.shape[:-1], *x.shape[1:]) for x in (observation, action, after)]
-        return self.model.reward(m, *told).mean(0).unflatten(0, (env.tasks, self.test_rollouts))
+        steps = [x.expand(*m.shape[:-1], *x.shape[1:]) for x in (observation, action, after)]
+        return self.model.reward(m, *steps).mean(0).unflatten(0, (env.tasks, self.test_rollouts))
 
     def bound(self, inputs: Tensor, rollout: Rollout, horizon: int) -> Metrics:
         """The lower bound, its mean over trials and times, in nats but for a constant; ``inputs`` [S, B, ...].
@@ -160,7 +160,7 @@ class VariBAD(TrialLearner):
         picked = [x.gather(0, times[..., None].expand(-1, -1, x.shape[-1])) for x in (mean, log_variance)]
         m = picked[0] + (0.5 * picked[1]).exp() * torch.randn_like(picked[0])
 
-        observation, action, reward, running = (
+        observation, action, reward, mask = (
             by_step(x) for x in (rollout.observation, rollout.action, rollout.reward, rollout.mask)
         )
         # What comes after an episode's last step is another episode's first observation: not of this step.
@@ -168,11 +168,11 @@ class VariBAD(TrialLearner):
         after = torch.cat([observation[1:], torch.zeros_like(observation[:1])]) * inside[:, None, None]
         wide = [x[None].expand(len(m), *x.shape) for x in (observation, action, after)]
         guess = self.model.reward(m[:, None].expand(-1, steps, -1, -1), *wide)
-        likelihood = -0.5 * ((guess - reward).square() * running).sum(1).mean()
+        likelihood = -0.5 * ((guess - reward).square() * mask).sum(1).mean()
         divergence = kl.gather(0, times).mean()
         return {
             "elbo": likelihood - self.kl_weight * divergence,
-            "reward_error": -2 * likelihood / running.sum(0).to(reward.dtype).mean(),
+            "reward_error": -2 * likelihood / mask.sum(0).to(reward.dtype).mean(),
             "kl": divergence,
         }
 

@@ -42,7 +42,7 @@ class Rollout:
         """Return the first ``num_envs`` environments of each task."""
         return self._map(lambda x: x[:, :num_envs])
 
-    def joined(self, more: Rollout) -> Rollout:
+    def concatenate(self, more: Rollout) -> Rollout:
         """Concatenate the environments of ``more``, which has the same tasks, after these."""
         pairs = ((getattr(self, field.name), getattr(more, field.name)) for field in fields(self))
         return Rollout(*(torch.cat(pair, 1) for pair in pairs))

@@ -27,11 +27,15 @@ if TYPE_CHECKING:
 
 
 class SampleEvaluator(ABC):
-    """The base class of evaluators of generated images, such as :class:`metarun.evaluation.samples.Judge`."""
+    """The base class of evaluators of generated images (see :class:`metarun.evaluation.samples.QualityClassifier`)."""
 
     @abstractmethod
-    def of(self, images: FewShot) -> SampleEvaluator:
-        """Return the evaluator for the images of this family. It may learn from the meta-train classes."""
+    def train_on(self, images: FewShot) -> SampleEvaluator:
+        """Return the evaluator for the images of a family.
+
+        Args:
+            images: The family. The evaluator may learn from its meta-train classes.
+        """
 
     @abstractmethod
     def __call__(self, learner: Callable[[Tensor], Tensor], batch: TaskBatch) -> dict[str, Tensor]:
@@ -102,7 +106,7 @@ class Generation(Task):
 
     def _train_evaluator(self) -> None:
         """Train an evaluator that knows the meta-train classes."""
-        self.evaluator, shape = self._untrained_evaluator.of(self.images), self.images.spec.input_shape
+        self.evaluator, shape = self._untrained_evaluator.train_on(self.images), self.images.spec.input_shape
         self.spec = Spec(self.kind, self.modality, shape, self.shape.way, evaluate_samples=self.evaluator)  # type: ignore[arg-type]
 
     def check(self, split: Split, shape: EpisodeShape) -> None:

@@ -7,15 +7,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.gradient.adapts import Part, affine
+from metarun.algorithms.gradient.adapts import ParameterSubset, affine
 from metarun.algorithms.gradient.inner_loop import InnerLoopLearner
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.tasks.episode import Labelled, Spec
 from metarun.types import Rate
 
 
-class Fresh(Part):
-    """A part of the network, as in :class:`Part`, that starts anew on every task, as an optimisee does.
+class RandomInit(ParameterSubset):
+    """A part of the network, as in :class:`ParameterSubset`, that starts anew on every task, as an optimisee does.
 
     Its entries are drawn from N(0, ``std``^2) (null: with replacement from the values that the network's own
     initialiser gave that tensor, whatever its distribution). Factors and offsets of normalisation start as they are.

@@ -1,4 +1,4 @@
-"""Ways to predict from examples that nobody had to learn: what an in-context learner is measured against."""
+"""Baselines of in-context regression that are not meta-trained."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from metarun.types import Positive, Rate
 Fit = Callable[[Tensor], Tensor]
 
 
-class Control(SupervisedAlgorithm):
-    """A rule that predicts y at embedded x from examples; judged after every number of them, 0 to all.
+class Baseline(SupervisedAlgorithm):
+    """The base class of baselines. It is evaluated after each number of examples, from 0 to all.
 
-    Nothing is meta-learned, not the model either.
+    A subclass implements :meth:`fit`. The model embeds inputs and is not trained.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("regression",)
@@ -33,7 +33,15 @@ class Control(SupervisedAlgorithm):
 
     @abstractmethod
     def fit(self, x: Tensor, y: Tensor) -> Fit:
-        """From ``x`` [T, N, F] and ``y`` [T, N, D], N of 0 or more: [T, M, F] -> [T, M, D]."""
+        """Fit to N >= 0 examples of each task.
+
+        Args:
+            x: Embedded inputs [T, N, F].
+            y: Targets [T, N, D].
+
+        Returns:
+            A function of embedded inputs [T, M, F] to predictions [T, M, D].
+        """
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         loss = (self.adapt(batch.support)(batch.query.x) - batch.query.y).square().mean()
@@ -46,18 +54,18 @@ class Control(SupervisedAlgorithm):
             yield lambda query, fit=fit: fit(embedded(self.model, query))  # type: ignore[misc]
 
 
-class LeastSquares(Control):
-    """Linear without offset: of the weights with the least squared error, those of the smallest norm."""
+class LeastSquares(Baseline):
+    """Least squares without intercept. If several weights fit equally well, those of the smallest norm."""
 
     def fit(self, x: Tensor, y: Tensor) -> Fit:
         w = torch.linalg.pinv(x) @ y
         return lambda query: query @ w
 
 
-class Ridge(Control):
-    """Linear without offset, ``penalty`` |w|^2 added to the sum of squared errors.
+class Ridge(Baseline):
+    """Ridge regression without intercept: ``penalty`` |w|^2 is added to the sum of squared errors.
 
-    Where w ~ N(0, I) and the noise's variance is the penalty, this is the posterior mean: no rule has less error.
+    If w ~ N(0, I) and ``penalty`` is the variance of the noise, this is the posterior mean, the optimal predictor.
     """
 
     def __init__(self, model: nn.Module, spec: Spec, *, penalty: Rate) -> None:
@@ -73,10 +81,10 @@ class Ridge(Control):
         return {"penalty": self.penalty}
 
 
-class Lasso(Control):
-    """Linear without offset: least |y - x w|^2 / 2N + ``penalty`` |w|_1, as scikit-learn has it.
+class Lasso(Baseline):
+    """Lasso without intercept: minimises |y - x w|^2 / 2N + ``penalty`` |w|_1, as in scikit-learn.
 
-    By ``iterations`` of FISTA (Beck & Teboulle 2009, section 4), all tasks at once.
+    Solved by ``iterations`` of FISTA (Beck & Teboulle 2009, section 4), for all tasks at once.
     """
 
     def __init__(self, model: nn.Module, spec: Spec, *, penalty: Rate, iterations: Positive) -> None:
@@ -103,8 +111,8 @@ class Lasso(Control):
         return {"penalty": self.penalty}
 
 
-class Neighbours(Control):
-    """The mean y of the ``neighbours`` nearest examples, or of all while there are fewer; 0 without any."""
+class Neighbours(Baseline):
+    """k nearest neighbours: the mean y of the ``neighbours`` nearest examples (or of all if fewer); 0 without any."""
 
     def __init__(self, model: nn.Module, spec: Spec, *, neighbours: Positive) -> None:
         super().__init__(model, spec)
@@ -127,8 +135,8 @@ class Neighbours(Control):
         return {"neighbours": self.neighbours}
 
 
-class Average(Control):
-    """w = the mean of y x: what a single step of descent on squared error finds, up to its length."""
+class Average(Baseline):
+    """One gradient step: w is the mean of y x, a step on the squared error from 0, up to the step size."""
 
     def fit(self, x: Tensor, y: Tensor) -> Fit:
         w = x.mT @ y / max(1, x.shape[1])

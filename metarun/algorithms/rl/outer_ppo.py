@@ -14,7 +14,7 @@ from metarun.algorithms.rl.policy_gradient import Experience, OuterStep, PolicyG
 from metarun.types import NonNegative, Positive, Rate
 
 
-class Proximal(OuterStep):
+class OuterPPO(OuterStep):
     """``epochs`` steps of Adam of size ``outer_lr`` on the outer loss, adapting anew from where each one led.
 
     Likelihood ratios are rewarded up to ``clip`` from 1 (PPO, Schulman et al. 2017, arXiv:1707.06347; null: as far as

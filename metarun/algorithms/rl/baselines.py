@@ -1,4 +1,4 @@
-"""Learners of control that nobody had to meta-train: what a meta-learned one is measured against."""
+"""RL baselines that are not meta-trained."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.rl.base import TrialLearner
-from metarun.algorithms.rl.collect import Act, Percept
+from metarun.algorithms.rl.collect import Act, Transition
 from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.types import Fraction, NonNegative, Positive
 
 
-class Control(TrialLearner):
-    """Acts through ``test_rollouts`` trials of each task at test. Nothing is meta-learned, not the model either."""
+class Baseline(TrialLearner):
+    """The base class of baselines. They act through ``test_rollouts`` trials of each task and ignore the model."""
 
     roles: ClassVar[tuple[str, ...]] = ("policy", "recurrent_policy", "belief_policy", "context_policy")
 
@@ -27,29 +27,29 @@ class Control(TrialLearner):
         return {}
 
 
-class RandomActions(Control):
-    """Uniform over discrete actions; continuous ones are standard normal in each dimension."""
+class RandomActions(Baseline):
+    """Draws discrete actions uniformly, and each dimension of continuous ones from N(0, 1)."""
 
     def agent(self, env: Environment) -> Act:
         size = self.spec.output_size * (1 if self.spec.discrete_actions else 2)
-        return lambda percept: percept.observation.new_zeros(*percept.reward.shape, size)
+        return lambda transition: transition.observation.new_zeros(*transition.previous_reward.shape, size)
 
 
-class Planning(Control):
-    """Counts what it sees, and plans every episode anew by what the counts make it believe.
+class Planning(Baseline):
+    """Plans each episode by dynamic programming under the posterior of the task given the trial so far.
 
-    The prior is the one tasks are drawn from: transitions Dirichlet(1, .., 1); mean rewards U[0, 1] where they are 0
-    or 1, else N(1, 1) with noise N(0, 1). By ``belief``, an episode is planned for
+    The prior is the distribution of tasks: transitions are Dirichlet(1, .., 1); mean rewards are U[0, 1] if rewards are
+    0 or 1, else N(1, 1) with noise N(0, 1). ``belief`` chooses the process that is planned for:
 
-    - ``sample``: one draw from the posterior: Thompson sampling (Thompson 1933) on bandits, posterior sampling for
+    - ``sample``: a draw from the posterior: Thompson sampling (Thompson 1933) on bandits, posterior sampling for
       reinforcement learning on decision processes (Strens 2000; Osband, Russo & Van Roy 2013, arXiv:1306.0940);
     - ``optimistic``: that draw, with mean rewards no lower than expected (May, Korda, Lee & Leslie 2012);
     - ``mean``: the posterior's mean, the certainty-equivalent greedy learner;
     - ``bound``: that mean, each reward raised by ``bonus`` sqrt(2 log t / (n + 1)) after n tries of t in all (UCB1,
       Auer, Cesa-Bianchi & Fischer 2002, with the prior counted as one try).
 
-    With a chance of ``epsilon`` an action is random instead; equally good ones are drawn from. States must be one-hot
-    observations, and episodes of one length.
+    With probability ``epsilon`` an action is random instead. Ties are broken at random. States must be one-hot
+    observations, and all episodes equally long.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("state",)
@@ -75,21 +75,21 @@ class Planning(Control):
 
 
 class Planner:
-    """:class:`Planning` from the start of a trial."""
+    """The agent of :class:`Planning`."""
 
     def __init__(self, learner: Planning, horizon: int) -> None:
         self.learner, self.horizon, self.time = learner, horizon, 0
         self.values: list[Tensor] = []
         """Value of each action [T, E, S, A], by the step of the episode."""
 
-    def __call__(self, percept: Percept) -> Tensor:
-        state = percept.observation.argmax(-1)
+    def __call__(self, transition: Transition) -> Tensor:
+        state = transition.observation.argmax(-1)
         if self.time == 0:
-            size = (*percept.observation.shape, self.learner.spec.output_size)
-            self.tries, self.paid = percept.observation.new_zeros(2, *size).unbind()
-            self.moves = percept.observation.new_zeros(*size, size[-2])
+            size = (*transition.observation.shape, self.learner.spec.output_size)
+            self.tries, self.paid = transition.observation.new_zeros(2, *size).unbind()
+            self.moves = transition.observation.new_zeros(*size, size[-2])
         else:
-            self.learn(percept, state)
+            self.learn(transition, state)
         if self.time % self.horizon == 0:
             self.values = plan(*self.model(), self.horizon)
         values = pick(self.values[self.time % self.horizon], state)
@@ -99,16 +99,17 @@ class Planner:
         self.time += 1
         return chance.clamp_min(1e-30).log()
 
-    def learn(self, percept: Percept, state: Tensor) -> None:
-        """Count the last step. Where an episode ended with it, the state now is another one's first."""
-        tasks, copies = (torch.arange(n, device=state.device) for n in state.shape)
-        t, e, s, a = tasks[:, None], copies[None], percept.before.argmax(-1), percept.action
+    def learn(self, transition: Transition, state: Tensor) -> None:
+        """Count the previous step. If it ended an episode, ``state`` is the first of the next one and no transition."""
+        tasks, envs = (torch.arange(n, device=state.device) for n in state.shape)
+        t, e, a = tasks[:, None], envs[None], transition.previous_action
+        s = transition.previous_observation.argmax(-1)
         self.tries[t, e, s, a] += 1
-        self.paid[t, e, s, a] += percept.reward
-        self.moves[t, e, s, a, state] += (~percept.done).to(self.moves.dtype)
+        self.paid[t, e, s, a] += transition.previous_reward
+        self.moves[t, e, s, a, state] += (~transition.done).to(self.moves.dtype)
 
     def model(self) -> tuple[Tensor, Tensor]:
-        """The process that is planned for: transitions [T, E, S, A, S], mean rewards [T, E, S, A]."""
+        """Return the process that is planned for: transitions [T, E, S, A, S] and mean rewards [T, E, S, A]."""
         belief, drawn = self.learner.belief, self.learner.belief in ("sample", "optimistic")
         shares = 1 + self.moves
         if drawn:
@@ -131,7 +132,7 @@ class Planner:
 
 
 def plan(moves: Tensor, reward: Tensor, horizon: int) -> list[Tensor]:
-    """The best expected return [..., S, A] of what is left from each step on, by value iteration from the last."""
+    """Return the optimal values [..., S, A] at each step of an episode, by value iteration from the last step."""
     values = [reward]
     for _ in range(horizon - 1):
         values.append(reward + (moves @ values[-1].amax(-1)[..., None, :, None])[..., 0])

@@ -14,7 +14,7 @@ from metarun.algorithms.base import Metrics
 from metarun.algorithms.gradient.inner_loop import InnerLoopLearner, InnerLoopState
 from metarun.algorithms.gradient.outer import refuse_constant_gradients
 from metarun.algorithms.gradient.pieces import OuterGradient
-from metarun.algorithms.supervised import judge
+from metarun.algorithms.supervised import prediction_metrics
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, TaskBatch
 from metarun.types import Positive
@@ -49,18 +49,18 @@ class TruncatedUnroll(OuterGradient):
         """Number of inner steps to take now, after ``step`` of them."""
         return min(self.unroll or learner.inner_steps, learner.inner_steps - step)
 
-    def task_objectives(self, judged: Metrics) -> Tensor:
-        """Objective [T] that each task's learner minimises, computed from its metrics."""
-        losses = judged["loss"] if "loss" in judged else judged["mse"]
+    def task_objectives(self, metrics: Metrics) -> Tensor:
+        """Return the objective [T] of each task's learner, computed from its metrics."""
+        losses = metrics["loss"] if "loss" in metrics else metrics["mse"]
         return (losses + SMALLEST).log() if self.log else losses
 
-    def keep(self, learner: InnerLoopLearner, batch: TaskBatch, walk: InnerLoopState, **more: Any) -> None:
+    def keep(self, learner: InnerLoopLearner, batch: TaskBatch, inner: InnerLoopState, **more: Any) -> None:
         """Keep the state from which the next outer step continues, unless the inner loops have ended."""
         self.kept = None
-        if walk.step < learner.inner_steps:
+        if inner.step < learner.inner_steps:
             support, query = batch.support, batch.query
             tasks = {"support": (support.x, support.y), "query": (query.x, query.y), "way": support.way}
-            self.kept = mapped(lambda t: t.detach().clone(), {"walk": tuple(walk), **tasks, **more})
+            self.kept = mapped(lambda t: t.detach().clone(), {"walk": tuple(inner), **tasks, **more})
 
     def tasks(self, batch: TaskBatch) -> TaskBatch:
         """The tasks that the inner loops are on: those kept, else ``batch``."""
@@ -84,7 +84,7 @@ class TruncatedUnroll(OuterGradient):
         return f"unroll={self.unroll}, log={self.log}"
 
 
-class Truncated(TruncatedUnroll):
+class TruncatedBackprop(TruncatedUnroll):
     """Backpropagation through the steps of a window: of the query losses after each of them, summed.
 
     L = sum over k of l(phi_k; Q) (Andrychowicz et al. 2016, arXiv:1606.04474, equation 3 with all w_k = 1), a mean
@@ -103,17 +103,19 @@ class Truncated(TruncatedUnroll):
 
     def forward(self, learner: InnerLoopLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         batch = self.tasks(batch)
-        walk = learner.begin(batch.support) if self.kept is None else InnerLoopState(*self.kept["walk"])
-        steps, losses = self.window(learner, walk.step), []
-        trajectory = learner.trajectory(batch.support, steps, learner.inner_batch, self.first_order, walk)
-        for step, (parameters, dims, state) in enumerate(islice(trajectory, 1, None), walk.step):  # noqa: B007
-            answers = learner.answers(parameters, dims, batch.support, batch.query.x, step)
-            judged = judge(learner.spec, answers, batch.query.y)
-            losses.append(self.task_objectives(judged).mean())
+        inner = learner.begin(batch.support) if self.kept is None else InnerLoopState(*self.kept["walk"])
+        steps, losses = self.window(learner, inner.step), []
+        trajectory = learner.trajectory(batch.support, steps, learner.inner_batch, self.first_order, inner)
+        for step, (parameters, dims, state) in enumerate(islice(trajectory, 1, None), inner.step):  # noqa: B007
+            predictions = learner.query_predictions(parameters, dims, batch.support, batch.query.x, step)
+            metrics = prediction_metrics(learner.spec, predictions, batch.query.y)
+            losses.append(self.task_objectives(metrics).mean())
         self.keep(
-            learner, batch, InnerLoopState(walk.initial, walk.initial_dims, parameters, dims, state, walk.step + steps)
+            learner,
+            batch,
+            InnerLoopState(inner.initial, inner.initial_dims, parameters, dims, state, inner.step + steps),
         )
-        return torch.stack(losses).sum(), {name: value.detach().mean() for name, value in judged.items()}
+        return torch.stack(losses).sum(), {name: value.detach().mean() for name, value in metrics.items()}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, first_order={self.first_order}"

@@ -1,4 +1,4 @@
-"""TRPO as the outer step: the natural gradient through the adaptation, as far as a divergence allows."""
+"""TRPO as the outer step, with the natural gradient through the adaptation."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.rl.natural import NaturalStep, fisher
 from metarun.algorithms.rl.policy_gradient import Experience, OuterStep, PolicyGradientLearner, over_steps
+from metarun.algorithms.rl.trpo import TRPOStep, fisher
 from metarun.algorithms.solve import Product
 from metarun.types import Fraction, NonNegative, Positive, Rate
 
 
-class TrustRegion(OuterStep):
+class OuterTRPO(OuterStep):
     """TRPO of the initialisation, as in MAML (arXiv:1703.03400, section 4.3): a step of
-    :class:`~metarun.algorithms.rl.natural.NaturalStep` in the divergence of the adapted policies.
+    :class:`~metarun.algorithms.rl.trpo.TRPOStep` in the divergence of the adapted policies.
 
     As phi' = phi - a grad L(phi), the derivative of an inner step is I - a M H, with H the symmetric Hessian of L and M
     1 for adapted parameters, so the metric is an exact chain of Hessian-vector products around the Fisher metric of
@@ -36,7 +36,7 @@ class TrustRegion(OuterStep):
         backtrack_ratio: Fraction,
     ) -> None:
         self.fisher_rollouts = fisher_rollouts
-        self.natural = NaturalStep(max_kl, cg_iterations, damping, backtracks, backtrack_ratio)
+        self.trpo = TRPOStep(max_kl, cg_iterations, damping, backtracks, backtrack_ratio)
 
     def step(self, learner: PolicyGradientLearner, path: Sequence[Experience], post: Experience) -> Metrics:
         theta = learner.flat().requires_grad_()
@@ -45,11 +45,11 @@ class TrustRegion(OuterStep):
         theta, phis, some = theta.detach(), [phi.detach() for phi in phis], self.fisher_rollouts
         metric = self.metric(learner, phis, [experience.first(some) for experience in path], post.first(some))
 
-        def judge(candidate: Tensor) -> tuple[Tensor, Tensor]:
+        def evaluate(candidate: Tensor) -> tuple[Tensor, Tensor]:
             there, _, moved = learner.outer_loss(candidate, path, post)
             return there, over_steps(moved.kl_from(policy), post.rollout).mean()  # type: ignore[arg-type]
 
-        theta, gain, kl = self.natural.take(theta, loss.detach(), gradient, metric, judge)
+        theta, gain, kl = self.trpo.take(theta, loss.detach(), gradient, metric, evaluate)
         learner.load(theta)
         # The gradient's norm says it where that is not finite: the line search would just refuse.
         return {"gain": gain, "kl": kl, "gradient_norm": gradient.norm()}
@@ -61,8 +61,8 @@ class TrustRegion(OuterStep):
         curvatures = [] if learner.first_order else [
             hessian(learner.inner_loss, phi, experience) for phi, experience in zip(phis, path, strict=False)
         ]  # fmt: skip
-        at, running = phis[-1].detach().requires_grad_(), post.rollout.mask.to(phis[-1].dtype)
-        share = (running / running.sum((1, 2), keepdim=True)).sqrt()
+        at, mask = phis[-1].detach().requires_grad_(), post.rollout.mask.to(phis[-1].dtype)
+        share = (mask / mask.sum((1, 2), keepdim=True)).sqrt()
         adapted = fisher(learner.policy(at, post.rollout).whitened() * share[..., None], [at])
 
         def product(v: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class TrustRegion(OuterStep):
         return product
 
     def protocol(self) -> dict[str, Any]:
-        return {"outer": "TRPO", "max_kl": self.natural.max_kl}
+        return {"outer": "TRPO", "max_kl": self.trpo.max_kl}
 
 
 def hessian(losses: Any, phi: Tensor, experience: Experience) -> Product:

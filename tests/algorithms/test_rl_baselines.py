@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.rl.collect import Percept, collect
-from metarun.algorithms.rl.controls import Planner, Planning, RandomActions, pick, plan
+from metarun.algorithms.rl.baselines import Planner, Planning, RandomActions, pick, plan
+from metarun.algorithms.rl.collect import Transition, collect
 from metarun.evaluation.evaluator import evaluate
 from metarun.tasks.episode import Spec
 from metarun.tasks.rl.bandit import Bandit
@@ -60,17 +60,17 @@ def test_counts_are_those_of_the_rollout() -> None:
         assert torch.equal(planner.moves[task, copy], moves)
 
 
-def percept(spec: Spec) -> Percept:
+def transition(spec: Spec) -> Transition:
     shape = (1, 1)
     seen = torch.ones(*shape, *spec.input_shape)
-    return Percept(seen, torch.zeros_like(seen), torch.full(shape, -1), torch.zeros(shape), torch.zeros(shape) > 1)
+    return Transition(seen, torch.zeros_like(seen), torch.full(shape, -1), torch.zeros(shape), torch.zeros(shape) > 1)
 
 
 def believed(rewards: Any, belief: Any, tries: Tensor, paid: Tensor, draws: int = 20000, **options: Any) -> Tensor:
     """Mean rewards of a bandit's arms that are planned for after these tries, [draws, arms]."""
     task = Bandit(0, arms=len(tries), pulls=5, rewards=rewards)
     planner = Planner(planning(task.spec, belief, **options), 1)
-    planner(percept(task.spec))
+    planner(transition(task.spec))
     planner.tries, planner.paid = (x.expand(draws, 1, 1, -1) for x in (tries, paid))
     planner.moves = planner.moves.expand(draws, 1, 1, -1, 1)
     torch.manual_seed(0)
@@ -94,10 +94,12 @@ def test_beliefs_of_a_bandit() -> None:
 
 def test_a_share_of_actions_is_random_and_equals_are_drawn_from() -> None:
     task = Bandit(0, arms=4, pulls=5, rewards="bernoulli")
-    assert torch.allclose(Planner(planning(task.spec, "mean"), 1)(percept(task.spec)).exp(), torch.full((4,), 0.25))
+    assert torch.allclose(Planner(planning(task.spec, "mean"), 1)(transition(task.spec)).exp(), torch.full((4,), 0.25))
     planner = Planner(planning(task.spec, "mean", epsilon=0.2), 1)
-    planner(percept(task.spec))
-    won = Percept(torch.ones(1, 1, 1), torch.ones(1, 1, 1), torch.tensor([[2]]), torch.ones(1, 1), torch.ones(1, 1) > 0)
+    planner(transition(task.spec))
+    won = Transition(
+        torch.ones(1, 1, 1), torch.ones(1, 1, 1), torch.tensor([[2]]), torch.ones(1, 1), torch.ones(1, 1) > 0
+    )
     assert torch.allclose(planner(won).exp(), torch.tensor([0.05, 0.05, 0.85, 0.05]))
 
 
