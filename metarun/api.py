@@ -25,6 +25,7 @@ from metarun.config.compose import compose, named
 from metarun.config.paths import config_dir_in_use
 from metarun.config.trust import Trust
 from metarun.errors import RunFailed, UserError, nearest, require
+from metarun.models.roles import misfit
 from metarun.runs.evaluate import evaluate_run
 from metarun.runs.experiment import Experiment, default_words, sections_of, words_of
 from metarun.runs.learner import TrainedLearner
@@ -219,7 +220,8 @@ def make(name: str, /, *, config_dir: str | Path | None = None, **arguments: Any
         The component.
 
     Raises:
-        UserError: Nothing has this name, or an argument is unknown, missing, or of the wrong type.
+        UserError: Nothing has this name, an argument is unknown, missing, or of the wrong type, or the model lacks
+            what the algorithm needs.
     """
     injected = {key: arguments.pop(key) for key in INJECTED if key in arguments}
     with config_dir_in_use(config_dir):
@@ -238,6 +240,9 @@ def make(name: str, /, *, config_dir: str | Path | None = None, **arguments: Any
     for parameter in INJECTED:
         if parameter in declared.parameters and declared.parameters[parameter].required:
             require(parameter in injected, f"{name} needs {parameter}=...")
+    if group == "algorithm" and {"model", "spec"} <= injected.keys():
+        why = misfit(injected["model"], declared.attributes.get("roles", ()), injected["spec"].modality)
+        require(why is None, str(why))
     return construct(section, **injected)
 
 

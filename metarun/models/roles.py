@@ -40,7 +40,7 @@ class TextEncoder(Protocol):
 class Denoiser(Protocol):
     """``denoiser``: predicts an image from its noisy version and a set of images of its class."""
 
-    def read(self, sets: Tensor, counts: Tensor) -> Any:
+    def read(self, sets: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
         """Encode sets of clean images.
 
         Args:
@@ -48,11 +48,14 @@ class Denoiser(Protocol):
             counts: 1 for the images that belong to a set, 0 for padding, [S, K].
 
         Returns:
-            Context for :meth:`forward`.
+            The context for :meth:`forward`, tensors [S, ...].
         """
 
-    def forward(self, x: Tensor, t: Tensor, context: Any) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor:
         """Return predictions [S, C, H, W] for noisy images ``x`` [S, C, H, W] at times ``t`` [S] in 0..1."""
+
+    def __call__(self, x: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor:
+        """Call :meth:`forward`, as every torch module does."""
 
 
 class Policy(Protocol):
@@ -84,6 +87,9 @@ class RecurrentPolicy(Protocol):
 
     def forward(self, inputs: Tensor, *hidden: Any) -> tuple[Any, ...]:
         """Return action distributions [S, B, A], values [S, B] and the new hidden state."""
+
+    def __call__(self, inputs: Tensor, *hidden: Any) -> tuple[Any, ...]:
+        """Call :meth:`forward`, as every torch module does."""
 
 
 class BeliefPolicy(Protocol):

@@ -20,8 +20,8 @@ class Bare(nn.Module):
 
 
 class Encoding(Bare):
-    def encode(self, *percept: Any) -> Any:
-        return percept[0]
+    def encode(self, *transition: Any) -> Any:
+        return transition[0]
 
 
 def test_every_role_is_one_of_a_shipped_model_whose_class_offers_it() -> None:
@@ -47,5 +47,8 @@ def test_what_is_missing_is_named() -> None:
     assert "lacks forward" in str(misfit(nn.Module(), ("features",), "image"))
     assert "lacks encode, example: metarun.models.roles.TextEncoder" in str(misfit(Bare(), ("features",), "text"))
     assert "lacks head, value, features" in str(misfit(Encoding(), ("recurrent_policy",), "vector"))
+    spec = Spec("control", "state", (1,), 5, discrete_actions=True)
+    with pytest.raises(metarun.UserError, match=r"Encoding lacks head, value, features"):
+        metarun.make("rl2", model=Encoding(), spec=spec)
     with pytest.raises(metarun.UserError, match=r"Encoding lacks head, value, features: metarun.models.roles.Recurr"):
         metarun.experiment("task=rl/bandit", algorithm="rl2", model=Encoding, runner={"iterations": 1}).run()

@@ -13,10 +13,10 @@ from metarun.tasks.episode import Labelled, TaskBatch
 
 
 class Generative(SupervisedAlgorithm):
-    """Learns to make images of classes that it is shown ``shot`` images of.
+    """The base class of learners that generate images of a class given ``shot`` images of it.
 
-    Its tasks are labelled the other way round: x [T, N] are classes, y [T, N, C, H, W] images of them, floats in 0..1.
-    So an adapted learner maps classes [T, N] to images [T, N, C, H, W], others each time it is asked, and
+    Inputs and targets are swapped: x [T, N] are classes and y [T, N, C, H, W] their images, floats in 0..1. An adapted
+    learner maps classes [T, N] to generated images [T, N, C, H, W], different ones at each call.
     ``spec.evaluate_samples`` computes their metrics.
     """
 
@@ -34,7 +34,9 @@ class Generative(SupervisedAlgorithm):
 
 
 def sets(support: Labelled) -> torch.Tensor:
-    """The images of each class of each task, [T way, shot, C, H, W]; each class has as many."""
+    """Return the support images by class, [T * way, shot, C, H, W]; raises :class:`UserError` if the classes differ in
+    size.
+    """
     tasks, count = support.x.shape
     require(count % support.way == 0, f"{count} support images are not as many of each of {support.way} classes")
     order = support.x.argsort(stable=True, dim=1)
@@ -43,6 +45,6 @@ def sets(support: Labelled) -> torch.Tensor:
 
 
 def of_task(classes: torch.Tensor, way: int) -> torch.Tensor:
-    """Which of :func:`sets` each of ``classes`` [T, N] has: [T N]."""
+    """Return the index in :func:`sets` of each of ``classes`` [T, N], as [T * N]."""
     tasks = torch.arange(len(classes), device=classes.device)[:, None]
     return (tasks * way + classes).flatten()

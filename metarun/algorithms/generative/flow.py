@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import sqrt
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from metarun.algorithms.base import Metrics
 from metarun.algorithms.generative.base import Generative, of_task, sets
 from metarun.algorithms.supervised import Adapted
 from metarun.errors import require
+from metarun.models.roles import Denoiser
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Decay, Fraction, NonNegative, Positive, Rate
 
@@ -22,19 +23,21 @@ from metarun.types import Decay, Fraction, NonNegative, Positive, Rate
 class Flow(Generative):
     """Variational flow matching (Eijkelboom et al. 2024, arXiv:2406.04843, sections 3 and 4), conditioned on a set.
 
-    Between noise x0 ~ N(0, I) and an image x1 in -1..1 lies x_t = (1 - t) x0 + t x1. The model is asked for the mean of
-    x1 given x_t and the class's support set, pixel by pixel, as a logit, and learned by cross-entropy: it is the
-    likelihood of binary pixels, and least at the mean for grey ones. The field that carries noise to images of the
-    class follows from it, v = (E[x1 | x_t] - x_t) / (1 - t) (equation 7; Lipman et al. 2023, arXiv:2210.02747), and is
-    followed in ``steps`` steps of Euler's; the last ends on E[x1 | x_t].
+    The path from noise x0 ~ N(0, I) to an image x1 in -1..1 is x_t = (1 - t) x0 + t x1. The model predicts the mean of
+    x1 given x_t and the support set of the class, pixel by pixel, as a logit. It is trained by cross-entropy, which is
+    the likelihood of binary pixels and is minimal at the mean for grey ones. The velocity field follows from the mean,
+    v = (E[x1 | x_t] - x_t) / (1 - t) (equation 7; Lipman et al. 2023, arXiv:2210.02747). It is integrated by ``steps``
+    Euler steps, of which the last ends at E[x1 | x_t].
 
-    ``evidence`` adds what x_t says of a binary pixel by itself to the model's logit, 2 t x_t / (1 - t)^2 (Bayes' rule),
-    up to that much: the model has the rest to say. In meta-training the logit of t is N(``time_mean``, ``time_std``)
-    (Esser et al. 2024, arXiv:2403.03206, section 3.1), and steps of generation are at its quantiles. Of each support
-    set of meta-training a random part is shown, one image to all, and with the chance ``drop`` none: then the logit can
-    be led away from what the model says without a set, l + ``guidance`` (l - l without) (Ho & Salimans 2022,
-    arXiv:2207.12598, equation 6), which makes a step of generation cost twice as much.
+    The log-likelihood ratio of a binary pixel given x_t alone, 2 t x_t / (1 - t)^2 by Bayes' rule, is added to the
+    model's logit, clipped to +-``evidence``. In meta-training the logit of t is N(``time_mean``, ``time_std``) (Esser
+    et al. 2024, arXiv:2403.03206, section 3.1). Generation takes its steps at the quantiles of this distribution. Each
+    support set of meta-training is cut to a random number of images, and to none with probability ``drop``. This allows
+    classifier-free guidance, l + ``guidance`` (l - l without) (Ho & Salimans 2022, arXiv:2207.12598, equation 6), which
+    doubles the cost of generation.
     """
+
+    model: Denoiser  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -55,7 +58,8 @@ class Flow(Generative):
         decay: Decay,
     ) -> None:
         super().__init__()
-        self.model, self.spec, self.steps, self.evidence = model, spec, steps, evidence
+        self.model = cast("Denoiser", model)
+        self.spec, self.steps, self.evidence = spec, steps, evidence
         self.time_mean, self.time_std, self.drop, self.guidance = time_mean, time_std, drop, guidance
         require(drop > 0 or guidance == 0, f"algorithm.guidance={guidance} needs algorithm.drop above 0")
         self.train_way, self.train_shot, self.train_query = train_way, train_shot, train_query
@@ -67,7 +71,7 @@ class Flow(Generative):
         count = 1 + torch.rand(number, 1, device=shown.device, dtype=shown.dtype).mul(shot).floor()
         count = count * (torch.rand_like(count) >= self.drop)
         counts = (torch.arange(shot, device=shown.device) < count).to(shown.dtype)
-        context = self.model.read(2 * shown - 1, counts)  # type: ignore[operator]
+        context = self.model.read(2 * shown - 1, counts)
         y, index = batch.query.y.flatten(0, 1), of_task(batch.query.x, way)
         t = torch.sigmoid(self.time_mean + self.time_std * torch.randn_like(y[:, 0, 0, 0]))
         at = t[:, None, None, None]
@@ -85,7 +89,7 @@ class Flow(Generative):
         shown = 2 * sets(support) - 1
         every = torch.ones_like(shown[:, :, 0, 0, 0])
         counts = [every] if self.guidance == 0 else [every, torch.zeros_like(every)]
-        contexts = [self.model.read(shown, c) for c in counts]  # type: ignore[operator]
+        contexts = [self.model.read(shown, c) for c in counts]
 
         def made(classes: Tensor) -> Tensor:
             index = of_task(classes, support.way)

@@ -81,8 +81,6 @@ class TrialLearner(RLAlgorithm):
     A subclass implements :meth:`meta_step` and :meth:`agent`.
     """
 
-    model: Any
-    spec: Spec
     test_rollouts: int
 
     def __init__(self, model: nn.Module, spec: Spec, test_rollouts: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from metarun.algorithms.rl.distributions import MIN_LOG_STD
 from metarun.algorithms.rl.replay import Steps, TaskReplay
 from metarun.algorithms.rl.sac import actor_loss, critic_loss, follow, soft_target, squashed, temperature_loss
 from metarun.errors import require
+from metarun.models.roles import ContextPolicy
 from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment, Wrapper
 from metarun.types import Fraction, NonNegative, Positive, Rate
@@ -67,6 +68,7 @@ class PEARL(RLAlgorithm):
     """
 
     roles: ClassVar[tuple[str, ...]] = ("context_policy",)
+    model: ContextPolicy  # type: ignore[assignment]
     needs_full_meta_batch = True  # the replay is of tasks that one process has met
 
     def __init__(
@@ -97,16 +99,15 @@ class PEARL(RLAlgorithm):
             "algorithm=pearl squashes continuous actions, and this task's are discrete; what fits: algorithm=rl2, "
             "varibad, maml_trpo",
         )
-        self.model: Any = model
+        self.model = cast("ContextPolicy", model)
         self.spec, self.trials, self.test_rollouts = spec, rollouts, test_rollouts
         self.prior_episodes, self.contexts = prior_episodes, contexts
         self.gradient_steps, self.tasks, self.context, self.batch = gradient_steps, tasks, context, batch
         self.discount, self.shaped, self.reward_scale = discount, shaped, reward_scale
         self.kl_weight, self.target_rate = kl_weight, target_rate
         self.replay = TaskReplay(replay_tasks)
-        net: Any = model
-        self.critics = [*net.encoder.parameters(), *net.critics.parameters()]
-        self.actor = list(net.actor.parameters())
+        self.critics = [*self.model.encoder.parameters(), *self.model.critics.parameters()]
+        self.actor = list(self.model.actor.parameters())
         self.optimizer = torch.optim.Adam(self.critics, lr=outer_lr, foreach=True)
         self.actor_optimizer = torch.optim.Adam(self.actor, lr=outer_lr, foreach=True)
         self.fixed_temperature = temperature
@@ -236,7 +237,7 @@ class PEARL(RLAlgorithm):
 class Actor:
     """An agent with a fixed ``z`` [T, E, latent]. It draws actions if ``explore``, else it takes their means."""
 
-    def __init__(self, model: Any, z: Tensor, explore: bool) -> None:
+    def __init__(self, model: ContextPolicy, z: Tensor, explore: bool) -> None:
         self.model, self.z, self.explore = model, z, explore
 
     def __call__(self, transition: Transition) -> Tensor:

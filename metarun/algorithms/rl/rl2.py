@@ -15,7 +15,9 @@ from metarun.algorithms.rl.collect import Transition
 from metarun.algorithms.rl.distributions import distribution
 from metarun.algorithms.rl.ppo import PPOLoss, advantages, descend
 from metarun.algorithms.schedule import Schedule
-from metarun.models.policies import TaskLinear
+from metarun.errors import UserError
+from metarun.models.policies import ActionHead, AgentInput, TaskLinear
+from metarun.models.roles import RecurrentPolicy
 from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.types import Fraction, NonNegative, Positive, Rate
@@ -24,7 +26,7 @@ from metarun.types import Fraction, NonNegative, Positive, Rate
 class RecurrentAgent:
     """An agent with a recurrent policy. It records the policy's inputs, outputs and values at each step of a trial."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: RecurrentPolicy) -> None:
         self.model = model
         self.state: list[Any] = []
         """The model's hidden state; empty at the start of a trial."""
@@ -56,6 +58,16 @@ class RewardHead(nn.Module):
         return (each[..., :-1] * action).sum(-1) + each[..., -1]
 
 
+def reward_head(model: RecurrentPolicy, spec: Spec) -> RewardHead:
+    """Return a reward head for the features of ``model``; raises :class:`UserError` if their number is unknown."""
+    if not (isinstance(model.head, ActionHead) and isinstance(model.encode, AgentInput)):
+        raise UserError(
+            "algorithm.reward_weight: the model's head must be a metarun.models.policies.ActionHead and its encode an "
+            "AgentInput   to learn without a reward head: algorithm.reward_weight=0"
+        )
+    return RewardHead(model.head.linear.weight.shape[0], spec.output_size)
+
+
 class RL2(TrialLearner):
     """RL2 (Duan et al. 2016, arXiv:1611.02779), trained by PPO (Schulman et al. 2017, arXiv:1707.06347).
 
@@ -73,6 +85,7 @@ class RL2(TrialLearner):
     """
 
     roles: ClassVar[tuple[str, ...]] = ("recurrent_policy",)
+    model: RecurrentPolicy  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -102,7 +115,7 @@ class RL2(TrialLearner):
         self.ppo = PPOLoss(clip, value_weight, entropy_weight, entropy_decay_over)
         self.schedule = Schedule(outer_lr, halve_every)
         self.reward_weight = reward_weight
-        self.rewards = RewardHead(self.model.head.linear.weight.shape[0], spec.output_size) if reward_weight else None
+        self.rewards = reward_head(self.model, spec) if reward_weight else None
         self.optimizer = torch.optim.Adam(self.parameters(), lr=outer_lr, eps=1e-5)
 
     def agent(self, env: Environment) -> RecurrentAgent:
@@ -145,6 +158,7 @@ class RL2(TrialLearner):
         policy, value = distribution(self.spec, self.model.head(features)), self.model.value(features)[..., 0]
         loss = ppo.loss(policy, value, action, old_logp, advantage, target, mask)
         if self.rewards is not None:
+            assert isinstance(self.model.encode, AgentInput)
             expected = self.rewards(features, self.model.encode.encode_action(action, reward.dtype))
             loss = loss + self.reward_weight * masked_mean(0.5 * (expected - reward).square(), mask)
         return loss

@@ -17,6 +17,7 @@ from metarun.algorithms.rl.ppo import advantages, descend
 from metarun.algorithms.rl.rl2 import RecurrentAgent
 from metarun.algorithms.rl.trpo import TRPOStep, fisher
 from metarun.algorithms.solve import Product
+from metarun.models.roles import RecurrentPolicy
 from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.types import Fraction, NonNegative, Positive, Rate
@@ -25,14 +26,15 @@ from metarun.types import Fraction, NonNegative, Positive, Rate
 class RL2TRPO(TrialLearner):
     """RL2 (Duan et al. 2016, arXiv:1611.02779, section 2.3), its policy trained by TRPO.
 
-    A meta-batch is ``rollouts`` trials in each task. One step of :class:`~metarun.algorithms.rl.trpo.TRPOStep`
-    moves the memory and the head for actions on the surrogate of all trials; the Fisher metric is computed on the
-    first ``fisher_share`` of them. Then ``value_epochs`` passes in ``minibatches`` parts fit the head for values, which
-    is linear, to the squared error by Adam at ``value_lr``; it reads the memory and does not move it. (The authors fit
-    a baseline of its own.)
+    A meta-batch is ``rollouts`` trials of each task. One :class:`~metarun.algorithms.rl.trpo.TRPOStep` updates the
+    recurrent network and the action head on the surrogate of all trials. The Fisher matrix is computed on the first
+    ``fisher_share`` of them. Then ``value_epochs`` passes in ``minibatches`` minibatches fit the linear value head to
+    the targets by Adam with learning rate ``value_lr``. Its gradient does not reach the recurrent network. (The authors
+    fit a separate baseline.)
     """
 
     roles: ClassVar[tuple[str, ...]] = ("recurrent_policy",)
+    model: RecurrentPolicy  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -63,8 +65,8 @@ class RL2TRPO(TrialLearner):
         return RecurrentAgent(self.model)
 
     def acting(self) -> list[nn.Parameter]:
-        """The parameters of the policy: all but those of the head for values."""
-        return [p for name, p in self.model.named_parameters() if not name.startswith("value.")]
+        """Return the parameters of the policy: all but those of the value head."""
+        return [p for name, p in self.named_parameters() if not name.startswith("model.value.")]
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
@@ -76,7 +78,7 @@ class RL2TRPO(TrialLearner):
         return {"return": rollout.returns().mean(), **metrics}
 
     def improve(self, inputs: Tensor, action: Tensor, advantage: Tensor, mask: Tensor) -> Metrics:
-        """The policy's step on B trials [S, B, ...] that it has just made."""
+        """Take the policy's step on the B trials [S, B, ...] of a meta-batch; return metrics."""
         parameters = self.acting()
         old = distribution(self.spec, self.model(inputs)[0])
         logp = old.log_prob(action)
@@ -111,7 +113,7 @@ class RL2TRPO(TrialLearner):
         )
 
     def fit_values(self, inputs: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """Fit the head for values to ``target`` [S, B]; the mean squared error on the way."""
+        """Fit the value head to ``target`` [S, B]; return the mean squared error during the fit."""
         with torch.no_grad():
             features, _ = self.model.features(inputs)
 

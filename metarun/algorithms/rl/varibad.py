@@ -14,6 +14,7 @@ from metarun.algorithms.rl.base import TrialLearner, by_step
 from metarun.algorithms.rl.collect import Rollout, Transition
 from metarun.algorithms.rl.distributions import distribution
 from metarun.algorithms.rl.ppo import PPOLoss, advantages, descend
+from metarun.models.roles import BeliefPolicy
 from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.types import Fraction, NonNegative, Positive, Rate
@@ -22,7 +23,7 @@ from metarun.types import Fraction, NonNegative, Positive, Rate
 class BeliefAgent:
     """An agent with a belief. It records its inputs, beliefs, outputs and values at each step of a trial."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: BeliefPolicy) -> None:
         self.model = model
         self.hidden: Tensor | None = None
         self.inputs: list[Tensor] = []
@@ -57,6 +58,7 @@ class VariBAD(TrialLearner):
     """
 
     roles: ClassVar[tuple[str, ...]] = ("belief_policy",)
+    model: BeliefPolicy  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -85,8 +87,7 @@ class VariBAD(TrialLearner):
         self.epochs, self.minibatches, self.max_grad_norm = epochs, minibatches, max_grad_norm
         self.ppo = PPOLoss(clip, value_weight, entropy_weight, entropy_decay_over)
         self.bounds, self.kl_weight, self.vae_epochs = bounds, kl_weight, vae_epochs
-        net: Any = model
-        parts = (net.actor, net.head, net.critic, net.value_head)
+        parts = (self.model.actor, self.model.head, self.model.critic, self.model.value_head)
         acting = [p for part in parts for p in part.parameters()]
         believing = [p for p in model.parameters() if not any(p is other for other in acting)]
         self.optimizer = torch.optim.Adam(acting, lr=outer_lr, eps=1e-5)
