@@ -16,7 +16,7 @@ from metarun.adapted.learner import AdaptedLearner, Predictions
 from metarun.algorithms.base import Algorithm
 from metarun.algorithms.gradient.pieces import Rule
 from metarun.algorithms.metric.head import Head
-from metarun.algorithms.rl.base import TrialLearner
+from metarun.algorithms.rl.base import RLAlgorithm, TrialLearner
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.config.build import construct
 from metarun.config.catalogue import catalogue
@@ -26,13 +26,17 @@ from metarun.config.paths import config_dir_in_use
 from metarun.config.trust import Trust
 from metarun.errors import RunFailed, UserError, nearest, require
 from metarun.models.roles import misfit
+from metarun.runs.agent import TrainedAgent
 from metarun.runs.evaluate import evaluate_run
-from metarun.runs.experiment import Experiment, default_words, sections_of, words_of
+from metarun.runs.experiment import Experiment, default_words, sections_of
 from metarun.runs.learner import TrainedLearner
 from metarun.runs.run import Run, Table, torch_settings
+from metarun.runs.words import value_words, words_of
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.fewshot import ClassData, FewShot
+from metarun.tasks.rl.base import Environment
+from metarun.tasks.rl.rollout import Rollout
 from metarun.tasks.rng import uniforms
 from metarun.tasks.vision.base import ImageFewShot
 from metarun.tracking.console import shown
@@ -43,6 +47,7 @@ __all__ = [
     "AdaptedLearner",
     "Algorithm",
     "ClassData",
+    "Environment",
     "EpisodeShape",
     "Experiment",
     "FewShot",
@@ -50,6 +55,8 @@ __all__ = [
     "ImageFewShot",
     "Labelled",
     "Predictions",
+    "RLAlgorithm",
+    "Rollout",
     "Rule",
     "Run",
     "RunFailed",
@@ -58,6 +65,7 @@ __all__ = [
     "Table",
     "Task",
     "TaskBatch",
+    "TrainedAgent",
     "TrainedLearner",
     "TrialLearner",
     "UserError",
@@ -164,9 +172,7 @@ def evaluate(
         UserError: The run cannot be rebuilt, or the data are not those it was made of.
     """
     opened = _opened(run, trust)
-    given: dict[str, Any] = {}
-    words = [word for each in (*overrides, settings) for word in words_of(each, given)]
-    require(not given, f"{', '.join(given)}: an evaluation changes values and no components")
+    words = value_words("an evaluation", *overrides, settings)
     with shown(display), torch_settings():
         return evaluate_run(
             [str(opened.path), *words],
@@ -201,7 +207,7 @@ def adapt(
         The adapted learner, whose ``predict(examples)`` gives labels, probabilities and values.
 
     Raises:
-        UserError: The run learns control, or the support set does not fit the learner.
+        UserError: The run's learner is an RL learner (``run.agent``), or the support set does not fit the learner.
         TypeError: An example is no image, text or row of numbers.
     """
     return _opened(run, trust).learner.adapt(support, targets, steps=steps, seed=seed)

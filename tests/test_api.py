@@ -105,6 +105,40 @@ def test_an_experiment_is_that_of_the_command_line_and_silent(capfd: pytest.Capt
     assert torch.get_default_dtype() == torch.float32
 
 
+def test_a_run_goes_on_as_if_it_had_not_stopped() -> None:
+    words = {"task": "regression/sinusoid", "algorithm": "maml", **QUICK}
+    whole = metarun.experiment(words, "runner.iterations=4", name="whole").run()
+    run = metarun.experiment(words, name="parts").run()
+    assert run.resume() is run
+    assert run.summary["iterations"] == 2
+    assert run.resume("runner.iterations=4").summary["test"] == whole.summary["test"]
+    losses = [{row["iteration"]: row["train/mse"] for row in r.metrics if "train/mse" in row} for r in (run, whole)]
+    assert losses[0] == losses[1]
+    assert sorted(losses[0]) == [1, 2, 3, 4]
+    with pytest.raises(metarun.UserError, match="resume changes values and no components"):
+        run.resume(model=Net)
+    with pytest.raises(metarun.UserError, match=r"resume cannot change 'algorithm\.inner_lr'"):
+        run.resume(algorithm={"inner_lr": 1})
+
+
+def test_an_rl_learner_adapts_by_acting() -> None:
+    small = ["runner.meta_batch=2", "algorithm.rollouts=2", "algorithm.test_rollouts=3", "model.hidden=[4]"]
+    run = metarun.experiment("task=rl/navigation", "algorithm=maml_vpg", *small, **QUICK).run()
+    agent = run.agent
+    assert agent.iteration == 2
+    environment = agent.task.batch("test", range(4))
+    assert isinstance(environment, metarun.Environment)
+    rollouts = agent.adapt(environment)
+    assert [rollout.returns().shape for rollout in rollouts] == [(4, 3)] * (1 + run.config["algorithm"]["test_steps"])
+    returns = agent.evaluate(environment)["return"]
+    torch.testing.assert_close(returns.mean(0)[-1].item(), run.summary["test"]["return"]["mean"])
+    assert metarun.evaluate(run)["test"] == run.summary["test"]
+    with pytest.raises(metarun.UserError, match=r"in Python: run.agent"):
+        run.learner  # noqa: B018
+    with pytest.raises(metarun.UserError, match=r"in Python: run.learner"):
+        metarun.experiment("task=regression/sinusoid", **QUICK).run().agent  # noqa: B018
+
+
 def test_components_can_be_objects(capsys: pytest.CaptureFixture[str]) -> None:
     network = Net(width=5)
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +12,11 @@ from torch import nn
 
 from metarun.algorithms.base import Algorithm
 from metarun.config.catalogue import catalogue, default_option
-from metarun.config.check import OPEN
-from metarun.config.overrides import word
 from metarun.config.schema import capabilities
 from metarun.config.trust import Trust, named_code
-from metarun.errors import Interrupted, require
+from metarun.errors import require
 from metarun.runs.launch import carry_out
-from metarun.runs.run import Run, torch_settings
+from metarun.runs.run import Run, keyboard_interrupts, torch_settings
 from metarun.tasks.base import Task
 from metarun.tracking.console import shown
 
@@ -46,35 +43,12 @@ class Experiment:
         Raises:
             UserError: The parts do not fit together or the data are missing.
             RunFailed: Training diverged, memory ran out, or a file could not be written.
-            KeyboardInterrupt: Ctrl-C, after a checkpoint; ``metarun resume`` goes on from there.
+            KeyboardInterrupt: Ctrl-C, after a checkpoint; :meth:`Run.resume` continues from there.
         """
-        with shown(self.display), torch_settings():
-            try:
-                summary = carry_out(self.config, self.facts, objects=self.objects)
-            except Interrupted as error:
-                if error.signal_number == signal.SIGINT:
-                    raise KeyboardInterrupt(str(error)) from error
-                raise
+        with shown(self.display), torch_settings(), keyboard_interrupts():
+            summary = carry_out(self.config, self.facts, objects=self.objects)
         names = frozenset(str(name) for _, name in named_code(self.config))
         return Run(Path(summary["directory"]), Trust(names=names, expressions=True), self.objects)
-
-
-def words_of(values: str | Mapping[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:
-    """Keys and values as the words of a command line. Components that are no names go to ``given``."""
-    if isinstance(values, str):
-        return [values]
-    found = []
-    for name, value in values.items():
-        key = prefix + name
-        if isinstance(value, Path):
-            value = str(value)
-        if key in OPEN and not isinstance(value, str | Mapping):
-            given[key] = value
-        elif isinstance(value, Mapping):
-            found += words_of(value, given, f"{key}.")
-        else:
-            found.append(word(key, value))
-    return found
 
 
 def sections_of(given: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:

@@ -95,7 +95,7 @@ def learner_of(
         experiment = build(config, facts, directory.path, objects=objects)
         iteration = trained(directory, experiment)[1]
         if not isinstance(experiment.algorithm, SupervisedAlgorithm):
-            raise UserError(f"{READABLE}; a learner of control tasks, as this run's, adapts by acting")
+            raise UserError(f"{READABLE}; an RL learner, as this run's, adapts by acting   in Python: run.agent")
         return TrainedLearner(experiment.algorithm, Inputs.of(experiment.task), iteration, experiment.seed)
     objects = objects or {}
     check(config, objects)

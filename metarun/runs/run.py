@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,9 +12,13 @@ from typing import Any
 import torch
 
 from metarun.config.trust import Trust
-from metarun.errors import UserError, nearest
+from metarun.errors import Interrupted, UserError, nearest
+from metarun.runs.agent import TrainedAgent, agent_of
 from metarun.runs.learner import TrainedLearner, learner_of
+from metarun.runs.resume import resume_run
 from metarun.runs.stored import reread
+from metarun.runs.words import value_words
+from metarun.tracking.console import shown
 from metarun.tracking.rundir import RunDirectory
 
 
@@ -60,10 +65,46 @@ class Run:
         """The learner that the run tests, with its meta-trained parameters.
 
         Raises:
-            UserError: The run learns control, its checkpoint is damaged, or it names code that is not trusted.
+            UserError: The run's learner is an RL learner (:attr:`agent`), its checkpoint is damaged, or it names code
+                that is not trusted.
         """
         with torch_settings():
             return learner_of(*reread("load", [str(self.path)], (), self.trust, self.objects), self.objects)
+
+    @property
+    def agent(self) -> TrainedAgent:
+        """The RL learner that the run tests, with its meta-trained parameters.
+
+        Raises:
+            UserError: The run learns from support sets, its checkpoint is damaged, or it names code that is not
+                trusted.
+        """
+        with torch_settings():
+            return agent_of([str(self.path)], self.trust, self.objects)
+
+    def resume(self, *overrides: str | Mapping[str, Any], display: bool = False, **settings: Any) -> Run:
+        """Continue a stopped run exactly, or train a finished one longer, as ``metarun resume`` does.
+
+        ``run.resume(runner={"iterations": 2000})`` trains up to iteration 2000. A finished run without changes stays as
+        it is.
+
+        Args:
+            overrides: Changes of ``runner.`` or ``tracker.`` keys, as in :func:`metarun.experiment`.
+            display: Whether progress and messages are shown on stderr.
+            settings: Keys with their values, as in :func:`metarun.experiment`.
+
+        Returns:
+            This run, with its new rows and summary.
+
+        Raises:
+            UserError: A change is not possible, or the data are not those the run was made of.
+            RunFailed: Training failed.
+            KeyboardInterrupt: Ctrl-C, after a checkpoint.
+        """
+        words = value_words("resume", *overrides, settings)
+        with shown(display), torch_settings(), keyboard_interrupts():
+            resume_run([str(self.path), *words], self.trust, self.objects)
+        return self
 
     @property
     def _directory(self) -> RunDirectory:
@@ -101,6 +142,17 @@ class Table(Sequence[dict[str, Any]]):
         except ImportError:
             raise UserError("to_pandas needs pandas: pip install pandas") from None
         return pandas.DataFrame(self.rows)
+
+
+@contextmanager
+def keyboard_interrupts() -> Iterator[None]:
+    """Raise ``KeyboardInterrupt`` in place of the exception of a run that Ctrl-C stopped."""
+    try:
+        yield
+    except Interrupted as error:
+        if error.signal_number == signal.SIGINT:
+            raise KeyboardInterrupt(str(error)) from error
+        raise
 
 
 @contextmanager
