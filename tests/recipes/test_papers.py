@@ -221,7 +221,9 @@ def flat(section: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 def stated_minutes(text: str) -> float | None:
     """The CPU minutes of a seed that a recipe states from a measurement: a number or the ends of a range."""
     found = re.search(
-        r"#.*?(?<!arithmetic )(?<!extrapolation )\b([\d.]+)(?: to ([\d.]+))? (minute|hour)s?\b[^,;]* on one core", text
+        r"#.*?(?<!arithmetic )(?<!extrapolation )(?<!estimated: )(?<!extrapolated: )"
+        r"\b([\d.]+)(?: to ([\d.]+))? (minute|hour)s?\b[^,;]* on one core",
+        text,
     )
     if not found:
         return None
@@ -249,6 +251,9 @@ def test_recipes_state_the_time_that_their_records_took() -> None:
         ("#   metarun reproduce a/b      about 6 hours a seed on one core", 360),
         ("#   metarun reproduce a/b      by arithmetic 80 minutes a seed on one core, 6 minutes on a GPU", None),
         ("#   metarun reproduce a/b      by extrapolation 1 hour a seed on one core; GPU not timed", None),
+        ("#   metarun reproduce a/b      estimated: 80 minutes per seed on one core, 6 minutes on a GPU", None),
+        ("#   metarun reproduce a/b      extrapolated: 1 hour per seed on one core; not timed on a GPU", None),
+        ("#   metarun reproduce a/b      15 to 20 minutes per seed on one core; not timed on a GPU", 17.5),
         ("#   metarun reproduce a/b      by arithmetic 3 hours on two cores, 15 minutes on a GPU", None),
     ],
 )
