@@ -134,6 +134,9 @@ def load(path: str | Path, trust: bool | str | Collection[str] = False, **object
             your own modules or classes.
         objects: The ``task``, ``model`` or ``algorithm`` of a run that was started with a Python object in its place.
 
+    Returns:
+        The run. Its files are read when they are asked for.
+
     Raises:
         UserError: There is no run directory at ``path``, or it holds links.
     """

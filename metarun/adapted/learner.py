@@ -108,6 +108,9 @@ class AdaptedLearner:
             steps: Adaptation steps; ``None``: as many as on the run's test tasks.
             seed: Seed of the adaptation's random numbers.
 
+        Returns:
+            The adapted learner.
+
         Raises:
             UserError: There are fewer than 2 classes, or more than the learner has outputs.
         """
@@ -130,6 +133,9 @@ class AdaptedLearner:
             items: Images as paths, Pillow images, arrays or tensors ([H, W], [H, W, C] or [C, H, W]; uint8 or floats in
                 0..1), texts, or rows of numbers. A string is one path or one text.
 
+        Returns:
+            Predictions for N inputs.
+
         Raises:
             TypeError: An item has another type.
             UserError: An image cannot be read, or a number is not finite.
@@ -138,7 +144,17 @@ class AdaptedLearner:
         return self.predict_prepared(self.inputs.tensor(items, self.algorithm.model))
 
     def predict_prepared(self, x: Tensor) -> Predictions:
-        """Predict inputs [N, ...] that :meth:`Inputs.tensor` has converted; errors as in :meth:`predict`."""
+        """Predict inputs that are tensors already.
+
+        Args:
+            x: Inputs [N, ...] as converted by :meth:`Inputs.tensor`.
+
+        Returns:
+            Predictions for N inputs.
+
+        Raises:
+            RunFailed: A prediction is not finite because the adaptation diverged.
+        """
         x = x.to(self.support.x.device)
         answer = torch.cat([self._answer(part[None])[0] for part in x.split(AT_ONCE)])
         bad = int((~torch.isfinite(answer).flatten(1).all(1)).sum())
@@ -150,7 +166,11 @@ class AdaptedLearner:
         return self._predictions(answer)
 
     def leave_one_out(self) -> LeaveOneOut:
-        """Evaluate the learner on its own support set, each example without itself in the support set."""
+        """Evaluate the learner on its own support set, each example without itself in the support set.
+
+        Returns:
+            The score, and the number of examples that were not evaluated.
+        """
         x, y = self.support.x[0], self.support.y[0]
         count = len(y)
         alone = torch.zeros(count, dtype=torch.bool, device=y.device)

@@ -1,4 +1,4 @@
-"""The base class of every meta-algorithm: an outer step that learns, and adaptation to held-out tasks."""
+"""The base class of all algorithms: an outer step, and evaluation by adaptation to held-out tasks."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from metarun.kernels.bfloat16 import BFloat16Layers
 from metarun.tasks.episode import EpisodeShape, Spec
 
 Metrics = dict[str, Tensor]
-"""Named metrics as tensors on the device of the computation; the contract says whether scalars or one value a task."""
+"""Metrics by name, tensors on the device of the computation: scalars [], or one value per task [T]."""
 
 
 class Algorithm(nn.Module, ABC):
-    """A learner over tasks.
+    """The base class of meta-learning algorithms.
 
-    It holds its ``model``; its parameters (the model's and its own) are the meta-parameters. A subclass implements
-    :meth:`meta_step` and :meth:`evaluate`. Learners from support sets subclass
-    :class:`~metarun.algorithms.supervised.SupervisedAlgorithm` instead, which implements both.
+    Its parameters, those of its ``model`` and its own, are the meta-parameters. A subclass implements :meth:`meta_step`
+    and :meth:`evaluate`. Learners from support sets subclass
+    :class:`~metarun.algorithms.supervised.SupervisedAlgorithm`, which implements both, and RL learners subclass
+    :class:`~metarun.algorithms.rl.base.RLAlgorithm`.
     """
 
     kinds: ClassVar[tuple[str, ...]]
-    """Kinds of task family that it fits: classification, regression, sequence, generation, control."""
+    """Kinds of task family that it supports: classification, regression, sequence, generation, control (RL)."""
     roles: ClassVar[tuple[str, ...]] = ("features",)
-    """Roles of model that it can drive: features, denoiser, policy, recurrent_policy, belief_policy,
-    context_policy."""
+    """Roles of models that it supports: features, denoiser, policy, recurrent_policy, belief_policy, context_policy."""
     modalities: ClassVar[tuple[str, ...]] = ()
-    """Kinds of input that it fits, if it reads inputs itself and not only through the model; empty: any."""
+    """Kinds of input that it supports if it reads inputs itself, not only through the model; empty: any."""
 
     needs_full_meta_batch: bool = False
-    """True if the outer step needs all tasks of a meta-batch at once, so that no mean over parts of it will do."""
+    """True if the outer step needs all tasks of a meta-batch at once and is not a mean over parts of it."""
     precision: str = "float32"
-    """The format in which products are computed: ``float32``, ``bfloat16`` or ``tf32``."""
+    """Precision of matrix products and convolutions: ``float32``, ``bfloat16`` or ``tf32``."""
 
     model: nn.Module
     spec: Spec
 
     @property
     def learns(self) -> bool:
-        """True if there are meta-parameters; a baseline without any is evaluated, not meta-trained."""
+        """True if there are meta-parameters. A baseline without any is evaluated and not meta-trained."""
         return any(p.requires_grad for p in self.parameters())
 
     @abstractmethod
     def meta_step(self, batch: Any, iteration: int) -> Metrics:
-        """Take one outer step: change the meta-parameters by what one meta-batch teaches.
+        """Take one outer step: update the meta-parameters on one meta-batch.
 
         Args:
             batch: T tasks of the task family: a :class:`~metarun.tasks.episode.TaskBatch`, or a batched environment.
             iteration: The number of the outer step, from 0.
 
         Returns:
-            What to log: scalars [], means over the tasks, detached and still on the device.
+            Scalars [] to log, means over the tasks. They are detached and on the device of the computation.
         """
 
     @abstractmethod
@@ -69,30 +69,41 @@ class Algorithm(nn.Module, ABC):
         """
 
     def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
-        """The episodes that it meta-trains on, given the ``shape`` that it will be tested on (control: ``None``)."""
+        """Return the size of the episodes for meta-training.
+
+        Args:
+            shape: Size of the episodes at test; ``None`` in RL.
+        """
         return shape
 
     def accepts(self, shape: EpisodeShape | None) -> bool:
-        """True if it can be tested on such episodes; a head of fixed size cannot change the number of classes."""
+        """Return whether it can be tested on episodes of a size. A fixed head cannot change the number of classes.
+
+        Args:
+            shape: Size of the episodes; ``None`` in RL.
+        """
         return True
 
     def protocol(self) -> dict[str, Any]:
-        """Plain values that a reader needs to compare a result: normalisation policy, adaptation steps at test."""
+        """Return the facts needed to compare a result with others, as plain values: normalisation, test steps."""
         return {}
 
     def computing(self) -> AbstractContextManager[Any]:
-        """A context in which layers compute in :attr:`precision`."""
+        """Return a context manager under which layers compute in :attr:`precision`."""
         return BFloat16Layers() if self.precision == "bfloat16" else nullcontext()
 
     def checkpoint(self) -> dict[str, Any]:
-        """Everything that changes during meta-training, as tensors and plain values."""
+        """Return everything that changes during meta-training, as tensors and plain values."""
         return {
             "parameters": self.state_dict(),
             **{name: each.state_dict() for name, each in self.optimizers().items()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load what :meth:`checkpoint` returned.
+        """Load a state.
+
+        Args:
+            state: What :meth:`checkpoint` returned.
 
         Raises:
             RuntimeError, KeyError, ValueError: ``state`` is of another model or algorithm.
@@ -102,14 +113,14 @@ class Algorithm(nn.Module, ABC):
             each.load_state_dict(counted_on_host(state[name]))
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimizers that it holds, by attribute name."""
+        """Return the optimizers among its attributes, by attribute name."""
         return {name: each for name, each in vars(self).items() if isinstance(each, torch.optim.Optimizer)}
 
 
 def counted_on_host(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's ``state`` with its step counts on the CPU, where torch keeps them.
+    """Return the state of an optimizer with its step counts on the CPU, where torch keeps them.
 
-    A checkpoint is loaded to the GPU; counts there would be read back at every step.
+    A checkpoint is loaded to the GPU. Counts there would be read back at every step.
     """
     held = {
         number: {**each, "step": each["step"].cpu()} if isinstance(each.get("step"), Tensor) else each

@@ -16,11 +16,11 @@ from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.types import Decay
 
 Adapted = Callable[[Tensor], Tensor]
-"""An adapted learner: query inputs [T, Nq, ...] -> predictions [T, Nq, outputs], batched over tasks."""
+"""An adapted learner: query inputs [T, Nq, ...] -> predictions [T, Nq, outputs] of T tasks."""
 
 
 class SupervisedAlgorithm(Algorithm):
-    """Learns from support sets, by the gradient of a differentiable loss on query sets.
+    """The base class of learners from support sets that are trained by the gradient of a loss on query sets.
 
     A subclass implements :meth:`adaptations` and :meth:`outer_loss`, and calls :meth:`learn_with` at the end of its
     constructor::
@@ -42,19 +42,19 @@ class SupervisedAlgorithm(Algorithm):
 
     kinds: ClassVar[tuple[str, ...]] = ("classification", "regression")
     optimizer: torch.optim.Optimizer | None
-    """Takes the outer step; ``None`` for a baseline without meta-parameters."""
+    """The outer optimizer; ``None`` for a baseline without meta-parameters."""
     schedule: Schedule
-    """The size of the outer step at each iteration."""
+    """The outer learning rate at each iteration."""
     train_way: int | None = None
     train_shot: int | None = None
     train_query: int | None = None
-    """Size of the episodes that it meta-trains on; ``None``: as of those that it will be tested on."""
+    """Size of the episodes for meta-training; ``None``: as at test."""
     any_way: bool = True
     """True if it can be tested on other numbers of classes; False with a head of fixed size."""
     iteration: int = 0
     """The current outer step, from 0."""
     batch_tasks: bool = True
-    """True if inner loops may run on all tasks at once, where that is exact; else one task after another."""
+    """True if inner loops may run on all tasks at once where that is exact; false: one task after another."""
 
     @abstractmethod
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterable[Adapted]:
@@ -62,20 +62,20 @@ class SupervisedAlgorithm(Algorithm):
 
         Args:
             support: Support sets: x [T, Ns, ...], y [T, Ns] or [T, Ns, D].
-            steps: The number of adaptation steps; ``None``: the algorithm's own at test.
+            steps: Number of adaptation steps; ``None``: the algorithm's number of test steps.
 
         Returns:
-            The adapted learner after 0, 1, ..., ``steps`` steps, or a single one if it adapts at once. The last is
-            the result.
+            The adapted learner after 0, 1, ..., ``steps`` steps, or a single one if it adapts without steps. The last
+            is the result.
         """
 
     @abstractmethod
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
-        """The loss whose gradient by the meta-parameters is the outer gradient.
+        """Return the loss whose gradient with respect to the meta-parameters is the outer gradient.
 
         Args:
-            batch: T tasks, or a part of a meta-batch. Unless :attr:`needs_full_meta_batch`, the loss must be a mean
-                over tasks, since gradients of parts are averaged.
+            batch: T tasks: a meta-batch, or a part of one. Unless :attr:`needs_full_meta_batch` is true, the loss must
+                be a mean over tasks, since gradients of parts are averaged.
 
         Returns:
             The loss [], and scalars to log, detached.
@@ -89,13 +89,13 @@ class SupervisedAlgorithm(Algorithm):
         decay: Decay = "linear",
         optimizer: Literal["adam", "sgd"] = "adam",
     ) -> None:
-        """Make the outer optimizer over all parameters that require gradients.
+        """Set the outer optimizer over all parameters that require gradients.
 
         Args:
-            outer_lr: The step size at first.
-            halve_every: Iterations after which the step size is halved, again and again; ``None``: never.
-            decay_over: Iterations over which it falls to 0; ``None``: it does not.
-            decay: The form of that fall.
+            outer_lr: Initial learning rate.
+            halve_every: Iterations after each of which the learning rate is halved; ``None``: never.
+            decay_over: Iterations over which it decays to 0; ``None``: no decay.
+            decay: Form of the decay.
             optimizer: Adam, or plain gradient descent.
         """
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -125,12 +125,16 @@ class SupervisedAlgorithm(Algorithm):
         return metrics
 
     def begin_iteration(self, iteration: int) -> None:
-        """Prepare for the outer step number ``iteration``."""
+        """Prepare an outer step.
+
+        Args:
+            iteration: Number of the outer step, from 0.
+        """
         self.train()
         self.iteration = iteration
 
     def apply_gradients(self) -> None:
-        """Let the optimizer step along the gradients that lie on the parameters."""
+        """Take an optimizer step with the gradients stored on the parameters."""
         if self.optimizer is not None:
             self.schedule.apply(self.optimizer, self.iteration)
             self.optimizer.step()
@@ -143,20 +147,23 @@ class SupervisedAlgorithm(Algorithm):
         return True
 
     def capture_key(self, iteration: int) -> tuple[Any, ...]:
-        """Return the values other than tensors that the step at ``iteration`` depends on.
+        """Return the values other than tensors that an outer step depends on.
 
-        A recording can be used while they stay the same.
+        A recording of the step can be used while they stay the same.
+
+        Args:
+            iteration: Number of the outer step, from 0.
         """
         return ()
 
     def adapt(self, support: Labelled) -> Adapted:
-        """The learner adapted to each of T tasks.
+        """Adapt to T tasks.
 
         Args:
             support: Support sets: x [T, Ns, ...], y [T, Ns] or [T, Ns, D].
 
         Returns:
-            A function of query inputs [T, Nq, ...] to predictions [T, Nq, outputs].
+            The adapted learner, a function of query inputs [T, Nq, ...] to predictions [T, Nq, outputs].
         """
         *_, adapted = self.adaptations(support)
         return adapted
@@ -168,24 +175,32 @@ class SupervisedAlgorithm(Algorithm):
         return {name: torch.stack([each[name] for each in results], dim=1) for name in results[0]}
 
     def query_metrics(self, learner: Adapted, query: Labelled) -> Metrics:
-        """Metrics [T] of an adapted learner on query sets; a learner of distributions has more to report."""
+        """Evaluate an adapted learner on query sets. A learner that predicts distributions overrides this.
+
+        Args:
+            learner: The adapted learner.
+            query: Query sets: x [T, Nq, ...], y [T, Nq] or [T, Nq, D].
+
+        Returns:
+            Each metric as [T].
+        """
         return prediction_metrics(self.spec, learner(query.x), query.y)
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
-    """The buffers that meta-training changes: ``running_mean`` and others whose name begins with ``running_``."""
+    """Return the buffers that meta-training changes, those whose name begins with ``running_``."""
     return [b for name, b in module.named_buffers() if name.rpartition(".")[2].startswith("running_")]
 
 
 def task_loss(kind: str, prediction: Tensor, y: Tensor) -> Tensor:
-    """The loss of one task: mean cross-entropy of ``prediction`` [N, way], or mean squared error [N, D]."""
+    """Return the loss [] of one task: mean cross-entropy of predictions [N, way], or mean squared error of [N, D]."""
     return F.cross_entropy(prediction, y) if kind == "classification" else F.mse_loss(prediction, y)
 
 
 def prediction_metrics(spec: Spec, prediction: Tensor, y: Tensor) -> Metrics:
-    """Metrics [T] of ``prediction`` [T, N, outputs]: loss and accuracy, or mean squared error.
+    """Return the metrics [T] of predictions [T, N, outputs]: loss and accuracy, or mean squared error.
 
-    If targets have a known peak, also the peak signal-to-noise ratio 10 log10(peak^2 / mse).
+    If the peak of the targets is known, the peak signal-to-noise ratio 10 log10(peak^2 / mse) is added.
     """
     if spec.kind == "regression":
         mse = (prediction - y).square().flatten(1).mean(1)
@@ -195,9 +210,10 @@ def prediction_metrics(spec: Spec, prediction: Tensor, y: Tensor) -> Metrics:
 
 
 def dry_run(model: nn.Module, spec: Spec, read: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Run ``model`` (or ``read``, a function of it) on two examples, and leave it as it was.
+    """Run ``model``, or ``read``, a function that uses it, on two examples. The model's mode is restored.
 
-    A model whose inputs are not floats of ``spec.input_shape`` (token ids) says what to run it on: ``example()``.
+    The examples are zeros of ``spec.input_shape``, or ``model.example()`` if the model has this method, as models with
+    other inputs than floats do.
 
     Returns:
         Its output [2, ...].
@@ -213,9 +229,9 @@ def dry_run(model: nn.Module, spec: Spec, read: Callable[[Tensor], Tensor] | Non
 
 
 def with_head(model: nn.Module, spec: Spec, outputs: int, init_std: float | None) -> nn.Sequential:
-    """``model`` followed by a linear head, without a bias if the model's ``head_bias`` is false.
+    """Return ``model`` followed by a linear head, without a bias if the model's ``head_bias`` is false.
 
-    The head's width is found by running the model once.
+    The number of features is found by running the model once.
     """
     head = nn.Linear(dry_run(model, spec).shape[-1], outputs, bias=getattr(model, "head_bias", True))
     if init_std is not None:

@@ -31,7 +31,14 @@ class TextEncoder(Protocol):
     """``features`` of texts: turns texts into rows of numbers once, before training."""
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Convert N texts to rows [N, ...] of token ids or embeddings."""
+        """Convert texts to numbers.
+
+        Args:
+            texts: N texts.
+
+        Returns:
+            Rows [N, ...] of token ids or embeddings.
+        """
 
     def example(self) -> Tensor:
         """Return two rows in the format of :meth:`encode`, from which the algorithm infers the number of features."""
@@ -52,7 +59,16 @@ class Denoiser(Protocol):
         """
 
     def forward(self, x: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor:
-        """Return predictions [S, C, H, W] for noisy images ``x`` [S, C, H, W] at times ``t`` [S] in 0..1."""
+        """Predict clean images.
+
+        Args:
+            x: Noisy images [S, C, H, W].
+            t: Times [S] in 0..1.
+            context: What :meth:`read` returned.
+
+        Returns:
+            Logits of the pixels of the clean images, [S, C, H, W].
+        """
 
     def __call__(self, x: Tensor, t: Tensor, context: tuple[Tensor, ...]) -> Tensor:
         """Call :meth:`forward`, as every torch module does."""
@@ -62,10 +78,13 @@ class Policy(Protocol):
     """``policy``: acts on the current observation. It adapts by its parameters, which may be batched over tasks."""
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Return action distributions [..., N, A] for observations [..., N, size].
+        """Return action distributions [..., N, A].
 
         With ``torch.func.functional_call``, parameters [T, ...] and observations [T, N, size] it must run T policies at
         once. The layers ``metarun.models.policies.TaskLinear`` and ``TaskConv`` support this.
+
+        Args:
+            observation: Observations [..., N, size].
         """
 
 
@@ -83,10 +102,26 @@ class RecurrentPolicy(Protocol):
     """Maps features [S, B, F] to values [S, B, 1]."""
 
     def features(self, inputs: Tensor, *hidden: Any) -> tuple[Any, ...]:
-        """Return features [S, B, F] of inputs [S, B, I] and the new hidden state. Without ``hidden`` a trial starts."""
+        """Run the network without its heads.
+
+        Args:
+            inputs: Inputs of S steps, [S, B, I].
+            hidden: The hidden state; none at the start of a trial.
+
+        Returns:
+            Features [S, B, F] and the new hidden state.
+        """
 
     def forward(self, inputs: Tensor, *hidden: Any) -> tuple[Any, ...]:
-        """Return action distributions [S, B, A], values [S, B] and the new hidden state."""
+        """Run the network.
+
+        Args:
+            inputs: Inputs of S steps, [S, B, I].
+            hidden: The hidden state; none at the start of a trial.
+
+        Returns:
+            Action distributions [S, B, A], values [S, B] and the new hidden state.
+        """
 
     def __call__(self, inputs: Tensor, *hidden: Any) -> tuple[Any, ...]:
         """Call :meth:`forward`, as every torch module does."""
@@ -104,13 +139,37 @@ class BeliefPolicy(Protocol):
     """Modules that :meth:`act` uses. PPO trains these, and the evidence lower bound trains all other modules."""
 
     def belief(self, inputs: Tensor, hidden: Any = None) -> tuple[Tensor, Tensor, Any]:
-        """Return mean and log-variance [S, B, L] after each input [S, B, I], and the new hidden state."""
+        """Update the belief.
+
+        Args:
+            inputs: Inputs of S steps, [S, B, I].
+            hidden: The hidden state; ``None`` at the start of a trial.
+
+        Returns:
+            Mean and log-variance after each step, [S, B, L] each, and the new hidden state.
+        """
 
     def reward(self, m: Tensor, observation: Tensor, action: Tensor, after: Tensor) -> Tensor:
-        """Predict rewards [...] from ``m`` [..., L] and the observation, action and next observation of steps."""
+        """Predict the rewards of steps.
+
+        Args:
+            m: Task variables [..., L].
+            observation: Observations [..., size].
+            action: Actions, [...] if discrete, else [..., size].
+            after: Next observations [..., size].
+
+        Returns:
+            Rewards [...].
+        """
 
     def act(self, observation: Tensor, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Return action distributions [..., A] and values [...]."""
+        """Return action distributions [..., A] and values [...].
+
+        Args:
+            observation: Observations [..., size].
+            mean: Mean of the belief, [..., L].
+            log_variance: Log-variance of the belief, [..., L].
+        """
 
 
 class ContextPolicy(Protocol):
@@ -134,10 +193,22 @@ class ContextPolicy(Protocol):
         """
 
     def act(self, observation: Tensor, z: Tensor) -> Tensor:
-        """Return mean and log standard deviation of actions before tanh, [..., 2 * action dimensions]."""
+        """Return mean and log standard deviation of actions before tanh, [..., 2 * action dimensions].
+
+        Args:
+            observation: Observations [..., size].
+            z: Task variables [..., latent].
+        """
 
     def values(self, observation: Tensor, action: Tensor, z: Tensor, targets: bool = False) -> Tensor:
-        """Return the values [2, ...] of both critics, or of their target networks."""
+        """Return the values [2, ...] of both critics.
+
+        Args:
+            observation: Observations [..., size].
+            action: Actions after tanh, [..., size].
+            z: Task variables [..., latent].
+            targets: If true, the values of the target networks.
+        """
 
 
 ROLES: dict[str, type] = {

@@ -40,6 +40,9 @@ class Experiment:
     def run(self) -> Run:
         """Meta-train, evaluate on held-out tasks, and write the run directory, as the command line does.
 
+        Returns:
+            The finished run.
+
         Raises:
             UserError: The parts do not fit together or the data are missing.
             RunFailed: Training diverged, memory ran out, or a file could not be written.

@@ -136,7 +136,7 @@ class Table(Sequence[dict[str, Any]]):
         return f"Table of {len(self)} rows: {', '.join(self.columns)}"
 
     def to_pandas(self) -> Any:
-        """The table as a ``pandas.DataFrame``; raises :class:`UserError` where pandas is not installed."""
+        """Return the table as a ``pandas.DataFrame``; raises :class:`UserError` if pandas is not installed."""
         try:
             import pandas
         except ImportError:

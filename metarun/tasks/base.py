@@ -81,7 +81,14 @@ class Task(ABC):
         """
 
     def to(self, device: torch.device) -> Self:
-        """Move the data to ``device`` and return the family itself."""
+        """Move the data to a device.
+
+        Args:
+            device: Device on which :meth:`batch` then returns tensors.
+
+        Returns:
+            The family itself.
+        """
         self.device = device
         return self
 
@@ -92,7 +99,11 @@ class Task(ABC):
         return {"": self.shape}
 
     def check(self, split: Split, shape: EpisodeShape) -> None:
-        """Check that ``split`` has enough data for episodes of ``shape``.
+        """Check that a split has enough data for episodes.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            shape: Size of the episodes.
 
         Raises:
             UserError: The split is too small. The message names the key to change and the largest possible value.

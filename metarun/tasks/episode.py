@@ -63,11 +63,18 @@ class Labelled:
     truth: Tensor | None = None
 
     def tasks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (x, y) of one task after another."""
+        """Yield (x [N, ...], y [N, ...]) of one task after another."""
         return zip(self.x, self.y, strict=True)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Labelled:
-        """Apply ``f`` to each tensor."""
+        """Apply a function to each tensor.
+
+        Args:
+            f: Function of a tensor [T, N, ...].
+
+        Returns:
+            A copy with the results.
+        """
         return Labelled(f(self.x), f(self.y), self.way, None if self.truth is None else f(self.truth))
 
 
@@ -79,7 +86,14 @@ class TaskBatch:
     query: Labelled
 
     def map(self, f: Callable[[Tensor], Tensor]) -> TaskBatch:
-        """Apply ``f`` to each tensor."""
+        """Apply a function to each tensor.
+
+        Args:
+            f: Function of a tensor [T, N, ...].
+
+        Returns:
+            A copy with the results.
+        """
         return TaskBatch(self.support.map(f), self.query.map(f))
 
 
@@ -104,6 +118,12 @@ class EpisodeShape:
     named: bool = False
 
     def changed(self, way: int | None = None, shot: int | None = None, query: int | None = None) -> EpisodeShape:
-        """Return a copy with the given fields; ``None`` keeps a field."""
+        """Return a copy with other values.
+
+        Args:
+            way: Number of classes; ``None`` keeps it.
+            shot: Support examples per class; ``None`` keeps them.
+            query: Query examples per class; ``None`` keeps them.
+        """
         given: dict[str, Any] = {"way": way, "shot": shot, "query": query}
         return replace(self, **{name: value for name, value in given.items() if value is not None})

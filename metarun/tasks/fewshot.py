@@ -16,9 +16,9 @@ from metarun.errors import UserError, require
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.record import DataRecord
-from metarun.tasks.rng import choose, permutation, uniforms
+from metarun.tasks.rng import choose, uniforms
 from metarun.tasks.to_device import to_device
-from metarun.types import SPLITS, Split
+from metarun.types import Split
 
 MAX_COMPARED_BYTES = 4 << 30
 """Largest data in which duplicates are searched; the search takes seconds."""
@@ -75,7 +75,11 @@ class ClassData:
         return self._digests
 
     def to(self, device: torch.device) -> ClassData:
-        """Return a copy with ``x`` on ``device``."""
+        """Return a copy with ``x`` on a device.
+
+        Args:
+            device: The device.
+        """
         return ClassData(self.x.to(device), self.offsets, self.names, self._digests, self.places)
 
 
@@ -200,19 +204,45 @@ class FewShot(Task):
         return self
 
     def rows(self, split: Split, indices: Sequence[int], shape: EpisodeShape) -> tuple[np.ndarray, np.ndarray]:
-        """Return the classes [T, way] and the rows of the data [T, way, shot + query] that make up the episodes."""
+        """Choose the examples of episodes.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            indices: Numbers of the T tasks.
+            shape: Size of the episodes.
+
+        Returns:
+            The classes [T, way], and the rows of the data [T, way, shot + query].
+        """
         drawn, per_class = self.draw(split, indices, shape.way), shape.shot + shape.query
         u = uniforms(self.seed, split, indices, shape.way * per_class, stream=1).reshape(-1, per_class)
         example = choose(u, self.data.sizes[drawn].reshape(-1)).reshape(len(indices), shape.way, per_class)
         return drawn, self.data.offsets[drawn][..., None] + example
 
     def draw(self, split: Split, indices: Sequence[int], way: int) -> np.ndarray:
-        """Draw the classes of each episode, in label order: [T, way] distinct class ids of the split."""
+        """Draw the classes of episodes.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            indices: Numbers of the T tasks.
+            way: Number of classes of an episode.
+
+        Returns:
+            Distinct class ids of the split in the order of their labels, [T, way].
+        """
         ids = self.classes[split]
         return ids[choose(uniforms(self.seed, split, indices, way), len(ids))]
 
     def numbers(self, split: Split, drawn: np.ndarray) -> np.ndarray:
-        """Map class ids ``drawn`` to their positions 0..C-1 among the split's classes."""
+        """Map class ids to their positions among the classes of a split.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            drawn: Class ids, of any shape.
+
+        Returns:
+            Positions 0..C-1, of the shape of ``drawn``.
+        """
         order = self.classes[split].argsort()
         return order[np.searchsorted(self.classes[split], drawn, sorter=order)]
 
@@ -235,7 +265,11 @@ class FewShot(Task):
         return TaskBatch(learned, gather(query) if shape.query else learned)
 
     def examples(self, index: Tensor) -> Tensor:
-        """Return the model inputs [T, N, ...] for rows ``index`` [T, N] of the data."""
+        """Return model inputs [T, N, ...].
+
+        Args:
+            index: Rows of the data, [T, N].
+        """
         return self.data.x[index]
 
     def contents(self) -> Sequence[Hashable]:
@@ -243,7 +277,7 @@ class FewShot(Task):
         return [hash(row.tobytes()) for row in self.data.x.cpu().numpy()]
 
     def remarks(self) -> list[str]:
-        """Count duplicates.
+        """Return notes on duplicates and their number.
 
         A duplicate within a class can be in the support and the query set of one episode. A duplicate in another split
         means that the test classes are not held out.
@@ -302,39 +336,3 @@ class FewShot(Task):
             "query": self.shape.query,
             "classes": {split: len(ids) for split, ids in self.classes.items()},
         }
-
-
-def split_classes(
-    groups: Sequence[int] | np.ndarray, *, val: float, test: float, seed: int, least: int = 0
-) -> dict[Split, np.ndarray]:
-    """Split classes at random into meta-train, meta-validation and meta-test.
-
-    Groups are visited in a seeded order. Each goes to test, else to val, if it still fits there, and to train
-    otherwise.
-
-    Args:
-        groups: Group of each class, [C]. The classes of a group stay in one split; ``range(C)`` puts every class into a
-            group of its own.
-        val: Fraction of the classes for validation.
-        test: Fraction of the classes for test.
-        seed: Seed of the order.
-        least: Smallest number of classes for each split whose fraction is not 0, if there are enough classes for all.
-
-    Returns:
-        Class ids of each split, sorted.
-
-    Raises:
-        UserError: ``val + test`` is 1 or more.
-    """
-    require(val + test < 1, f"task.val={val} + task.test={test} leave no classes to meta-train on")
-    _, group = np.unique(groups, return_inverse=True)
-    sizes = np.bincount(group)
-    home = np.zeros(len(sizes), dtype=np.int64)
-    room = {2: round(test * len(group)), 1: round(val * len(group))}
-    if len(group) >= least * (1 + (val > 0) + (test > 0)):
-        room = {2: max(room[2], least * (test > 0)), 1: max(room[1], least * (val > 0))}
-    for g in permutation(seed, len(sizes)):
-        home[g] = next((split for split, left in room.items() if sizes[g] <= left), 0)
-        if home[g]:
-            room[home[g]] -= sizes[g]
-    return {split: np.flatnonzero(home[group] == i) for i, split in enumerate(SPLITS)}

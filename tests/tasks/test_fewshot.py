@@ -8,7 +8,8 @@ import torch
 
 from metarun.errors import UserError
 from metarun.tasks.episode import EpisodeShape
-from metarun.tasks.fewshot import ClassData, FewShot, split_classes
+from metarun.tasks.fewshot import ClassData, FewShot
+from metarun.tasks.splits import split_classes
 
 
 class Numbers(FewShot):

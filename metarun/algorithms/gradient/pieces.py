@@ -1,8 +1,8 @@
 """The four exchangeable pieces of gradient-based meta-learning, as interfaces to subclass.
 
-What adapts (:class:`AdaptedParameters`), by which update (:class:`Rule`), on which loss (:class:`InnerLoss`), and how
-the adapted learners' query losses become an outer gradient (:class:`OuterGradient`). Every ``nn.Parameter`` of a piece
-is a meta-parameter. Methods that are written for one task are batched over tasks by the inner loop.
+:class:`AdaptedParameters` chooses the parameters that adapt, :class:`Rule` is the update rule, :class:`InnerLoss` the
+inner loss, and :class:`OuterGradient` the outer gradient. Every ``nn.Parameter`` of a piece is a meta-parameter.
+Methods that are written for one task are batched over tasks by the inner loop.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from metarun.algorithms.gradient.parameters import Parameters
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 
 State = Any
-"""A rule's state on a task: tensors in nested dictionaries; empty if it keeps nothing from step to step."""
+"""State of a rule on one task: tensors in nested dictionaries; empty if it needs none."""
 Dims = Any
 """The dimension of tasks in an argument: 0, ``None`` (shared by all tasks), or nested dictionaries of these."""
 
 
 class AdaptedParameters(nn.Module):
-    """Chooses, or adds, the parameters that adapt, and where they start.
+    """The base class of choices of the parameters that adapt, and of their initial values.
 
     A subclass implements :meth:`attach`; :meth:`initial` only if the start depends on the task, and
     :meth:`overrides_at` only if the network itself differs from step to step.
     """
 
     any_way: bool = False
-    """True if the head is made anew for each task, and so for any number of classes."""
+    """True if the head is made for each task, and so for any number of classes."""
 
     def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
-        """Choose what adapts. Called once.
+        """Choose the parameters that adapt. Called once.
 
         Args:
             net: The model, then its linear head. Layers may be added to it.
@@ -42,54 +42,73 @@ class AdaptedParameters(nn.Module):
             Names in ``net`` of the tensors that adapt.
 
         Raises:
-            UserError: The model has nothing of the kind.
+            UserError: The model has no such parameters.
         """
         raise NotImplementedError
 
     def prepare(self, learner: Any) -> None:
-        """Called once after :meth:`attach`, with the learner (an ``InnerLoopLearner``), which then knows the names."""
+        """Called once after :meth:`attach`.
+
+        Args:
+            learner: The learner, an ``InnerLoopLearner``, which knows the names.
+        """
 
     def overrides_at(self, step: int) -> Parameters:
-        """Tensors that replace the network's own in inner step 0, 1, ... and for queries after it; for all tasks."""
+        """Return tensors that replace the network's own in an inner step, by name. They are the same for all tasks.
+
+        Args:
+            step: Number of the inner step, from 0. Queries use the values of the last step.
+        """
         return {}
 
     def initial(self, learner: Any, support: Labelled) -> tuple[Parameters, Dims]:
-        """Where adaptation starts.
+        """Return the initial values of the parameters that adapt.
 
         Args:
             learner: The learner, an ``InnerLoopLearner``.
             support: Support sets of T tasks.
 
         Returns:
-            The starting values by name, and their dimension of tasks. By default the meta-learned values, shared.
+            Initial values by name, and their dimension of tasks. By default the meta-learned values, shared by tasks.
         """
         return learner.meta_learned(), None
 
 
 class Rule(nn.Module):
-    """An update rule: an (init, update) pair in the manner of optax, written for one task.
+    """The base class of update rules: an (init, update) pair as in optax, written for one task.
 
-    Whatever a rule learns is an ``nn.Parameter`` made in :meth:`prepare`.
+    A subclass implements :meth:`update`, and :meth:`init` if it has a state. Learned parameters are ``nn.Parameter``,
+    made in :meth:`prepare`.
     """
 
     carries: bool = False
-    """True if the state goes on from task to task: tasks are then met one after another, not all at once."""
+    """True if the state is carried from task to task. Tasks are then adapted to one after another."""
 
     def prepare(self, parameters: Parameters, lr: float, steps: int) -> None:
-        """Called once, with what adapts, ``algorithm.inner_lr`` and ``algorithm.inner_steps``."""
+        """Called once before training.
+
+        Args:
+            parameters: The parameters that adapt, by name.
+            lr: ``algorithm.inner_lr``.
+            steps: ``algorithm.inner_steps``.
+        """
         self.lr = lr
 
     def init(self, parameters: Parameters) -> State:
-        """The state before the first step on a task."""
+        """Return the state before the first step on a task; by default it is empty.
+
+        Args:
+            parameters: Initial values of the parameters that adapt, by name.
+        """
         return {}
 
     def update(self, gradients: Parameters, state: State, step: int) -> tuple[Parameters, State]:
-        """One inner step.
+        """Compute an inner step.
 
         Args:
-            gradients: Gradient of the inner loss by each parameter that adapts, of its shape.
-            state: The state before this step.
-            step: The number of the step, from 0.
+            gradients: Gradient of the inner loss for each parameter, by name, in its shape.
+            state: State before this step.
+            step: Number of the step, from 0.
 
         Returns:
             The change to add to each parameter, and the new state.
@@ -97,54 +116,79 @@ class Rule(nn.Module):
         raise NotImplementedError
 
     def keep(self, state: State) -> None:
-        """Take over the state after a task, for the next one to begin with; only for a rule that :attr:`carries`."""
+        """Store the state for the next task. Called after each task if :attr:`carries`.
+
+        Args:
+            state: State after the last step on a task.
+        """
         raise NotImplementedError
 
 
 class InnerLoss(nn.Module):
-    """The loss that adaptation descends: a scalar of one task's support set."""
+    """The base class of inner losses: a scalar loss of one task's support set, which adaptation minimises."""
 
     def prepare(self, spec: Spec) -> None:
-        """Called once, with the task family."""
+        """Called once before training.
+
+        Args:
+            spec: Description of the task family.
+        """
         self.kind = spec.kind
 
     def forward(self, prediction: Tensor, x: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
-        """The loss [] of one task.
+        """Return the loss of one task.
 
         Args:
-            prediction: [N, outputs], of the support set.
+            prediction: Predictions for the support set, [N, outputs].
             x: Support inputs [N, ...].
-            y: Classes [N] or targets [N, D].
-            parameters: What adapts, as it stands.
-            initial: The same before the first step.
+            y: Class indices [N] or targets [N, D].
+            parameters: Current values of the parameters that adapt, by name.
+            initial: Their values before the first step.
+
+        Returns:
+            The loss [].
         """
         raise NotImplementedError
 
 
 class OuterGradient(nn.Module):
-    """A loss whose gradient by the meta-parameters is the outer gradient; its value need not mean anything."""
+    """The base class of outer gradients: a loss whose gradient with respect to the meta-parameters is taken.
+
+    The value of the loss need not have a meaning.
+    """
 
     needs_full_meta_batch: bool = False
-    """True if it needs all tasks of a meta-batch at once; else it may be given parts, whose gradients are averaged."""
+    """True if it needs all tasks of a meta-batch at once; false: gradients of parts may be averaged."""
     is_capturable: bool = True
-    """True if a recording of its tensor operations repeats it: it keeps nothing in Python from step to step."""
+    """True if it keeps no state in Python, so that a recording of its tensor operations can be repeated."""
 
     def begin_iteration(self, iteration: int) -> None:
-        """Called before each outer step; a value that changes with every step belongs in a buffer."""
+        """Called before each outer step. Values that change with every step belong in buffers.
+
+        Args:
+            iteration: Number of the outer step, from 0.
+        """
 
     def capture_key(self, iteration: int) -> tuple[Any, ...]:
-        """Return the values other than tensors that the step at ``iteration`` depends on."""
+        """Return the values other than tensors that an outer step depends on.
+
+        Args:
+            iteration: Number of the outer step, from 0.
+        """
         return ()
 
     def prepare(self, learner: Any) -> None:
-        """Called once, with the otherwise complete learner.
+        """Called once, when the learner is otherwise complete.
+
+        Args:
+            learner: The learner, an ``InnerLoopLearner``.
 
         Raises:
-            UserError: The learner's other pieces do not go with this one.
+            UserError: The learner's other pieces cannot be combined with this one.
         """
 
     def forward(self, learner: Any, batch: TaskBatch) -> tuple[Tensor, Metrics]:
-        """The loss, and what to log.
+        """Return the loss, and metrics to log.
 
         Args:
             learner: The learner, an ``InnerLoopLearner``.

@@ -18,43 +18,69 @@ WIDEST = 4096
 
 
 class Head(nn.Module):
-    """From embedded support sets to a predictor of embedded queries, batched over tasks.
+    """The base class of heads: a predictor of embedded queries, fitted to embedded support sets of T tasks.
 
-    What it learns are ``nn.Parameter``, made in the constructor or in :meth:`prepare`.
+    A subclass implements :meth:`fit`. Learned parameters are ``nn.Parameter``, made in the constructor or in
+    :meth:`prepare`.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("classification",)
     maps: ClassVar[bool] = False
-    """True if it reads feature maps [channels, height, width] rather than vectors, where the model has them."""
+    """True if it reads feature maps [channels, height, width] of models that have them, instead of vectors."""
     observes: bool = False
     """True if :meth:`observe` has an effect."""
 
     def prepare(self, features: tuple[int, ...], spec: Spec) -> None:
-        """Called once, with the shape of one embedded example."""
+        """Called once before training.
+
+        Args:
+            features: Shape of one embedded example: (F,), or (channels, height, width) if :attr:`maps`.
+            spec: Description of the task family.
+        """
         self.spec = spec
 
     def observe(self, features: Tensor) -> None:
-        """Called in meta-training with embedded examples [N, ...]: statistics may be kept in buffers."""
+        """Called at each step of meta-training, for heads that keep statistics in buffers (:attr:`observes`).
+
+        Args:
+            features: Embedded examples [N, F] or [N, channels, height, width].
+        """
 
     def fit(self, support: Labelled) -> Adapted:
-        """From support features [T, N, ...], labelled, to a map of query features [T, Nq, ...] to predictions."""
+        """Fit to support sets.
+
+        Args:
+            support: Embedded support sets: x [T, N, F] or [T, N, channels, height, width], y [T, N] or [T, N, D].
+
+        Returns:
+            A function of embedded queries [T, Nq, ...] to logits [T, Nq, way], or to values [T, Nq, D].
+        """
         raise NotImplementedError
 
     def loss(self, support: Labelled, query: Labelled, prediction: Tensor) -> Tensor:
-        """Loss of meta-training [], from features and the predictions of :meth:`fit` for the queries."""
+        """Return the loss of meta-training: by default the mean cross-entropy, or the mean squared error.
+
+        Args:
+            support: Embedded support sets.
+            query: Embedded query sets.
+            prediction: Predictions of :meth:`fit` for the queries, [T, Nq, outputs].
+
+        Returns:
+            The loss [].
+        """
         metrics = prediction_metrics(self.spec, prediction, query.y)
         return metrics["mse" if self.spec.kind == "regression" else "loss"].mean()
 
     def protocol(self) -> dict[str, Any]:
-        """Return the facts that are needed to compare results with others."""
+        """Return the facts needed to compare results with others, as plain values."""
         return {}
 
 
 class Similarity(nn.Module):
     """Similarity of two vectors as a logit: minus the squared Euclidean distance, or the cosine, times a scale.
 
-    The scale is a constant, or learned from there (as its logarithm, so that it stays positive).
-    ``a`` [..., N, F], ``b`` [..., M, F] -> [..., N, M].
+    It maps a [..., N, F] and b [..., M, F] to [..., N, M]. The scale is a constant, or it is learned by its logarithm,
+    which keeps it positive.
     """
 
     def __init__(self, distance: Distance, scale: Rate, learn_scale: bool) -> None:
@@ -67,7 +93,7 @@ class Similarity(nn.Module):
         return self.start if self.log_scale is None else self.log_scale.exp()
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Without |a|^2, which is the same for all of ``b`` and falls out of a softmax."""
+        """Return the logits. |a|^2 is left out, because it is the same for all of ``b`` and cancels in a softmax."""
         if self.distance == "cosine":
             return self.scale * (F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).transpose(-1, -2))
         near = 2 * a @ b.transpose(-1, -2) - b.square().sum(-1)[..., None, :]
@@ -81,7 +107,7 @@ class Similarity(nn.Module):
 
 
 def require_narrow(features: tuple[int, ...], what: str) -> int:
-    """The width of the features, refused where square matrices of it do not fit into memory."""
+    """Return the number of features; raises :class:`UserError` if square matrices of this size need too much memory."""
     (width,) = features
     require(
         width <= WIDEST,
@@ -92,6 +118,6 @@ def require_narrow(features: tuple[int, ...], what: str) -> int:
 
 
 def membership(y: Tensor, way: int, dtype: torch.dtype) -> Tensor:
-    """Which example is of which class: labels [T, N] -> ones and zeros [T, way, N]."""
+    """Return class membership [T, way, N], 1 or 0, for labels [T, N]."""
     # F.one_hot reads its input back from the device to check it.
     return (y[:, None] == torch.arange(way, device=y.device)[:, None]).to(dtype)

@@ -48,7 +48,11 @@ class OuterStep:
     """An outer step: updates the initialisation from experience before, during and after adaptation."""
 
     def prepare(self, learner: PolicyGradientLearner) -> None:
-        """Called once at the end of the learner's constructor. An optimizer is set as ``learner.optimizer``."""
+        """Called once at the end of the learner's constructor.
+
+        Args:
+            learner: The learner. An outer optimizer is set as ``learner.optimizer``.
+        """
 
     @abstractmethod
     def step(self, learner: PolicyGradientLearner, path: Sequence[Experience], post: Experience) -> Metrics:
@@ -64,6 +68,7 @@ class OuterStep:
         """
 
     def protocol(self) -> dict[str, Any]:
+        """Return the facts needed to compare results with others, as plain values."""
         return {}
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from metarun.errors import UserError, require
-from metarun.tasks.fewshot import DoesNotFit, split_classes
+from metarun.tasks.fewshot import DoesNotFit
 from metarun.tasks.files import find
 from metarun.tasks.nlp.base import TextFewShot
+from metarun.tasks.splits import split_classes
 from metarun.types import DataPath, Fraction, Positive
 
 

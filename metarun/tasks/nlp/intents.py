@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metarun.errors import UserError, require
-from metarun.tasks.fewshot import DoesNotFit, split_classes
+from metarun.tasks.fewshot import DoesNotFit
 from metarun.tasks.files import download, find
 from metarun.tasks.nlp.base import TextFewShot, by_class
 from metarun.tasks.nlp.folds import FOLDS
+from metarun.tasks.splits import split_classes
 from metarun.tasks.tables import decoded, json_lines, text
 from metarun.types import SPLITS, DataPath, Fraction, Positive
 

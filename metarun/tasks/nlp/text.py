@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metarun.errors import UserError, require
-from metarun.tasks.fewshot import DoesNotFit, split_classes
+from metarun.tasks.fewshot import DoesNotFit
 from metarun.tasks.nlp.base import TextFewShot, by_class
+from metarun.tasks.splits import split_classes
 from metarun.tasks.tables import read_table
 from metarun.types import SPLITS, DataPath, Fraction, Positive, Split
 

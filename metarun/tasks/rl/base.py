@@ -67,7 +67,11 @@ class Environment(ABC):
 
     @abstractmethod
     def observe(self, state: Tensor) -> Tensor:
-        """Return the observations [T, E, observation size] of a state."""
+        """Return observations [T, E, size].
+
+        Args:
+            state: State [T, E, ...].
+        """
 
     @abstractmethod
     def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,9 +87,13 @@ class Environment(ABC):
         """
 
     def shaped(self, state: Tensor, reward: Tensor) -> Tensor:
-        """Return the reward [T, E] to learn from in meta-training, for a step that led to ``state``.
+        """Return the reward [T, E] to learn from in meta-training.
 
         A family whose own reward is too sparse returns a dense one here. Learners never see it at test time.
+
+        Args:
+            state: State [T, E, ...] after the step.
+            reward: Reward [T, E] of the step.
         """
         return reward
 

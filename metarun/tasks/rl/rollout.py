@@ -34,16 +34,32 @@ class Rollout:
         return self.reward.sum(-1)
 
     def episode(self, number: int, horizon: int) -> Rollout:
-        """Return episode ``number`` of a trial; negative numbers count from the last."""
+        """Return one episode of a trial.
+
+        Args:
+            number: Number of the episode, from 0; negative numbers count from the last.
+            horizon: Steps of an episode.
+        """
         start = number * horizon % self.reward.shape[2]
         return self._map(lambda x: x[:, :, start : start + horizon])
 
     def first(self, num_envs: int) -> Rollout:
-        """Return the first ``num_envs`` environments of each task."""
+        """Return the first environments of each task.
+
+        Args:
+            num_envs: Number of environments.
+        """
         return self._map(lambda x: x[:, :num_envs])
 
     def concatenate(self, more: Rollout) -> Rollout:
-        """Concatenate the environments of ``more``, which has the same tasks, after these."""
+        """Append environments.
+
+        Args:
+            more: Rollouts of the same tasks with as many steps.
+
+        Returns:
+            Rollouts [T, E + more E, S].
+        """
         pairs = ((getattr(self, field.name), getattr(more, field.name)) for field in fields(self))
         return Rollout(*(torch.cat(pair, 1) for pair in pairs))
 

@@ -67,8 +67,14 @@ class ImageFewShot(FewShot):
         return TaskBatch(learned, learned if query is support else replace(query, x=x[:, at:]))
 
     def augmented(self, x: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
-        """Augment the meta-training images ``x`` [T, N, C, H, W] of tasks ``indices``; the result is the same in
-        every call.
+        """Augment meta-training images. The result is the same in every call.
+
+        Args:
+            x: Images [T, N, C, H, W].
+            indices: Numbers of the T tasks.
+
+        Returns:
+            Images [T, N, C, H, W].
         """
 
         def drawn(count: int, stream: int) -> NDArray[np.float64]:
@@ -99,6 +105,12 @@ class ImageFewShot(FewShot):
 
         At most 10 classes, 5 support and 10 query images of each are drawn. The title gives the accuracy on the whole
         episode.
+
+        Args:
+            learner: The trained algorithm.
+
+        Returns:
+            The figure.
         """
         from matplotlib.figure import Figure
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from metarun.errors import UserError, require
 from metarun.tasks.archives import members
-from metarun.tasks.fewshot import split_classes
+from metarun.tasks.splits import split_classes
 from metarun.tasks.vision.base import ImageFewShot
 from metarun.tasks.vision.collection import ImageSet
 from metarun.tasks.vision.images import ENDINGS, NAMED, is_clutter, is_image

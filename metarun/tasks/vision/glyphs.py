@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from metarun.errors import UserError, require
-from metarun.tasks.fewshot import ClassData, split_classes
+from metarun.tasks.fewshot import ClassData
 from metarun.tasks.files import Arrays, cached
+from metarun.tasks.splits import split_classes
 from metarun.tasks.vision.base import ImageFewShot
 from metarun.types import Count, Fraction, NonNegative, Positive
 
