@@ -135,7 +135,7 @@ def test_the_expected_meta_gradient(which: Literal["maml", "emaml"]) -> None:
         phis = policy.adapted(theta, path, 2)
         loss = policy.surrogate(phis[-1], post)[0]
         if policy.exploration:
-            loss = loss + policy.explored(phis, path, post)[0]
+            loss = loss + policy.exploration_loss(phis, path, post)[0]
         (gradient,) = torch.autograd.grad(loss, theta)
         found -= chance(first, THETA) * chance(second, phi[0].detach()) * gradient
     torch.testing.assert_close(found, exact / HORIZON, rtol=1e-10, atol=1e-12)

@@ -931,6 +931,7 @@ def test_who_is_paid_for_exploring_only_in_later_episodes_explores(name: str) ->
 def test_the_weight_of_the_entropy_falls_to_nothing() -> None:
     spec = Spec("control", "state", (2,), 3, discrete_actions=True)
     ppo = rl2(spec, entropy_weight=0.2, entropy_decay_over=100).ppo
-    assert [ppo.at(i).entropy_weight for i in (0, 50, 75, 100, 200)] == pytest.approx([0.2, 0.1, 0.05, 0.0, 0.0])
-    assert (ppo.at(75).clip, ppo.at(75).value_weight) == (ppo.clip, ppo.value_weight)
-    assert rl2(spec).ppo.at(10_000) == rl2(spec).ppo
+    weights = [ppo.at_iteration(i).entropy_weight for i in (0, 50, 75, 100, 200)]
+    assert weights == pytest.approx([0.2, 0.1, 0.05, 0.0, 0.0])
+    assert (ppo.at_iteration(75).clip, ppo.at_iteration(75).value_weight) == (ppo.clip, ppo.value_weight)
+    assert rl2(spec).ppo.at_iteration(10_000) == rl2(spec).ppo
