@@ -54,25 +54,39 @@ def resume_run(words: Sequence[str], trust: Trust, objects: Mapping[str, Any] | 
 def _finished(directory: RunDirectory, runner: Mapping[str, Any], changes: Mapping[str, Any]) -> Resumed | None:
     """Return the result of a finished run; ``None`` if the changes train it longer."""
     done = directory.summary() or {}
-    iterations, minutes = runner["iterations"], runner["minutes"]
     try:
-        if iterations < done["iterations"]:
+        if runner["iterations"] < done["iterations"]:
             raise UserError(f"the run has {done['iterations']} iterations; runner.iterations can only be raised")
-        # Rounded like the seconds in the summary, so that a used-up time budget is recognised.
-        used_up = minutes is not None and round(60 * minutes, 1) <= done["wall_s"]
-        out_of_time = done.get("ended_by") == "runner.minutes" and used_up
-        if iterations > done["iterations"] and not out_of_time:
-            return None
+        limit = _limit(runner, done, directory.config()["runner"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         raise UserError(f"{directory.path / 'summary.json'} is damaged: it lacks values that a run writes") from None
+    if limit is None:
+        return None
     _refuse_what_changes_nothing(changes)
-    longer = "runner.minutes" if out_of_time else "runner.iterations"
-    return Resumed({**done, "directory": str(directory.path)}, longer)
+    return Resumed({**done, "directory": str(directory.path)}, limit)
+
+
+def _limit(runner: Mapping[str, Any], done: Mapping[str, Any], before: Mapping[str, Any]) -> str | None:
+    """Return the key whose limit a finished run has reached; ``None`` if it can be trained longer.
+
+    Args:
+        runner: The runner's keys, with the requested changes.
+        done: The summary of the run.
+        before: The runner's keys as stored.
+    """
+    if runner["iterations"] == done["iterations"]:
+        return "runner.iterations"
+    minutes, patience = runner["minutes"], runner["patience"]
+    # Rounded like the seconds in the summary, so that a used-up time budget is recognised.
+    out_of_time = minutes is not None and round(60 * minutes, 1) <= done["wall_s"]
+    out_of_patience = patience is not None and patience <= (before.get("patience") or 0)
+    reached = {"runner.minutes": out_of_time, "runner.patience": out_of_patience}
+    return next((key for key, holds in reached.items() if holds and key == done.get("ended_by")), None)
 
 
 def _refuse_what_changes_nothing(changes: Mapping[str, Any]) -> None:
     """Raise :class:`UserError` for keys such as runner.test_episodes, which have no effect on a finished run."""
-    limits = ("runner.iterations", "runner.minutes")
+    limits = ("runner.iterations", "runner.minutes", "runner.patience")
     unused = [key for key in changes if key not in limits and not key.startswith(EXECUTION_KEYS)]
     if unused:
         keys = " ".join(f"{key}={changes[key]}" for key in unused)

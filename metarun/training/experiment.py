@@ -75,6 +75,19 @@ class Experiment:
             task.held_out_val or not self._selects(),
             "runner.select=best would select on classes that this task meta-trains on; use runner.select=last",
         )
+        require(
+            runner.patience is None or runner.validate_every > 0,
+            "runner.patience counts validations, and runner.validate_every=0 makes none",
+        )
+        require(
+            runner.patience is None or task.held_out_val,
+            "runner.patience would stop by classes that this task meta-trains on; use runner.patience=null",
+        )
+        require(
+            not (runner.max_grad_norm or runner.weight_decay) or bool(algorithm.optimizers()) or not algorithm.learns,
+            f"runner.max_grad_norm and runner.weight_decay act on outer optimizers; {type(algorithm).__name__}, as "
+            "configured here, has none",
+        )
         setup.require_even_shares(algorithm, runner)
         self.device = device.choose_device(runner.device)
         algorithm.to(self.device)
@@ -142,6 +155,7 @@ class Experiment:
             "selection": f"{self.runner.select} on {self.runner.val_episodes} validation episodes"
             if self._selects()
             else "last iteration",
+            **({} if self.runner.patience is None else {"early_stopping": f"patience {self.runner.patience}"}),
         }
 
     def findings(self, split: Split, results: dict[str, Result]) -> dict[str, Any]:

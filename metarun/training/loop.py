@@ -17,6 +17,10 @@ from metarun.tasks.rng import Share, derived_seed
 from metarun.training.session import Outputs, Progress, Session
 from metarun.training.settings import Runner
 from metarun.training.signals import StopRequest
+from metarun.training.updates import OuterUpdates
+
+LIMITS = (None, "runner.minutes", "runner.patience")
+"""Keys that can end training before ``runner.iterations``. Processes agree on one of them by its number."""
 
 
 def meta_batch_indices(iteration: int, size: int, rank: int = 0, world: int = 1) -> range | Share:
@@ -35,7 +39,7 @@ def meta_batch_indices(iteration: int, size: int, rank: int = 0, world: int = 1)
 
 
 def meta_train(task: Task, engine: Engine, runner: Runner, seed: int, session: Session) -> None:
-    """Train from the session's progress to ``runner.iterations``.
+    """Train from the session's progress to ``runner.iterations``, or to another limit.
 
     With several processes, each computes its share of every step. Only the main process, whose session has outputs,
     validates, saves and displays.
@@ -51,6 +55,12 @@ def meta_train(task: Task, engine: Engine, runner: Runner, seed: int, session: S
         Interrupted: A signal arrived; raised after a checkpoint.
         RunFailed: A training metric is not finite.
     """
+    updates = OuterUpdates(engine.algorithm, runner)
+    with updates.active():
+        _meta_train(task, engine, runner, seed, session, updates)
+
+
+def _meta_train(task: Task, engine: Engine, runner: Runner, seed: int, session: Session, updates: OuterUpdates) -> None:
     algorithm: Algorithm = engine.algorithm
     progress, stop, outputs = session.progress, session.stop, session.outputs
     budget = None if runner.minutes is None else 60 * runner.minutes
@@ -65,14 +75,20 @@ def meta_train(task: Task, engine: Engine, runner: Runner, seed: int, session: S
         if outputs is not None:
             out_of_time = budget is not None and progress.iteration > 0 and not ended and outputs.seconds() >= budget
             if out_of_time and progress.pending:
-                outputs.log(train_row(progress))
+                outputs.log(train_row(progress, updates))
             if validation_due(progress, runner.validate_every, ended or out_of_time):
                 validate(task, algorithm, runner, stop, outputs)
                 if progress.validated == progress.iteration:
                     progress.clock.append((progress.iteration, round(outputs.seconds(), 2)))
-        # All ranks agree on one number, so that they stop together; a signal takes precedence over the time budget.
-        signal, over = divmod(distributed.all_reduce_max(2 * (stop.signal or 0) + int(out_of_time)), 2)
-        progress.ended_by = "runner.minutes" if over else None
+        limit = "runner.minutes" if out_of_time else None
+        if outputs is not None and not ended and limit is None and out_of_patience(progress, runner.patience):
+            limit = "runner.patience"
+            if progress.pending:
+                outputs.log(train_row(progress, updates))
+        # All ranks agree on one number, so that they stop together; a signal takes precedence over a limit.
+        agreed = distributed.all_reduce_max(len(LIMITS) * (stop.signal or 0) + LIMITS.index(limit))
+        signal, over = divmod(agreed, len(LIMITS))
+        progress.ended_by = LIMITS[over]
         save = stop.save or (outputs is not None and outputs.unsaved > runner.checkpoint_seconds)
         if outputs is not None and (signal or over or ended or save):
             stop.save = False
@@ -85,12 +101,14 @@ def meta_train(task: Task, engine: Engine, runner: Runner, seed: int, session: S
         # Reseeding makes the step's own randomness a function of (seed, iteration).
         torch.manual_seed(derived_seed(seed, "train", iteration, stream=10) + rank)
         batch = task.batch("train", meta_batch_indices(iteration, runner.meta_batch, rank, world), shape)
+        log_due = (iteration + 1) % runner.log_every == 0 or iteration + 1 == runner.iterations
+        updates.measuring = log_due
         metrics = engine.meta_step(batch, iteration)
         progress.pending.append(dict(zip(metrics, distributed.average(list(metrics.values())), strict=True)))
         progress.iteration += 1
         row = None
-        if progress.iteration % runner.log_every == 0 or progress.iteration == runner.iterations:
-            row = train_row(progress)
+        if log_due:
+            row = train_row(progress, updates)
             if outputs is not None:
                 outputs.log(row)
         if outputs is not None:
@@ -103,8 +121,16 @@ def validation_due(progress: Progress, every: int, ended: bool) -> bool:
     return every > 0 and now > 0 and (now % every == 0 or ended) and progress.validated != now
 
 
-def train_row(progress: Progress) -> dict[str, Any]:
+def out_of_patience(progress: Progress, patience: int | None) -> bool:
+    """Return whether the last ``patience`` validations were no better than the best one before; ``None``: no limit."""
+    since_best = sum(iteration > (progress.best_iteration or 0) for iteration, _ in progress.clock)
+    return patience is not None and since_best >= patience
+
+
+def train_row(progress: Progress, updates: OuterUpdates) -> dict[str, Any]:
     """Return the means of the metrics since the last row, copied from the device in one transfer.
+
+    The row ends with the learning rate and gradient norm of the last step, unless the algorithm reports its own.
 
     Raises:
         RunFailed: A metric was not finite in some iteration.
@@ -122,8 +148,9 @@ def train_row(progress: Progress) -> dict[str, Any]:
             f"{culprits} became NaN or infinite at iteration {first + bad + 1}; "
             "try a smaller algorithm.inner_lr or algorithm.outer_lr"
         )
-    means = table.mean(0).tolist()
-    return {"iteration": progress.iteration, **{f"train/{n}": v for n, v in zip(names, means, strict=True)}}
+    means = dict(zip(names, table.mean(0).tolist(), strict=True))
+    row = {**means, **{name: value for name, value in updates.row().items() if name not in means}}
+    return {"iteration": progress.iteration, **{f"train/{name}": value for name, value in row.items()}}
 
 
 def better(value: float, best: float | None, higher: bool) -> bool:

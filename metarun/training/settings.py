@@ -16,7 +16,12 @@ class Runner:
         iterations: Number of outer steps.
         minutes: Time budget of training in minutes; ``None``: no budget. A run that reaches it is validated, tested and
             finished as usual. Validation counts, the test does not, and a resumed run continues counting.
+        patience: Validations without an improvement after which training stops; ``None``: never. The run is then tested
+            and finished as usual.
         meta_batch: Tasks of an outer step.
+        max_grad_norm: Largest L2 norm of the gradient that an outer optimizer steps by; longer gradients are scaled
+            down; ``None``: no limit.
+        weight_decay: Decoupled weight decay of the outer optimizers, as in AdamW; ``None``: none.
         device: auto, cpu, cuda, cuda:N or mps.
         devices: Number of processes that share every meta-batch, each on its own device.
         threads: CPU threads; ``None`` chooses by the size of the step and stores the choice with the run.
@@ -39,7 +44,10 @@ class Runner:
 
     iterations: Count
     minutes: Rate | None
+    patience: Positive | None
     meta_batch: Positive
+    max_grad_norm: Rate | None
+    weight_decay: Rate | None
     device: str
     devices: Positive
     threads: Positive | None

@@ -33,7 +33,8 @@ def test_a_run_from_python(tmp_path: Path) -> None:
         outer_optimizer="adam", outer_lr=0.01, halve_every=None, decay_over=None, decay="linear",
     )  # fmt: skip
     runner = Runner(
-        iterations=30, minutes=None, meta_batch=4, device="cpu", devices=1, threads=1, tune_above=None, chunk=None,
+        iterations=30, minutes=None, patience=None, meta_batch=4, max_grad_norm=None, weight_decay=None, device="cpu",
+        devices=1, threads=1, tune_above=None, chunk=None,
         precision="float32", validate_every=10, val_episodes=8,
         test_episodes=8, eval_batch=4, log_every=10, checkpoint_seconds=60, select="best", plots=False,
         init_from=None, directory=str(tmp_path),

@@ -18,7 +18,7 @@ from metarun.algorithms.base import Algorithm
 from metarun.config.build import build
 from metarun.config.compose import compose
 from metarun.engine.step import Engine
-from metarun.errors import Interrupted
+from metarun.errors import Interrupted, UserError
 from metarun.evaluation.evaluator import Result
 from metarun.tracking.rundir import RunDirectory
 from metarun.tracking.wandb import WandbSink
@@ -121,6 +121,34 @@ def test_a_logged_row_is_the_mean_since_the_row_before(tmp_path: Path) -> None:
     told.run(run)
     rows = [(row["iteration"], row["train/loss"]) for row in run.rows() if "train/loss" in row]
     assert rows == [(3, 1.0), (6, 4.0), (7, 6.0)]
+
+
+def test_training_ends_when_validation_stops_improving_and_a_stop_in_between_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {"iterations": 50, "patience": 2, "log_every": 4}
+    values = (0.5, 0.9, 0.4, 0.4, 0.6, 0.1)
+    scripted(monkeypatch, values)
+    whole = directory(tmp_path, "whole")
+    summary = experiment(**keys).run(whole)
+    assert (summary["iterations"], summary["best_iteration"], summary["ended_by"]) == (5, 3, "runner.patience")
+    assert summary["protocol"]["early_stopping"] == "patience 2"
+
+    scripted(monkeypatch, values)
+    run = directory(tmp_path, "stopped")
+    stopped = experiment(**keys)
+    stopped.on_validation = lambda row: signal.raise_signal(signal.SIGTERM) if row["iteration"] == 4 else None
+    with pytest.raises(Interrupted):
+        stopped.run(run)
+    scripted(monkeypatch, values[4:])
+    assert experiment(**keys).run(run)["iterations"] == 5
+    assert run.metrics.read_bytes() == whole.metrics.read_bytes()
+    assert [row["iteration"] for row in run.rows() if "train/mse" in row] == [4, 5]
+
+
+def test_patience_needs_validations() -> None:
+    with pytest.raises(UserError, match=r"runner\.validate_every=0 makes none"):
+        experiment(patience=1, validate_every=0)
 
 
 def test_a_step_draws_by_its_iteration_and_process_and_not_by_what_was_drawn_before(

@@ -90,7 +90,7 @@ def descend(
     epochs: int,
     minibatches: int,
     max_grad_norm: float,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Take an optimizer step on each random minibatch, in several passes over the data.
 
     Args:
@@ -102,17 +102,17 @@ def descend(
         max_grad_norm: Norm to which gradients are clipped.
 
     Returns:
-        Mean of the losses, [].
+        Means over the steps, []: of the loss, and of the gradient's norm before it is clipped.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    losses = []
+    losses, norms = [], []
     for _ in range(epochs):
         for chosen in torch.randperm(count, device=parameters[0].device).chunk(minibatches):
             value = loss(chosen)
             optimizer.zero_grad()
             value.backward()
             distributed.average_gradients(parameters)
-            nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            norms.append(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
             optimizer.step()
             losses.append(value.detach())
-    return torch.stack(losses).mean()
+    return torch.stack(losses).mean(), torch.stack(norms).mean()

@@ -135,12 +135,13 @@ class RL2(TrialLearner):
         trials = [torch.stack(agent.inputs), action, old_logp, by_step(advantage), by_step(target), mask, reward]
 
         ppo = self.ppo.at_iteration(iteration)
-        loss = descend(
+        loss, gradient_norm = descend(
             lambda chosen: self.loss(ppo, *(x[:, chosen] for x in trials)), action.shape[1], self.optimizer,
             epochs=self.epochs, minibatches=self.minibatches, max_grad_norm=self.max_grad_norm,
         )  # fmt: skip
         entropy = masked_mean(distribution(self.spec, outputs).entropy(), mask)
-        return {"loss": loss, "return": rollout.returns().mean(), "entropy": entropy}
+        returns = rollout.returns().mean()
+        return {"loss": loss, "return": returns, "entropy": entropy, "gradient_norm": gradient_norm}
 
     def loss(
         self,

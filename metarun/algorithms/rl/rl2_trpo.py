@@ -121,10 +121,11 @@ class RL2TRPO(TrialLearner):
             error = self.model.value(features[:, chosen])[..., 0] - target[:, chosen]
             return masked_mean(error.square(), mask[:, chosen])
 
-        return descend(
+        mean_error, _ = descend(
             loss, target.shape[1], self.optimizer,
             epochs=self.value_epochs, minibatches=self.minibatches, max_grad_norm=float("inf"),
         )  # fmt: skip
+        return mean_error
 
     def protocol(self) -> dict[str, Any]:
         return {"trials": self.test_rollouts, "optimizer": "TRPO"}

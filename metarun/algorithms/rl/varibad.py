@@ -128,12 +128,13 @@ class VariBAD(TrialLearner):
             output, value = self.model.act(seen, mean, log_variance)
             return ppo.loss(distribution(self.spec, output), value, *rest)
 
-        mean_loss = descend(
+        mean_loss, gradient_norm = descend(
             loss, len(steps[0]), self.optimizer,
             epochs=self.epochs, minibatches=self.minibatches, max_grad_norm=self.max_grad_norm,
         )  # fmt: skip
         mask = by_step(rollout.mask)
-        return {"loss": mean_loss, "entropy": masked_mean(old.entropy(), mask)}
+        entropy = masked_mean(old.entropy(), mask)
+        return {"loss": mean_loss, "entropy": entropy, "gradient_norm": gradient_norm}
 
     # Believing
 
