@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
+from metarun import style
 from metarun.bench.compare import Row
 from metarun.bench.peers import BASE
 from metarun.bench.workloads import Workload
@@ -67,15 +68,14 @@ def picture(measured: Mapping[str, Sequence[Row]]) -> Figure:
         middle = [median(r) for r in ratios]
         reach = [[m - min(r) for m, r in zip(middle, ratios, strict=True)],
                  [max(r) - m for m, r in zip(middle, ratios, strict=True)]]  # fmt: skip
-        colours = ["tab:blue" if row.implementation.name.startswith("metarun") else "0.6" for row in shown]
+        colours = [style.EARLY if row.implementation.name.startswith("metarun") else style.TRUTH for row in shown]
         labels = [row.implementation.name for row in shown]
-        ax.barh(labels, middle, xerr=reach, color=colours, error_kw={"lw": 1, "capsize": 2})
+        bars = ax.barh(labels, middle, xerr=reach, color=colours, error_kw={"lw": 1, "capsize": 2})
         ax.invert_yaxis()
-        ax.axvline(1, color="0.3", lw=1, ls=":")
-        ax.set_title(name, loc="left", fontsize=10)
-        for y, value in enumerate(middle):
-            ax.annotate(f" {value:.3g}", (0, y), va="center", fontsize=8, color="white" if value > 0.5 else "black")
-    panels[-1].set_xlabel(f"speed, {BASE.name} = 1")
+        ax.axvline(1, color=style.GIVEN, lw=1, ls=":")
+        ax.set_title(name)
+        ax.bar_label(bars, [f"{value:.3g}" for value in middle], fontsize=style.SMALL, padding=3)
+    panels[-1].set_xlabel(f"speed ({BASE.name} = 1), median and range over rounds")
     return figure
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from metarun import strict_json
+from metarun import strict_json, style
 from metarun.config.trust import take_code
 from metarun.errors import RunFailed, UserError, nearest, require
 from metarun.escape import for_csv, printable
@@ -66,7 +66,7 @@ def run(words: list[str]) -> int:
     if asked.out is not None:
         require(not Path(asked.out).expanduser().is_file(), f"--out {asked.out}: there is a file of that name")
     # Imported here because they import torch.
-    from metarun.adapted import sources
+    from metarun.adapted import scores, sources
     from metarun.adapted.learner import AdaptedLearner
     from metarun.adapted.picture import sheet
     from metarun.runs.learner import learner_of
@@ -109,11 +109,21 @@ def run(words: list[str]) -> int:
         in_support = [content in known for content in contents(inputs.spec.modality, queries, x)]
         result["query"] = {"path": asked.query, "examples": len(queries.items), "notes": queries.notes}
         result["query"] |= report_queries(score, queries, predictions, in_support)
+    found = None
+    if queries is not None and predictions is not None and queries.targets:
+        found = scores.score(learner, given, queries, x, predictions)
+        print(f"  {found.beside}")
+        result["query"] |= {"ci95": [found.low, found.high], "baselines": found.baselines}
     out = folder_for_results(asked.out, directory.path)
     if queries is not None:
         write_table(out / "predictions.csv", inputs.spec.modality, queries, learner.classes, predictions)
     learner.save(out, config)
-    sheet(inputs.spec, given, queries, learner, predictions).savefig(out / "sheet.png", dpi=110)
+    with style.applied():
+        figure = sheet(inputs.spec, given, queries, learner, predictions)
+        about = f"{directory.path.resolve().parent.name}/{directory.path.resolve().name}"
+        told = str(found) if found else scores.of_leave_one_out(learner, alone)
+        style.entitle(figure, f"{about}, adapted to {len(given.items)} examples", told)
+        figure.savefig(out / "sheet.png")
     (out / "result.json").write_text(strict_json.dumps(result, indent=1))
     print(printable(f"results    {out}"))
     if alone.diverged:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from metarun import strict_json
+from metarun import strict_json, style
 from metarun.cli.output import plain_console
 from metarun.config.check import check_value
 from metarun.config.overrides import read as read_words
@@ -92,7 +92,10 @@ def run(words: list[str]) -> int:
     atomic_write(path, strict_json.dumps(result, indent=1).encode())
     if measured:
         console.print(legend(measured))
-        picture(measured).savefig(path.with_suffix(".png"), dpi=110)
+        with style.applied():
+            figure = picture(measured)
+            style.entitle(figure, f"bench {path.stem}", f"{settings.rounds} rounds, {settings.threads} threads")
+            figure.savefig(path.with_suffix(".png"))
     console.print(f"results    {path}")
     return 0
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from metarun import style
 from metarun.errors import UserError, nearest, require
 from metarun.escape import printable
 
@@ -82,10 +83,11 @@ def write(comparison: Comparison, folders: Sequence[str], out: Path) -> None:
     from metarun.tracking.files import atomic_write
 
     pictures = []
-    for name, caption, figure in figures(comparison):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=130, facecolor="white")
-        pictures.append(Picture(f"{name}.png", caption, buffer.getvalue()))
+    with style.applied():
+        for name, caption, figure in figures(comparison):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=130)
+            pictures.append(Picture(f"{name}.png", caption, buffer.getvalue()))
     parts, subtitle = list(sections(comparison, pictures)), f"{about(comparison)}: {' '.join(folders)}"
     files = {
         "report.md": markdown(parts, subtitle).encode(),

@@ -110,6 +110,14 @@ def paired(a: Sequence[ArrayLike], b: Sequence[ArrayLike]) -> Paired:
     return Paired(over_episodes(differences), over_seeds([d.mean() for d in differences]))
 
 
+def proportion_interval(hits: int, n: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a proportion, which stays within 0..1 and is not empty at 0 or 1."""
+    z, share = 1.96, hits / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def t_quantile(probability: float, freedom: int) -> float:
     """Return a quantile of Student's t distribution by bisection, for ``probability`` > 0.5 and whole ``freedom``."""
     low, high = 0.0, 1e3

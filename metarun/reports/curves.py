@@ -5,23 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from math import isfinite
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from metarun.escape import for_plot
+from metarun import style
 from metarun.evaluation.statistics import Mean
-from metarun.reports.comparison import Comparison, Row, Setting
+from metarun.reports.comparison import Comparison, Row, Setting, format_value
+from metarun.reports.runs import flatten
 from metarun.reports.scores import THRESHOLDS, aggregate
 
-COLOURS = ("#2f6fb0", "#d9662b", "#3a8f5c", "#9a5fb5", "#b8392f", "#6b6b6b", "#c9a227", "#2aa0a4", "#7d4e2d", "#d45a9c")
-STYLES = ("-", "--", ":", "-.")
-Looks = dict[str, tuple[str, str]]
-"""Colour and line style of each learner, which are the same in all plots."""
-MAX_LEGEND_ROWS = 12
-"""Largest number of rows whose legend fits into the axes."""
+Looks = dict[str, dict[str, Any]]
+"""Colour, marker and line of each learner, which are the same in all plots."""
 
 MAX_BAND_HEIGHT = 2.5
 """Largest height of an interval band that is drawn, as a multiple of the range of all curves."""
@@ -30,9 +27,7 @@ MAX_BAND_HEIGHT = 2.5
 def figures(comparison: Comparison) -> Iterator[tuple[str, str, Figure]]:
     """Yield file name without suffix, caption and figure of each plot for which there is data."""
     labels = dict.fromkeys(row.label for setting in comparison.settings for row in setting.rows)
-    looks = {
-        label: (COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]) for i, label in enumerate(labels)
-    }
+    looks = {label: style.look(i) for i, label in enumerate(labels)}
     for i, setting in enumerate(comparison.settings, 1):
         for name, caption, made in (
             ("learning", learning_caption(setting), learning(setting, looks)),
@@ -40,10 +35,14 @@ def figures(comparison: Comparison) -> Iterator[tuple[str, str, Figure]]:
             *((f"by_{unit}", f"{setting.title}: by {unit}", figure) for unit, figure in by_shape(setting, looks)),
         ):
             if made is not None:
+                protocol = ", ".join(f"{key}={format_value(value)}" for key, value in flatten(setting.task_protocol))
+                style.entitle(made, caption, protocol)
                 yield f"{name}_{i}", caption, made
     profiles = performance(comparison, looks)
     if profiles is not None:
-        yield "profiles", "performance profiles: share of runs that score above a threshold", profiles
+        caption = "performance profiles: share of runs that score above a threshold"
+        style.entitle(profiles, caption, "settings: " + ", ".join(setting.title for setting in comparison.settings))
+        yield "profiles", caption, profiles
 
 
 def learning_caption(setting: Setting) -> str:
@@ -65,9 +64,10 @@ def learning(setting: Setting, looks: Looks) -> Figure | None:
     for row, (iterations, minutes, means) in drawn:
         line(over_iterations, looks, row, iterations, means)
         line(over_time, looks, row, minutes, means)
-    over_iterations.set(xlabel="iteration", ylabel=f"validation {setting.metric}")
-    over_time.set(xlabel="minutes")
-    return finish(figure, over_iterations, over_time, rows=len(drawn))
+    over_iterations.set(xlabel="outer-loop iteration", ylabel=f"validation {style.metric_name(setting.metric)}")
+    style.counted(over_iterations.xaxis)
+    over_time.set(xlabel="training time (minutes)")
+    return finish(figure, over_iterations, over_time)
 
 
 def adaptation(setting: Setting, looks: Looks) -> Figure | None:
@@ -82,11 +82,15 @@ def adaptation(setting: Setting, looks: Looks) -> Figure | None:
     for row in setting.rows:  # a learner that does not adapt in steps
         found = row.estimate(setting.metric) if row.adaptation_curve() is None else None
         if found is not None and isfinite(found.mean):
-            ax.axhline(found.mean, color=looks[row.label][0], ls=":", lw=1.2, label=for_plot(f"{row.label} (no steps)"))
+            look = {**looks[row.label], "marker": ""}
+            ax.axhline(found.mean, lw=1.2, label=style.label(f"{row.label} (no steps)"), **look)
     first = drawn[0][0].first.summary["adaptation"][0]
-    ax.set(xlabel="episode of the trial" if "episode" in first else "adaptation steps", ylabel=setting.metric)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return finish(figure, ax, rows=len(setting.rows))
+    ax.set(
+        xlabel="episode of the trial" if "episode" in first else "adaptation steps",
+        ylabel=style.metric_name(setting.metric),
+    )
+    style.counted(ax.xaxis)
+    return finish(figure, ax)
 
 
 def by_shape(setting: Setting, looks: Looks) -> Iterator[tuple[str, Figure]]:
@@ -106,8 +110,8 @@ def by_shape(setting: Setting, looks: Looks) -> Iterator[tuple[str, Figure]]:
             found_at = {at: e for at, metric in points.items() if (e := row.estimate(metric)) is not None}
             line(ax, looks, row, list(found_at), list(found_at.values()))
         what = {"way": "classes (way)", "shot": "examples (shot)", "px": "pixels given"}[unit]
-        ax.set(xlabel=what, ylabel=setting.metric, xticks=list(points))
-        yield unit, finish(figure, ax, rows=len(setting.rows))
+        ax.set(xlabel=what, ylabel=style.metric_name(setting.metric), xticks=list(points))
+        yield unit, finish(figure, ax)
 
 
 def performance(comparison: Comparison, looks: Looks) -> Figure | None:
@@ -118,19 +122,19 @@ def performance(comparison: Comparison, looks: Looks) -> Figure | None:
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     ax = figure.subplots()
     for label, score in scores.items():
-        shade, style = looks[label]
-        ax.plot(THRESHOLDS, score.profile, style, color=shade, label=for_plot(label), drawstyle="steps-post")
-        ax.fill_between(THRESHOLDS, *score.band, color=shade, alpha=0.15, lw=0, step="post")
+        look = {**looks[label], "markevery": 10}
+        ax.plot(THRESHOLDS, score.profile, label=style.label(label), drawstyle="steps-post", **look)
+        ax.fill_between(THRESHOLDS, *score.band, color=look["color"], alpha=0.15, lw=0, step="post")
     ax.set(xlabel="score τ (0: worst run of its setting, 1: best)", ylabel="share of runs above τ", ylim=(0, 1.02))
-    return finish(figure, ax, rows=len(scores))
+    return finish(figure, ax)
 
 
 def line(ax: Axes, looks: Looks, row: Row, at: Sequence[float], means: Sequence[Mean]) -> None:
     """Draw a curve with the band of its 95 % interval."""
-    shade, style = looks[row.label]
-    ax.plot(at, [m.mean for m in means], style, color=shade, lw=1.6, marker="o", ms=3, label=for_plot(row.label))
+    look = looks[row.label]
+    ax.plot(at, [m.mean for m in means], label=style.label(row.label), **look)
     if all(isfinite(m.half_width) for m in means):
-        ax.fill_between(at, [m.low for m in means], [m.high for m in means], color=shade, alpha=0.13, lw=0)
+        ax.fill_between(at, [m.low for m in means], [m.high for m in means], color=look["color"], alpha=0.13, lw=0)
 
 
 def limit_bands(ax: Axes) -> None:
@@ -146,17 +150,13 @@ def limit_bands(ax: Axes) -> None:
     room = 0.5 * np.ptp(drawn)
     ax.set_ylim(max(low, drawn.min() - room), min(high, drawn.max() + room))
     if wide:
-        ax.set_title("intervals much wider than the plot are not drawn", fontsize=8, color="0.4", loc="left")
+        ax.set_title("intervals much wider than the plot are not drawn", fontsize=style.SMALL, color=style.QUIET)
 
 
-def finish(figure: Figure, *panels: Axes, rows: int) -> Figure:
+def finish(figure: Figure, *panels: Axes) -> Figure:
     """Add grid and legend and return the figure."""
     for ax in panels:
         limit_bands(ax)
-        ax.grid(alpha=0.25)
-        ax.spines[["top", "right"]].set_visible(False)
-    if rows <= MAX_LEGEND_ROWS:
-        panels[0].legend(fontsize=8, frameon=False)
-    else:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
+        ax.grid(visible=True)
+    style.legend(figure, *panels)
     return figure

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metarun.escape import for_plot
+from metarun import style
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from metarun.search.study import Study
 
 MIN_TRIALS = 4
@@ -31,6 +33,17 @@ def importances(study: Study) -> dict[str, float]:
 
 def draw(study: Study, importance: Mapping[str, float], path: Path) -> None:
     """Draw a search and write it to ``path``. Two objectives are plotted against each other."""
+    counts = ", ".join(f"{count} {state}" for state, count in study.counts().items())
+    with style.applied():
+        figure = _figure(study, importance)
+        goals = ", ".join(f"{goal} validation {name}" for name, goal in study.objectives.items())
+        spent = f"{counts} trials of {study.iterations} iterations"
+        style.entitle(figure, f"search/{study.folder.path.name}: {goals}", spent)
+        figure.savefig(path)
+
+
+def _figure(study: Study, importance: Mapping[str, float]) -> Figure:
+    """Return panels of the objective by trial, the importances, and the objective by each of the three main keys."""
     import optuna
     from matplotlib.figure import Figure
 
@@ -38,39 +51,44 @@ def draw(study: Study, importance: Mapping[str, float], path: Path) -> None:
     done = [t for t in trials if t.state == optuna.trial.TrialState.COMPLETE]
     names = list(study.objectives)
     shown = list(importance)[:3] if len(names) == 1 else []
-    figure = Figure(figsize=(5 + 4 * (len(shown) + bool(importance)), 4), layout="constrained")
-    first, *others = figure.subplots(1, 1 + bool(importance) + len(shown), squeeze=False)[0]
+    count = 1 + bool(importance) + len(shown)
+    figure = Figure(figsize=(4.2 * count if count > 1 else 6, 4.2), layout="constrained")
+    first, *others = figure.subplots(1, count, squeeze=False)[0]
+    first.grid(visible=True)
     if len(names) > 1:
         best = {t.number for t in study.best()}
-        for chosen, colour, label in ((False, "0.6", "other trials"), (True, "tab:red", "Pareto-optimal")):
+        for chosen, mark, colour, name in ((False, "o", style.TRUTH, "other trials"),
+                                           (True, "D", style.LATE, "Pareto-optimal trials")):  # fmt: skip
             points = [t.values for t in done if (t.number in best) == chosen]
-            first.plot([p[0] for p in points], [p[1] for p in points], "o", color=colour, label=label)
-        first.set(xlabel=names[0], ylabel=names[1])
+            first.plot([p[0] for p in points], [p[1] for p in points], mark, color=colour, label=name)
+        first.set(xlabel=style.metric_name(names[0]), ylabel=style.metric_name(names[1]))
     else:
-        first.plot([t.number for t in done], [t.value for t in done], "o", color="tab:blue", label="finished")
+        objective = f"validation {style.metric_name(names[0])}"
+        first.plot([t.number for t in done], [t.value for t in done], "o", color=style.EARLY, label="finished trial")
         pruned = [t for t in trials if t.state == optuna.trial.TrialState.PRUNED and t.intermediate_values]
         last = [t.intermediate_values[max(t.intermediate_values)] for t in pruned]
-        first.plot([t.number for t in pruned], last, "x", color="0.6", label="pruned")
+        first.plot([t.number for t in pruned], last, "x", color=style.TRUTH, label="pruned trial, its last value")
         better = max if study.objectives[names[0]] == "maximize" else min
         best_yet = [better(float(t.value) for t in done[: i + 1]) for i in range(len(done))]  # type: ignore[arg-type]
-        first.step([t.number for t in done], best_yet, where="post", color="tab:red", label="best so far")
-        first.set(xlabel="trial", ylabel=f"validation {names[0]}")
-    first.legend(fontsize=8)
+        first.step([t.number for t in done], best_yet, where="post", color=style.LATE, label="best so far")
+        first.set(xlabel="trial", ylabel=objective)
+        style.counted(first.xaxis)
     if importance:
         keys = list(importance)[::-1]
-        others[0].barh([_short(key) for key in keys], [importance[key] for key in keys], color="tab:blue")
-        others[0].set(xlabel="importance", title="importance of keys")
+        others[0].barh([style.label(_short(key)) for key in keys], [importance[k] for k in keys], color=style.EARLY)
+        others[0].set(xlabel="importance (share)", title="importance of keys")
     for ax, key in zip(others[1:], shown, strict=False):
         values: Any = study.search.space[key]
-        listed = isinstance(values, list)
-        x = [t.params[key] for t in done if key in t.params]
-        ax.plot(x, [t.value for t in done if key in t.params], "o", color="tab:blue")
-        ax.set(xlabel=_short(key))
-        if listed:
-            ax.set_xticks(range(len(values)), [for_plot(value) for value in values])
+        with_key = [t for t in done if key in t.params]
+        ax.plot([t.params[key] for t in with_key], [t.value for t in with_key], "o", color=style.EARLY)
+        ax.set(xlabel=style.label(_short(key)), ylabel=objective)
+        ax.grid(visible=True)
+        if isinstance(values, list):
+            ax.set_xticks(range(len(values)), [style.label(value, 1.0) for value in values])
         elif values.get("log"):
             ax.set_xscale("log")
-    figure.savefig(path, dpi=110)
+    style.legend(figure, first)
+    return figure
 
 
 def _short(key: str) -> str:

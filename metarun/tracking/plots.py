@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +11,58 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from metarun import style
 from metarun.algorithms.base import Algorithm
 from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape
 from metarun.tracking.rundir import RunDirectory
 
 
 def draw_run(directory: RunDirectory, summary: dict[str, Any], task: Task, algorithm: Algorithm) -> Iterator[Path]:
     """Write each plot as a PNG, and a film as a GIF, to ``plots/``, and yield their paths."""
     directory.plots.mkdir(exist_ok=True)
-    figures = {
-        "learning_curve": learning_curve(list(directory.rows()), task.metric),
-        "adaptation_curve": adaptation_curve(summary, task.metric),
-        "what_was_learned": task.picture(algorithm),
+    train, test = shape_name(task, algorithm.train_shape(task.shape)), shape_name(task, task.shape)
+    figures: dict[str, Callable[[], Figure | None]] = {
+        "learning_curve": lambda: learning_curve(list(directory.rows()), summary, task.metric, train, test),
+        "adaptation_curve": lambda: adaptation_curve(summary, task.metric),
+        "what_was_learned": lambda: task.picture(algorithm),
     }
-    for name, figure in figures.items():
-        if figure is not None:
+    for name, draw in figures.items():
+        with style.applied():
+            figure = draw()
+            if figure is None:
+                continue
+            style.entitle(figure, *heading(directory, summary))
             path = directory.plots / f"{name}.png"
-            figure.savefig(path, dpi=110)
-            yield path
+            figure.savefig(path)
+        yield path
     if frames := task.film(algorithm):
         path = directory.plots / "film.gif"
         write_film(frames, path)
         yield path
+
+
+def heading(directory: RunDirectory, summary: dict[str, Any]) -> tuple[str, str]:
+    """Return the run's name, and the entries of its protocol that decide whether two results are comparable."""
+    protocol, learners = summary["protocol"], set(summary.get("protocol_of_learner", ())) - {"norm", "test_steps"}
+    run = directory.path.resolve()
+    shown = {"iterations": summary["iterations"], **{k: v for k, v in protocol.items() if k not in learners}}
+    words = [
+        f"{key}={f'{value:g}' if isinstance(value, float) else value}"
+        for key, value in shown.items()
+        if not isinstance(value, dict) and value is not None
+    ]
+    return f"{run.parent.name}/{run.name}", ", ".join(words)
+
+
+def shape_name(task: Task, shape: EpisodeShape | None) -> str:
+    """Describe the episodes of a split for a legend, such as ``5-way 1-shot``; empty in RL."""
+    if shape is None:
+        return ""
+    if shape.named:
+        return "examples of all classes"
+    way = f"{shape.way}-way " if task.spec.kind == "classification" else ""
+    return f"{way}{shape.shot}-shot"
 
 
 def write_film(frames: Sequence[NDArray[np.uint8]], path: Path) -> None:
@@ -43,27 +73,47 @@ def write_film(frames: Sequence[NDArray[np.uint8]], path: Path) -> None:
     first.save(path, save_all=True, append_images=others, duration=times, loop=0, optimize=True)
 
 
-def learning_curve(rows: list[dict[str, Any]], metric: str) -> Figure | None:
-    """Plot the metric over iterations: meta-training, validation with 95 % intervals, and the test result."""
+def learning_curve(
+    rows: list[dict[str, Any]], summary: dict[str, Any], metric: str, train: str = "", test: str = ""
+) -> Figure | None:
+    """Plot the metric over iterations: meta-training, validation with 95 % intervals, and the test result.
+
+    Args:
+        rows: Rows of metrics.jsonl.
+        summary: The run's summary. The test result stands at the iteration of the tested parameters.
+        metric: Name of the metric.
+        train: Description of the episodes of meta-training, which may have another way and shot.
+        test: Description of the episodes of validation and test.
+    """
+    names = [f"{split}/{metric}" for split in ("train", "val", "test")]
+    trained, validated, tested = ([row for row in rows if name in row] for name in names)
+    if not trained and not validated:
+        return None
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     ax = figure.subplots()
-    train = [(r["iteration"], r[f"train/{metric}"]) for r in rows if f"train/{metric}" in r]
-    val = [(r["iteration"], r[f"val/{metric}"], r[f"val/{metric}_ci95"]) for r in rows if f"val/{metric}" in r]
-    test = [(r["iteration"], r[f"test/{metric}"], r[f"test/{metric}_ci95"]) for r in rows if f"test/{metric}" in r]
-    if not train and not val:
-        return None
-    if train:
-        ax.plot(*zip(*train, strict=True), color="0.7", lw=1, label="meta-train (its own episodes)")
-    if val:
-        at, mean, ci = zip(*val, strict=True)
-        ax.plot(at, mean, "o-", ms=3, color="tab:blue", label="meta-validation")
-        low, high = ([m + sign * c for m, c in zip(mean, ci, strict=True)] for sign in (-1, 1))
-        ax.fill_between(at, low, high, color="tab:blue", alpha=0.2, lw=0)
-    if test:
-        ax.errorbar(*test[-1][:2], yerr=test[-1][2], fmt="*", color="tab:red", ms=10, capsize=3, label="meta-test")
-    ax.set(xlabel="iteration", ylabel=metric)
-    ax.grid(alpha=0.3)
-    ax.legend()
+    own, others = (f" ({shape})" if shape else "" for shape in (train, test))
+    train_name, val_name, test_name = names
+    if trained:
+        x, y = [row["iteration"] for row in trained], [row[train_name] for row in trained]
+        ax.plot(
+            x, y, "--", color=style.TRUTH, lw=1, marker="." if len(x) < 20 else "", label=f"meta-training episodes{own}"
+        )
+    if validated:
+        x, y = [row["iteration"] for row in validated], [row[val_name] for row in validated]
+        half = [row[f"{val_name}_ci95"] for row in validated]
+        ax.plot(x, y, "o-", color=style.EARLY, label=f"meta-validation{others}, 95 % interval")
+        bounds = ([m + sign * h for m, h in zip(y, half, strict=True)] for sign in (-1, 1))
+        ax.fill_between(x, *bounds, color=style.EARLY, alpha=0.2, lw=0)
+    if tested:
+        at = summary.get("best_iteration") or tested[-1]["iteration"]
+        value, reach = tested[-1][test_name], tested[-1][f"{test_name}_ci95"]
+        look = {"color": style.LATE, "ms": 6, "capsize": 3}
+        ax.errorbar(at, value, yerr=reach, fmt="D", label=f"meta-test{others}, 95 % interval", **look)
+    ax.set(xlabel="outer-loop iteration", ylabel=style.metric_name(metric))
+    style.counted(ax.xaxis)
+    ax.grid(visible=True)
+    style.legend(figure, ax)
+    figure.suptitle(f"Learning curve: {metric} while meta-training")
     return figure
 
 
@@ -75,14 +125,21 @@ def adaptation_curve(summary: dict[str, Any], metric: str) -> Figure | None:
     points = summary["adaptation"]
     if len(points) < 2:
         return None
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
     ax = figure.subplots()
     trial = "episode" in points[0]
     steps, means = [p["episode" if trial else "step"] for p in points], [p["mean"] for p in points]
-    ax.errorbar(steps, means, yerr=[p["ci95"] for p in points], fmt="o-", ms=4, capsize=3, label="meta-test")
-    for name, value in () if trial else summary.get("references", {}).items():  # references hold for whole trials
-        ax.axhline(value, ls="--", color="0.5", lw=1)
-        ax.annotate(name, (steps[-1], value), ha="right", va="bottom", color="0.4")
-    ax.set(xlabel="episode of the trial" if trial else "adaptation steps", ylabel=metric)
-    ax.grid(alpha=0.3)
+    half = [p["ci95"] for p in points]
+    ax.plot(steps, means, "o-", color=style.EARLY, label="meta-test, 95 % interval")
+    bounds = ([m + sign * h for m, h in zip(means, half, strict=True)] for sign in (-1, 1))
+    ax.fill_between(steps, *bounds, color=style.EARLY, alpha=0.2, lw=0)
+    references = {} if trial else summary.get("references", {})  # references hold for whole trials
+    for number, (name, value) in enumerate(references.items(), 1):
+        look = {"ls": style.LINES[number % len(style.LINES)], "color": style.TRUTH, "lw": 1.2}
+        ax.axhline(value, label=f"{name}: {value:.4g}", **look)
+    ax.set(xlabel="episode of the trial" if trial else "adaptation steps", ylabel=style.metric_name(metric))
+    style.counted(ax.xaxis)
+    ax.grid(visible=True)
+    style.legend(figure, ax)
+    figure.suptitle(f"Adaptation curve: {metric} on {points[0]['n']} test tasks")
     return figure

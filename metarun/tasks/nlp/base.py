@@ -5,7 +5,6 @@ episode.
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from metarun.tasks.fewshot import ClassData, FewShot, content_hash
+from metarun.tasks.sheets import Query, Row, text_sheet
 from metarun.types import Split
 
 if TYPE_CHECKING:
@@ -89,11 +89,9 @@ class TextFewShot(FewShot):
     def picture(self, learner: Learner) -> Figure:
         """Plot one test episode: the support texts of each class, and query texts with the predicted class.
 
-        At most 5 classes, 2 support and 3 query texts of each are shown, misclassified ones first and in red. The title
+        At most 5 classes, 2 support and 3 query texts of each are shown, misclassified ones first. The title
         gives the accuracy on the whole episode.
         """
-        from matplotlib.figure import Figure
-
         shape = self.shape
         batch, (drawn, rows) = self.batch("test", [0]), self.rows("test", [0], shape)
         learner.eval()
@@ -102,39 +100,16 @@ class TextFewShot(FewShot):
         right = float((predicted == batch.query.y[0].cpu()).float().mean())
         guesses = predicted.view(shape.way, shape.query).tolist()
         names = [self.data.names[c] for c in drawn[0]]
-
-        lines: list[tuple[str, str, str, bool]] = []  # label, text, prediction, is_wrong
+        shown = []
         for label in range(min(shape.way, 5)):
             texts = [self.texts[row] for row in rows[0, label]]
-            lines += [(names[label], text, "(support)", False) for text in texts[: min(shape.shot, 2)]]
-            predictions = zip(texts[shape.shot :], guesses[label], strict=True)
-            for text, guess in sorted(predictions, key=lambda pair: pair[1] == label)[:3]:
-                lines.append((names[label], text, names[guess], guess != label))
-
-        figure = Figure(figsize=(11, 0.27 * len(lines) + 0.9))
-        ax = figure.add_axes((0.01, 0.01, 0.98, 0.98))
-        ax.set_xlim(0, 1)
-        ax.set_ylim(len(lines) + 1.6, -1)
-        ax.axis("off")
-        title = f"One episode of unseen classes: {100 * right:.0f} % of its queries right"
-        ax.set_title(title, fontsize=10, y=0.96)
-        for x, head in zip(_COLUMNS, ("class", "text", "predicted"), strict=True):
-            ax.text(x, 0.6, head, fontsize=9, weight="bold", va="center")
-        for i, (name, text, guess, wrong) in enumerate(lines, start=1):
-            y = i + 0.6
-            if guess == "(support)":
-                ax.axhspan(y - 0.5, y + 0.5, color="0.93", lw=0)
-            if i > 1 and name != lines[i - 2][0]:
-                ax.axhline(y - 0.5, color="0.7", lw=0.8)
-            colour = "tab:red" if wrong else "0.4" if guess == "(support)" else "tab:green"
-            cells = zip(_COLUMNS, (name, text, guess), (28, 80, 28), ("k", "k", colour), strict=True)
-            for x, cell, width, c in cells:
-                shown = textwrap.shorten(cell, width, placeholder=" ...")
-                ax.text(x, y, shown, fontsize=8, color=c, va="center", parse_math=False)
+            pairs = zip(texts[shape.shot :], guesses[label], strict=True)
+            queries = [Query(text, names[guess], guess == label) for text, guess in pairs]
+            wrong_first = sorted(queries, key=lambda query: bool(query.right))[:3]
+            shown.append(Row(names[label], texts[: min(shape.shot, 2)], wrong_first))
+        figure = text_sheet(shown, "predicted class")
+        figure.suptitle(f"One episode of unseen classes: {100 * right:.0f} % of its queries right; ✓ right, ✗ wrong")
         return figure
-
-
-_COLUMNS = (0.0, 0.22, 0.78)
 
 
 def by_class(labelled: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

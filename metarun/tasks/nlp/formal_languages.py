@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metarun import style
 from metarun.errors import require
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
@@ -193,15 +194,20 @@ class FormalLanguages(Task):
         batch = self.batch("test", range(3))
         with torch.no_grad():
             expected = learner.adapt(batch.support)(batch.query.x).softmax(-1)
-        figure = Figure(figsize=(12, 5), layout="constrained")
+        figure = Figure(figsize=(12, 5.4), layout="constrained")
         panels = figure.subplots(2, 3, sharex=True, sharey=True)
         for task in range(3):
             here = int((batch.query.y[task, 0] >= 0).sum())
             for row, chance in enumerate((batch.query.truth, expected)):
                 ax = panels[row, task]
                 ax.imshow(chance[task, 0, :here].T.cpu(), cmap="Greys", vmin=0, vmax=1, aspect="auto")  # type: ignore[index]
-                ax.plot(range(here), batch.query.y[task, 0, :here].cpu(), ".", color="tab:red", ms=4)
-                ax.set_ylabel(("true", "learned")[row] if not task else "")
+                ax.plot(
+                    range(here), batch.query.y[task, 0, :here].cpu(), ".", color=style.LATE, ms=5, label="actual symbol"
+                )
+                ax.set_ylabel(f"{('true', 'learned')[row]}: number of the symbol" if not task else "")
+                style.counted(ax.xaxis, ax.yaxis)
+            panels[0, task].set_title(f"test language {task + 1}")
             panels[1, task].set_xlabel("place in the string")
-        figure.suptitle("Probabilities of the next symbol in languages of the meta-test split; dots: the actual symbol")
+        style.legend(figure, panels[0, 0])
+        figure.suptitle("Probabilities of the next symbol in languages of the meta-test split (white: 0, black: 1)")
         return figure

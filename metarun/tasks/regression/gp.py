@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metarun import style
 from metarun.errors import require
 from metarun.tasks.base import Task
 from metarun.tasks.counts import shared_count
@@ -211,16 +212,17 @@ class GaussianProcesses(Task):
         sx, sy = (part[..., 0].double().cpu().numpy() for part in (support.x, support.y))
         grid = x.double().cpu().numpy()
         mean, std = self.posterior("test", indices, sx, sy, grid)
-        figure = Figure(figsize=(12, 3.4), layout="constrained")
+        figure = Figure(figsize=(12, 3.6), layout="constrained")
         for task, ax in enumerate(figure.subplots(1, 3, sharey=True)):
             ax.fill_between(grid[task], *(mean[task] + sign * 2 * std[task] for sign in (-1, 1)), color="0.9", lw=0)
-            ax.plot(grid[task], mean[task], color="0.6", label="true posterior, 2 deviations")
+            ax.plot(grid[task], mean[task], "--", color=style.TRUTH, label="true posterior, ± 2 standard deviations")
             for sample in range(min(4, len(bands[0])) if bands else 0):
                 m, s = bands[0][sample, task, :, 0], bands[1][sample, task, :, 0]
-                ax.fill_between(grid[task], m - 2 * s, m + 2 * s, color="tab:red", alpha=0.12, lw=0)
-            ax.plot(grid[task], fit[task], color="tab:red", label="learned")
-            ax.plot(sx[task], sy[task], ".", color="tab:purple", label="context")
-            ax.set_xlabel("x")
-        figure.axes[0].legend(fontsize=8)
+                ax.fill_between(grid[task], m - 2 * s, m + 2 * s, color=style.LATE, alpha=0.12, lw=0)
+            ax.plot(grid[task], fit[task], color=style.LATE, label="learned")
+            ax.plot(sx[task], sy[task], ".", color=style.GIVEN, ms=7, label="context")
+            ax.set(xlabel="x", title=f"test curve {task + 1}")
+        figure.axes[0].set_ylabel("y")
+        style.legend(figure, figure.axes[0])
         figure.suptitle("Curves of the meta-test split, completed from their context")
         return figure

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metarun import style
 from metarun.errors import require
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
@@ -95,22 +96,17 @@ class Sinusoid(Task):
             fits = [predict(x.expand(3, -1)[..., None])[..., 0].cpu() for predict in learner.adaptations(support)]
         amplitude, phase, frequency = self.curves("test", indices)
         grid = x.cpu().numpy()
-        figure = Figure(figsize=(12, 3.4), layout="constrained")
+        figure = Figure(figsize=(12, 3.6), layout="constrained")
         for task, ax in enumerate(figure.subplots(1, 3, sharey=True)):
-            ax.plot(
-                grid, amplitude[task] * np.sin(frequency[task] * grid - phase[task]), color="0.6", label="true curve"
-            )
+            true = amplitude[task] * np.sin(frequency[task] * grid - phase[task])
+            ax.plot(grid, true, color=style.TRUTH, label="true curve")
             if len(fits) > 1:
-                ax.plot(grid, fits[0][task], ":", color="tab:blue", label="before adaptation")
-            ax.plot(grid, fits[-1][task], color="tab:red", label="after adaptation")
-            ax.plot(
-                support.x[task, :, 0].cpu(),
-                support.y[task, :, 0].cpu(),
-                "^",
-                color="tab:purple",
-                label="support",
-            )
-            ax.set_xlabel("x")
-        figure.axes[0].legend(fontsize=8)
+                ax.plot(grid, fits[0][task], ":", color=style.EARLY, label="before adaptation")
+            ax.plot(grid, fits[-1][task], color=style.LATE, label="after adaptation")
+            at, values = support.x[task, :, 0].cpu(), support.y[task, :, 0].cpu()
+            ax.plot(at, values, "^", color=style.GIVEN, ms=6, label="support")
+            ax.set(xlabel="x", title=f"test task {task + 1}")
+        figure.axes[0].set_ylabel("y")
+        style.legend(figure, figure.axes[0])
         figure.suptitle("Sinusoids of the meta-test split, fitted from their support points")
         return figure

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarun import style
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment
@@ -85,14 +86,15 @@ class Bandit(Task):
         x = range(start, start + len(shares))
         figure = Figure(figsize=(6, 3.6), layout="constrained")
         ax = figure.subplots()
-        ax.plot(x, shares, "o-", color="tab:red", label="learned policy")
-        ax.axhline(1 / self.arms, color="0.5", ls=":", label="random")
+        ax.plot(x, shares, "o-", color=style.LATE, label="learned policy")
+        ax.axhline(1 / self.arms, color=style.TRUTH, ls=":", label="random")
         ax.set(
             ylim=(0, 1),
             xlabel="pull" if start else "adaptation step",
             ylabel="share of pulls on the best arm",
         )
-        ax.legend()
+        style.counted(ax.xaxis)
+        style.legend(figure, ax)
         figure.suptitle(f"{self.arms}-armed bandits of the meta-test split")
         return figure
 

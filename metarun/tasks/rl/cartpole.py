@@ -104,7 +104,7 @@ class CartPole(Task):
 
     def picture(self, learner: RLLearner) -> Figure:
         """Plot the pole's angle over time in four test tasks."""
-        return traces(self, learner, lambda seen: seen[:, 2], "angle of the pole")
+        return traces(self, learner, lambda seen: seen[:, 2], "angle of the pole (rad)")
 
 
 class Carts(Environment):

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarun import style
 from metarun.errors import require
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Spec
@@ -98,17 +99,18 @@ class Doors(Task):
         figure = Figure(figsize=(6, 3.6), layout="constrained")
         ax = figure.subplots()
         bottom = torch.zeros(paid.shape[1])
-        for name, chosen, colour in (
-            ("the right door", paid > 0, "tab:green"),
-            ("none", paid == 0, "0.8"),
-            ("a wrong door", paid < 0, "tab:red"),
+        for name, chosen, look in (
+            ("the right door", paid > 0, {"color": style.RIGHT}),
+            ("none", paid == 0, {"color": "0.85"}),
+            ("a wrong door", paid < 0, {"color": style.WRONG, "hatch": "//", "edgecolor": "white"}),
         ):
             share = chosen.float().mean(0)
-            ax.bar(number, share, bottom=bottom, color=colour, label=name)
+            ax.bar(number, share, bottom=bottom, label=name, **look)
             bottom = bottom + share
-        ax.set(xlabel="episode", ylabel="share of trials", ylim=(0, 1), xticks=list(number))
-        ax.legend(loc="lower right")
-        figure.suptitle(f"{self.doors} doors of the meta-test split, opened")
+        ax.set(xlabel="episode", ylabel="share of trials", ylim=(0, 1))
+        style.counted(ax.xaxis)
+        style.legend(figure, ax)
+        figure.suptitle(f"{self.doors} doors: the first door opened in each episode of a trial")
         return figure
 
 

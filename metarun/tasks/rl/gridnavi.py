@@ -10,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarun import style
 from metarun.errors import require
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment
+from metarun.tasks.rl.recording import RecordingEnv, draw_path
 from metarun.tasks.rng import uniforms
 from metarun.tasks.to_device import to_device
 from metarun.types import Positive, Split
@@ -98,24 +100,21 @@ class GridNavi(Task):
         from matplotlib.figure import Figure
 
         env = self.batch("test", range(3))
-        *_, rollout = learner.rollouts(env)
+        recording = RecordingEnv(env)
+        *_, rollout = learner.rollouts(recording)
         believed = self.believed(learner, env)
         if believed is not None:
-            return self.beliefs(rollout, believed[:, 0].cpu(), env)
+            return self.beliefs(rollout, believed[:, -1].cpu(), recording)
         episodes = rollout.reward.shape[2] // env.horizon
-        figure = Figure(figsize=(2.2 * episodes, 7), layout="constrained")
+        figure = Figure(figsize=(2.2 * max(episodes, 2), 7), layout="constrained")
         for task, row in enumerate(figure.subplots(3, episodes, squeeze=False)):
             for number, ax in enumerate(row):
-                episode = rollout.episode(number, env.horizon)
-                seen = self.cells(episode.observation[task, 0].cpu())
-                wobble = 0.25 * (torch.linspace(0, 1, len(seen)) - 0.5)[:, None]
-                path = seen + wobble
-                ax.plot(path[:, 0], path[:, 1], color="0.7", lw=1)
-                ax.scatter(path[:, 0], path[:, 1], c=range(len(path)), cmap="viridis_r", s=18, zorder=2)
-                ax.plot(*env.goals[task, 0].cpu(), "*", color="tab:red", ms=16, alpha=0.7)
+                draw_path(ax, recording.path(rollout, task, number))
+                ax.plot(*env.goals[task, 0].cpu(), "*", color=style.GOAL, ms=16, alpha=0.7)
                 ax.set(xlim=(-0.6, self.size - 0.4), ylim=(-0.6, self.size - 0.4), aspect="equal", xticks=[], yticks=[])
-                ax.set_title(f"episode {number + 1}: {float(episode.reward[task, 0].sum()):.1f}", fontsize=9)
-        figure.suptitle("Paths to hidden goals")
+                paid = float(rollout.episode(number, env.horizon).reward[task, -1].sum())
+                ax.set_title(f"episode {number + 1}: return {paid:.1f}", fontsize=style.SMALL)
+        figure.suptitle("Paths to hidden goals (stars) of the meta-test split")
         return figure
 
     def believed(self, learner: RLLearner, env: Grid) -> Tensor | None:
@@ -130,23 +129,23 @@ class GridNavi(Task):
         into = (moved[0, :, None] == cells).all(-1).to(paid.dtype)  # [steps, cells]
         return (paid @ into / into.sum(0)).unflatten(-1, (self.size, self.size))
 
-    def beliefs(self, rollout: Rollout, paid: Tensor, env: Grid) -> Figure:
+    def beliefs(self, rollout: Rollout, paid: Tensor, recording: RecordingEnv) -> Figure:
         """Plot three tasks, a row each: the expected rewards [T, S, size, size] at six times, and the path so far."""
         from matplotlib.figure import Figure
 
+        env: Any = recording.env
         times = [t for t in range(0, 2 * env.horizon, max(env.horizon // 3, 1)) if t < paid.shape[1]][:6]
         figure = Figure(figsize=(2.2 * len(times) + 1, 7), layout="constrained")
         axes = figure.subplots(3, len(times), squeeze=False)
         for task, row in enumerate(axes):
             for time, ax in zip(times, row, strict=True):
                 shown = ax.imshow(paid[task, time].T, origin="lower", vmin=-0.1, vmax=1, cmap="YlGnBu")
-                start = time - time % env.horizon
-                path = self.cells(rollout.observation[task, 0, start : time + 1].cpu())
-                ax.plot(path[:, 0], path[:, 1], "-", color="tab:orange", lw=1.5)
-                ax.plot(*path[-1], "o", color="tab:orange", ms=7)
-                ax.plot(*env.goals[task, 0].cpu(), "*", color="tab:red", ms=14, alpha=0.8)
+                path = recording.path(rollout, task, time // env.horizon)[: time % env.horizon + 1]
+                ax.plot(path[:, 0], path[:, 1], "-", color=style.GIVEN, lw=1.5)
+                ax.plot(*path[-1], "o", color=style.GIVEN, ms=7)
+                ax.plot(*env.goals[task, 0].cpu(), "*", color=style.GOAL, ms=14, alpha=0.8)
                 ax.set(xticks=[], yticks=[])
-                ax.set_title(f"episode {time // env.horizon + 1}, step {time % env.horizon}", fontsize=9)
+                ax.set_title(f"episode {time // env.horizon + 1}, step {time % env.horizon}", fontsize=style.SMALL)
         figure.colorbar(shown, ax=axes, shrink=0.5, label="expected reward")
         figure.suptitle(
             "Expected reward of each cell under the policy's belief, and the path of the episode so far (star: goal)"

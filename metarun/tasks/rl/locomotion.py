@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarun import style
 from metarun.errors import require
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Spec
@@ -229,22 +230,22 @@ class Locomotion(Task):
         first, last = stages[0].episode(0, env.horizon), stages[-1].episode(-1, env.horizon)
         at = self.physics.positions - self.physics.robot.hidden
         seconds = self.physics.held * np.arange(self.horizon)
-        figure = Figure(figsize=(1 + 3.4 * env.tasks, 3.4), layout="constrained")
+        figure = Figure(figsize=(1 + 3.4 * env.tasks, 3.7), layout="constrained")
         for task, ax in enumerate(figure.subplots(1, env.tasks, sharey=True, squeeze=False)[0]):
-            for rollout, colour, label in (
-                (first, "tab:blue", "before adaptation"),
-                (last, "tab:red", "after adaptation"),
+            for rollout, look, label in (
+                (first, {"color": style.EARLY, "ls": "--"}, "before adaptation"),
+                (last, {"color": style.LATE, "ls": "-"}, "after adaptation"),
             ):
                 speed = rollout.observation[task, ..., at].cpu().masked_fill(~rollout.mask[task].cpu(), torch.nan)
-                ax.plot(seconds, speed.T, color=colour, lw=0.4, alpha=0.25)
-                ax.plot(seconds, speed.nanmean(0), color=colour, lw=1.6, label=label)
+                ax.plot(seconds, speed.T, color=look["color"], lw=0.4, alpha=0.25)
+                ax.plot(seconds, speed.nanmean(0), lw=1.6, label=label, **look)
             name, speed_wanted = self.varies.wanted(float(env.goal[task]))
             if speed_wanted is not None:
-                ax.axhline(speed_wanted, color="0.3", ls=":", label="wanted")
+                ax.axhline(speed_wanted, color=style.GIVEN, ls=":", label="wanted speed")
             ax.axhline(0, color="0.85", lw=0.8, zorder=0)
-            ax.set(xlabel="seconds", title=name or f"body {task + 1}")
-        figure.axes[0].set_ylabel("forward speed")
-        figure.axes[0].legend(fontsize=7)
+            ax.set(xlabel="time (s)", title=name or f"body {task + 1}")
+        figure.axes[0].set_ylabel("forward speed (m/s)")
+        style.legend(figure, figure.axes[0])
         figure.suptitle(
             f"{self.robot}, tasks of the meta-test split" + ("" if self.held_out_val else " (all there are)")
         )

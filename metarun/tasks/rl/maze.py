@@ -10,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarun import style
 from metarun.errors import require
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Spec
-from metarun.tasks.rl.base import Environment, Wrapper
+from metarun.tasks.rl.base import Environment
+from metarun.tasks.rl.recording import RecordingEnv, draw_path
 from metarun.tasks.rng import uniforms
 from metarun.tasks.to_device import to_device
 from metarun.types import Count, Fraction, Positive, Split
@@ -125,26 +127,27 @@ class Maze(Task):
         from matplotlib.figure import Figure
 
         env = self.batch("test", range(3))
-        places = RecordingEnv(env)
-        *_, rollout = learner.rollouts(places)
+        recording = RecordingEnv(env)
+        *_, rollout = learner.rollouts(recording)
         episodes = rollout.reward.shape[2] // env.horizon
-        path = torch.stack(places.states, 2)[..., -rollout.reward.shape[2] :].cpu()
         figure = Figure(figsize=(2.2 * max(episodes, 2), 7), layout="constrained")
         for task, row in enumerate(figure.subplots(3, episodes, squeeze=False)):
             for number, ax in enumerate(row):
-                episode = rollout.episode(number, env.horizon)
-                steps = int(episode.mask[task, 0].sum())
-                cell = path[task, 0, number * env.horizon :][:steps]
-                seen = torch.stack([cell // self.size, cell % self.size], 1)
-                seen = seen + 0.25 * (torch.linspace(0, 1, steps) - 0.5)[:, None]
-                ax.plot(seen[:, 0], seen[:, 1], color="0.7", lw=1)
-                ax.scatter(seen[:, 0], seen[:, 1], c=range(steps), cmap="viridis_r", s=14, zorder=2)
+                cell = recording.path(rollout, task, number)
+                draw_path(ax, torch.stack([cell // self.size, cell % self.size], 1))
                 self.draw_walls(ax, env.neighbours[task].cpu())
                 goal = int(env.goals[task])
-                ax.plot(goal // self.size, goal % self.size, "*", color="tab:red", ms=14, alpha=0.8)
-                ax.set(aspect="equal", xticks=[], yticks=[])
-                ax.set_title(f"episode {number + 1}: {float(episode.reward[task, 0].sum()):.2f}", fontsize=9)
-        figure.suptitle("Paths through mazes of the meta-test split to hidden goals")
+                ax.plot(goal // self.size, goal % self.size, "*", color=style.GOAL, ms=14, alpha=0.8)
+                ax.set(aspect="equal")
+                ax.set_axis_off()
+                told = f"{float(rollout.episode(number, env.horizon).reward[task, -1].sum()):.2f}"
+                text, colour = style.judged(told, int(cell[-1]) == goal)
+                name = f"maze {task + 1}, episode {number + 1}" if not number else f"episode {number + 1}"
+                ax.set_title(f"{name}:  {text}", color=colour, fontsize=style.SMALL)
+        figure.suptitle(
+            "Paths through mazes of the meta-test split to a hidden goal (star), with the return of each episode; "
+            "✓ goal reached, ✗ not reached"
+        )
         return figure
 
     def draw_walls(self, ax: Any, neighbours: Tensor) -> None:
@@ -181,18 +184,6 @@ class Mazes(Environment):
         state = self.neighbours[self.rows, state, action]
         reached = state == self.goals
         return state, torch.where(reached, 1.0, -1 / self.horizon).to(self.views.dtype), reached
-
-
-class RecordingEnv(Wrapper):
-    """Mazes that record the visited ``states``, since observations may not show the position."""
-
-    def __init__(self, env: Mazes) -> None:
-        super().__init__(env)
-        self.states: list[Tensor] = []
-
-    def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        self.states.append(state)
-        return super().step(state, action, generator)
 
 
 def lightest_tree(walls: Cells, weight: NDArray[np.float64], cells: int) -> NDArray[np.bool_]:

@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarun import style
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment
+from metarun.tasks.rl.recording import RecordingEnv
 from metarun.tasks.rng import uniforms
 from metarun.tasks.to_device import to_device
 from metarun.types import Positive, Split
@@ -113,30 +115,29 @@ class Navigation(Task):
         """Plot four test goals with the paths before and after adaptation (the first and last episode of a trial)."""
         from matplotlib.figure import Figure
 
-        env = self.batch("test", range(4))
-        stages = list(learner.rollouts(env))
-        first, last = stages[0].episode(0, env.horizon), stages[-1].episode(-1, env.horizon)
+        recording = RecordingEnv(self.batch("test", range(4)))
+        stages: list[dict[int, list[list[Tensor]]]] = []
+        """Paths of the first (0) and the last (-1) episode of each stage, of each task, of up to three environments."""
+        for rollout in learner.rollouts(recording):
+            numbers = range(-min(3, rollout.mask.shape[1]), 0)
+            stages.append(
+                {at: [[recording.path(rollout, task, at, n) for n in numbers] for task in range(4)] for at in (0, -1)}
+            )
+        goals = self.goals("test", range(4))
         figure = Figure(figsize=(13, 3.6), layout="constrained")
-        for task, ax in enumerate(figure.subplots(1, 4, sharex=True, sharey=True)):
-            for rollout, colour, label in (
-                (first, "tab:blue", "before adaptation"),
-                (last, "tab:red", "after adaptation"),
+        axes = figure.subplots(1, 4, sharex=True, sharey=True)
+        for task, ax in enumerate(axes):
+            for paths, look, label in (
+                (stages[0][0][task], {"color": style.EARLY, "ls": "--"}, "before adaptation"),
+                (stages[-1][-1][task], {"color": style.LATE, "ls": "-"}, "after adaptation"),
             ):
-                for copy in range(min(3, rollout.observation.shape[1])):
-                    steps = int(rollout.mask[task, copy].sum()) + 1  # and where the last one led
-                    path = rollout.observation[task, copy, :steps].cpu()
-                    ax.plot(
-                        path[:, 0],
-                        path[:, 1],
-                        color=colour,
-                        lw=0.9,
-                        alpha=0.8,
-                        label=label if copy == 0 else None,
-                    )
-            ax.plot(*env.goals[task, 0].cpu(), "*", color="k", ms=13, label="goal")
-            ax.plot(0, 0, "o", color="0.4", ms=4, label="start")
-            ax.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), aspect="equal")
-        figure.axes[0].legend(fontsize=7)
+                for number, path in enumerate(paths):
+                    ax.plot(path[:, 0], path[:, 1], lw=1, label=None if number else label, **look)
+            ax.plot(*goals[task], "*", color=style.GIVEN, ms=13, label="goal")
+            ax.plot(0, 0, "o", color=style.TRUTH, ms=4, label="start")
+            ax.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), aspect="equal", xlabel="x", title=f"test task {task + 1}")
+        axes[0].set_ylabel("y")
+        style.legend(figure, axes[0])
         figure.suptitle("Navigation to hidden goals of the meta-test split")
         return figure
 

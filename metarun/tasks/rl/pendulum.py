@@ -90,7 +90,7 @@ class Pendulum(Task):
 
     def picture(self, learner: RLLearner) -> Figure:
         """Plot the height of the pendulum's end over time in four test tasks."""
-        return traces(self, learner, lambda seen: seen[:, 0], "height, of 1")
+        return traces(self, learner, lambda seen: seen[:, 0], "height of the end (of its length)")
 
 
 class Pendulums(Environment):

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarun import style
 from metarun.errors import require
 from metarun.tasks.base import Task
 from metarun.tasks.rl.base import Environment
@@ -93,22 +94,26 @@ def traces(task: Task, learner: RLLearner, quantity: Callable[[Tensor], Tensor],
         task: The family.
         learner: The trained algorithm.
         quantity: Function of observations [S, size] -> [S].
-        name: Label of the axis.
+        name: Label of the axis, with its unit.
     """
     from matplotlib.figure import Figure
 
     env: Environment = task.batch("test", range(4))
     stages = list(learner.rollouts(env))
     first, last = stages[0].episode(0, env.horizon), stages[-1].episode(-1, env.horizon)
-    figure = Figure(figsize=(13, 3.2), layout="constrained")
+    figure = Figure(figsize=(13, 3.5), layout="constrained")
     for number, ax in enumerate(figure.subplots(1, 4, sharex=True, sharey=True)):
-        for rollout, colour, label in ((first, "tab:blue", "first"), (last, "tab:red", "last")):
+        for rollout, look, label in (
+            (first, {"color": style.EARLY, "ls": "--"}, "first episode"),
+            (last, {"color": style.LATE, "ls": "-"}, "last episode"),
+        ):
             for copy in range(min(3, rollout.observation.shape[1])):
                 steps = int(rollout.mask[number, copy].sum())
                 line = quantity(rollout.observation[number, copy, :steps].cpu())
-                ax.plot(line, color=colour, lw=0.9, alpha=0.8, label=label if copy == 0 else None)
-        ax.set(xlim=(0, env.horizon), xlabel="step")
+                ax.plot(line, lw=1, alpha=0.8, label=label if copy == 0 else None, **look)
+        ax.set(xlim=(0, env.horizon), xlabel="step", title=f"test task {number + 1}")
+        style.counted(ax.xaxis)
     figure.axes[0].set_ylabel(name)
-    figure.axes[0].legend(fontsize=7, title="episode")
+    style.legend(figure, figure.axes[0])
     figure.suptitle("Hidden physics of the meta-test split")
     return figure

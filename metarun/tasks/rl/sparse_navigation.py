@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarun import style
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment
+from metarun.tasks.rl.recording import RecordingEnv
 from metarun.tasks.rng import uniforms
 from metarun.tasks.to_device import to_device
 from metarun.types import Positive, Rate, Split
@@ -77,35 +79,35 @@ class SparseNavigation(Task):
 
     def picture(self, learner: RLLearner) -> Figure:
         """Plot four test goals with one path for each episode; later episodes are darker."""
-        from matplotlib import colormaps
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import Normalize
         from matplotlib.figure import Figure
 
         env = self.batch("test", range(4))
+        recording = RecordingEnv(env)
         episodes = [
-            stage.episode(number, env.horizon)
-            for stage in learner.rollouts(env)
-            for number in range(stage.reward.shape[2] // env.horizon)
-        ]
-        shades = colormaps["viridis_r"].resampled(len(episodes))
-        colours = ScalarMappable(Normalize(0.5, len(episodes) + 0.5), shades)
-        figure = Figure(figsize=(13, 3), layout="constrained")
+            [(recording.path(stage, task, at), float(stage.episode(at, env.horizon).reward[task, -1].sum()))
+             for task in range(4)]
+            for stage in learner.rollouts(recording)
+            for at in range(stage.reward.shape[2] // env.horizon)
+        ]  # fmt: skip
+        figure = Figure(figsize=(13, 3.4), layout="constrained")
         arc = torch.linspace(0, torch.pi, 50)
         axes = figure.subplots(1, 4, sharex=True, sharey=True)
+        shades = style.later(len(episodes))
         for task, ax in enumerate(axes):
-            ax.plot(arc.cos(), arc.sin(), ":", color="0.6", lw=1)
-            for number, episode in enumerate(episodes):
-                path = episode.observation[task, 0].cpu()
-                ax.plot(path[:, 0], path[:, 1], ".-", color=shades(number), lw=1, ms=3)
+            ax.plot(arc.cos(), arc.sin(), ":", color=style.TRUTH, lw=1, label="possible goals")
+            for number, (shade, episode) in enumerate(zip(shades, episodes, strict=True), 1):
+                path, _ = episode[task]
+                name = f"episode {number}" if number in (1, len(episodes)) else None
+                ax.plot(path[:, 0], path[:, 1], ".-", color=shade, lw=1, ms=3, label=name)
             goal = env.goals[task, 0].cpu()
-            ax.plot(*goal, "*", color="tab:red", ms=11)
-            ax.plot(goal[0] + self.radius * (2 * arc).cos(), goal[1] + self.radius * (2 * arc).sin(), color="tab:red")
-            returns = [float(episode.reward[task, 0].sum()) for episode in episodes]
-            ax.set(xlim=(-1.45, 1.45), ylim=(-0.6, 1.45), aspect="equal")
-            ax.set_title(f"episode 1: {returns[0]:.1f}, episode {len(returns)}: {returns[-1]:.1f}", fontsize=9)
-        figure.colorbar(colours, ax=axes, label="episode")
-        figure.suptitle("Paths to hidden goals of the meta-test split")
+            ax.plot(*goal, "*", color=style.GOAL, ms=11, label="goal, and the circle within which it pays")
+            ax.plot(goal[0] + self.radius * (2 * arc).cos(), goal[1] + self.radius * (2 * arc).sin(), color=style.GOAL)
+            returns = [episode[task][1] for episode in episodes]
+            ax.set(xlim=(-1.45, 1.45), ylim=(-0.6, 1.45), aspect="equal", xlabel="x")
+            ax.set_title(f"return {returns[0]:.1f}, in episode {len(returns)} {returns[-1]:.1f}")
+        axes[0].set_ylabel("y")
+        style.legend(figure, axes[0])
+        figure.suptitle("Paths to hidden goals of the meta-test split; later episodes are darker")
         return figure
 
 

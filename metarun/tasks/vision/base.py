@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from metarun.tasks.episode import EpisodeShape, TaskBatch
 from metarun.tasks.fewshot import FewShot
 from metarun.tasks.rng import uniforms
+from metarun.tasks.sheets import Query, Row, image_sheet
 from metarun.tasks.to_device import to_device
 from metarun.tasks.vision.images import Preparation
 from metarun.types import Ink, Resizing, Split
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from metarun.tasks.learner import Learner
@@ -101,7 +101,7 @@ class ImageFewShot(FewShot):
 
     def picture(self, learner: Learner) -> Figure:
         """Plot one test episode: a row for each class with its support images, then query images with the predicted
-        label.
+        class.
 
         At most 10 classes, 5 support and 10 query images of each are drawn. The title gives the accuracy on the whole
         episode.
@@ -112,8 +112,6 @@ class ImageFewShot(FewShot):
         Returns:
             The figure.
         """
-        from matplotlib.figure import Figure
-
         shape = self.shape
         batch, (drawn, _) = self.batch("test", [0]), self.rows("test", [0], shape)
         learner.eval()
@@ -121,29 +119,17 @@ class ImageFewShot(FewShot):
             predicted = learner.adapt(batch.support)(batch.query.x)[0].argmax(-1).cpu()
         right = float((predicted == batch.query.y[0].cpu()).float().mean())
         each = shape.query or shape.shot
-        way, shots, queries = min(shape.way, 10), min(shape.shot, 5), min(each, 10)
         support = _displayed(batch.support.x[0]).reshape(shape.way, shape.shot, *self._pixels())
         query = _displayed(batch.query.x[0]).reshape(shape.way, each, *self._pixels())
-        guesses = predicted.view(shape.way, each)
-
-        figure = Figure(figsize=(0.75 * (shots + queries) + 1.6, 0.8 * way + 0.7), layout="constrained")
-        left, main = figure.subplots(1, 2, width_ratios=[shots, queries])
-        _tiles(left, support[:way, :shots])
-        _tiles(main, query[:way, :queries])
-        names = [self.data.names[c] for c in drawn[0]]
-        left.set_yticks(np.arange(way) + 0.5, [f"{name[-18:]}  {i}" for i, name in enumerate(names[:way])])
-        left.set_title("support", fontsize=9)
-        main.set_title(f"query, with the predicted label ({100 * right:.0f} % right)", fontsize=9)
-        for label in range(way):
-            for j in range(queries):
-                guess = int(guesses[label, j])
-                colour = "tab:green" if guess == label else "tab:red"
-                box = {"facecolor": colour, "edgecolor": "none", "pad": 1.2}
-                text = {"color": "white", "fontsize": 7, "va": "top", "weight": "bold", "bbox": box}
-                main.text(j + 0.04, label + 0.06, str(guess), **text)
-                if guess != label:
-                    xs, ys = (j + 0.01, j + 0.99), (label + 0.01, label + 0.99)
-                    main.plot([*xs, *xs[::-1], xs[0]], [ys[0], ys[0], ys[1], ys[1], ys[0]], color=colour, lw=2)
+        guesses, names = predicted.view(shape.way, each).tolist(), [self.data.names[c] for c in drawn[0]]
+        rows = [
+            Row(names[label], support[label, :5],
+                [Query(image, names[guess], guess == label)
+                 for image, guess in zip(query[label, :10], guesses[label], strict=False)])
+            for label in range(min(shape.way, 10))
+        ]  # fmt: skip
+        figure = image_sheet(rows, "queries, with the predicted class", cell=0.8)
+        figure.suptitle(f"One episode of unseen classes: {100 * right:.0f} % of its queries right; ✓ right, ✗ wrong")
         return figure
 
     def _pixels(self) -> tuple[int, int, int]:
@@ -227,18 +213,3 @@ def _displayed(x: torch.Tensor) -> NDArray[np.float32]:
     x = x.float() / 255 if x.dtype == torch.uint8 else x.float().clamp(0, 1)
     x = x if x.shape[1] == 3 else x.mean(1, keepdim=True)
     return x.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _tiles(ax: Axes, images: NDArray[np.float32]) -> None:
-    """Draw images [rows, columns, H, W, C] in unit squares of ``ax``, row 0 at the top, with a thin gap."""
-    rows, columns, height, width, channels = images.shape
-    gap = max(1, height // 20)
-    padded = np.ones((rows, columns, height + gap, width + gap, channels), dtype=np.float32)
-    padded[:, :, gap // 2 : gap // 2 + height, gap // 2 : gap // 2 + width] = images
-    canvas = padded.transpose(0, 2, 1, 3, 4).reshape(rows * (height + gap), columns * (width + gap), channels)
-    ax.imshow(canvas.squeeze(-1) if channels == 1 else canvas, cmap="gray", vmin=0, vmax=1,
-              extent=(0, columns, rows, 0), interpolation="nearest")  # fmt: skip
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for side in ax.spines.values():
-        side.set_visible(False)

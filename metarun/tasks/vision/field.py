@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarun import style
 from metarun.errors import require
 from metarun.tasks.base import Task
 from metarun.tasks.counts import shared_count
@@ -194,16 +195,18 @@ class Field(Task):
         shown.append(("image", self._image(whole.y), None))
         figure, many = Figure(layout="constrained"), len(shapes) > 1
         # Several numbers of pixels are columns; adaptation steps are rows.
-        figure.set_size_inches((0.87 * len(shown) + 0.2, 8.1) if many else (7.2, 0.92 * len(shown) + 0.4))
+        figure.set_size_inches((0.87 * len(shown) + 0.2, 8.1) if many else (7.2, 1.0 * len(shown) + 0.4))
         axes = figure.subplots(8, len(shown)).T if many else figure.subplots(len(shown), 8)
         for line, (name, images, errors) in zip(axes, shown, strict=True):
             for task, ax in enumerate(line):
                 ax.imshow(images[task], cmap="gray", vmin=0, vmax=1)
                 ax.set(xticks=[], yticks=[])
+                ax.spines[:].set_visible(False)
                 if errors is not None:
-                    ax.set_xlabel(f"{float(-10 * errors[task].log10()):.1f} dB", fontsize=6, labelpad=1)
-            (line[0].set_title if many else line[0].set_ylabel)(name, fontsize=8)
-        figure.suptitle("Images of unseen classes, from the pixels given", fontsize=10)
+                    ax.set_xlabel(f"{float(-10 * errors[task].log10()):.1f} dB", fontsize=style.TINY, labelpad=1)
+            (line[0].set_title if many else line[0].set_ylabel)(name, fontsize=style.SMALL)
+        blue = "; those not given are blue" if any(shape.shot < self.pixels for shape in shapes) else ""
+        figure.suptitle(f"Images of unseen classes, from the pixels given{blue}")
         return figure
 
     def _given(self, shape: EpisodeShape, y: Tensor) -> NDArray[np.float32]:

@@ -154,14 +154,19 @@ class Generation(Task):
             classes = torch.arange(way, device=self.device).repeat_interleave(each)[None]
             samples = learner.adapt(batch.support)(classes)
         shot, real = min(5, self.shape.shot), min(5, self.shape.query)
-        parts = {"given": (batch.support.y, shot), "made": (samples, each), "real, not given": (batch.query.y, real)}
+        parts = {
+            "given": (batch.support.y, shot),
+            "generated": (samples, each),
+            "real, not given": (batch.query.y, real),
+        }
         widths = [count for _, count in parts.values()]
         figure = Figure(figsize=(0.5 * sum(widths) + 0.4, 0.5 * way + 0.5), layout="constrained")
         for ax, (name, (images, count)) in zip(figure.subplots(1, 3, width_ratios=widths), parts.items(), strict=True):
-            by_class = images[0].unflatten(0, (way if name == "made" else self.shape.way, -1))
+            by_class = images[0].unflatten(0, (way if name == "generated" else self.shape.way, -1))
             ax.imshow(self._tiled(by_class[:way, :count]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            ax.set_title(name, fontsize=10)
+            ax.set_title(name)
             ax.set_axis_off()
+        figure.suptitle("Images of unseen classes, a row each")
         return figure
 
     def _tiled(self, images: Tensor) -> np.ndarray:
