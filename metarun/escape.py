@@ -52,3 +52,25 @@ def for_html(text: object) -> str:
 def for_plot(text: object) -> str:
     """Escape text for a matplotlib figure, where dollar signs start a formula."""
     return printable(text).replace("$", r"\$")
+
+
+def for_tex(text: object) -> str:
+    """Escape text for LaTeX, on one line. The signs of reports become macros; other letters are unchanged."""
+    shown = "".join(_TEX.get(c, c) for c in printable(" ".join(str(text).split())))
+    return shown.replace("--", "-{}-").replace("--", "-{}-")  # which LaTeX would join to a dash
+
+
+_TEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "`": r"\textasciigrave{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"},
+    **{
+        "±": r"$\pm$",
+        "≈": r"$\approx$",
+        "−": "$-$",
+        "–": r"\textendash{}",
+        "…": r"\ldots{}",
+        "¹": r"\textsuperscript{1}",
+    },
+    **{"↑": r"$\uparrow$", "↓": r"$\downarrow$", "★": r"$\star$", "τ": r"$\tau$"},
+}

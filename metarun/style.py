@@ -150,7 +150,7 @@ def entitle(figure: Figure, *lines: str) -> None:
 def wrapped(text: str, inches: float, size: float) -> list[str]:
     """Break a text into lines of at most ``inches`` in a font of ``size`` points, at spaces where there are some."""
     lines: list[str] = []
-    for word in text.split(" "):
+    for word in printable(text).split(" "):
         joined = f"{lines[-1]} {word}" if lines else word
         if lines and inches_of(joined, size) <= inches:
             lines[-1] = joined

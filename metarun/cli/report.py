@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from metarun.reports.comparison import Comparison
 
 USAGE = "metarun report DIR... [out=FOLDER]"
-KEYS = {"out": "folder for report.md, report.csv, pairs.csv, report.html and the pictures; else the terminal"}
+KEYS = {"out": "folder for report.{html,md,tex,csv}, pairs.csv and the pictures; else the terminal"}
 """Keys of the command and their meaning; values may be null."""
 
 
@@ -79,6 +81,7 @@ def write(comparison: Comparison, folders: Sequence[str], out: Path) -> None:
     """Write the report's files."""
     from metarun.reports import tables
     from metarun.reports.curves import figures
+    from metarun.reports.latex import latex
     from metarun.reports.page import Picture, html, markdown, sections
     from metarun.tracking.files import atomic_write
 
@@ -89,11 +92,13 @@ def write(comparison: Comparison, folders: Sequence[str], out: Path) -> None:
             figure.savefig(buffer, format="png", dpi=130)
             pictures.append(Picture(f"{name}.png", caption, buffer.getvalue()))
     parts, subtitle = list(sections(comparison, pictures)), f"{about(comparison)}: {' '.join(folders)}"
+    made_by = f"{shlex.join(['metarun', 'report', *folders, f'out={out}'])}  (metarun {version('metarun')})"
     files = {
-        "report.md": markdown(parts, subtitle).encode(),
+        "report.md": markdown(parts, subtitle, made_by).encode(),
         "report.csv": tables.results_csv(comparison).encode(),
         "pairs.csv": tables.pairs_csv(comparison).encode(),
-        "report.html": html(parts, subtitle, comparison).encode(),
+        "report.tex": latex(parts, made_by).encode(),
+        "report.html": html(parts, subtitle, comparison, made_by).encode(),
         **{picture.file: picture.png for picture in pictures},
     }
     try:

@@ -176,23 +176,29 @@ class Setting:
         """All test metrics of all runs."""
         return list(dict.fromkeys(name for run in self.runs for name in run.summary["test"]))
 
-    def standing(self, metric: str) -> dict[Row, str]:
-        """Mark the ``best`` row and those ``within`` its interval. Empty if fewer than two rows have a finite mean."""
-        known = {row: e for row in self.rows if (e := row.estimate(metric)) is not None and isfinite(e.mean)}
+    def best(self, metric: str) -> Row | None:
+        """Return the row with the best mean; ``None`` if fewer than two rows have a finite one."""
+        known = {row: e.mean for row in self.rows if (e := row.estimate(metric)) is not None and isfinite(e.mean)}
         if len(known) < 2 or not metric.startswith(self.metric):
+            return None
+        return (max if self.higher_is_better else min)(known, key=lambda row: known[row])
+
+    def standing(self, metric: str) -> dict[Row, str]:
+        """Mark the ``best`` row and those ``within`` its interval; empty if that interval is unknown."""
+        best = self.best(metric)
+        interval = best.estimate(metric) if best else None
+        if best is None or interval is None or not isfinite(interval.half_width):
             return {}
-        pick = max if self.higher_is_better else min
-        best = pick(known, key=lambda row: known[row].mean)
-        best_mean = known[best]
-        within = {row: "within" for row, e in known.items() if best_mean.low <= e.mean <= best_mean.high}
+        found = {row: row.estimate(metric) for row in self.rows}
+        within = {row: "within" for row, e in found.items() if e and interval.low <= e.mean <= interval.high}
         return {**within, best: "best"}
 
     def pairs(self) -> list[Pair]:
         """Return paired differences of the metric: all pairs, or each row against the best (see :data:`ALL_PAIRS`)."""
         chosen = list(combinations(self.rows, 2))
         if len(self.rows) > ALL_PAIRS:
-            best = [row for row, how in self.standing(self.metric).items() if how == "best"]
-            chosen = [(best[0], row) for row in self.rows if best and row is not best[0]]
+            best = self.best(self.metric)
+            chosen = [(best, row) for row in self.rows if best and row is not best]
         return [compare_rows(a, b, self.metric) for a, b in chosen]
 
     def learner_differences(self) -> list[str]:

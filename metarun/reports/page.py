@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from metarun.escape import for_html as escape
 from metarun.escape import for_markdown
 from metarun.reports import tables
 from metarun.reports.comparison import Comparison
+from metarun.reports.overview import overview
 from metarun.reports.scores import aggregate
-from metarun.reports.tables import Table, as_markdown
+from metarun.reports.tables import Cell, Table, as_markdown
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ def sections(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[Se
     def with_prefix(*prefixes: str) -> list[Picture]:
         return [picture for picture in pictures if picture.file.startswith(prefixes)]
 
-    settings, overview = comparison.settings, tables.overview(comparison)
-    overall = [overview] if overview else []
+    settings, across = comparison.settings, overview(comparison)
+    overall = [across] if across else []
     yield Section("Results", "", [*overall, *(tables.results(setting) for setting in settings)], with_prefix("by_"))
     compared = [table for setting in settings if (table := tables.pairs(setting)) is not None]
     if compared:
@@ -61,9 +64,16 @@ def sections(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[Se
         yield Section("Left out", "", [missing])
 
 
-def markdown(parts: Sequence[Section], about: str) -> str:
-    """Render sections as Markdown that links to the picture files in the same folder."""
+def markdown(parts: Sequence[Section], about: str, made_by: str = "") -> str:
+    """Render sections as Markdown that links to the picture files in the same folder.
+
+    Args:
+        parts: The sections.
+        about: What is compared.
+        made_by: The command and the version that made the file.
+    """
     lines = ["# Report", "", for_markdown(about), ""]
+    lines += [f"Made by {for_markdown(made_by)}", ""] if made_by else []
     for part in parts:
         lines += [f"## {for_markdown(part.title)}", ""]
         lines += [for_markdown(part.text), ""] if part.text else []
@@ -74,42 +84,23 @@ def markdown(parts: Sequence[Section], about: str) -> str:
     return "\n".join(lines)
 
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1d2330; --soft: #5c6675; --line: #d9dee6; --paper: #ffffff; --back: #f5f6f8;
-  --best: #e4f3e8; --near: #f3f7ee; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ef; --soft: #9aa5b5; --line: #343c4a; --paper: #1b202a;
-  --back: #12161d; --best: #1f3d2a; --near: #202d24; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--back); color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Noto Sans",
-  Arial, sans-serif; }
-main { max-width: 1100px; margin: 0 auto; padding: 28px 20px 60px; }
-h1 { font-size: 27px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 36px 0 12px; }
-.about, .notes, figcaption { color: var(--soft); font-size: 13px; }
-nav { margin: 12px 0 0; font-size: 14px; } nav a { color: inherit; margin-right: 16px; }
-.card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 14px 18px;
-  margin: 0 0 16px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; min-width: 60%; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: 0 0 8px; }
-th { text-align: left; font-size: 13px; color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
-th, td { padding: 6px 12px 6px 0; vertical-align: top; } td { border-bottom: 1px solid var(--line); }
-tr:last-child td { border-bottom: 0; }
-.number { text-align: right; white-space: nowrap; padding-left: 12px; }
-td.best { background: var(--best); font-weight: 700; } td.within { background: var(--near); }
-td.path { overflow-wrap: anywhere; font-family: ui-monospace, Consolas, monospace; font-size: 13px; }
-.notes { margin: 10px 0 0; padding-left: 18px; overflow-wrap: anywhere; }
-.pictures { display: flex; flex-wrap: wrap; gap: 16px; }
-figure { margin: 0; background: #ffffff; border: 1px solid var(--line); border-radius: 10px; padding: 12px;
-  flex: 0 1 522px; }
-figure.wide { flex-basis: 100%; }
-figure img { display: block; width: 100%; height: auto; max-width: 900px; margin: 0 auto; }
-figcaption { color: #5c6675; }
-details { margin-top: 28px; font-size: 13px; color: var(--soft); overflow-wrap: anywhere; }
-"""
+HERE = Path(__file__).parent
 
 
-def html(parts: Sequence[Section], about: str, comparison: Comparison) -> str:
-    """Render sections as one HTML file with embedded pictures and without scripts or external links."""
+def html(parts: Sequence[Section], about: str, comparison: Comparison, made_by: str = "") -> str:
+    """Render sections as one HTML file with embedded pictures and without external links.
+
+    Its only script sorts tables. The page's policy forbids any other, and any request.
+
+    Args:
+        parts: The sections.
+        about: What is compared.
+        comparison: The comparison, whose runs are listed.
+        made_by: The command and the version that made the page.
+    """
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     links = " ".join(f'<a href="#s{i}">{escape(part.title)}</a>' for i, part in enumerate(parts))
     body = "\n".join(f'<section id="s{i}">{_section(part)}</section>' for i, part in enumerate(parts))
     used = "".join(
@@ -118,12 +109,15 @@ def html(parts: Sequence[Section], about: str, comparison: Comparison) -> str:
         for setting in comparison.settings
         for run in setting.runs
     )
+    made = f"<p>made by <code>{escape(made_by)}</code></p>" if made_by else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>metarun report</title><style>{STYLE}</style></head>\n<body><main><h1>Report</h1>"
-        f'<div class="about">{escape(about)}</div><nav>{links}</nav>\n{body}\n'
-        f"<details><summary>the runs reported</summary><ul>{used}</ul></details></main></body></html>\n"
+        f"<title>metarun report</title><style>{style}</style></head>\n<body><main><h1>Report</h1>"
+        f'<div class="about"><p>{escape(about)}</p>{made}</div><nav aria-label="sections">{links}</nav>\n{body}\n'
+        f"<details><summary>the runs reported</summary><ul>{used}</ul></details></main>"
+        f"<script>{script}</script></body></html>\n"
     )
 
 
@@ -151,24 +145,21 @@ def _table(table: Table) -> str:
     def alignment(i: int) -> str:
         return "" if i < table.text_columns else "number"
 
-    head = "".join(f'<th class="{alignment(i)}">{escape(heading)}</th>' for i, heading in enumerate(table.headings))
-    rows = "".join(
-        "<tr>"
-        + "".join(
-            f'<td class="{_classes(alignment(i), cell.standing, table.headings[i])}">{escape(cell.marked)}</td>'
-            for i, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in table.rows
+    def cell(i: int, cell: Cell) -> str:
+        name, scope = ("th", ' scope="row"') if i == 0 else ("td", "")
+        classes = " ".join(filter(None, (alignment(i), cell.standing, "path" if table.headings[i] == "run" else "")))
+        return f'<{name}{scope} class="{classes}">{escape(cell.marked)}</{name}>'
+
+    head = "".join(
+        f'<th scope="col" class="{alignment(i)}">{escape(heading)}</th>' for i, heading in enumerate(table.headings)
     )
+    rows = "".join(f"<tr>{''.join(cell(i, each) for i, each in enumerate(row))}</tr>" for row in table.rows)
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    title = escape(table.title)
     return (
-        f'<div class="card"><div class="scroll"><table><caption>{escape(table.title)}</caption>'
+        f'<div class="card"><p class="title" aria-hidden="true">{title}</p>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table><caption>{title}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
         + (f'<ul class="notes">{notes}</ul>' if notes else "")
         + "</div>"
     )
-
-
-def _classes(alignment: str, standing: str, heading: str) -> str:
-    return " ".join(part for part in (alignment, standing, "path" if heading == "run" else "") if part)

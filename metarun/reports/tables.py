@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 MARKS = {"best": " ★", "within": " ≈"}
+STANDING = "★ best; ≈ mean within the interval of the best"
 ONE_SEED = "¹"
 """Marks an interval over the episodes of a single seed."""
 
@@ -75,21 +76,6 @@ def name_headings(setting: Setting) -> list[str]:
     return ["algorithm", *(["model"] if setting.rows[0].model else []), *setting.columns]
 
 
-def overview(comparison: Comparison) -> Table | None:
-    """Return a table of learners by settings with the metric of each setting, or ``None`` if there is only one."""
-    labels = list(dict.fromkeys(row.label for setting in comparison.settings for row in setting.rows))
-    if len(comparison.settings) < 2 or len(labels) < 2:
-        return None
-    columns = []
-    for setting in comparison.settings:
-        standing, rows = setting.standing(setting.metric), {row.label: row for row in setting.rows}
-        cells = {label: result(row, setting.metric, standing.get(row, "")) for label, row in rows.items()}
-        columns.append([cells.get(label, Cell("")) for label in labels])
-    headings = ["learner", *(f"{s.title}: {s.metric} {arrow(s)}" for s in comparison.settings)]
-    rows_of_cells = [[Cell(label), *cells] for label, cells in zip(labels, zip(*columns, strict=True), strict=True)]
-    return Table("all settings", headings, rows_of_cells)
-
-
 def result(row: Row, metric: str, standing: str) -> Cell:
     """Return the cell of a row's test metric. It is empty if a run did not measure the metric."""
     found = row.estimate(metric)
@@ -120,8 +106,8 @@ def result_notes(setting: Setting) -> Iterable[str]:
         yield "mean over seeds ± half the width of its 95 % interval (Student's t)"
     if 1 in seeds:
         yield f"{ONE_SEED} one seed: ± is over its test episodes; other seeds may differ by more"
-    if len(setting.rows) > 1:
-        yield "★ best; ≈ mean within the interval of the best"
+    if any(setting.standing(metric) for metric in setting.metrics):
+        yield STANDING
     references = {name: v for run in setting.runs for name, v in (run.summary.get("references") or {}).items()}
     if references:
         first = ", ".join(f"{name} {number(value)}" for name, value in references.items())
@@ -206,11 +192,12 @@ def aggregates(comparison: Comparison) -> Table | None:
     rows = []
     best = max(score.middle for score in found.values())
     for label, score in found.items():
+        low, high = score.middle_interval
         middle, mean = (
-            f"{number(value)} [{number(low)}, {number(high)}]"
-            for value, (low, high) in ((score.middle, score.middle_interval), (score.mean, score.mean_interval))
+            f"{number(value)} [{number(left)}, {number(right)}]"
+            for value, (left, right) in ((score.middle, score.middle_interval), (score.mean, score.mean_interval))
         )
-        rows.append([Cell(label), Cell(middle, "best" if score.middle == best else ""), Cell(mean)])
+        rows.append([Cell(label), Cell(middle, "best" if score.middle == best and low < high else ""), Cell(mean)])
     notes = (
         "a run's score is its result, scaled within its setting from the worst run (0) to the best (1); they depend on "
         "which runs are reported",

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import fcntl
+import hashlib
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ import pytest
 from metarun.cli import main
 from metarun.evaluation.statistics import Mean
 from metarun.reports.comparison import Comparison, compare
+from metarun.reports.overview import overview
 from metarun.reports.page import markdown, sections
 from metarun.reports.runs import gather
 from metarun.reports.scores import aggregate
@@ -360,7 +366,15 @@ def test_a_page_of_a_multirun(sweep: Path, capsys: pytest.CaptureFixture[str]) -
 
     assert page.addresses
     assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
-    assert not page.tags & {"script", "link", "iframe", "object"}
+    assert not page.tags & {"link", "iframe", "object"}
+    (script,) = re.findall(r"<script>(.*)</script>", text, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert f"metarun report {sweep} out=page  (metarun {version('metarun')})" in text
+    heads = re.findall(r"<th[ >][^>]*>", text)
+    assert all(re.match(r'<th scope="(col|row)"', head) for head in heads)
+    assert sum('"row"' in head for head in heads) == text.count("<tr>") - text.count("<thead>")
     assert "@import" not in text
     assert "url(" not in text
     pictures = sorted(path.name for path in Path("page").glob("*.png"))
@@ -374,6 +388,52 @@ def test_a_page_of_a_multirun(sweep: Path, capsys: pytest.CaptureFixture[str]) -
     assert row["seeds"] == "0 2"
     assert float(row["mean"]) == pytest.approx(np.mean([float(v) for v in row["per_seed"].split()]))
     assert len(list(csv.DictReader(io.StringIO(Path("page/pairs.csv").read_text())))) == 6
+
+
+def test_the_overview_has_only_learners_that_meet_in_two_settings(tmp_path: Path) -> None:
+    there = {"regression/sinusoid": ("anil", "maml", "reptile"), "vision/glyphs": ("anil", "maml", "protonet")}
+    for task, algorithms in there.items():
+        for algorithm in algorithms:
+            made(tmp_path, curve(0.5), task=task, algorithm=algorithm)
+    made(tmp_path, curve(0.5), shot=10, algorithm="reptile")  # it meets nobody there
+    table = overview(of(tmp_path))
+    assert table is not None
+    assert [row[0].text for row in table.rows] == ["anil", "maml"]
+    assert {heading.split(":")[0] for heading in table.headings[1:]} == {"regression/sinusoid shot=5", "vision/glyphs"}
+    assert table.notes == ["2 more learners do not meet another in two settings"]
+    apart, _ = gather([str(tmp_path / "sinusoid-anil"), str(tmp_path / "glyphs-maml")])
+    assert overview(compare(apart, [])) is None
+
+
+def test_no_star_without_an_interval(tmp_path: Path) -> None:
+    """A single test task, and a single seed of each setting, leave the interval unknown."""
+    for task in ("regression/sinusoid", "vision/glyphs"):
+        for i, algorithm in enumerate(("anil", "maml")):
+            path = made(tmp_path, curve(1 + i), task=task, algorithm=algorithm)
+            metric = "mse" if task.startswith("regression") else "accuracy"
+            edited(path, test={metric: {"mean": 1.0 + i, "ci95": None, "n": 1}})
+    comparison = of(tmp_path)
+    assert "★" not in said(comparison)
+    bests = {setting.metric: setting.best(setting.metric) for setting in comparison.settings}
+    assert {metric: row.algorithm for metric, row in bests.items() if row} == {"mse": "anil", "accuracy": "maml"}
+
+
+def test_tables_for_a_paper(sweep: Path, tmp_path: Path) -> None:
+    made(tmp_path / "outputs", curve(0.2, n=200, steps=5), algorithm="a_b&c%", group=sweep.name)
+    assert main(["report", str(sweep), "out=page"]) == 0
+    text = Path("page/report.tex").read_text()
+    assert r"a\_b\&c\% & $1$ & {\boldmath\bfseries $0.200" in text
+    assert "★" not in text
+    for columns, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, re.S):
+        lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert len(lines) > 1
+        assert all(len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1 for line in lines)
+        assert [body.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+    if shutil.which("pdflatex"):
+        packages = r"\documentclass{article}\usepackage{booktabs,textcomp}"
+        Path("page/paper.tex").write_text(rf"{packages}\begin{{document}}\input{{report}}\end{{document}}")
+        done = subprocess.run(["pdflatex", "-halt-on-error", "paper"], cwd="page", capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_a_report_in_the_terminal_does_not_import_torch(sweep: Path) -> None:
