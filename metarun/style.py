@@ -48,6 +48,7 @@ def applied() -> Iterator[None]:
     """Draw and save figures in this style in the block, whatever matplotlib's settings are."""
     import matplotlib as mpl
     import matplotlib.style
+    from cycler import cycler
 
     with mpl.rc_context():
         matplotlib.style.use("default")
@@ -57,7 +58,7 @@ def applied() -> Iterator[None]:
                 "axes.formatter.useoffset": False,
                 "axes.grid": False,
                 "axes.labelsize": 9,
-                "axes.prop_cycle": mpl.cycler(color=PALETTE),
+                "axes.prop_cycle": cycler(color=PALETTE),
                 "axes.spines.right": False,
                 "axes.spines.top": False,
                 "axes.titlelocation": "left",

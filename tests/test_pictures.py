@@ -154,7 +154,7 @@ def test_a_query_stands_in_the_row_of_its_class_apart_from_the_support_set() -> 
         assert any(text.startswith("✓ a class") and text.endswith("… 90 %") for text in told)
         assert "✗ b" in told
         assert "b" in told
-        texts = text_sheet([Row("a", [LONG * 4], [Query(LONG * 4, LONG, False, 1.0)]), Row(LONG, [])], "predicted")
+        texts = text_sheet([Row("a", [LONG * 4], [Query(LONG * 4, LONG, False, 1.0)]), Row(LONG, [])])
         assert overlaps(texts) == []
 
 

@@ -28,9 +28,8 @@ def sheet(
     if spec.kind == "regression":
         return _numbers(spec, given, asked, learner, predictions)
     rows, remark = _rows(spec, given, asked, learner, predictions)
-    known = "true" if asked and asked.targets else "predicted"
-    draw = image_sheet if spec.modality == "image" else text_sheet
-    figure = draw(rows, f"queries, predicted (in the row of their {known} class)")
+    images = spec.modality == "image"
+    figure = image_sheet(rows, "queries, with the predicted class", cell=1.1) if images else text_sheet(rows)
     figure.suptitle(remark)
     return figure
 
@@ -80,7 +79,9 @@ def _rows(
     parts = [f"{len(classes)} of {len(learner.classes)} classes"] if len(classes) < len(learner.classes) else []
     parts.append(f"{sum(len(row.support) for row in rows)} of {len(given.items)} support examples")
     if asked:
-        parts.append(f"{sum(len(row.queries) for row in rows)} of {len(asked.items)} queries")
+        home = "true" if asked.targets else "predicted"
+        count = f"{sum(len(row.queries) for row in rows)} of {len(asked.items)} queries"
+        parts.append(f"{count}, each in the row of its {home} class")
     signs = "; ✓ right, ✗ wrong" if asked and asked.targets else ""
     return rows, f"{', '.join(parts)}{signs}"
 

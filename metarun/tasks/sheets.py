@@ -88,36 +88,29 @@ def image_sheet(rows: Sequence[Row], queries_are: str, cell: float = 0.95) -> Fi
     return figure
 
 
-def text_sheet(rows: Sequence[Row], queries_are: str) -> Figure:
-    """Draw texts, a line each: first the support set of a class on a grey background, then its queries.
-
-    Args:
-        rows: The classes.
-        queries_are: Head of the predictions.
-    """
-    width = NAME + TEXT + PREDICTED
-    height = HEAD + sum(LINE * (max(1, len(row.support) + len(row.queries))) + 0.06 for row in rows)
+def text_sheet(rows: Sequence[Row]) -> Figure:
+    """Draw texts, a line each: first the support set of a class on a grey background, then its queries."""
+    name = 0.15 + min(1.5 * NAME, max(style.inches_of(row.name, style.SMALL) for row in rows))
+    width, predicted = name + TEXT + PREDICTED, name + TEXT
+    height = HEAD + sum(LINE * max(1, len(row.support) + len(row.queries)) + 0.06 for row in rows)
     figure, ax = _page(width, height)
-    for x, head, room in ((0, "class", NAME), (NAME, "text", TEXT), (NAME + TEXT, queries_are, PREDICTED)):
-        _head(ax, x, head, room)
+    for x, head in ((0, "class"), (name, "text"), (predicted, "predicted class")):
+        _head(ax, x, head, PREDICTED)
     y = HEAD
     for row in rows:
         ax.plot((0, width), (y, y), color="0.75", lw=0.8)
         y += 0.03
-        _text(ax, 0, y + LINE / 2, style.fitted(row.name, NAME - 0.15, style.SMALL), size=style.SMALL)
-        if row.remark:
+        _text(ax, 0, y + LINE / 2, style.fitted(row.name, name - 0.1, style.SMALL), size=style.SMALL)
+        if row.remark and len(row.support) + len(row.queries) > 1:
             _text(ax, 0, y + 1.5 * LINE, row.remark, size=style.TINY, color=style.QUIET)
-        _shade(ax, NAME - 0.05, y, width - NAME + 0.05, LINE * len(row.support))
-        for text in row.support:
-            _text(ax, NAME, y + LINE / 2, style.fitted(text, TEXT - 0.15, style.SMALL), size=style.SMALL)
-            _text(ax, NAME + TEXT, y + LINE / 2, "support set", size=style.SMALL, color=style.QUIET)
-            y += LINE
-        for query in row.queries:
-            caption, colour = query.caption(PREDICTED - 0.1, style.SMALL)
-            _text(ax, NAME, y + LINE / 2, style.fitted(query.item, TEXT - 0.15, style.SMALL), size=style.SMALL)
-            _text(ax, NAME + TEXT, y + LINE / 2, caption, size=style.SMALL, color=colour)
-            y += LINE
-        y += 0.03 + LINE * (not row.support and not row.queries)
+        _shade(ax, name - 0.05, y, width - name + 0.05, LINE * len(row.support))
+        lines = [(text, "support set", style.QUIET) for text in row.support]
+        lines += [(query.item, *query.caption(PREDICTED - 0.1, style.SMALL)) for query in row.queries]
+        for number, (text, told, colour) in enumerate(lines):
+            middle = y + (number + 0.5) * LINE
+            _text(ax, name, middle, style.fitted(text, TEXT - 0.15, style.SMALL), size=style.SMALL)
+            _text(ax, predicted, middle, told, size=style.SMALL, color=colour)
+        y += 0.03 + LINE * max(1, len(lines))
     return figure
 
 

@@ -102,13 +102,13 @@ def learning_curve(
         x, y = [row["iteration"] for row in validated], [row[val_name] for row in validated]
         half = [row[f"{val_name}_ci95"] for row in validated]
         ax.plot(x, y, "o-", color=style.EARLY, label=f"meta-validation{others}, 95 % interval")
-        bounds = ([m + sign * h for m, h in zip(y, half, strict=True)] for sign in (-1, 1))
-        ax.fill_between(x, *bounds, color=style.EARLY, alpha=0.2, lw=0)
+        low, high = ([m + sign * h for m, h in zip(y, half, strict=True)] for sign in (-1, 1))
+        ax.fill_between(x, low, high, color=style.EARLY, alpha=0.2, lw=0)
     if tested:
         at = summary.get("best_iteration") or tested[-1]["iteration"]
         value, reach = tested[-1][test_name], tested[-1][f"{test_name}_ci95"]
-        look = {"color": style.LATE, "ms": 6, "capsize": 3}
-        ax.errorbar(at, value, yerr=reach, fmt="D", label=f"meta-test{others}, 95 % interval", **look)
+        name = f"meta-test{others}, 95 % interval"
+        ax.errorbar(at, value, yerr=reach, fmt="D", color=style.LATE, ms=6, capsize=3, label=name)
     ax.set(xlabel="outer-loop iteration", ylabel=style.metric_name(metric))
     style.counted(ax.xaxis)
     ax.grid(visible=True)
@@ -131,12 +131,12 @@ def adaptation_curve(summary: dict[str, Any], metric: str) -> Figure | None:
     steps, means = [p["episode" if trial else "step"] for p in points], [p["mean"] for p in points]
     half = [p["ci95"] for p in points]
     ax.plot(steps, means, "o-", color=style.EARLY, label="meta-test, 95 % interval")
-    bounds = ([m + sign * h for m, h in zip(means, half, strict=True)] for sign in (-1, 1))
-    ax.fill_between(steps, *bounds, color=style.EARLY, alpha=0.2, lw=0)
+    low, high = ([m + sign * h for m, h in zip(means, half, strict=True)] for sign in (-1, 1))
+    ax.fill_between(steps, low, high, color=style.EARLY, alpha=0.2, lw=0)
     references = {} if trial else summary.get("references", {})  # references hold for whole trials
     for number, (name, value) in enumerate(references.items(), 1):
-        look = {"ls": style.LINES[number % len(style.LINES)], "color": style.TRUTH, "lw": 1.2}
-        ax.axhline(value, label=f"{name}: {value:.4g}", **look)
+        line = style.LINES[number % len(style.LINES)]
+        ax.axhline(value, ls=line, color=style.TRUTH, lw=1.2, label=f"{name}: {value:.4g}")
     ax.set(xlabel="episode of the trial" if trial else "adaptation steps", ylabel=style.metric_name(metric))
     style.counted(ax.xaxis)
     ax.grid(visible=True)

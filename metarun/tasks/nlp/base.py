@@ -107,7 +107,7 @@ class TextFewShot(FewShot):
             queries = [Query(text, names[guess], guess == label) for text, guess in pairs]
             wrong_first = sorted(queries, key=lambda query: bool(query.right))[:3]
             shown.append(Row(names[label], texts[: min(shape.shot, 2)], wrong_first))
-        figure = text_sheet(shown, "predicted class")
+        figure = text_sheet(shown)
         figure.suptitle(f"One episode of unseen classes: {100 * right:.0f} % of its queries right; ✓ right, ✗ wrong")
         return figure
 

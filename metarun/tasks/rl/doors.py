@@ -99,13 +99,13 @@ class Doors(Task):
         figure = Figure(figsize=(6, 3.6), layout="constrained")
         ax = figure.subplots()
         bottom = torch.zeros(paid.shape[1])
-        for name, chosen, look in (
-            ("the right door", paid > 0, {"color": style.RIGHT}),
-            ("none", paid == 0, {"color": "0.85"}),
-            ("a wrong door", paid < 0, {"color": style.WRONG, "hatch": "//", "edgecolor": "white"}),
+        for name, chosen, colour, hatch in (
+            ("the right door", paid > 0, style.RIGHT, None),
+            ("none", paid == 0, "0.85", None),
+            ("a wrong door", paid < 0, style.WRONG, "//"),
         ):
             share = chosen.float().mean(0)
-            ax.bar(number, share, bottom=bottom, label=name, **look)
+            ax.bar(number, share, bottom=bottom, label=name, color=colour, hatch=hatch, edgecolor="white")
             bottom = bottom + share
         ax.set(xlabel="episode", ylabel="share of trials", ylim=(0, 1))
         style.counted(ax.xaxis)

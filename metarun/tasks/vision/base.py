@@ -123,7 +123,7 @@ class ImageFewShot(FewShot):
         query = _displayed(batch.query.x[0]).reshape(shape.way, each, *self._pixels())
         guesses, names = predicted.view(shape.way, each).tolist(), [self.data.names[c] for c in drawn[0]]
         rows = [
-            Row(names[label], support[label, :5],
+            Row(names[label], list(support[label, :5]),
                 [Query(image, names[guess], guess == label)
                  for image, guess in zip(query[label, :10], guesses[label], strict=False)])
             for label in range(min(shape.way, 10))
