@@ -61,6 +61,10 @@ def test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["query"]["accuracy"] == sum(r["known"] == r["predicted"] for r in table) / 6
     assert (tmp_path / "out" / "sheet.png").stat().st_size > 1000
+    low, high = result["query"]["ci95"]
+    assert 0 <= low <= result["query"]["accuracy"] <= high <= 1
+    assert result["query"]["baselines"]["chance"] == pytest.approx(1 / 3)
+    assert result["query"]["baselines"]["nearest mean of raw features"] == 1  # the blobs differ in their height
 
     learner = load("out")
     net = learner.algorithm.model

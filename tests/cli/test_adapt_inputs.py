@@ -15,6 +15,7 @@ from PIL import Image
 
 from metarun.adapted import load
 from metarun.adapted.picture import queries_by_class, spread
+from metarun.adapted.scores import nearest_mean, word_frequencies
 from metarun.cli import main
 
 QUICK = ["runner.iterations=0", "runner.validate_every=0", "runner.test_episodes=0", "runner.plots=false",
@@ -259,6 +260,16 @@ def test_the_sheet_shows_queries_with_their_class_evenly() -> None:
     assert {len(each) for each in shown.values()} == {8}
     asked.targets = []
     assert [len(each) for each in queries_by_class(["a", "b"], asked, guessed, 8).values()] == [8, 0]
+
+
+def test_the_nearest_mean_of_raw_features() -> None:
+    support, labels = np.array([[0, 0], [2, 0], [250, 9]], dtype=np.uint8), np.array([0, 0, 1])
+    queries = np.array([[120, 0], [130, 0]] * 300, dtype=np.uint8)  # the middle lies at 125.5
+    assert nearest_mean(support, labels, queries).tolist() == [0, 1] * 300
+    known, asked = word_frequencies(["A cat, a dog", "the bird"], ["cat CAT unheard", "unheard"])
+    assert known.shape == (2, 5)  # a, bird, cat, dog, the
+    assert np.allclose(known[0] * 6**0.5, [2, 0, 1, 1, 0])
+    assert np.allclose(asked, [[0, 0, 1, 0, 0], [0, 0, 0, 0, 0]])
 
 
 def test_classes_of_meta_training_are_told(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

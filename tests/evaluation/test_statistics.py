@@ -18,6 +18,7 @@ from metarun.evaluation.statistics import (
     paired,
     percentiles,
     performance_profile,
+    proportion_interval,
     stratified_bootstrap,
     t_quantile,
 )
@@ -91,3 +92,11 @@ def test_an_interval_between_percentiles_holds_95_percent() -> None:
     low, high = percentiles(np.stack([np.arange(1001.0), -np.arange(1001.0)], 1))
     assert low.tolist() == pytest.approx([25, -975])
     assert high.tolist() == pytest.approx([975, -25])
+
+
+def test_an_interval_of_a_proportion_holds_the_shares_that_a_score_test_does_not_reject() -> None:
+    for hits, n in ((0, 7), (8, 10), (70, 70), (1, 3)):
+        low, high = proportion_interval(hits, n)
+        shares = np.linspace(0, 1, 100001)[1:-1]
+        kept = shares[np.abs(hits / n - shares) <= 1.96 * np.sqrt(shares * (1 - shares) / n)]
+        assert (low, high) == (pytest.approx(kept.min(), abs=2e-5), pytest.approx(kept.max(), abs=2e-5))
