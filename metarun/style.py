@@ -135,6 +135,17 @@ def later(count: int) -> list[tuple[float, ...]]:
     return [colormaps["Blues"](0.4 + 0.6 * i / max(1, count - 1)) for i in range(count)]
 
 
+def logarithmic(ax: Axes) -> None:
+    """Scale the x-axis of panels logarithmically, with few enough labels for a narrow one."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 50 * low else (1.0, 3.0), numticks=6))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+
+
 def entitle(figure: Figure, *lines: str) -> None:
     """Put lines of text above a figure, at its left edge and under its own title, wrapped to its width.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import combinations
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from metarun import style
 from metarun.config.build import build
+from metarun.reports import search
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rl.maze import distances
 from metarun.tasks.rl.rollout import Rollout
@@ -156,6 +158,38 @@ def test_a_query_stands_in_the_row_of_its_class_apart_from_the_support_set() -> 
         assert "b" in told
         texts = text_sheet([Row("a", [LONG * 4], [Query(LONG * 4, LONG, False, 1.0)]), Row(LONG, [])])
         assert overlaps(texts) == []
+
+
+@pytest.mark.parametrize("objectives", [("mse",), ("accuracy", "seconds")])
+def test_no_texts_of_a_search_overlap(objectives: tuple[str, ...]) -> None:
+    import optuna
+
+    space = {"algorithm.outer_lr": {"low": 1e-4, "high": 1e-2, "log": True}, "algorithm.inner_lr": {"low": 1e-5,
+             "high": 1.0, "log": True}, "algorithm.inner_steps": {"low": 1, "high": 5},
+             "algorithm.norm": ["support", "transductive", "running"]}  # fmt: skip
+    of = optuna.distributions
+    kinds = {
+        "algorithm.outer_lr": of.FloatDistribution(1e-4, 1e-2, log=True),
+        "algorithm.inner_lr": of.FloatDistribution(1e-5, 1.0, log=True),
+        "algorithm.inner_steps": of.IntDistribution(1, 5),
+        "algorithm.norm": of.IntDistribution(0, 2),
+    }
+    made = optuna.create_study(directions=["minimize"] * len(objectives))
+    for i in range(9):
+        chosen = zip(kinds, (1e-4 * 1.6**i, 1e-5 * 3**i, 1 + i % 5, i % 3), strict=True)
+        values = [float((3 * i) % 7), float(i)][: len(objectives)]
+        made.add_trial(optuna.trial.create_trial(params=dict(chosen), distributions=kinds, values=values))
+    study: Any = SimpleNamespace(
+        optuna=made, objectives=dict.fromkeys(objectives, "minimize"), search=SimpleNamespace(space=space),
+        best=lambda: made.best_trials,
+    )  # fmt: skip
+    for first in (["algorithm.outer_lr", "algorithm.inner_steps"], ["algorithm.inner_lr", "algorithm.norm"]):
+        importance = dict.fromkeys([*first, *space], 0.25) if len(objectives) == 1 else {}
+        with style.applied():
+            figure = search.figure(study, importance)
+            style.entitle(figure, "search/of_a_name", "9 complete, 3 pruned trials")
+            assert overlaps(figure) == []
+            assert len(figure.axes) == (5 if importance else 1)
 
 
 def test_every_pair_of_colours_can_be_told_apart() -> None:

@@ -35,15 +35,15 @@ def draw(study: Study, importance: Mapping[str, float], path: Path) -> None:
     """Draw a search and write it to ``path``. Two objectives are plotted against each other."""
     counts = ", ".join(f"{count} {state}" for state, count in study.counts().items())
     with style.applied():
-        figure = _figure(study, importance)
+        drawn = figure(study, importance)
         goals = ", ".join(f"{goal} validation {name}" for name, goal in study.objectives.items())
         spent = f"{counts} trials of {study.iterations} iterations"
-        style.entitle(figure, f"search/{study.folder.path.name}: {goals}", spent)
-        figure.savefig(path)
+        style.entitle(drawn, f"search/{study.folder.path.name}: {goals}", spent)
+        drawn.savefig(path)
 
 
-def _figure(study: Study, importance: Mapping[str, float]) -> Figure:
-    """Return panels of the objective by trial, the importances, and the objective by each of the three main keys."""
+def figure(study: Study, importance: Mapping[str, float]) -> Figure:
+    """Draw panels of the objective by trial, the importances, and the objective by each of the three main keys."""
     import optuna
     from matplotlib.figure import Figure
 
@@ -52,8 +52,12 @@ def _figure(study: Study, importance: Mapping[str, float]) -> Figure:
     names = list(study.objectives)
     shown = list(importance)[:3] if len(names) == 1 else []
     count = 1 + bool(importance) + len(shown)
-    figure = Figure(figsize=(4.2 * count if count > 1 else 6, 4.2), layout="constrained")
-    first, *others = figure.subplots(1, count, squeeze=False)[0]
+    columns = min(3, count)
+    rows = -(-count // columns)
+    made = Figure(figsize=(4.2 * columns if count > 1 else 6, 3.6 * rows + 0.4), layout="constrained")
+    first, *others = made.subplots(rows, columns, squeeze=False).flat
+    for unused in others[count - 1 :]:
+        unused.remove()
     first.grid(visible=True)
     if len(names) > 1:
         best = {t.number for t in study.best()}
@@ -67,7 +71,8 @@ def _figure(study: Study, importance: Mapping[str, float]) -> Figure:
         first.plot([t.number for t in done], [t.value for t in done], "o", color=style.EARLY, label="finished trial")
         pruned = [t for t in trials if t.state == optuna.trial.TrialState.PRUNED and t.intermediate_values]
         last = [t.intermediate_values[max(t.intermediate_values)] for t in pruned]
-        first.plot([t.number for t in pruned], last, "x", color=style.TRUTH, label="pruned trial, its last value")
+        if pruned:
+            first.plot([t.number for t in pruned], last, "x", color=style.TRUTH, label="pruned trial, its last value")
         better = max if study.objectives[names[0]] == "maximize" else min
         best_yet = [better(float(t.value) for t in done[: i + 1]) for i in range(len(done))]  # type: ignore[arg-type]
         first.step([t.number for t in done], best_yet, where="post", color=style.LATE, label="best so far")
@@ -86,9 +91,11 @@ def _figure(study: Study, importance: Mapping[str, float]) -> Figure:
         if isinstance(values, list):
             ax.set_xticks(range(len(values)), [style.label(value, 1.0) for value in values])
         elif values.get("log"):
-            ax.set_xscale("log")
-    style.legend(figure, first)
-    return figure
+            style.logarithmic(ax)
+        elif all(isinstance(t.params[key], int) for t in with_key):
+            style.counted(ax.xaxis)
+    style.legend(made, first)
+    return made
 
 
 def _short(key: str) -> str:
