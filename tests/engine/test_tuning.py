@@ -71,14 +71,13 @@ def test_the_choice_is_exact_and_captured() -> None:
 @pytest.mark.usefixtures("_batching_pays")
 def test_a_wrong_gradient_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     learner, batch = problem()
-    right = GradientLearner.over_tasks
+    right = GradientLearner.map_tasks
 
-    def wrong(self: GradientLearner, f: Any, dims: Any) -> Any:
-        if not (self.batchable and self.batch_tasks):
-            return right(self, f, dims)
-        return lambda *arguments: _scaled(right(self, f, dims)(*arguments))
+    def wrong(self: GradientLearner, f: Any, dims: Any, *arguments: Any) -> Any:
+        result = right(self, f, dims, *arguments)
+        return _scaled(result) if self.batchable and self.batch_tasks else result
 
-    monkeypatch.setattr(GradientLearner, "over_tasks", wrong)
+    monkeypatch.setattr(GradientLearner, "map_tasks", wrong)
     found = choose(learner, batch, 1000, None, 0.0)
     assert not found.plan.batched
     assert "not used, as its gradient is off" in caplog.text

@@ -1,4 +1,4 @@
-"""Choices of what adapts: a part of the network, an added context, or a head made from prototypes."""
+"""Choices of the parameters that adapt: a subset of the network, an added context, or a head from prototypes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ NORMS = (BatchNorm, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 class ParameterSubset(AdaptedParameters):
-    """A part of the network, from its meta-learned values; the rest stays as meta-learned.
+    """A subset of the network's parameters adapts from meta-learned values. The others keep theirs.
 
-    ``all``; only the ``head`` (ANIL: Raghu et al. 2020, arXiv:1909.09157); only the ``body`` (BOIL: Oh et al.
-    2021, arXiv:2008.08882); or only normalisation's factors and offsets (``norm``). These are otherwise left
-    out unless ``norm``: in MAML's own code they do not adapt.
+    ``part`` is ``all``, the ``head`` (ANIL: Raghu et al. 2020, arXiv:1909.09157), the ``body`` (BOIL: Oh et al. 2021,
+    arXiv:2008.08882), or ``norm``, the scales and offsets of normalisation layers. In the other subsets these adapt
+    only if the argument ``norm`` is true; in MAML's own code they do not.
     """
 
     def __init__(self, *, part: Literal["all", "head", "body", "norm"], norm: bool) -> None:
@@ -48,7 +48,7 @@ class ParameterSubset(AdaptedParameters):
 
 
 def affine(net: nn.Module) -> set[str]:
-    """Names of the factors and offsets of normalisation layers."""
+    """Return the names of the scales and offsets of normalisation layers."""
     return {
         f"{module}.{name}"
         for module, layer in net.named_modules()
@@ -58,12 +58,12 @@ def affine(net: nn.Module) -> set[str]:
 
 
 class Context(AdaptedParameters):
-    """``size`` numbers c of added context adapt, from 0; the network and how it reads them are meta-learned.
+    """A context c of ``size`` parameters adapts from 0. The network and its use of the context are meta-learned.
 
-    CAVIA (Zintgraf et al. 2019, arXiv:1810.03642, equations 2-4). They modulate the output y of the model's
-    ``layer`` (a dotted name; null: the features that the head reads), channel by channel: y + B c, which at a
-    network's first linear layer is the same as c beside its input; with ``scale``, y (1 + A c) + B c (FiLM, the
-    paper's for images). A shift before batch normalisation would be cancelled: name the normalisation itself.
+    CAVIA (Zintgraf et al. 2019, arXiv:1810.03642, equations 2-4). The context modulates the output y of the model's
+    ``layer`` (a dotted name; null: the features before the head) channel by channel. It is y + B c, which at the first
+    linear layer equals concatenating c to the input, or with ``scale`` y (1 + A c) + B c (FiLM, the paper's choice for
+    images). A shift before batch normalisation has no effect: name the normalisation layer itself.
     """
 
     def __init__(self, *, size: Positive, layer: str | None, scale: bool) -> None:
@@ -85,7 +85,7 @@ class Context(AdaptedParameters):
 
 
 def layer_named(name: str, model: nn.Module, key: str) -> nn.Module:
-    """The layer of the dotted ``name``; UserError that names the configuration's ``key`` where there is none."""
+    """Return the layer of a dotted name; raises :class:`UserError`, which names the configuration's ``key``."""
     layers = dict(model.named_modules())
     require(
         name in layers,
@@ -96,7 +96,7 @@ def layer_named(name: str, model: nn.Module, key: str) -> nn.Module:
 
 
 def output_shape(layer: nn.Module, model: nn.Module, spec: Spec) -> torch.Size:
-    """Shape of the output of ``layer`` when ``model`` is run on two examples."""
+    """Return the shape of the output of ``layer`` when ``model`` is run on two examples."""
     shapes: list[torch.Size] = []
     with layer.register_forward_hook(lambda module, inputs, y: shapes.append(y.shape)):
         dry_run(model, spec)
@@ -104,7 +104,7 @@ def output_shape(layer: nn.Module, model: nn.Module, spec: Spec) -> torch.Size:
 
 
 class FiLM(nn.Module):
-    """y [N, channels, ...] -> y + B c, or y (1 + A c) + B c, with the ``context`` c [size]."""
+    """Map y [N, channels, ...] to y + B c, or to y (1 + A c) + B c, with the ``context`` c [size]."""
 
     context: Tensor
 
@@ -122,10 +122,10 @@ class FiLM(nn.Module):
 
 
 class Prototypes(ParameterSubset):
-    """All parameters, the head from the support set: weights 2 c_k and biases -|c_k|^2 of the class means c_k.
+    """All parameters adapt, with a head made from class means c_k of the support set: weights 2 c_k, biases -|c_k|^2.
 
-    Proto-MAML (Triantafillou et al. 2020, arXiv:1903.03096, section 3.1): before the first step the learner is a
-    prototypical network. The outer gradient also passes through the c_k; the head itself has nothing to learn.
+    Proto-MAML (Triantafillou et al. 2020, arXiv:1903.03096, section 3.1). Before the first step the learner is a
+    prototypical network. The outer gradient also flows through the c_k. The head has no meta-parameters.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("classification",)
@@ -142,7 +142,7 @@ class Prototypes(ParameterSubset):
     def initial(self, learner: InnerLoopLearner, support: Labelled) -> tuple[Parameters, Any]:
         shared = learner.meta_learned()
         embed = partial(call_with, learner.adapts.overrides_at(0), learner.net[:-1])
-        features = learner.over_tasks(embed, (0,))(support.x)
+        features = learner.map_tasks(embed, (0,), support.x)
         centres = prototypes(features, support.y, support.way)
         head = {"1.weight": 2 * centres, "1.bias": -centres.square().sum(-1)}
         return shared | head, {name: 0 if name in head else None for name in shared}

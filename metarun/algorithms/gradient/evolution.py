@@ -1,4 +1,4 @@
-"""The outer gradient by evolution strategies: from the losses of perturbed meta-parameters, without a derivative."""
+"""Evolution strategies: an estimate of the outer gradient from the losses of perturbed meta-parameters."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from metarun.types import Positive, Rate
 
 
 class Evolution(TruncatedUnroll):
-    """Antithetic evolution strategies: every task of the meta-batch is met by a pair of particles, theta +- e.
+    """Antithetic evolution strategies with a pair of particles theta +- e for each task.
 
-    For e ~ N(0, ``sigma``^2 I) drawn for each task and L+, L- the losses of its pair,
+    With e ~ N(0, ``sigma``^2 I) drawn for each task and the losses L+ and L- of its pair,
 
         d = mean over tasks of e (L+ - L-) / (2 sigma^2)
 
-    is without bias the gradient of L smoothed by N(0, sigma^2 I) (Salimans et al. 2017, arXiv:1703.03864). Both of
-    a pair see the same random numbers. Where the inner loop is cut into windows of ``unroll`` steps, the particles
-    go on from where they are, each pair with a new e, and the sum of all its e so far stands in e's place before the
-    losses of the window: persistent evolution strategies, which for windows of any length are without the bias of
-    truncation (Vicol, Metz & Sohl-Dickstein 2021, arXiv:2112.13835, Algorithm 2). L is the query loss after the last
-    step of the inner loop or, with ``along``, the sum of those after every step. A pair of which one diverged, to
-    infinity or NaN, counts as one without difference, and stays so until its inner loop ends.
+    is an unbiased estimate of the gradient of L smoothed by N(0, sigma^2 I) (Salimans et al. 2017, arXiv:1703.03864).
+    Both particles of a pair get the same random numbers. If the inner loop is split into windows of ``unroll`` steps,
+    particles continue from one window to the next with a new e each, and the sum of a pair's e so far replaces e in the
+    estimate. These are persistent evolution strategies, which have no truncation bias (Vicol, Metz & Sohl-Dickstein
+    2021, arXiv:2112.13835, Algorithm 2). L is the query loss after the last step or, with ``along``, the sum of the
+    losses after every step. A pair with a particle whose loss is infinite or NaN contributes 0 until its inner loop
+    ends.
     """
 
     is_capturable = False
@@ -68,24 +68,24 @@ class Evolution(TruncatedUnroll):
                 drift = {n: e + self.kept["drift"][n] for n, e in noise.items()}
             inner, losses, metrics = self.run(learner, particles, inner, batch)
             self.keep(learner, batch, inner, drift=drift)
-            slope = finite(losses[:tasks] - losses[tasks:]) / (2 * self.sigma**2 * tasks)
-            gradient = {n: torch.tensordot(slope, e, 1) for n, e in drift.items()}
+            differences = finite(losses[:tasks] - losses[tasks:]) / (2 * self.sigma**2 * tasks)
+            gradient = {n: torch.tensordot(differences, e, 1) for n, e in drift.items()}
         return torch.stack([(gradient[n] * p).sum() for n, p in theta.items()]).sum(), metrics
 
     def begin(self, learner: InnerLoopLearner, meta: Parameters, support: Labelled) -> Parameters:
-        """Where each task's particle starts."""
+        """Return the initial parameters of each task's particle."""
 
         def one(x: Tensor, y: Tensor) -> Parameters:
             return one_of(*learner.adapts.initial(learner, Labelled(x[None], y[None], support.way)), 0)
 
-        return learner.over_tasks(with_meta(learner, one), (0, 0, 0))(meta, support.x, support.y)
+        return learner.map_tasks(with_meta(learner, one), (0, 0, 0), meta, support.x, support.y)
 
     def run(
         self, learner: InnerLoopLearner, meta: Parameters, inner: InnerLoopState, batch: TaskBatch
     ) -> tuple[InnerLoopState, Tensor, Metrics]:
-        """A window of all particles: where they then stand, their losses [2T], and what they are judged by at its end.
+        """Run all particles through a window; return their state, their losses [2T], and the metrics at its end.
 
-        The first T are the tasks' theta + e, the others theta - e.
+        The first T particles have theta + e, the others theta - e.
         """
         initial, _, parameters, _, state, first = inner
         last = first + self.window(learner, first)
@@ -94,11 +94,11 @@ class Evolution(TruncatedUnroll):
         for step, (x, y) in enumerate(minibatches(batch.support, last - first, learner.inner_batch), first):
             move = with_meta(learner, partial(learner.inner_step, step, False))
             dims = (0, 0, None if state is None else 0, 0, 0, 0)
-            parameters, state = learner.over_tasks(move, dims)(meta, parameters, state, initial, twice(x), twice(y))
+            parameters, state = learner.map_tasks(move, dims, meta, parameters, state, initial, twice(x), twice(y))
             if self.along or step + 1 == last:
-                predict = partial(learner.predict_query, step=step)
-                answer = learner.over_tasks(with_meta(learner, predict), (0, 0, 0, 0))
-                metrics = prediction_metrics(learner.spec, answer(meta, parameters, support.x, query.x), query.y)
+                predict = with_meta(learner, partial(learner.predict_query, step=step))
+                predictions = learner.map_tasks(predict, (0, 0, 0, 0), meta, parameters, support.x, query.x)
+                metrics = prediction_metrics(learner.spec, predictions, query.y)
             if self.along or step + 1 == learner.inner_steps:
                 losses = losses + self.task_objectives(metrics)
         there = losses.isfinite() & torch.stack(list(metrics.values())).isfinite().all(0)

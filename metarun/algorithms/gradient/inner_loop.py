@@ -1,4 +1,4 @@
-"""The inner loop, top to bottom: adaptation to many tasks by gradient steps, and the loss on their query sets."""
+"""The inner loop: adaptation to T tasks by gradient steps, and the loss on their query sets."""
 
 from __future__ import annotations
 
@@ -26,25 +26,31 @@ from metarun.tasks.episode import Labelled, TaskBatch
 
 
 class InnerLoopState(NamedTuple):
-    """The inner loops of many tasks after ``step`` steps."""
+    """The state of the inner loops of T tasks.
+
+    Attributes:
+        initial: Initial values of the parameters that adapt.
+        initial_dims: Dimension of tasks of ``initial``.
+        parameters: Current values of the parameters that adapt.
+        dims: Dimension of tasks of ``parameters``.
+        state: State of the rule; ``None`` before the first step.
+        step: Number of steps taken.
+    """
 
     initial: Parameters
     initial_dims: Dims
-    """The dimension of tasks of ``initial``."""
     parameters: Parameters
     dims: Dims
-    """The dimension of tasks of ``parameters``."""
     state: State
-    """The rule's; ``None`` before the first step."""
     step: int
 
 
 class InnerLoopLearner(SupervisedAlgorithm):
-    """A learner that adapts by gradient steps. Subclassed by :class:`GradientLearner`, which puts the pieces together.
+    """The base class of learners that adapt by gradient steps. :class:`GradientLearner` assembles one from its pieces.
 
-    In the order in which MAML's outer loss calls them: :meth:`outer_loss` -> the outer gradient's ``forward`` ->
-    :meth:`adapted` -> :meth:`trajectory` -> :meth:`inner_step` -> :meth:`inner_gradient` -> :meth:`predict`, then
-    :meth:`query_loss` on the result.
+    MAML's outer loss calls the methods in this order: :meth:`outer_loss`, ``forward`` of the outer gradient,
+    :meth:`adapted`, :meth:`trajectory`, :meth:`inner_step`, :meth:`inner_gradient`, :meth:`predict`, and then
+    :meth:`query_loss` with the adapted parameters.
     """
 
     net: nn.Sequential
@@ -54,14 +60,14 @@ class InnerLoopLearner(SupervisedAlgorithm):
     loss: InnerLoss
     outer: OuterGradient
     adapted_names: list[str]
-    """Names in :attr:`net` of what adapts."""
+    """Names in :attr:`net` of the parameters that adapt."""
     norm: str
     inner_steps: int
     inner_batch: int | None
     test_steps: int
     test_batch: int | None
     batchable: bool
-    """True if all layers of the network are exact when many tasks are evaluated at once."""
+    """True if all layers of the network are exact when T tasks are evaluated at once."""
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         return self.outer(self, batch)
@@ -78,7 +84,7 @@ class InnerLoopLearner(SupervisedAlgorithm):
 
         Args:
             support: Support sets of T tasks.
-            first_order: Inner gradients are constants to the outer gradient.
+            first_order: If true, inner gradients are constants in the outer gradient.
 
         Returns:
             The adapted parameters, and their dimension of tasks.
@@ -100,37 +106,36 @@ class InnerLoopLearner(SupervisedAlgorithm):
 
         Args:
             support: Support sets of T tasks.
-            steps: The number of steps.
-            size: Examples a step; ``None``: the whole support set.
-            first_order: Inner gradients are constants to the outer gradient.
-            start: Where the inner loops stand; ``None``: at their beginning.
+            steps: Number of steps.
+            size: Examples per step; ``None``: the whole support set.
+            first_order: If true, inner gradients are constants in the outer gradient.
+            start: State to continue from; ``None``: the beginning.
 
         Yields:
-            After 0, ..., ``steps`` steps: the parameters, their dimension of tasks, and the rule's state.
+            The parameters, their dimension of tasks, and the state of the rule, after 0, ..., ``steps`` steps.
         """
         initial, initial_dims, parameters, dims, state, done = start or self.begin(support)
         yield parameters, dims, state
         for step, (x, y) in enumerate(minibatches(support, steps, size), done):
-            advance = self.over_tasks(
-                partial(self.inner_step, step, first_order), (dims, None if state is None else 0, initial_dims, 0, 0)
-            )
-            parameters, state = advance(parameters, state, initial, x, y)
+            inner_step = partial(self.inner_step, step, first_order)
+            argument_dims = (dims, None if state is None else 0, initial_dims, 0, 0)
+            parameters, state = self.map_tasks(inner_step, argument_dims, parameters, state, initial, x, y)
             dims = 0
             yield parameters, dims, state
 
     def begin(self, support: Labelled) -> InnerLoopState:
-        """The inner loops before their first step."""
+        """Return the state of the inner loops before the first step on the support sets of T tasks."""
         initial, dims = self.adapts.initial(self, support)
         return InnerLoopState(initial, dims, initial, dims, None, 0)
 
     def meta_learned(self) -> Parameters:
-        """The parameters that adapt, as the network holds them."""
+        """Return the values of the adapting parameters that the network holds, by name."""
         found = {}
         for name in self.adapted_names:
             found[name] = attrgetter(name)(self.net)
         return found
 
-    # One task. ``step`` is the one whose gradient is taken, or that came before the queries; ``None``: the last one.
+    # Functions of one task. ``step`` is the current inner step; for queries, the last one taken (``None``: the final).
 
     def inner_step(
         self,
@@ -142,11 +147,11 @@ class InnerLoopLearner(SupervisedAlgorithm):
         x: Tensor,
         y: Tensor,
     ) -> tuple[Parameters, State]:
-        """One step on one task: phi + u(gradient). ``state`` is the rule's, ``None`` before the first step."""
+        """Take one step on one task; return the new parameters phi + u(gradient) and the new state of the rule."""
         gradients = self.inner_gradient(parameters, initial, x, y, step)
         if first_order:
             gradients = {name: g.detach() for name, g in gradients.items()}
-        with bfloat16_disabled() if self.precision == "bfloat16" else nullcontext():  # the rule's own layers
+        with bfloat16_disabled() if self.precision == "bfloat16" else nullcontext():  # layers of the rule
             changes, state = self.rule.update(gradients, self.rule.init(parameters) if state is None else state, step)
         moved = {}
         for name, p in parameters.items():
@@ -156,36 +161,35 @@ class InnerLoopLearner(SupervisedAlgorithm):
     def inner_gradient(
         self, parameters: Parameters, initial: Parameters, x: Tensor, y: Tensor, step: int | None = None
     ) -> Parameters:
-        """The gradient of the inner loss on the support set (x, y), by ``parameters``."""
+        """Return the gradient of the inner loss on the support set (x, y) with respect to ``parameters``."""
 
         def loss(p: Parameters) -> Tensor:
             prediction = self.predict(p, x, step)
-            with bfloat16_disabled() if self.precision == "bfloat16" else nullcontext():  # a learned loss's own layers
+            with bfloat16_disabled() if self.precision == "bfloat16" else nullcontext():  # layers of a learned loss
                 return self.loss(prediction, x, y, p, initial)
 
         return grad(loss)(parameters)
 
     def predict(self, parameters: Parameters, x: Tensor, step: int | None = None) -> Tensor:
-        """Predictions [N, outputs]; ``parameters`` replace the network's own of the same names."""
+        """Return predictions [N, outputs] of the network with ``parameters`` in place of its own."""
         overrides = self.adapts.overrides_at(max(self.inner_steps - 1, 0) if step is None else step)
         return call_with({**overrides, **parameters}, self.net, x)
 
     def predict_query(self, parameters: Parameters, support: Tensor, query: Tensor, step: int | None = None) -> Tensor:
-        """Query predictions [Nq, outputs], normalised by the statistics that the policy names."""
+        """Return query predictions [Nq, outputs], with normalisation by support or query statistics (:attr:`norm`)."""
         if self.norm == "support":
             with statistics_from(self.net, len(support)):
                 return self.predict(parameters, torch.cat([support, query]), step)[len(support) :]
         return self.predict(parameters, query, step)
 
-    # Many tasks.
+    # Functions of T tasks.
 
     def query_loss(
         self, parameters: Parameters, dims: Dims, batch: TaskBatch, step: int | None = None
     ) -> tuple[Tensor, Metrics]:
-        """The mean loss [] of adapted learners on their query sets, and the means of all metrics, detached."""
-        values = prediction_metrics(
-            self.spec, self.query_predictions(parameters, dims, batch.support, batch.query.x, step), batch.query.y
-        )
+        """Return the mean loss [] of adapted learners on their queries, and the means of all metrics, detached."""
+        predictions = self.query_predictions(parameters, dims, batch.support, batch.query.x, step)
+        values = prediction_metrics(self.spec, predictions, batch.query.y)
         means, metrics = {}, {}
         for name, value in values.items():
             means[name] = value.mean()
@@ -195,35 +199,33 @@ class InnerLoopLearner(SupervisedAlgorithm):
     def query_predictions(
         self, parameters: Parameters, dims: Dims, support: Labelled, query: Tensor, step: int | None = None
     ) -> Tensor:
-        """Predictions [T, Nq, outputs] for the inputs ``query`` [T, Nq, ...]."""
-        answer = partial(self.predict_query, step=step)
-        return self.over_tasks(answer, (dims, 0, 0))(parameters, support.x, query)
+        """Return predictions [T, Nq, outputs] for query inputs [T, Nq, ...]."""
+        return self.map_tasks(partial(self.predict_query, step=step), (dims, 0, 0), parameters, support.x, query)
 
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
         steps = self.test_steps if steps is None else steps
         for taken, (parameters, dims, _) in enumerate(self.trajectory(support, steps, self.test_batch)):
             yield partial(self.query_predictions, parameters, dims, support, step=max(taken - 1, 0))
 
-    def over_tasks(self, f: Callable[..., Any], dims: tuple[Dims, ...]) -> Callable[..., Any]:
-        """``f``, a function of one task, as a function of many: batched if that is exact, else one after another.
+    def map_tasks(self, f: Callable[..., Any], dims: tuple[Dims, ...], *arguments: Any) -> Any:
+        """Apply a function of one task to T tasks: batched if that is exact, else to one task after another.
 
         Args:
-            f: Takes and returns tensors, or nested dictionaries and tuples of them, of one task.
-            dims: The dimension of tasks in each of its arguments.
-        """
+            f: Function of one task. It takes and returns tensors, or nested dictionaries and tuples of tensors.
+            dims: Dimension of tasks of each argument.
+            arguments: The arguments, of all tasks.
 
-        def batched(*arguments: Any) -> Any:
+        Returns:
+            The results, with tasks in dimension 0.
+        """
+        if self.batchable and self.batch_tasks:
             with TaskBatched():
                 return vmap(f, in_dims=dims, randomness="different")(*arguments)
-
-        def loop(*arguments: Any) -> Any:
-            tasks = range(len(arguments[-1]))
-            return _stack([f(*(one_of(a, d, t) for a, d in zip(arguments, dims, strict=True))) for t in tasks])
-
-        return batched if self.batchable and self.batch_tasks else loop
+        tasks = range(len(arguments[-1]))
+        return _stack([f(*(one_of(a, d, t) for a, d in zip(arguments, dims, strict=True))) for t in tasks])
 
     def _one_after_another(self, support: Labelled, first_order: bool) -> tuple[Parameters, Dims]:
-        """:meth:`adapted` with a rule whose state goes on from task to task."""
+        """Run :meth:`adapted` with a rule that carries its state from task to task."""
         each = []
         for task in range(len(support.y)):
             one = support.map(lambda values, task=task: values[task : task + 1])  # type: ignore[misc]
@@ -235,9 +237,10 @@ class InnerLoopLearner(SupervisedAlgorithm):
 
 
 def minibatches(support: Labelled, steps: int, size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """(x, y) for each step: the whole support set, or the next ``size`` examples of it in random order.
+    """Yield (x [T, size, ...], y [T, size, ...]) for each step.
 
-    Every task has an order of its own, drawn anew whenever it is used up.
+    This is the whole support set, or its next ``size`` examples in random order. Each task has its own order, which is
+    drawn anew whenever it is used up.
     """
     tasks, examples = support.y.shape[:2]
     if size is None or size >= examples:
@@ -252,7 +255,7 @@ def minibatches(support: Labelled, steps: int, size: int | None) -> Iterator[tup
 
 
 def one_of(value: Any, dims: Dims, task: int) -> Any:
-    """One task's part of an argument of :meth:`InnerLoopLearner.over_tasks`."""
+    """Return one task's part of an argument of :meth:`InnerLoopLearner.map_tasks`."""
     if dims is None:
         return value
     if isinstance(value, dict):
@@ -261,7 +264,7 @@ def one_of(value: Any, dims: Dims, task: int) -> Any:
 
 
 def _stack(values: Sequence[Any]) -> Any:
-    """The inverse: a result of many tasks from those of each."""
+    """Stack the results of single tasks; the inverse of :func:`one_of`."""
     first = values[0]
     if isinstance(first, dict):
         return {k: _stack([v[k] for v in values]) for k in first}

@@ -1,4 +1,4 @@
-"""The gradient learner: model, inner loop and the four exchangeable pieces, put together."""
+"""The gradient learner, assembled from a model and the four exchangeable pieces."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from metarun.tasks.episode import Spec
 from metarun.types import Count, Decay, Positive, Rate
 
 MAX_CAPTURED_STEPS = 32
-"""Inner steps up to which a step is recorded: the recording, and the time that it takes to make, grow with them."""
+"""Largest number of inner steps of a recorded outer step. The recording and the time to make it grow with them."""
 
 
 class GradientLearner(InnerLoopLearner):
-    """Learns from where, and with learned pieces how, a few gradient steps learn a task.
+    """Gradient-based meta-learning: a few gradient steps from meta-learned parameters adapt to a task.
 
-    The model gets a linear head. On a task with support set S and query set Q, what ``adapts`` starts at phi_0
-    (the meta-parameters theta themselves, as a rule) and takes ``inner_steps`` steps
+    The model gets a linear head. On a task with support set S and query set Q, the parameters chosen by ``adapts``
+    start at phi_0, usually the meta-parameters theta themselves, and take ``inner_steps`` steps
 
         phi_k+1 = phi_k + u(g_k),   g_k = gradient of l(phi_k; S)
 
-    of the ``rule`` u on the inner ``loss`` l, a mean over the support set; ``outer`` turns the adapted phi_K and
-    Q into a gradient by theta and by all that the pieces themselves learn. MAML (Finn, Abbeel & Levine 2017,
-    arXiv:1703.03400, Algorithm 2): all parameters, SGD, the task's loss, unrolled.
+    of the ``rule`` u on the inner ``loss`` l, a mean over the support set. ``outer`` computes the outer gradient from
+    the adapted phi_K and Q, with respect to theta and to the learned parameters of the pieces. MAML (Finn, Abbeel &
+    Levine 2017, arXiv:1703.03400, Algorithm 2) adapts all parameters by SGD on the task's loss and unrolls the steps.
 
-    ``inner_lr`` is the rule's step size, or what a learned one starts from. ``test_steps`` steps are taken on
-    test tasks; ``inner_steps=0`` is joint pre-training on all tasks. Steps are on the whole support set, or on
-    ``inner_batch`` (``test_batch``) examples of it. The outer step is Adam's or plain descent's
-    (``outer_optimizer``) of size ``outer_lr``, halved every ``halve_every`` iterations, or falling to 0 over
-    ``decay_over``, in a line or along a cosine (``decay``). ``head_init`` is the standard deviation of the head's
-    weights (null: torch's own initialisation). Meta-trains on episodes of ``train_shot`` and ``train_query`` where
-    given. ``norm``: ``transductive`` or ``support``; a running average has no meaning for parameters that change
-    with every task.
+    ``inner_lr`` is the step size of the rule, or the initial one if it is learned. ``test_steps`` steps are taken on
+    test tasks. ``inner_steps=0`` is joint pre-training on all tasks. A step uses the whole support set, or
+    ``inner_batch`` (at test ``test_batch``) of its examples. The outer optimizer is Adam or gradient descent
+    (``outer_optimizer``) with learning rate ``outer_lr``, halved every ``halve_every`` iterations or decaying to 0 over
+    ``decay_over`` iterations, linearly or by a cosine (``decay``). ``head_init`` is the standard deviation of the
+    head's initial weights (null: torch's initialisation). ``train_shot`` and ``train_query`` are the sizes of episodes
+    in meta-training, if they differ. ``norm`` is ``transductive`` or ``support``. Running averages have no meaning for
+    parameters that differ from task to task.
     """
 
     def __init__(
@@ -110,10 +110,10 @@ UNTRUSTED = ("batch_norm", "layer_norm", "instance_norm", "group_norm", "lstm", 
 
 
 class _Unbatchable(TorchFunctionMode):
-    """Notes whether an operation is called whose batching rule under ``vmap`` cannot be trusted.
+    """Detects calls of operations that are wrong or missing under ``vmap``.
 
-    torch's own batch, layer and instance normalisation give wrong second-order gradients there, without a word; of
-    these, ``metarun.kernels`` replaces all but the last. Recurrent kernels have no rule.
+    torch's own batch, layer and instance normalisation silently give wrong second-order gradients there.
+    ``metarun.kernels`` replaces all of these but instance normalisation. Recurrent kernels have no batching rule.
     """
 
     any = False

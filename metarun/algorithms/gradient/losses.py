@@ -1,4 +1,4 @@
-"""Inner losses: the task's own, and the task's own with a proximal term."""
+"""The task's loss with a proximal term (iMAML)."""
 
 from __future__ import annotations
 
@@ -6,20 +6,12 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.gradient.parameters import Parameters
-from metarun.algorithms.gradient.pieces import InnerLoss
-from metarun.algorithms.supervised import task_loss
+from metarun.algorithms.gradient.pieces import TaskLoss
 from metarun.types import NonNegative
 
 
-class TaskLoss(InnerLoss):
-    """The task's own: mean cross-entropy or mean squared error."""
-
-    def forward(self, prediction: Tensor, x: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
-        return task_loss(self.kind, prediction, y)
-
-
 class Proximal(TaskLoss):
-    """The task's own, and ``strength`` / 2 times the squared distance from where adaptation started (iMAML)."""
+    """The loss of the task plus ``strength`` / 2 times the squared distance from the initial parameters (iMAML)."""
 
     def __init__(self, *, strength: NonNegative) -> None:
         super().__init__()

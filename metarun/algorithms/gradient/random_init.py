@@ -1,4 +1,4 @@
-"""Random initialisation: each task starts from random values of its own, not from meta-learned ones."""
+"""Random initialisation: each task starts from its own random values instead of meta-learned ones."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from metarun.types import Rate
 
 
 class RandomInit(ParameterSubset):
-    """A part of the network, as in :class:`ParameterSubset`, that starts anew on every task, as an optimisee does.
+    """A subset of the network's parameters, as in :class:`ParameterSubset`, is initialised at random on every task.
 
-    Its entries are drawn from N(0, ``std``^2) (null: with replacement from the values that the network's own
-    initialiser gave that tensor, whatever its distribution). Factors and offsets of normalisation start as they are.
-    Nothing of the part is a meta-parameter. The draw is a function of seed and iteration, as all of a step's
-    randomness is (Andrychowicz et al. 2016, arXiv:1606.04474: a new starting point for every function).
+    Values are drawn from N(0, ``std``^2), or with null with replacement from the initial values of the same tensor.
+    Scales and offsets of normalisation layers start at their initial values. The subset has no meta-parameters. The
+    draw depends on seed and iteration only (Andrychowicz et al. 2016, arXiv:1606.04474: a new initialisation for every
+    function).
     """
 
     def __init__(self, *, part: Literal["all", "head", "body", "norm"], norm: bool, std: Rate | None) -> None:
@@ -29,7 +29,7 @@ class RandomInit(ParameterSubset):
 
     def attach(self, net: nn.Sequential, spec: Spec) -> list[str]:
         names = super().attach(net, spec)
-        self.as_they_are = affine(net)
+        self.kept_names = affine(net)
         for name in names:
             net.get_parameter(name).requires_grad_(False)
         return names
@@ -39,8 +39,8 @@ class RandomInit(ParameterSubset):
         return {name: self.draw(name, p, tasks) for name, p in learner.meta_learned().items()}, 0
 
     def draw(self, name: str, p: Tensor, tasks: int) -> Tensor:
-        """Starting values [tasks, ...] of the tensor ``p``."""
-        if name in self.as_they_are:
+        """Return initial values [T, ...] of the tensor ``p``."""
+        if name in self.kept_names:
             return p.expand(tasks, *p.shape)
         if self.std is not None:
             return self.std * torch.randn(tasks, *p.shape, dtype=p.dtype, device=p.device)

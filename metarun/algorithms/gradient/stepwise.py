@@ -1,4 +1,4 @@
-"""The outer gradient of an inner loop's single steps, none of them seen through the ones before."""
+"""The outer gradient of single inner steps, without backpropagation through earlier steps."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from metarun.tasks.episode import TaskBatch
 
 
 class Stepwise(OuterGradient):
-    """The query loss one step on from each point of the inner loop, the point being a constant: mean over k of
+    """The gradient of the query loss one step after each point phi_k of the inner loop, the mean over k of
 
-        l(phi_k + u(g_k); Q),   k = 0 .. inner_steps - 1.
+        l(phi_k + u(g_k); Q),   k = 0 .. inner_steps - 1,
 
-    WarpGrad's objective for warp layers (Flennerhag et al. 2020, arXiv:1909.00025, section 2.4), which is as well
-    one for any other learned piece: it sees every point that adaptation visits, and no product of Hessians. To
-    what adapts each step's gradient is passed on as if phi_k were theta plus a constant: that for theta is
-    the mean of (I - lr H(phi_k)) dl / d phi_k+1, which for one step is MAML's, and stands in for the paper's term
-    for the initialisation (section 2.5), which may be any.
+    with constant phi_k. This is WarpGrad's objective for warp layers (Flennerhag et al. 2020, arXiv:1909.00025, section
+    2.4), and can train any other learned piece. It covers every point of the inner loop and has no products of
+    Hessians. The parameters that adapt get the gradient of each step as if phi_k were theta plus a constant, which is
+    the mean of (I - lr H(phi_k)) dl / d phi_k+1. For one step it is MAML's. It takes the place of the paper's term for
+    the initialisation (section 2.5), which can be chosen freely.
     """
 
     def prepare(self, learner: InnerLoopLearner) -> None:

@@ -1,4 +1,4 @@
-"""Long inner loops a window of steps at a time: where they stand is kept from one outer step to the next."""
+"""Outer gradients of long inner loops, one window of steps per outer step."""
 
 from __future__ import annotations
 
@@ -12,25 +12,23 @@ from torch.utils._pytree import tree_map_only
 
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.gradient.inner_loop import InnerLoopLearner, InnerLoopState
-from metarun.algorithms.gradient.outer import refuse_constant_gradients
-from metarun.algorithms.gradient.pieces import OuterGradient
+from metarun.algorithms.gradient.pieces import OuterGradient, refuse_constant_gradients
 from metarun.algorithms.supervised import prediction_metrics
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, TaskBatch
 from metarun.types import Positive
 
 SMALLEST = 1e-10
-"""Added to a loss before its logarithm is taken, as in the paper."""
+"""Added to a loss before the logarithm, as in the paper."""
 
 
 class TruncatedUnroll(OuterGradient):
-    """An outer gradient of ``unroll`` inner steps an outer step (null: of the whole inner loop).
+    """The base class of outer gradients of ``unroll`` inner steps per outer step (null: of the whole inner loop).
 
-    The next outer step goes on from where this one's inner loops ended, on the same tasks; after
-    ``algorithm.inner_steps`` steps all begin anew on the meta-batch that is then at hand, and those in between go
-    unused. What is kept is a part of the checkpoint. Losses count as they are or, with ``log``, by the logarithm of
-    each task's, so that late, small ones count as much as early, large ones (Wichrowska et al. 2017,
-    arXiv:1703.04813, section 3.3).
+    The next outer step continues the inner loops on the same tasks. After ``algorithm.inner_steps`` steps all inner
+    loops start again on the current meta-batch; the meta-batches in between are not used. The state is part of the
+    checkpoint. With ``log`` the objective is the logarithm of each task's loss, so that late, small losses count as
+    much as early, large ones (Wichrowska et al. 2017, arXiv:1703.04813, section 3.3).
     """
 
     def __init__(self, *, unroll: Positive | None, log: bool) -> None:
@@ -46,7 +44,7 @@ class TruncatedUnroll(OuterGradient):
         require(not learner.rule.carries, "algorithm.rule.carry=true: long inner loops keep a rule's state themselves")
 
     def window(self, learner: InnerLoopLearner, step: int) -> int:
-        """Number of inner steps to take now, after ``step`` of them."""
+        """Return the number of inner steps to take after ``step`` steps."""
         return min(self.unroll or learner.inner_steps, learner.inner_steps - step)
 
     def task_objectives(self, metrics: Metrics) -> Tensor:
@@ -63,7 +61,7 @@ class TruncatedUnroll(OuterGradient):
             self.kept = mapped(lambda t: t.detach().clone(), {"walk": tuple(inner), **tasks, **more})
 
     def tasks(self, batch: TaskBatch) -> TaskBatch:
-        """The tasks that the inner loops are on: those kept, else ``batch``."""
+        """Return the tasks of the unfinished inner loops, or ``batch`` if there are none."""
         if self.kept is None:
             return batch
         (sx, sy), (qx, qy), way = (self.kept[part] for part in ("support", "query", "way"))
@@ -85,12 +83,11 @@ class TruncatedUnroll(OuterGradient):
 
 
 class TruncatedBackprop(TruncatedUnroll):
-    """Backpropagation through the steps of a window: of the query losses after each of them, summed.
+    """Truncated backpropagation: the gradient of the sum of query losses after each step of a window.
 
     L = sum over k of l(phi_k; Q) (Andrychowicz et al. 2016, arXiv:1606.04474, equation 3 with all w_k = 1), a mean
-    over tasks; what lies before the window is a constant. With ``first_order`` the gradients that the rule sees are
-    constants too (the paper's dashed edges), which spares second derivatives. Nothing is cut off where ``unroll`` is
-    null.
+    over tasks. Steps before the window are constants. With ``first_order`` the inputs of the rule are constants too
+    (the paper's dashed edges), which avoids second derivatives. With ``unroll`` null nothing is truncated.
     """
 
     def __init__(self, *, unroll: Positive | None, log: bool, first_order: bool) -> None:
@@ -122,5 +119,5 @@ class TruncatedBackprop(TruncatedUnroll):
 
 
 def mapped(f: Callable[[Tensor], Tensor], values: Any) -> Any:
-    """``f`` of every tensor in nested dictionaries and tuples."""
+    """Apply ``f`` to every tensor in nested dictionaries and tuples."""
     return tree_map_only(Tensor, f, values)
