@@ -675,8 +675,8 @@ OUTER: dict[str, dict[str, Any]] = {
     "evolution": {"_target_": f"{G}.evolution.Evolution", "sigma": 0.1, "unroll": 2, "log": False, "along": True},
 }
 REFUSED = {
-    ("context", "difference"): "starts at no learned value",
-    ("fresh", "difference"): "starts at no learned value",
+    ("context", "difference"): "adapt from meta-learned values",
+    ("fresh", "difference"): "adapt from meta-learned values",
     ("lasting adam", "single steps"): "no state to carry on",
     ("lasting adam", "multi-step"): "need all tasks at once",
     ("lasting adam", "windows"): "keep a rule's state themselves",
