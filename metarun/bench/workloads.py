@@ -49,7 +49,7 @@ STRIDED = ("model=conv4", "model.width=64", "model.downsample=stride", "model.re
 POOLED = ("model=conv4", "model.downsample=pool", "model.reduce=flatten", "model.norm_scale=true")
 EVERYTHING = "algorithm.adapts.norm=true"
 # Plain SGD on the whole support set in all implementations: an Adam whose state lasts needs the tasks in sequence.
-SGD = ("~algorithm.rule", "+algorithm.rule={_target_: metarun.algorithms.gradient.pieces.SGD}")
+SGD = ("~algorithm.rule", "+algorithm.rule={_target_: metarun.algorithms.gradient.rules.SGD}")
 
 
 def _omniglot(name: str, text: str, method: Method, *words: str) -> Workload:

@@ -505,7 +505,7 @@ def test_implicit_gradient_converges_to_the_unrolled_one_where_the_inner_problem
     """A linear head alone adapts, pulled to its start: the body's direct gradient, and the head's through the pull."""
     data, model = batch(), body()
     changes = {"adapts__part": "head", "loss__strength": 0.5, "inner_lr": 0.3, **SOLVERS[solver]}
-    outer = {"_target_": "metarun.algorithms.gradient.pieces.Unrolled", "first_order": False}
+    outer = {"_target_": "metarun.algorithms.gradient.outer.Unrolled", "first_order": False}
     others = {key: value for key, value in changes.items() if not key.startswith("outer__")}
     torch.manual_seed(0)
     unrolled = outer_gradient(build("imaml", copy.deepcopy(model), **others, outer=outer, inner_steps=300), data)
@@ -664,8 +664,8 @@ EVERY_RULE: dict[str, dict[str, Any]] = {
     "mlp": {"_target_": f"{G}.learned_optimizers.MLPOptimizer", "hidden": [4, 3], "decays": [0.5, 0.9]},
 }
 OUTER: dict[str, dict[str, Any]] = {
-    "unrolled": {"_target_": f"{G}.pieces.Unrolled", "first_order": False},
-    "first order": {"_target_": f"{G}.pieces.Unrolled", "first_order": True},
+    "unrolled": {"_target_": f"{G}.outer.Unrolled", "first_order": False},
+    "first order": {"_target_": f"{G}.outer.Unrolled", "first_order": True},
     "single steps": STEPWISE,
     "difference": {"_target_": f"{G}.outer.ReptileGradient"},
     "implicit": {"_target_": f"{G}.outer.Implicit", "solver": "cg", "iterations": 3, "damping": 0.0, "step": 0.1},

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from metarun.algorithms.gradient.adapts import ParameterSubset
 from metarun.algorithms.gradient.learner import GradientLearner
-from metarun.algorithms.gradient.pieces import SGD, TaskLoss, Unrolled
+from metarun.algorithms.gradient.losses import TaskLoss
+from metarun.algorithms.gradient.outer import Unrolled
+from metarun.algorithms.gradient.rules import SGD
 from metarun.models.conv4 import Conv4
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 

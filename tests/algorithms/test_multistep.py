@@ -112,7 +112,7 @@ def test_first_order_can_outlast_the_annealing() -> None:
 def test_without_its_additions_it_is_maml(norm: str, steps: int) -> None:
     """Its gradient by factors and offsets, of which the steps have one each, is in sum that by MAML's only ones."""
     data, model = batch(), body(norm)
-    plain = {"rule": {"_target_": f"{G}.pieces.SGD"}, "outer__anneal_over": 0, "inner_steps": steps}
+    plain = {"rule": {"_target_": f"{G}.rules.SGD"}, "outer__anneal_over": 0, "inner_steps": steps}
     torch.manual_seed(0)
     ours = build("mamlpp", copy.deepcopy(model), **plain)
     torch.manual_seed(0)
@@ -176,7 +176,7 @@ def test_the_iteration_is_no_part_of_a_checkpoint() -> None:
 
 @pytest.mark.parametrize("part", ["head", "norm"])
 def test_what_adapts_has_one_set(part: str) -> None:
-    changes = {"adapts__adapts": PART | {"part": part}, "rule": {"_target_": f"{G}.pieces.SGD"}}
+    changes = {"adapts__adapts": PART | {"part": part}, "rule": {"_target_": f"{G}.rules.SGD"}}
     learner = perturb(build("mamlpp", nn.Sequential(nn.Conv2d(1, 3, 3), BatchNorm(3), nn.Flatten()), **changes))
     assert len(learner.adapts.sets) == (0 if part == "norm" else 2)
     assert all(v.isfinite() for v in learner.meta_step(batch(), 0).values())

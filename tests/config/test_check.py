@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_refused(words: list[str], says: str) -> None:
 
 
 def test_a_component_is_of_the_class_that_is_asked_for() -> None:
-    rule = {"_target_": "metarun.algorithms.gradient.pieces.TaskLoss"}
+    rule = {"_target_": "metarun.algorithms.gradient.losses.TaskLoss"}
     with pytest.raises(UserError, match=r"^algorithm\.rule\._target_=.*TaskLoss: not a subclass of .*Rule"):
         check(changed(SINE, "algorithm.rule", rule))
 

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from metarun.algorithms.gradient.adapts import ParameterSubset
 from metarun.algorithms.gradient.learner import GradientLearner
-from metarun.algorithms.gradient.pieces import SGD, TaskLoss, Unrolled
+from metarun.algorithms.gradient.losses import TaskLoss
+from metarun.algorithms.gradient.outer import Unrolled
+from metarun.algorithms.gradient.rules import SGD
 from metarun.algorithms.metric.learner import EmbeddingLearner
 from metarun.algorithms.metric.protonet import Prototypes
 from metarun.algorithms.metric.transductive import Inductive

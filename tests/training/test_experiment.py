@@ -10,7 +10,9 @@ import pytest
 
 from metarun.algorithms.gradient.adapts import ParameterSubset
 from metarun.algorithms.gradient.learner import GradientLearner
-from metarun.algorithms.gradient.pieces import SGD, TaskLoss, Unrolled
+from metarun.algorithms.gradient.losses import TaskLoss
+from metarun.algorithms.gradient.outer import Unrolled
+from metarun.algorithms.gradient.rules import SGD
 from metarun.config.build import build
 from metarun.config.compose import compose
 from metarun.models.mlp import MLP

@@ -1,4 +1,4 @@
-"""The task's loss with a proximal term (iMAML)."""
+"""Inner losses: the loss of the task, without or with a proximal term (iMAML)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.gradient.parameters import Parameters
-from metarun.algorithms.gradient.pieces import TaskLoss
+from metarun.algorithms.gradient.pieces import InnerLoss
+from metarun.algorithms.supervised import task_loss
 from metarun.types import NonNegative
+
+
+class TaskLoss(InnerLoss):
+    """The loss of the task: mean cross-entropy or mean squared error."""
+
+    def forward(self, prediction: Tensor, x: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
+        return task_loss(self.kind, prediction, y)
 
 
 class Proximal(TaskLoss):

@@ -10,6 +10,16 @@ from metarun.algorithms.gradient.pieces import Rule, State
 from metarun.types import Fraction, Rate
 
 
+class SGD(Rule):
+    """Gradient descent: u = -lr g."""
+
+    def update(self, gradients: Parameters, state: State, step: int) -> tuple[Parameters, State]:
+        changes = {}
+        for name, g in gradients.items():
+            changes[name] = -self.lr * g
+        return changes, state
+
+
 class MetaSGD(Rule):
     """Meta-SGD: u = -alpha * g, a learned rate (and so direction) for every single parameter.
 
