@@ -88,7 +88,7 @@ def _writable(place: Path) -> bool:
 
 
 def _wandb_mode() -> str:
-    from metarun.tracking.wandb_mode import requested_mode
+    from metarun.tracking.sinks.wandb_mode import requested_mode
 
     requested = requested_mode(None, os.environ)
     return f"{requested} (WANDB_MODE)" if requested else "online with an API key, else offline"

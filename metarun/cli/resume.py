@@ -25,5 +25,7 @@ def run(words: list[str]) -> int:
             f"{resumed.summary['directory']}/summary.json is damaged: it lacks values that a run writes"
         ) from None
     if resumed.longer:
+        if resumed.completed:
+            print(f"completed from metrics.jsonl: {', '.join(resumed.completed)}")
         print(f"the run had finished; to train longer: metarun resume RUN {resumed.longer}=N")
     return status

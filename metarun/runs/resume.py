@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from metarun.config.check import check
@@ -13,6 +13,7 @@ from metarun.errors import UserError
 from metarun.runs.history import EXECUTION_KEYS
 from metarun.runs.launch import carry_out
 from metarun.runs.stored import refuse_lost_data, reread
+from metarun.runs.tracked import complete_copies
 from metarun.tracking.rundir import RunDirectory
 
 
@@ -23,10 +24,12 @@ class Resumed:
     Attributes:
         summary: Summary of the run with its ``directory``; empty in processes other than the main one.
         longer: Key that trains the run longer if it had finished before; empty if the run was continued.
+        completed: Trackers whose copies of a finished run were completed.
     """
 
     summary: dict[str, Any]
     longer: str = ""
+    completed: Sequence[str] = ()
 
 
 def resume_run(words: Sequence[str], trust: Trust, objects: Mapping[str, Any] | None = None) -> Resumed:
@@ -47,7 +50,7 @@ def resume_run(words: Sequence[str], trust: Trust, objects: Mapping[str, Any] | 
     refuse_lost_data("resume", str(directory.path), config, changes)
     check(config, objects)
     if directory.finished() and (done := _finished(directory, resolved(config)["runner"], changes)) is not None:
-        return done
+        return replace(done, completed=complete_copies(directory, config, facts, changes))
     return Resumed(carry_out(config, {**facts, "changes": changes}, directory, objects))
 
 

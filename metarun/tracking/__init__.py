@@ -1,4 +1,4 @@
-"""Records of a run: its directory, its metrics, Weights & Biases, and the progress display.
+"""Records of a run: its directory, its metrics, trackers, and the progress display.
 
-``rundir`` is the run directory, whose metrics.jsonl is the truth; ``wandb`` sends a copy; ``console`` shows progress.
+``rundir`` is the run directory, whose metrics.jsonl is the truth; ``sinks`` send copies; ``console`` shows progress.
 """

@@ -18,13 +18,14 @@ from metarun.engine.tuning import Tuned
 from metarun.errors import require
 from metarun.evaluation.evaluator import Result, evaluate, final, robust, warn_of_divergence
 from metarun.tasks.base import Task
+from metarun.tracking import sinks
 from metarun.tracking.console import Display
 from metarun.tracking.files import MetricsFile, logging_to
 from metarun.tracking.rundir import RunDirectory, not_finite, now
 from metarun.tracking.settings import Tracker
 from metarun.training import checkpoint, device, setup
 from metarun.training.loop import meta_train
-from metarun.training.session import OnValidation, Outputs, Progress, Session, closing, ending, restored, start_sink
+from metarun.training.session import OnValidation, Outputs, Progress, Session, closing, ending, restored
 from metarun.training.settings import Runner
 from metarun.training.signals import StopRequest
 from metarun.types import Split
@@ -88,6 +89,7 @@ class Experiment:
             f"runner.max_grad_norm and runner.weight_decay act on outer optimizers; {type(algorithm).__name__}, as "
             "configured here, has none",
         )
+        sinks.require_packages(tracker)
         setup.require_even_shares(algorithm, runner)
         self.device = device.choose_device(runner.device)
         algorithm.to(self.device)
@@ -236,14 +238,23 @@ class Experiment:
     ) -> dict[str, Any]:
         if progress.iteration:
             log.info("continuing after iteration %d", progress.iteration)
-        sink = start_sink(directory, self.tracker, f"{self.name}-s{self.seed}", self.config, self.facts)
+        run = sinks.TrackedRun(
+            directory.path.resolve(),
+            f"{self.name}-s{self.seed}",
+            self.config,
+            self.facts.get("choices", {}),
+            self.protocol(),
+            self.facts.get("group"),
+        )
+        sink = sinks.start(run, self.tracker)
         with closing(metrics, sink):
             task, iterations = self.task, self.runner.iterations
             with Display(iterations, progress.iteration, task.metric, task.higher_is_better) as display:
                 outputs = Outputs(directory, progress, metrics, sink, display, self.on_validation)
                 meta_train(self.task, self.engine, self.runner, self.seed, Session(progress, stop, outputs))
-                if self._selects() and outputs.best.is_file():
-                    self.load(outputs.best)
+                tested = outputs.best if self._selects() and outputs.best.is_file() else outputs.last
+                if tested == outputs.best:
+                    self.load(tested)
                 results = {}
                 if self.runner.test_episodes:
                     held_out = "held-out " if self.protocol().get("held_out_tasks", True) else ""
@@ -251,7 +262,7 @@ class Experiment:
                     results = self.test("test", stop)
             warn_of_divergence(results)
             summary = self._summary(progress, results)
-            outputs.write_results(results, summary)
+            outputs.write_results(results, summary, tested)
             if self.runner.plots and results:
                 outputs.draw(summary, self.task, self.algorithm)
             return summary

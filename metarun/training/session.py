@@ -21,8 +21,7 @@ from metarun.tasks.base import Task
 from metarun.tracking.console import Display
 from metarun.tracking.files import MetricsFile, add_to_log
 from metarun.tracking.rundir import RunDirectory, State, now
-from metarun.tracking.settings import Tracker
-from metarun.tracking.wandb import WandbSink
+from metarun.tracking.sinks import Sink
 from metarun.training import checkpoint
 from metarun.training.device import ran_out
 from metarun.training.signals import StopRequest
@@ -65,13 +64,13 @@ class Progress:
 
 
 class Outputs:
-    """The outputs of a run's main process during training: metrics, W&B, display and checkpoints.
+    """The outputs of a run's main process during training: metrics, trackers, display and checkpoints.
 
     Args:
         directory: The run directory.
         progress: The run's progress; this object updates its time.
         metrics: metrics.jsonl, open after the rows of the last checkpoint.
-        sink: The W&B run.
+        sink: The run's copies at its trackers.
         display: The progress display.
         on_validation: Function called with every row of validation.
     """
@@ -81,7 +80,7 @@ class Outputs:
         directory: RunDirectory,
         progress: Progress,
         metrics: MetricsFile,
-        sink: WandbSink,
+        sink: Sink,
         display: Display,
         on_validation: OnValidation | None = None,
     ) -> None:
@@ -94,6 +93,11 @@ class Outputs:
     def best(self) -> Path:
         """Checkpoint of the learner that was best on validation."""
         return self.directory.path / "checkpoints" / "best.pt"
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint from which the run resumes."""
+        return self.directory.path / "checkpoints" / "last.pt"
 
     def log(self, row: dict[str, Any]) -> None:
         """Write one row, to metrics.jsonl first."""
@@ -119,23 +123,29 @@ class Outputs:
         self.progress.metrics_size = self.metrics.size
         self.metrics.sync()
         state = {"algorithm": algorithm.checkpoint(), "progress": self.progress.state()}
-        checkpoint.save(self.directory.path / "checkpoints" / "last.pt", state)
+        checkpoint.save(self.last, state)
 
     def save_best(self, algorithm: Algorithm) -> None:
         """Write best.pt, which is tested if ``runner.select`` is ``best``."""
         checkpoint.save(self.best, {"algorithm": algorithm.checkpoint(), "iteration": self.progress.iteration})
 
-    def write_results(self, results: Mapping[str, Result], summary: dict[str, Any]) -> None:
-        """Write the test results: the last row of metrics.jsonl, test.npz and summary.json."""
+    def write_results(self, results: Mapping[str, Result], summary: dict[str, Any], tested: Path) -> None:
+        """Write the test results: the last row of metrics.jsonl, test.npz and summary.json.
+
+        Args:
+            results: The results of the test.
+            summary: The run's summary.
+            tested: The checkpoint that was tested.
+        """
         if results:
             self.log(test_row(self.progress.iteration, results))
             curves = {name + suffix: c.numpy() for suffix, each in results.items() for name, c in each.curves.items()}
             self.directory.write_episodes(curves)
         self.directory.write_summary(summary)
-        self.sink.summary(summary)
+        self.sink.result(summary, tested)
 
     def draw(self, summary: dict[str, Any], task: Task, algorithm: Algorithm) -> None:
-        """Write the plots of a tested run, and send them to W&B. Failures are logged and do not affect the result."""
+        """Write the plots of a tested run, and send them to its trackers. Failures are logged and change no result."""
         from metarun.tracking.plots import draw_run
 
         try:
@@ -156,8 +166,8 @@ class Session:
 
 
 @contextlib.contextmanager
-def closing(metrics: MetricsFile, sink: WandbSink) -> Iterator[None]:
-    """Close both at the end of the block. W&B's exit code is 0 (also for pruned runs), 1, or 128 plus a signal's
+def closing(metrics: MetricsFile, sink: Sink) -> Iterator[None]:
+    """Close both at the end of the block. The sink's exit code is 0 (also for pruned runs), 1, or 128 plus a signal's
     number.
     """
     exit_code = 1
@@ -173,25 +183,6 @@ def closing(metrics: MetricsFile, sink: WandbSink) -> Iterator[None]:
     finally:
         metrics.close()
         sink.finish(exit_code)
-
-
-def start_sink(
-    directory: RunDirectory, tracker: Tracker, name: str, config: Mapping[str, Any], facts: Mapping[str, Any]
-) -> WandbSink:
-    """Start the W&B run. ``facts`` may hold the group of a sweep, and the choices of options, which become tags."""
-    return WandbSink.start(
-        directory.path.resolve(),
-        mode=tracker.wandb,
-        project=tracker.project,
-        entity=tracker.entity,
-        group=tracker.group or facts.get("group"),
-        tags=[*tracker.tags, *facts.get("choices", {}).values()],
-        name=name,
-        job_type="train",
-        config=config,
-        init_timeout=tracker.init_timeout,
-        finish_timeout=tracker.finish_timeout,
-    )
 
 
 def restored(algorithm: Algorithm, task: Task, run: Path, device: torch.device) -> Progress:

@@ -16,8 +16,8 @@ from metarun.cli import main
 from metarun.config.environment import as_written, resolved
 from metarun.errors import UserError, concealed
 from metarun.runs.history import earlier, experiment_identity
-from metarun.tracking import wandb as tracking
 from metarun.tracking.rundir import RunDirectory
+from metarun.tracking.sinks import wandb as tracking
 from tests.safety.conftest import QUICK
 
 SECRET = "s3cr3t-value"

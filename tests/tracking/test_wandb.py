@@ -20,10 +20,10 @@ import wandb
 from wandb_file import OfflineRun, read
 from wandb_server import API_KEY, ServedRun, WandbServer
 
-from metarun.tracking import wandb as sink_module
-from metarun.tracking import wandb_mode
-from metarun.tracking.wandb import WandbSink
-from metarun.tracking.wandb_mode import requested_mode
+from metarun.tracking.sinks import wandb as sink_module
+from metarun.tracking.sinks import wandb_mode
+from metarun.tracking.sinks.wandb import WandbSink
+from metarun.tracking.sinks.wandb_mode import requested_mode
 
 HUNG = 300  # seconds after which a test counts as hung, however busy the machine
 
@@ -167,7 +167,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
 def test_offline_file_holds_everything(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder(tmp_path / "run")
     recorder.rows(0, 300)
-    recorder.sink.summary({"test": {"accuracy": {"mean": 0.9, "ci95": 0.01}}, "iterations": 3000})
+    recorder.sink.result({"test": {"accuracy": {"mean": 0.9}}, "iterations": 3000}, tmp_path / "best.pt")
     recorder.finish(exit_code=3)
     (run,) = offline_runs(tmp_path / "run")
     assert [(row["iteration"], row["loss"], row["split"]) for row in run.history] == [
@@ -178,7 +178,7 @@ def test_offline_file_holds_everything(tmp_path: Path, caplog: pytest.LogCapture
     assert run.config["task"] == {"shot": 5}
     assert run.exit_code == 3
     assert run.summary["iterations"] == 3000
-    assert json.loads(json.dumps(run.summary))["test"]["accuracy"]["mean"] == 0.9
+    assert "test" not in run.summary  # it is a row
     directory = next((tmp_path / "run").glob("wandb/offline-run-*"))
     assert f"wandb sync {directory}" in messages(caplog)
 
@@ -267,10 +267,10 @@ def test_disabled_does_not_import_wandb(tmp_path: Path) -> None:
     script = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[1])\n"
         "sys.modules['wandb'] = None\n"
-        "from metarun.tracking.wandb import WandbSink\n"
+        "from metarun.tracking.sinks.wandb import WandbSink\n"
         "sink = WandbSink.start(pathlib.Path(sys.argv[2]), mode='disabled', project='p', entity=None,"
         " group=None, tags=[], name='n', job_type='train', config={}, finish_timeout=1, init_timeout=1)\n"
-        "sink.log({'loss': 1.0}); sink.summary({}); sink.image('x', pathlib.Path('x')); sink.finish(0)\n"
+        "sink.log({'loss': 1.0}); sink.result({}, None); sink.image('x', pathlib.Path('x')); sink.finish(0)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)], check=True)
     assert list(tmp_path.iterdir()) == []
@@ -333,7 +333,7 @@ def test_online_then_resumed(
     recorder = Recorder(directory, mode=None)
     recorder.rows(0, 50)
     recorder.sink.image("curve", picture)
-    recorder.sink.summary({"test": {"accuracy": {"mean": 0.9}}})
+    recorder.sink.result({"iterations": 50}, tmp_path / "best.pt")
     recorder.finish(exit_code=130)
     (run,) = server.runs.values()
     assert run.name == run_id(directory)
@@ -343,7 +343,7 @@ def test_online_then_resumed(
     assert run.attributes["jobType"] == "train"
     assert sorted(run.attributes["tags"]) == ["maml", "sinusoid"]
     assert run.attributes["displayName"] == "sinusoid-maml-s0"
-    assert run.summary["test"] == {"accuracy": {"mean": 0.9}}
+    assert run.summary["iterations"] == 50
     assert run.exit_code == 130
     assert [name for name in run.files if name.endswith(".png")]
     assert not [name for name in run.files if name.endswith((".py", ".patch"))]
@@ -401,7 +401,7 @@ def test_server_stops_in_mid_run(tmp_path: Path, server: WandbServer, caplog: py
     online = run_id(directory)
     server.stop()
     recorder.rows(20, 200)
-    recorder.sink.summary({"iterations": 200})
+    recorder.sink.result({"iterations": 200}, tmp_path / "best.pt")
     recorder.finish()
     (run,) = offline_runs(directory)
     assert iterations(run) == expected(200)

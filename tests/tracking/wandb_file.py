@@ -18,6 +18,8 @@ class OfflineRun:
     group: str = ""
     job_type: str = ""
     tags: list[str] = field(default_factory=list)
+    notes: str = ""
+    artifacts: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -53,12 +55,14 @@ def read(file: Path) -> OfflineRun:
         kind = record.WhichOneof("record_type")
         if kind == "run":
             run.run_id, run.group, run.job_type = record.run.run_id, record.run.run_group, record.run.job_type
-            run.tags = list(record.run.tags)
+            run.tags, run.notes = list(record.run.tags), record.run.notes
             run.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
         elif kind == "history":
             run.history.append(values(record.history.item))
         elif kind == "summary":
             run.summary |= values(record.summary.update)
+        elif kind == "artifact":
+            run.artifacts.append(record.artifact.type)
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
     return run
@@ -67,3 +71,8 @@ def read(file: Path) -> OfflineRun:
 def values(items: Any) -> dict[str, Any]:
     """W&B's key-value items as one dict, nested keys joined with dots."""
     return {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+
+def is_media(row: dict[str, Any]) -> bool:
+    """True for a history row that W&B added for an image, a film or a table."""
+    return any(key.endswith("._type") for key in row)

@@ -133,6 +133,8 @@ class WandbServer:
             if variables.get("config"):
                 run.config = {k: v.get("value") for k, v in json.loads(variables["config"]).items()}
             return {"upsertBucket": {"bucket": bucket(run), "inserted": inserted}}
+        if "createArtifact(" in query:  # as if these files were there already
+            return {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s"}}}}
         if "createRunFiles" in query:
             run = variables["run"]
             files = [{"name": f, "uploadUrl": f"{self.url}/upload/{run}/{f}"} for f in variables["files"]]

@@ -39,7 +39,10 @@ def test_a_run_from_python(tmp_path: Path) -> None:
         test_episodes=8, eval_batch=4, log_every=10, checkpoint_seconds=60, select="best", plots=False,
         init_from=None, directory=str(tmp_path),
     )  # fmt: skip
-    tracker = Tracker(wandb="disabled", project="x", entity=None, group=None, tags=[], init_timeout=1, finish_timeout=1)
+    tracker = Tracker(
+        sinks=[], wandb="disabled", project="x", entity=None, group=None, tags=[], notes=None, checkpoint=False,
+        init_timeout=1, finish_timeout=1,
+    )  # fmt: skip
     summary = Experiment(task, algorithm, runner, tracker, seed=0, name="notebook").run()
     assert summary["test"]["mse"]["n"] == 8
     (stored,) = tmp_path.glob("notebook/*_s0/summary.json")

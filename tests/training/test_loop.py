@@ -21,7 +21,7 @@ from metarun.engine.step import Engine
 from metarun.errors import Interrupted, UserError
 from metarun.evaluation.evaluator import Result
 from metarun.tracking.rundir import RunDirectory
-from metarun.tracking.wandb import WandbSink
+from metarun.tracking.sinks.wandb import WandbSink
 from metarun.training import checkpoint, loop
 from metarun.training.experiment import Experiment
 from metarun.training.session import Progress, Session
@@ -197,10 +197,10 @@ def test_sweeps_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(WandbSink, "start", watched)
     one = experiment(test_episodes=0)
-    one.facts = {"group": "the sweep", "choices": {"task": "regression/sinusoid"}}
+    one.facts = {"group": "the sweep", "choices": {"task": "regression/sinusoid", "runner": "default"}}
     one.run(directory(tmp_path))
     assert told[0]["group"] == "the sweep"
-    assert "regression/sinusoid" in told[0]["tags"]
+    assert told[0]["tags"] == ["regression/sinusoid"]
     assert told[0]["name"] == "x-s0"
 
 

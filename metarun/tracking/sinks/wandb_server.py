@@ -1,4 +1,11 @@
-"""Probe of W&B's server, and control of the helper process through which wandb talks to it."""
+"""Probe of W&B's server, and control of the helper process through which wandb talks to it.
+
+An unresponsive server delays the end of a run by seconds only. Before W&B starts, the server is probed. A run that ends
+meanwhile waits :data:`GRACE` more seconds for an answer. W&B's own start is stopped after three tenths of
+``finish_timeout``. The offline copy then has :data:`~metarun.tracking.sinks.wandb.FALLBACK` seconds. W&B's reports
+about itself are off unless ``WANDB_ERROR_REPORTING`` asks for them: at the end of the process they wait for the server
+once more.
+"""
 
 from __future__ import annotations
 

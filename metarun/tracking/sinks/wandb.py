@@ -15,11 +15,6 @@ id:
   rows a second time.
 * If W&B fails online, at any time, the run continues in such a complete offline copy. If the server may already have a
   part of the run, the copy gets a new id, for the same reason.
-
-**An unresponsive server** delays the end of a run by seconds only. Before W&B starts, the server is probed. A run that
-ends meanwhile waits :data:`~metarun.tracking.wandb_server.GRACE` more seconds for an answer. W&B's own start is stopped
-after three tenths of ``finish_timeout``. The offline copy then has :data:`FALLBACK` seconds. W&B's reports about itself
-are off unless ``WANDB_ERROR_REPORTING`` asks for them: at the end of the process they wait for the server once more.
 """
 
 from __future__ import annotations
@@ -27,42 +22,30 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import secrets
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from metarun.tracking.files import atomic_write
-from metarun.tracking.rundir import RunDirectory
-from metarun.tracking.wandb_mode import choose_mode, requested_mode
-from metarun.tracking.wandb_server import GRACE, Probe, forget_helper, kill_helper, reason, refused
-from metarun.untrusted import read_text
+from metarun.tracking.settings import Tracker
+from metarun.tracking.sinks import Row, TrackedRun
+from metarun.tracking.sinks.wandb_content import final_values, image, model_artifact, numbered, step_after, test_table
+from metarun.tracking.sinks.wandb_identity import Identity
+from metarun.tracking.sinks.wandb_mode import choose_mode, requested_mode
+from metarun.tracking.sinks.wandb_server import GRACE, Probe, forget_helper, kill_helper, reason, refused
 
 log = logging.getLogger("metarun")
 
 FALLBACK = 10.0
 """Seconds for writing the offline copy, in addition to those for W&B at the end."""
 
+NAMED = ("task", "model", "algorithm")
+"""Groups whose chosen options are tags."""
+
 Action = Callable[[], None]
-Row = Mapping[str, Any]
-
-
-def step_after(step: int, row: Row) -> int:
-    """Return the W&B step of ``row``, given the step of the previous row (-1 if there is none)."""
-    return max(step + 1, 10 * int(row.get("iteration", 0)))
-
-
-def numbered(directory: Path) -> Iterator[tuple[int, Row]]:
-    """Yield the rows of ``directory/metrics.jsonl`` with their W&B steps."""
-    step = -1
-    for row in RunDirectory(directory).rows():
-        step = step_after(step, row)
-        yield step, row
 
 
 class WandbSink:
@@ -72,11 +55,14 @@ class WandbSink:
     more if W&B failed and an offline copy must be written.
     """
 
-    def __init__(self, directory: Path, arguments: dict[str, Any], settings: dict[str, Any], timeout: float) -> None:
+    def __init__(
+        self, directory: Path, arguments: dict[str, Any], settings: dict[str, Any], timeout: float, upload: bool
+    ) -> None:
         self._directory = directory
         self._arguments = arguments  # of wandb.init
         self._settings = settings  # of wandb.Settings
         self._timeout = timeout
+        self._upload = upload  # the checkpoint, at the end
         self._queue: queue.SimpleQueue[Action | None] = queue.SimpleQueue()
         self._step = max((step for step, _ in numbered(directory)), default=-1)  # of the last row given
         self._thread: threading.Thread | None = None
@@ -106,6 +92,8 @@ class WandbSink:
         config: Mapping[str, Any],
         finish_timeout: float,
         init_timeout: float,
+        notes: str | None = None,
+        checkpoint: bool = False,
     ) -> WandbSink:
         """Start or continue the W&B run of a run directory; returns at once.
 
@@ -116,9 +104,10 @@ class WandbSink:
             directory: The run directory.
             mode: "online", "offline", "disabled" (W&B is not even imported), or ``None``: ``WANDB_MODE`` if set, else
                 online if there is an API key, else offline.
-            project, entity, group, tags, name, job_type, config: As in ``wandb.init``.
+            project, entity, group, tags, name, job_type, config, notes: As in ``wandb.init``.
             finish_timeout: Seconds to wait for W&B at the end.
             init_timeout: Seconds to wait for W&B at the start.
+            checkpoint: True if the tested checkpoint is to be uploaded as an artifact.
         """
         arguments = {
             "dir": str(directory),
@@ -127,6 +116,7 @@ class WandbSink:
             "group": group,
             "tags": list(dict.fromkeys(tag[:64] for tag in tags if tag)),  # W&B refuses others
             "name": name,
+            "notes": notes,
             "job_type": job_type,
             "config": dict(config),
             "reinit": "create_new",  # by default a second run in one process would continue the first
@@ -143,7 +133,7 @@ class WandbSink:
             "finish_timeout": max(0.7 * finish_timeout, 0.1),
             "finish_timeout_raises": True,
         }
-        sink = cls(directory, arguments, settings, finish_timeout)
+        sink = cls(directory, arguments, settings, finish_timeout, checkpoint)
         if requested_mode(mode, os.environ) != "disabled":
             sink._thread = threading.Thread(target=sink._work, args=(mode,), name="wandb", daemon=True)
             sink._thread.start()
@@ -156,13 +146,15 @@ class WandbSink:
         self._put(lambda: self._send_row(step, row))
 
     def image(self, name: str, path: Path) -> None:
-        """Send an image or a film (GIF) after the rows of its iteration. The file must exist until :meth:`finish`."""
         self._put_kept(lambda: self._send_image(name, path))
 
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """Set final values, which may be nested."""
-        values = dict(values)
+    def result(self, summary: Mapping[str, Any], checkpoint: Path) -> None:
+        """Send final values, a table of the test tasks and, if asked for, the checkpoint."""
+        values = final_values(self._directory, summary)
         self._put_kept(lambda: self._run.summary.update(values))
+        self._put_kept(self._send_table)
+        if self._upload:
+            self._put_kept(lambda: self._send_checkpoint(checkpoint, values))
 
     def finish(self, exit_code: int) -> None:
         """Upload the rest, and log where the run is stored if it is not at W&B. A second call does nothing."""
@@ -294,16 +286,24 @@ class WandbSink:
         self._reached = step
 
     def _send_image(self, name: str, path: Path) -> None:
-        import wandb
-
         try:
-            picture = wandb.Video(str(path)) if path.suffix == ".gif" else wandb.Image(str(path))
+            picture = image(path)
         except Exception as error:  # a bad file does not count as a failure of W&B
             log.warning("W&B: image %s left out: %s", path, reason(error))
         else:
-            step = max(self._reached + 1, self._reached // 10 * 10 + 9)
-            if step >= self._held:
-                self._run.log({name: picture}, step=step, commit=False)
+            self._send_media(name, picture)
+
+    def _send_media(self, name: str, media: Any) -> None:
+        step = max(self._reached + 1, self._reached // 10 * 10 + 9)
+        if step >= self._held:
+            self._run.log({name: media}, step=step, commit=False)
+
+    def _send_table(self) -> None:
+        if (table := test_table(self._directory)) is not None:
+            self._send_media("test/tasks", table)
+
+    def _send_checkpoint(self, path: Path, metadata: dict[str, Any]) -> None:
+        self._run.log_artifact(model_artifact(f"{self._arguments['name']}-{self._run.id}", path, metadata))
 
     def _close(self, exit_code: int) -> None:
         self._run.finish(exit_code=exit_code)
@@ -319,33 +319,28 @@ class WandbSink:
             log.info("W&B: not uploaded; to upload: wandb sync %s%s", option, place)
 
 
-def new_id() -> str:
-    """Return a new W&B id or, in a W&B sweep, the id that its agent assigned, since the sweep counts no other."""
-    given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-    return given or secrets.token_hex(4)
+def start(run: TrackedRun, tracker: Tracker) -> WandbSink:
+    """Start or continue the W&B run of a run."""
+    return WandbSink.start(
+        run.directory,
+        mode=tracker.wandb,
+        project=tracker.project,
+        entity=tracker.entity,
+        group=tracker.group or run.group,
+        tags=[*tracker.tags, *(run.choices[group] for group in NAMED if group in run.choices)],
+        name=run.name,
+        notes=tracker.notes,
+        job_type="train",
+        config={**run.config, "choices": dict(run.choices), "protocol": dict(run.protocol)},
+        init_timeout=tracker.init_timeout,
+        finish_timeout=tracker.finish_timeout,
+        checkpoint=tracker.checkpoint,
+    )
 
 
-@dataclass
-class Identity:
-    """The W&B id of a run directory, stored in ``wandb_id`` together with whether it was ever online."""
-
-    directory: Path
-    run_id: str = field(default_factory=new_id)
-    online: bool = False
-
-    @classmethod
-    def of(cls, directory: Path) -> Identity:
-        file = directory / "wandb_id"
-        words = read_text(file).split() if file.exists() else []
-        return cls(directory, words[0], "online" in words[1:]) if words else cls(directory)
-
-    def save(self) -> None:
-        content = f"{self.run_id}{' online' if self.online else ''}\n"
-        atomic_write(self.directory / "wandb_id", content.encode())
-
-    def offline_files(self) -> list[Path]:
-        return sorted((self.directory / "wandb").glob(f"offline-run-*-{self.run_id}"))
-
-    def uploaded(self) -> bool:
-        """Return whether W&B may have rows of this id: it was online, or ``wandb sync`` has marked it."""
-        return self.online or any(any(files.glob("*.synced")) for files in self.offline_files())
+def missing(run: TrackedRun, tracker: Tracker) -> bool:
+    """Return whether W&B was never given the run online, and there is no offline file to upload."""
+    if requested_mode(tracker.wandb, os.environ) == "disabled":
+        return False
+    identity = Identity.of(run.directory)
+    return not identity.online and not identity.offline_files()
