@@ -81,20 +81,8 @@ def measured() -> Iterator[str]:
 
 def algorithm_of(recipe: str) -> str:
     """The algorithm that a recipe, what it builds on, or else its task's file chooses."""
-    entries = options("experiment")
-
-    def chosen(entry: Entry, group: str) -> str | None:
-        bases = []
-        for item in entry.content.get("defaults") or []:
-            if isinstance(item, dict) and f"override /{group}" in item:
-                return str(item[f"override /{group}"])
-            if isinstance(item, str) and item.startswith("/experiment/"):
-                bases.append(entries[item.removeprefix("/experiment/")])
-        return next(filter(None, (chosen(base, group) for base in bases)), None)
-
-    recipe_entry = entries[recipe]
-    found = chosen(recipe_entry, "algorithm") or chosen(options("task")[str(chosen(recipe_entry, "task"))], "algorithm")
-    return str(found)
+    chosen = options("experiment")[recipe].choices
+    return str(chosen.get("algorithm") or options("task")[chosen["task"]].choices["algorithm"])
 
 
 def linked(text: str) -> str:

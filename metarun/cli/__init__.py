@@ -7,23 +7,20 @@ command does to runs stands in ``metarun.runs``.
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import sys
 from collections.abc import Sequence
 
 from metarun import streams
 from metarun.cli import lifeline
+from metarun.cli.arguments import COMMON, parse
 from metarun.cli.commands import COMMANDS
 from metarun.errors import Interrupted, RunFailed, UserError, conceal, nearest, reason
 from metarun.escape import printable
 
-ONLY_PRINT = ("list", "show", "report", "doctor", "help", "-h", "--help", "--version")
-"""Commands whose result is their output; the others write theirs to files."""
-
-_MODULES = {name: f"metarun.cli.{name}" for name in COMMANDS} | {
-    "list": "metarun.cli.listing",
-    "eval": "metarun.cli.evaluate",
-}
+_FLAGS = frozenset(name for option in COMMON for name in (option.name, option.short))
+_HELP = frozenset(("--help", "-h"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,35 +52,47 @@ def console() -> None:
     status = main(words)
     if reason := streams.lost():
         print(f"metarun: cannot write to standard output: {reason}", file=sys.stderr)
-        if status == 0 and words and words[0] in ONLY_PRINT:
+        if status == 0 and only_prints(words):
             status = 1
     sys.exit(status)
 
 
 def _dispatch(words: list[str]) -> int:
-    if (words and words[0] == "help") or (is_train(words) and ("-h" in words or "--help" in words)):
-        from metarun.cli.help import run
-
-        return run(words[1:] if words and words[0] == "help" else [])
     if words and words[0] == "--version":
         from importlib.metadata import version
 
         print(f"metarun {version('metarun')}")
         return 0
-    name = "train"
-    if not is_train(words):
-        name = words.pop(0)
-        if name not in COMMANDS:
-            raise UserError(f"unknown command '{name}'{nearest(name, COMMANDS)}   commands: {', '.join(COMMANDS)}")
-        if "-h" in words or "--help" in words:
-            print(f"metarun {COMMANDS[name]}")
-            return 0
-    return importlib.import_module(_MODULES[name]).run(words) or 0
+    name, rest = split(words)
+    if name not in COMMANDS:
+        raise UserError(f"unknown command '{name}'{nearest(name, COMMANDS)}   commands: {', '.join(COMMANDS)}")
+    if _HELP & {*rest}:
+        from metarun.cli.help import command_help, overview
+
+        print(command_help(COMMANDS[name]) if {*words} - _FLAGS else overview())
+        return 0
+    command = COMMANDS[name]
+    arguments = parse(command, rest)
+    arguments.apply()
+    return importlib.import_module(f"metarun.cli.{command.module or name}").run(arguments) or 0
+
+
+def split(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the name of the command and its other words. Options that every command has may come before the name."""
+    before = list(itertools.takewhile(_FLAGS.__contains__, words))
+    rest = list(words[len(before) :])
+    return ("train", list(words)) if is_train(rest) else (rest[0], [*before, *rest[1:]])
 
 
 def is_train(words: Sequence[str]) -> bool:
     """Return whether the words name no command and so belong to a training run."""
     return not words or words[0].startswith(("-", "+", "~")) or "=" in words[0]
+
+
+def only_prints(words: Sequence[str]) -> bool:
+    """Return whether the result of a command is its output, rather than files."""
+    name, rest = split(words)
+    return (name in COMMANDS and COMMANDS[name].prints) or bool({"--json", "--version", *_HELP} & {*rest})
 
 
 def _complain(error: BaseException, status: int) -> int:

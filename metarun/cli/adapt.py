@@ -6,18 +6,17 @@ import csv
 import logging
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from metarun import strict_json, style
-from metarun.config.trust import take_code
-from metarun.errors import RunFailed, UserError, nearest, require
+from metarun.cli.arguments import Arguments
+from metarun.errors import RunFailed, UserError, require
 from metarun.escape import for_csv, printable
 from metarun.runs.stored import recorded, reread
 from metarun.tasks.same_data import named
-from metarun.tracking.console import set_up_logging
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,41 +27,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("metarun")
 
-USAGE = (
-    "metarun adapt RUN --support PATH [--query PATH] [--labelled | --unlabelled] [--out DIR] [--steps N] "
-    "[key=value ...]"
-)
-OPTIONS = {
-    "--support": "what to adapt to: a folder of one folder of images a class, or a CSV of text,label or of numbers",
-    "--query": "what to predict: images, a CSV of text or a CSV of inputs; predictions with known answers are scored",
-    "--out": "output folder; default: RUN/adapted/<time>",
-    "--steps": "adaptation steps; default: as many as on the run's test tasks",
-}
-FLAGS = {
-    "--labelled": "the queries' folders, or their label column, are their classes, all of which are in the support set",
-    "--unlabelled": "only predict, whatever folders and columns are called",
-}
 
-
-@dataclass
+@dataclass(frozen=True)
 class Request:
-    """The parsed command line."""
+    """The checked command line."""
 
     run: str
     support: str
-    query: str | None = None
-    out: str | None = None
-    steps: int | None = None
-    labels: Literal["auto", "labelled", "unlabelled"] = "auto"
-    changes: list[str] = field(default_factory=list)
+    query: str | None
+    out: str | None
+    steps: int | None
+    labels: Literal["auto", "labelled", "unlabelled"]
+    changes: list[str]
     """Overrides, ``key=value``."""
 
 
-def run(words: list[str]) -> int:
+def run(arguments: Arguments) -> int:
     """Run the command. It writes predictions.csv, sheet.png, result.json and learner.pt to the output folder."""
-    set_up_logging()
-    words, trust = take_code(words)
-    asked = parse(words)
+    asked, trust = read(arguments), arguments.trust
     if asked.out is not None:
         require(not Path(asked.out).expanduser().is_file(), f"--out {asked.out}: there is a file of that name")
     # Imported here because they import torch.
@@ -209,33 +191,18 @@ def folder_for_results(out: str | None, run: Path) -> Path:
     return folder
 
 
-def parse(words: Sequence[str]) -> Request:
-    """Parse the run, the options and the overrides; raises :class:`UserError` for anything else."""
-    names: list[str] = []
-    values: dict[str, str] = {}
-    flags: list[str] = []
-    changes: list[str] = []
-    rest = list(words)
-    while rest:
-        word, separator, value = rest.pop(0).partition("=")
-        if word in FLAGS and not separator:
-            flags.append(word)
-        elif not word.startswith("-"):
-            (changes if separator and names else names).append(word + separator + value)
-        elif word not in OPTIONS:
-            raise UserError(f"unknown option '{word}'{nearest(word, (*OPTIONS, *FLAGS))}   {USAGE}")
-        else:
-            require(bool(separator or rest), f"{word} needs a value: {OPTIONS[word]}")
-            values[word] = value if separator else rest.pop(0)
-    require(len(names) == 1, f"adapt takes one run, not {len(names)}: {USAGE}")
-    require("--support" in values, f"--support is missing: {OPTIONS['--support']}")
-    require(len(set(flags)) < 2, "--labelled and --unlabelled exclude each other")
-    steps = values.get("--steps")
-    require(steps is None or (steps.isascii() and steps.isdigit()), f"--steps {steps}: not an integer of at least 0")
-    labels: Any = flags[0].removeprefix("--") if flags else "auto"
-    require(not flags or "--query" in values, f"{' '.join(flags[:1])} needs --query")
-    count = None if steps is None else int(steps)
-    return Request(names[0], values["--support"], values.get("--query"), values.get("--out"), count, labels, changes)
+def read(arguments: Arguments) -> Request:
+    """Check the names and options; raises :class:`UserError` if they do not go together."""
+    names, support, query = arguments.names, arguments["--support"], arguments["--query"]
+    require(len(names) == 1, f"adapt takes one run, not {len(names)}: {arguments.command.words}")
+    require(support is not None, "--support is missing: the examples to adapt to")
+    labelled, unlabelled = arguments["--labelled"], arguments["--unlabelled"]
+    require(not (labelled and unlabelled), "--labelled and --unlabelled exclude each other")
+    labels: Literal["auto", "labelled", "unlabelled"] = (
+        "labelled" if labelled else "unlabelled" if unlabelled else "auto"
+    )
+    require(query is not None or labels == "auto", f"--{labels} needs --query")
+    return Request(names[0], support, query, arguments["--out"], arguments["--steps"], labels, arguments.overrides)
 
 
 def score_of(targets: Sequence[Any], predictions: Predictions, which: Sequence[int]) -> float:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from metarun import strict_json, style
+from metarun.cli.arguments import Arguments
 from metarun.cli.output import plain_console
 from metarun.config.check import check_value
 from metarun.config.overrides import read as read_words
@@ -21,7 +22,6 @@ from metarun.config.overrides import read_single
 from metarun.config.paths import conf_directory
 from metarun.config.schema import declaration
 from metarun.errors import UserError, nearest, require
-from metarun.tracking.console import set_up_logging
 
 if TYPE_CHECKING:
     from metarun.bench.implementations import Implementation
@@ -35,10 +35,9 @@ LISTS = ("workloads", "peers")
 """Keys whose values are lists and may be written without brackets: ``workloads=W1,W2``."""
 
 
-def run(words: list[str]) -> int:
+def run(arguments: Arguments) -> int:
     """Run the command. Results go to stdout and, with all samples, to ``<out>/<time>.json`` and ``.png``."""
-    set_up_logging()
-    settings = read(words)
+    settings = read(arguments.overrides)
     # Imported here because they import torch.
     from metarun.bench.compare import compare, measure_memory, rows_for
     from metarun.bench.end_to_end import end_to_end

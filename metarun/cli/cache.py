@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from metarun.errors import UserError, nearest
+from metarun.cli.arguments import Arguments
+from metarun.errors import nearest, require, shortened
 from metarun.tasks.cache import Entry, cache_root, entries, remove, shown_size
 
-USAGE = "metarun cache [clear [--older-than DAYS]]"
 
-
-def run(words: list[str]) -> int:
+def run(arguments: Arguments) -> int:
     """Run the command."""
-    clear, days = parse(words)
+    clear, days = read(arguments)
     found = entries()
     if not clear:
         print_table(found)
@@ -24,26 +23,14 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def parse(words: Sequence[str]) -> tuple[bool, float]:
+def read(arguments: Arguments) -> tuple[bool, float]:
     """Return whether to clear, and the number of days for which an entry must have been unused."""
-    rest, clear, days = list(words), False, 0.0
-    while rest:
-        word, separator, value = rest.pop(0).partition("=")
-        if word == "clear" and not separator:
-            clear = True
-        elif word == "--older-than":
-            value = value if separator else (rest.pop(0) if rest else "")
-            try:
-                days = float(value)
-            except ValueError:
-                days = -1.0
-            if not 0 <= days < float("inf"):
-                raise UserError(f"--older-than needs a number of days, not '{value}'   {USAGE}")
-        else:
-            raise UserError(f"unknown word '{word}'{nearest(word, ['clear', '--older-than'])}   {USAGE}")
-    if days and not clear:
-        raise UserError(f"--older-than goes with clear   {USAGE}")
-    return clear, days
+    usage = "metarun cache [clear [--older-than DAYS]]"
+    for word in (*arguments.names, *arguments.overrides):
+        require(word == "clear", f"unknown word '{shortened(word)}'{nearest(word, ['clear'])}   {usage}")
+    days = arguments["--older-than"]
+    require(days is None or bool(arguments.names), f"--older-than goes with clear   {usage}")
+    return bool(arguments.names), days or 0.0
 
 
 def print_table(found: Sequence[Entry]) -> None:

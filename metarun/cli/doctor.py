@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from metarun.cli.arguments import Arguments, refuse_words
+from metarun.cli.output import print_json
 from metarun.config.paths import conf_directory
+from metarun.escape import printable
 
 _EXTRAS = {
     "nlp": "transformers",
@@ -26,12 +29,17 @@ _EXTRAS = {
 }
 
 
-def run(words: list[str]) -> int:
+def run(arguments: Arguments) -> int:
     """Run the command; return exit status 1 if something that every run needs is broken."""
-    healthy = True
+    refuse_words(arguments)
+    findings = []
     for name, finding, good in _findings():
-        print(f"{'ok  ' if good else 'BAD ' if good is False else '    '} {name:<12} {finding}")
-        healthy &= good is not False
+        findings.append({"name": name, "finding": finding, "ok": good})
+        if not arguments["--json"]:
+            print(printable(f"{'ok  ' if good else 'BAD ' if good is False else '    '} {name:<12} {finding}"))
+    healthy = all(finding["ok"] is not False for finding in findings)
+    if arguments["--json"]:
+        print_json({"healthy": healthy, "findings": findings})
     return 0 if healthy else 1
 
 

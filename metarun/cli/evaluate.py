@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-from metarun.cli.output import print_summary
-from metarun.config.trust import take_code
-from metarun.errors import UserError, nearest
+from metarun.cli.arguments import Arguments
+from metarun.cli.output import print_json, print_summary
 from metarun.runs.evaluate import evaluate_run
-from metarun.tracking.console import set_up_logging
-from metarun.types import Split
-
-OPTIONS = {
-    "--val": "evaluate on the validation split",
-    "--new-classes": "evaluate on the classes of the data that the run does not know",
-    "--allow-seen-classes": "evaluate also on classes that the run meta-trained on",
-}
+from metarun.tracking.rundir import not_finite
 
 
-def run(words: list[str]) -> int:
+def run(arguments: Arguments) -> int:
     """Run the command. The result is also written to ``evaluations/<time>.json`` in the run directory."""
-    set_up_logging()
-    words, trust = take_code(words)
-    flags = {word for word in words if word.startswith("-")}
-    words = [word for word in words if word not in flags]
-    for flag in flags - OPTIONS.keys():
-        known = "   ".join(f"{name} ({what})" for name, what in OPTIONS.items())
-        raise UserError(f"unknown option '{flag}'{nearest(flag, OPTIONS)}   eval knows {known}")
-    split: Split = "val" if "--val" in flags else "test"
     summary = evaluate_run(
-        words,
-        trust,
-        split=split,
-        new_classes="--new-classes" in flags,
-        allow_seen_classes="--allow-seen-classes" in flags,
+        [*arguments.names, *arguments.overrides],
+        arguments.trust,
+        split="val" if arguments["--val"] else "test",
+        new_classes=bool(arguments["--new-classes"]),
+        allow_seen_classes=bool(arguments["--allow-seen-classes"]),
     )
+    if arguments["--json"]:
+        print_json(summary)
+        return 1 if not_finite(summary) else 0
     status = print_summary(summary)
     if seen := summary["data"].get("seen_classes"):
         from metarun.tasks.same_data import named

@@ -1,12 +1,18 @@
-"""``metarun help [TOPIC]``: the commands and topics, or one page of the manual. Imports no torch."""
+"""``metarun help [COMMAND|TOPIC]``: commands and topics, a command's help, or a page of the manual."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
+from metarun.cli.arguments import COMMON, Arguments, Command, Key, Option
 from metarun.cli.commands import COMMANDS
+from metarun.config.paths import conf_directory
 from metarun.errors import UserError, nearest
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -26,41 +32,100 @@ _OVERVIEW = """metarun: one runner for meta-learning
   metarun -m task=vision/glyphs algorithm=maml,protonet seed=0,1,2     every combination, one run each
   metarun resume outputs/glyphs-protonet/2026-01-31_12-00-00-000000_s0
 
-Commands
+Commands: metarun COMMAND --help
 {commands}
-
-Options of a training run
-  -m, --multirun        sweep: keys may have several values, a,b,c
-  --cfg job --resolve   print the configuration and stop
-  --config-dir DIR      your own configuration files: they add options and shadow metarun's
-  --info [WHAT]         Hydra's information (defaults, searchpath, plugins, ...)
-  eval "$(metarun -sc install=bash)"    tab completion (bash, zsh, fish)
 
 Manual: metarun help TOPIC
 {topics}
 
+Options of every command
+{common}
+
 Results lie under outputs/<name>/<time>_s<seed>/. METARUN_DATA names your data's folder,
-METARUN_DEBUG=1 shows tracebacks.
+METARUN_DEBUG=1 shows tracebacks, NO_COLOR=1 leaves out colours.
+Tab completion for bash, zsh and fish: eval "$(metarun -sc install=bash)"
 """
 
 
-def run(words: list[str]) -> int:
-    """Print the overview, the page of a topic, or the line of a command; returns the exit status."""
-    words = [word for word in words if word not in ("-h", "--help")]
-    if not words:
+def run(arguments: Arguments) -> int:
+    """Print the overview, the help of a command, or the page of a topic; returns the exit status."""
+    if not arguments.names:
         print(overview())
         return 0
-    if len(words) > 1:
+    if len(arguments.names) > 1:
         raise UserError("help takes one topic: metarun help getting-started   `metarun help` lists them")
-    topic, pages = words[0], topics()
-    if topic in pages:
+    topic, pages = arguments.names[0], topics()
+    if topic in COMMANDS:
+        print(command_help(COMMANDS[topic]))
+    elif topic in pages:
         show(pages[topic].read_text(encoding="utf-8"))
-    elif topic in COMMANDS:
-        print(f"metarun {COMMANDS[topic]}")
     else:
         names = [*pages, *COMMANDS]
         raise UserError(f"no topic '{topic}'{nearest(topic, names)}   topics: {', '.join(pages)}")
     return 0
+
+
+def columns() -> int:
+    """Return the width of help: that of the terminal, and at most :data:`WIDEST`."""
+    return min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
+
+
+def command_help(command: Command) -> str:
+    """Return the help of a command: usage, what it does, its options and keys with their defaults, two examples."""
+    width = columns()
+    lines = [f"usage: {command.words}", "", *textwrap.wrap(command.about, width), ""]
+    if keys := [*command.keys, *keys_in(command.keys_file)]:
+        lines += ["keys", *rows([(f"{key.name}={key.value}", with_default(key.help, key.default)) for key in keys]), ""]
+    listed = [each for each in command.options if not each.hidden]
+    options = [(shown_as(each), with_default(each.help, default_of(each))) for each in listed]
+    lines += ["options", *rows([*options, *((shown_as(each), each.help) for each in COMMON)]), ""]
+    lines += ["examples"]
+    for line, what in command.examples:
+        lines += [f"  {line}", f"      {what}"]
+    return "\n".join([*lines, "", f"More: metarun help {command.page}"])
+
+
+def rows(cells: Sequence[tuple[str, str]]) -> list[str]:
+    """Return rows of two columns; the second is wrapped, and begins on a line of its own where the first is wide."""
+    width, left = columns(), min(max(len(name) for name, _ in cells), 24)
+    made: list[str] = []
+    for name, text in cells:
+        wrapped = textwrap.wrap(text, max(width - left - 4, 20)) or [""]
+        if len(name) > left:
+            made.append(f"  {name}")
+            name = ""
+        made += [f"  {first:<{left}}  {rest}".rstrip() for first, rest in zip_longest([name], wrapped, fillvalue="")]
+    return made
+
+
+def shown_as(option: Option) -> str:
+    """Return an option as it is typed, with its short form: ``-c, --cfg job|all``."""
+    name = f"{option.short}, {option.name}" if option.short else option.name
+    if not option.value:
+        return name
+    return f"{name}[={option.value}]" if option.implied is not None else f"{name} {option.value}"
+
+
+def default_of(option: Option) -> str:
+    """Return the default of an option: off for a flag."""
+    return option.default or ("" if option.value else "off")
+
+
+def with_default(text: str, default: str) -> str:
+    """Return what an option does with its default in brackets."""
+    if default == "required":
+        return f"{text} [required]"
+    return f"{text} [default: {default}]" if default else text
+
+
+def keys_in(file: str) -> Iterator[Key]:
+    """Yield the keys that a YAML file below conf/ declares, with their defaults and the comments beside or above."""
+    above = ""
+    for line in (conf_directory() / file).read_text(encoding="utf-8").splitlines() if file else ():
+        if line.startswith("#"):
+            above = line.lstrip("# ")
+        elif found := re.fullmatch(r"(\w+):\s*(.*?)(?:\s+# (.*))?", line):
+            yield Key(found[1], found[3] or above, "VALUE", found[2])
 
 
 def topics() -> dict[str, Path]:
@@ -75,14 +140,13 @@ def summary(page: str) -> str:
 
 
 def overview() -> str:
-    """The commands, the options of a training run, and the topics."""
+    """The commands, the topics, and the options of every command."""
     titles = {topic: summary(path.read_text(encoding="utf-8")) for topic, path in topics().items()}
-    pages = {topic: title.partition(": ")[2] or title for topic, title in titles.items()}
-    width = max(map(len, pages))
     return _OVERVIEW.format(
-        commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items()),
-        topics="\n".join(f"  {topic:<{width}}  {text}" for topic, text in pages.items()),
-    )
+        commands="\n".join(rows([(name, command.summary) for name, command in COMMANDS.items()])),
+        topics="\n".join(rows([(topic, title.partition(": ")[2] or title) for topic, title in titles.items()])),
+        common="\n".join(rows([(shown_as(option), option.help) for option in COMMON])),
+    ).rstrip()
 
 
 def show(page: str) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from metarun import strict_json
 from metarun.escape import printable
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ def print_summary(summary: Mapping[str, Any]) -> int:
         sys.stdout.flush()
         print(printable(f"metarun: {bad}"), file=sys.stderr)
     return 1 if bad else 0
+
+
+def print_json(value: Any) -> None:
+    """Print a value as standard JSON; numbers that are not finite become null."""
+    print(strict_json.dumps(value, indent=1))
 
 
 def plain_console() -> Console:

@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metarun import style
-from metarun.errors import UserError, nearest, require
+from metarun.cli.arguments import Arguments
+from metarun.errors import UserError, require
 from metarun.escape import printable
 
 if TYPE_CHECKING:
     from metarun.reports.comparison import Comparison
 
-USAGE = "metarun report DIR... [out=FOLDER]"
-KEYS = {"out": "folder for report.{html,md,tex,csv}, pairs.csv and the pictures; else the terminal"}
-"""Keys of the command and their meaning; values may be null."""
 
-
-def run(words: list[str]) -> int:
+def run(arguments: Arguments) -> int:
     """Run the command. It does not import torch."""
-    folders, out = parse(words)
+    folders, out = read(arguments)
     # Imported here so that usage errors are reported at once.
     from metarun.reports.comparison import compare
     from metarun.reports.runs import gather
@@ -37,23 +34,14 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def parse(words: Sequence[str]) -> tuple[list[str], Path | None]:
+def read(arguments: Arguments) -> tuple[list[str], Path | None]:
     """Return the folders of the runs, and the output folder if one is given."""
-    folders, values = [], dict.fromkeys(KEYS, "null")
-    for word in words:
-        key, separator, value = word.partition("=")
-        if word.startswith("-"):
-            raise UserError(f"report: unknown option '{word}'; its keys have the form key=value   {USAGE}")
-        if not separator or Path(word).expanduser().exists():
-            folders.append(word)
-            continue
-        require(key in KEYS, f"report: unknown key '{key}'{nearest(key, KEYS)}   allowed: {', '.join(KEYS)}")
-        require(bool(value), f"report: {key}= needs a value: {KEYS[key]}")
-        values[key] = value
-    require(bool(folders), f"report needs run directories, or folders that hold them: {USAGE}")
-    out = None if values["out"] == "null" else Path(values["out"]).expanduser()
+    given = arguments.own_keys().get("out", "null")
+    usage = f"report needs run directories, or folders that hold them: {arguments.command.words}"
+    require(bool(arguments.names), usage)
+    out = None if given == "null" else Path(given).expanduser()
     require(out is None or not out.exists() or out.is_dir(), f"report: out={out} is a file, not a folder")
-    return folders, out
+    return arguments.names, out
 
 
 def show(comparison: Comparison) -> None:

@@ -1,18 +1,16 @@
-"""``metarun reproduce ID [--seeds N] [--jobs N] [--smoke] [key=value ...]``: run a paper's recipe and compare with the
-paper."""
+"""``metarun reproduce ID [key=value ...]``: run a paper's recipe and compare the result with the paper's."""
 
 from __future__ import annotations
 
-import sys
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metarun.cli.arguments import parse
+from metarun.cli.arguments import Arguments
 from metarun.cli.processes import count_gpus, run_all
 from metarun.config.paper import Finding, Paper, worst
-from metarun.config.trust import OPTION, take_trust
 from metarun.errors import RunFailed, UserError, nearest
 from metarun.escape import printable
 from metarun.reports.reproductions import RESULTS, findings, metric_of, recipes, record, row, store
@@ -20,7 +18,8 @@ from metarun.runs.history import EXECUTION_KEYS, earlier
 from metarun.runs.stored import same_data
 from metarun.tracking.rundir import RunDirectory
 
-_OPTIONS = ("--seeds", "--jobs", "--smoke")
+log = logging.getLogger("metarun")
+
 _TRIAL = (
     "runner.iterations=2", "runner.meta_batch=1", "runner.validate_every=1", "runner.val_episodes=2",
     "runner.test_episodes=2", "runner.tune_above=1e9", "runner.plots=false", "tracker.wandb=disabled",
@@ -28,26 +27,21 @@ _TRIAL = (
 """Overrides that make a recipe so short that it takes seconds."""
 
 
-def run(words: list[str]) -> int:
+def run(arguments: Arguments) -> int:
     """Run the command for seeds 0..N - 1. Finished runs are reused, stopped ones resumed, missing ones started."""
     from metarun.config.check import check
     from metarun.config.compose import compose, named
-    from metarun.config.paths import take_config_dir
-    from metarun.tracking.console import set_up_logging
 
-    kept = take_config_dir(words)
-    name, seeds, jobs, overrides = _parse([word for word in take_trust(kept)[0] if word != "--smoke"])
-    elsewhere = [word for word in words if word not in kept]
-    trust = [word for word in kept if word.partition("=")[0] == OPTION]
-    set_up_logging()
-    if "--smoke" in words:
-        return _try(name, [*overrides, *trust, *elsewhere])
+    name, overrides = recipe_of(arguments), arguments.overrides
+    seeds, jobs = arguments["--seeds"] or 3, arguments["--jobs"] or max(count_gpus(), 1)
+    if arguments["--smoke"]:
+        return _try(name, [*overrides, *options_of_new_runs(arguments)])
     configs = {seed: named(compose([f"experiment={name}", f"seed={seed}", *overrides])) for seed in range(seeds)}
     for config in configs.values():
         check(config)
     new = [f"experiment={name}", *overrides]
     try:
-        run_all({f"seed {s}": lambda s=s: _words(configs[s], s, new, elsewhere, trust) for s in configs}, jobs)  # type: ignore[misc]
+        run_all({f"seed {s}": lambda s=s: _words(configs[s], s, new, arguments) for s in configs}, jobs)  # type: ignore[misc]
     except RunFailed:  # a run that ended with a non-finite result is a miss, not a failure
         if not all(earlier(config, same_data(config))[0] for config in configs.values()):
             raise
@@ -83,43 +77,45 @@ def _try(name: str, words: Sequence[str]) -> int:
     return 0
 
 
-def _parse(words: Sequence[str]) -> tuple[str, int, int, list[str]]:
-    """Return the recipe, the number of seeds, the number of parallel runs, and the overrides."""
-    names, overrides, numbers = parse(words, _OPTIONS)
-    for word in overrides:
+def recipe_of(arguments: Arguments) -> str:
+    """Return the name of the recipe; raises :class:`UserError` if it has no paper, or if a key is of the protocol."""
+    for word in arguments.overrides:
         key = word.partition("=")[0]
         if not key.startswith(EXECUTION_KEYS):
             raise UserError(
                 f"reproduce cannot change '{key}', which is part of the protocol   allowed: {', '.join(EXECUTION_KEYS)}"
             )
-    known = recipes()
+    names, known = arguments.names, recipes()
     if len(names) != 1:
-        raise UserError("reproduce takes one recipe, such as maml/sinusoid   metarun list experiments shows all")
+        raise UserError("reproduce takes one recipe, such as maml/sinusoid   metarun list recipes shows all")
     if names[0] not in known:
         raise UserError(
-            f"no recipe '{names[0]}' with a paper{nearest(names[0], known)}   metarun list experiments shows all"
+            f"no recipe '{names[0]}' with a paper{nearest(names[0], known)}   metarun list recipes shows all"
         )
-    return names[0], numbers.get("--seeds", 3), numbers.get("--jobs", max(count_gpus(), 1)), overrides
+    return names[0]
 
 
-def _words(
-    config: Mapping[str, Any], seed: int, new: Sequence[str], elsewhere: Sequence[str], trust: Sequence[str]
-) -> list[str] | None:
+def _words(config: Mapping[str, Any], seed: int, new: Sequence[str], arguments: Arguments) -> list[str] | None:
     """Return the command that is left to run for a seed; ``None`` if its run has finished.
 
     Args:
         config: Configuration of the seed.
         seed: The seed.
         new: Words of a new run.
-        elsewhere: Words that name the user's configuration directory.
-        trust: Words that allow code of the user's in a resumed run.
+        arguments: The words of this command, whose options the run gets too.
     """
     finished, stopped = earlier(config, same_data(config))
     if finished is not None:
-        print(f"metarun: seed {seed}: {finished.path}", file=sys.stderr)
+        log.info("metarun: seed %d: %s", seed, finished.path)
         return None
-    left = ["resume", str(stopped.path), *trust] if stopped else ["train", *new, f"seed={seed}"]
-    return [*left, *elsewhere]
+    if stopped:
+        return ["resume", str(stopped.path), *arguments.passed_on()]
+    return ["train", *new, f"seed={seed}", *options_of_new_runs(arguments)]
+
+
+def options_of_new_runs(arguments: Arguments) -> list[str]:
+    """Return the options that a new run gets too. Its code is what the user names, so it needs no ``--trust``."""
+    return [each for each in arguments.passed_on() if not each.startswith("--trust")]
 
 
 def _print(paper: Paper, result: Mapping[str, Any], found: Sequence[Finding]) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from metarun.cli.arguments import Arguments
 from metarun.cli.output import print_summary
-from metarun.config.trust import take_code
 from metarun.errors import UserError
 from metarun.runs.resume import resume_run
-from metarun.tracking.console import set_up_logging
 
 
-def run(words: list[str]) -> int:
+def run(arguments: Arguments) -> int:
     """Run the command."""
-    set_up_logging()
-    words, trust = take_code(words)
-    resumed = resume_run(words, trust)
+    resumed = resume_run([*arguments.names, *arguments.overrides], arguments.trust)
     if not resumed.summary:
         return 0
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metarun import strict_json
-from metarun.cli.arguments import parse
+from metarun.cli.arguments import Arguments
 from metarun.cli.processes import count_gpus, run_all
 from metarun.config.catalogue import catalogue
 from metarun.errors import RunFailed, UserError, nearest
@@ -21,26 +21,20 @@ if TYPE_CHECKING:
     from metarun.search.study import SearchFolder, Study
     from metarun.training.experiment import Experiment
 
-_OPTIONS = ("--trials", "--workers")
-_WORKER = "--worker"
-"""Hidden option that gives a worker its number."""
 _EACH = ("runner.test_episodes=0", "runner.plots=false")
 """Overrides of every trial. Only the best one is tested, at the end."""
 
 
-def run(words: list[str]) -> int:
+def run(arguments: Arguments) -> int:
     """Run the command. Repeating it continues a stopped search without losing or repeating a trial."""
     from metarun.config.check import check
     from metarun.config.compose import compose, named
     from metarun.config.environment import resolved
-    from metarun.config.paths import take_config_dir
-    from metarun.tracking.console import set_up_logging
 
-    kept = take_config_dir(words)
-    space, numbers, overrides = _parse(kept)
+    space, overrides = space_of(arguments), arguments.overrides
     content = next(e.content for e in catalogue("search") if e.name == space)
-    search = Search.of({**content, "trials": numbers.get("--trials", content.get("trials"))})
-    set_up_logging()
+    search = Search.of({**content, "trials": arguments["--trials"] or content.get("trials")})
+    workers = arguments["--workers"] or max(count_gpus(), 1)
     try:
         import optuna  # noqa: F401
     except ImportError:
@@ -60,15 +54,15 @@ def run(words: list[str]) -> int:
 
     folder = SearchFolder(Path(used["runner"]["directory"], "search", used["name"]))
     folder.begin(search, experiment_identity(config))
-    if (workers := numbers.get("--workers", 1)) > 1:
-        elsewhere = [word for word in words if word not in kept]
-        again = ["search", space, *overrides, *elsewhere, f"--trials={search.trials}", "--workers=1"]
-        each = {f"worker {k}": lambda k=k: [*again, f"{_WORKER}={k}"] for k in range(workers)}
+    if workers > 1:
+        again = ["search", space, *overrides, *arguments.passed_on(), f"--trials={search.trials}", "--workers=1"]
+        each = {f"worker {k}": lambda k=k: [*again, f"--worker={k}"] for k in range(workers)}
         run_all(each, workers)
-    study = _study(folder, search, used, numbers.get(_WORKER, 0))
+    worker = arguments["--worker"]
+    study = _study(folder, search, used, worker or 0)
     if workers == 1:
         study.work(lambda values, name: _experiment(overrides, values, config, name))
-    return 0 if _WORKER in numbers else _finish(study, folder, config)
+    return 0 if worker is not None else _finish(study, folder, config)
 
 
 def _study(folder: SearchFolder, search: Search, config: Mapping[str, Any], worker: int) -> Study:
@@ -144,17 +138,14 @@ def _finish(study: Study, folder: SearchFolder, config: Mapping[str, Any]) -> in
     return status
 
 
-def _parse(words: Sequence[str]) -> tuple[str, dict[str, int], list[str]]:
-    """Return the search space, the numbers of the options, and the overrides."""
-    names, overrides, numbers = parse(words, _OPTIONS, hidden=(_WORKER,))
-    spaces = [e.name for e in catalogue("search")]
+def space_of(arguments: Arguments) -> str:
+    """Return the name of the search space; raises :class:`UserError` unless exactly one known name is given."""
+    names, spaces = arguments.names, [e.name for e in catalogue("search")]
     if len(names) != 1:
         raise UserError(f"search takes one space: {', '.join(spaces)}")
     if names[0] not in spaces:
         raise UserError(f"no search space '{names[0]}'{nearest(names[0], spaces)}   spaces: {', '.join(spaces)}")
-    if "--workers" not in numbers and count_gpus() > 1:
-        numbers["--workers"] = count_gpus()
-    return names[0], numbers, overrides
+    return names[0]
 
 
 def _corners(search: Search) -> list[list[str]]:

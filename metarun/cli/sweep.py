@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import math
 import os
 import re
@@ -39,6 +40,8 @@ from metarun.streams import survive
 from metarun.tracking.console import set_up_logging
 from metarun.tracking.rundir import not_finite
 
+log = logging.getLogger("metarun")
+
 MOST_RUNS = 10_000
 """Largest number of runs of a sweep."""
 
@@ -50,11 +53,11 @@ def sweep(words: list[str]) -> int:
     """
     settings, jobs = _jobs(words)
     if len(jobs) > 100:  # a check takes about a quarter of a second
-        print(f"metarun: checking {len(jobs)} combinations", file=sys.stderr)
+        log.info("metarun: checking %d combinations", len(jobs))
     for each in jobs:
         check(named(compose(each)))
     directory = sweep_directory(settings, jobs[0])
-    print(f"metarun: {len(jobs)} runs; the state of each is kept in {directory}", file=sys.stderr)
+    log.info("metarun: %d runs; the state of each is kept in %s", len(jobs), directory)
     settings = [*settings, *read([word("hydra.sweep.dir", str(directory))])]
     broken: Exception | None = None
     try:
@@ -83,7 +86,8 @@ def job(config: Any) -> None:
     if _output():
         survive()
     set_up_logging()
-    print(printable(f"\nmetarun: run {hydra.job.num + 1}: {asked}"), file=sys.stderr)
+    log.info("")
+    log.info("metarun: run %d: %s", hydra.job.num + 1, asked)
     note = Job(asked, "started", log=_output())
     note.write(directory, hydra.job.num)
     try:
@@ -91,7 +95,7 @@ def job(config: Any) -> None:
         wanted = named(composed)
         finished, started = earlier(wanted, same_data(wanted))
         if finished is not None:
-            print(printable(f"metarun: done before: {finished.path}"), file=sys.stderr)
+            log.info("metarun: done before: %s", finished.path)
             note = _ended(asked, "done before", str(finished.path), finished.summary() or {})
         else:
             try:
@@ -127,11 +131,11 @@ def _report(directory: Path, count: int, broken: Exception | None) -> int:
         elif each.state == "started":
             failures.append(f"{each.asked}: died without a message" + (f"   log: {each.log}" if each.log else ""))
     before = sum(each is not None and each.state == "done before" for each in noted)
-    print(
-        f"\nmetarun: {count - len(failures)} of {count} runs finished, {before} of them before; "
-        f"to compare them: metarun report {directory}",
-        file=sys.stderr,
-    )
+    log.info("")
+    log.info(
+        "metarun: %d of %d runs finished, %d of them before; to compare them: metarun report %s",
+        count - len(failures), count, before, directory,
+    )  # fmt: skip
     if failures:
         why = f"\n({' '.join(str(broken).split())[:300]})" if broken else ""
         raise RunFailed(f"{len(failures)} of {count} runs failed:\n  " + "\n  ".join(failures) + why)

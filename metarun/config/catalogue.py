@@ -47,6 +47,11 @@ class Entry:
         return self.merge(_settings)
 
     @property
+    def choices(self) -> dict[str, str]:
+        """Options of other groups that it chooses, itself or by the files it builds on: ``{"model": "conv4"}``."""
+        return self.merge(_choices)
+
+    @property
     def declaration(self) -> Declaration | None:
         """Declaration of its class; ``None`` for files without a class (recipes)."""
         target = self.section.get("_target_")
@@ -128,14 +133,12 @@ def _base(group: str, item: Any, beside: str) -> str:
     return (PurePosixPath(beside).parent / entry).as_posix()
 
 
-def default_option(task: Entry, group: str) -> str | None:
-    """Return the option of ``group`` that a task's file chooses."""
-    for item in task.content.get("defaults", []):
-        if isinstance(item, dict):
-            for key, value in item.items():
-                if key.replace("override", "").strip() == f"/{group}":
-                    return str(value)
-    return None
+def _choices(group: str, path: Path, content: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options of other groups that an option's file chooses."""
+    listed = content.get("defaults")
+    items = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    chosen = [(key.replace("override", "").strip(), str(value)) for item in items for key, value in item.items()]
+    return {key.removeprefix("/"): value for key, value in chosen}
 
 
 _PACKAGE = re.compile(r"^#\s*@package\s+(\S+)\s*$", re.MULTILINE)

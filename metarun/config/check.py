@@ -148,14 +148,16 @@ def check_value(key: str, value: Any, parameter: Parameter) -> None:
                 reasons.append(reason)
         null = " (or null)" if type(None) in getattr(parameter.annotation, "__args__", ()) else ""
         shown = "null" if value is None else value
-        hint = nearest(value, _choices(parameter.annotation)) if isinstance(value, str) else ""
+        hint = nearest(value, choices_of(parameter.annotation)) if isinstance(value, str) else ""
         raise UserError(f"{key}={shown}: {', or '.join(reasons)}{null}{hint}") from None
 
 
-def _choices(annotation: Any) -> list[str]:
-    """Return the strings that a ``Literal`` allows, also inside a union."""
+def choices_of(annotation: Any) -> list[str]:
+    """Return the strings that a ``Literal`` allows, also inside a union; true and false for ``bool``."""
+    if annotation is bool:
+        return ["true", "false"]
     inner = getattr(annotation, "__args__", ())
-    return [word for part in inner for word in ([part] if isinstance(part, str) else _choices(part))]
+    return [word for part in inner for word in ([part] if isinstance(part, str) else choices_of(part))]
 
 
 def check_fit(config: Mapping[str, Any], objects: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,22 +49,6 @@ def config_dir_in_use(name: str | Path | None) -> Iterator[None]:
         yield
     finally:
         _config_dir = before
-
-
-def take_config_dir(words: Sequence[str]) -> list[str]:
-    """Apply ``--config-dir DIR`` and return the words without it."""
-    kept, directory = [], None
-    remaining = iter(words)
-    for word in remaining:
-        flag, _, value = word.partition("=")
-        if flag in ("--config-dir", "-cd"):
-            directory = value or next(remaining, None)
-            if not directory:
-                raise UserError(f"{flag} needs a directory")
-        else:
-            kept.append(word)
-    use_config_dir(directory)
-    return kept
 
 
 def user_directories() -> list[Path]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from metarun.config.environment import expressions
-from metarun.config.paths import take_config_dir, user_options
+from metarun.config.paths import user_options
 from metarun.config.schema import declaration, is_section, source
 from metarun.errors import UserError
 from metarun.types import ImportPath
@@ -48,26 +48,19 @@ class Trust:
             return cls(given, expressions=expressions)
         return cls(False, frozenset([given] if isinstance(given, str) else given), expressions)
 
+    @classmethod
+    def named(cls, values: Sequence[str]) -> Trust:
+        """Build the permissions of the values of ``--trust`` (empty: everything) and of the options in the user's
+        directories.
+        """
+        names = {name.strip() for value in values for name in value.split(",") if name.strip()}
+        named = [name for content in user_options() for _, name in named_code(content) if isinstance(name, str)]
+        names |= {*named, *(name.rpartition(".")[0] for name in named if not is_component(name))} - {""}
+        return cls("" in values, frozenset(names))
+
     def admits(self, name: str) -> bool:
         """Return whether code at the import path ``name`` may be called."""
         return self.everything or name in self.names or _is_class_of(self.names, name)
-
-
-def take_code(words: Sequence[str]) -> tuple[list[str], Trust]:
-    """Return the words without ``--config-dir DIR`` and ``--trust``, and the permissions that these give."""
-    return take_trust(take_config_dir(words))
-
-
-def take_trust(words: Sequence[str]) -> tuple[list[str], Trust]:
-    """Return the words without ``--trust`` and ``--trust=MODULE,...``, and the permissions of these and of
-    ``--config-dir``.
-    """
-    rest = [word for word in words if word.partition("=")[0] != OPTION]
-    given = [word.partition("=")[2] for word in words if word.partition("=")[0] == OPTION]
-    names = {name.strip() for value in given for name in value.split(",") if name.strip()}
-    named = [name for content in user_options() for _, name in named_code(content) if isinstance(name, str)]
-    names |= {*named, *(name.rpartition(".")[0] for name in named if not is_component(name))} - {""}
-    return rest, Trust("" in given, frozenset(names))
 
 
 def admit(config: Mapping[str, Any], where: str, trust: Trust, own: Collection[str] = ()) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from metarun.algorithms.base import Algorithm
 from metarun.errors import Interrupted
 from metarun.evaluation.statistics import interquartile_mean, percentiles, stratified_bootstrap
+from metarun.progress import Progress
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape
 from metarun.tasks.rng import derived_seed
@@ -176,11 +177,13 @@ def evaluate(
         Interrupted: ``stopped`` returned a signal before a batch.
     """
     parts: dict[str, list[Tensor]] = {}
-    for first in range(0, episodes, batch):
-        if (signal := stopped()) is not None:
-            raise Interrupted(signal)
-        torch.manual_seed(derived_seed(task.seed, split, first, stream=9))
-        indices = range(first, min(first + batch, episodes))
-        for name, values in algorithm.evaluate(task.batch(split, indices, shape)).items():
-            parts.setdefault(name, []).append(values)
+    with Progress("validating" if split == "val" else "testing", episodes, "tasks") as progress:
+        for first in range(0, episodes, batch):
+            if (signal := stopped()) is not None:
+                raise Interrupted(signal)
+            torch.manual_seed(derived_seed(task.seed, split, first, stream=9))
+            indices = range(first, min(first + batch, episodes))
+            for name, values in algorithm.evaluate(task.batch(split, indices, shape)).items():
+                parts.setdefault(name, []).append(values)
+            progress.update(len(indices))
     return Result({name: torch.cat(each).cpu() for name, each in parts.items()})

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from metarun.errors import UserError, require
 from metarun.models.lowrank import add, fix
 from metarun.models.tokens import pad
-from metarun.tasks.files import Arrays, Progress, cached
+from metarun.progress import Progress
+from metarun.tasks.files import Arrays, cached
 from metarun.types import Fraction, PathOrName, Positive, Rate
 
 Pooling = Literal["mean", "cls", "max"]
@@ -115,7 +116,7 @@ class Encoder(nn.Module):
         net, ids = load(self.folder).to(device).eval(), self.tokens(texts)
         embeddings = torch.empty(len(texts), self.width)
         lengths = (ids > 0).sum(1)
-        with Progress(f"{self.name}: texts embedded", len(texts), 1, "texts") as progress, torch.no_grad():
+        with Progress(f"{self.name}: embedding", len(texts), "texts", summary=True) as progress, torch.no_grad():
             for rows in lengths.argsort(stable=True).split(BATCH_SIZE):
                 embeddings[rows] = pool_states(net, ids[rows].to(device), self.pooling).cpu()
                 progress.update(len(rows))

@@ -18,6 +18,7 @@ from metarun.config.paper import COUNTED, SEEDS, Claim, Finding, Paper, worst
 from metarun.config.paths import conf_directory, records_directory
 from metarun.errors import UserError
 from metarun.escape import for_markdown
+from metarun.reports.status import Status
 from metarun.runs.history import experiment_identity
 from metarun.tracking.files import atomic_write
 from metarun.tracking.rundir import RunDirectory
@@ -168,6 +169,29 @@ def counts(name: str, paper: Paper, result: Mapping[str, Any]) -> bool:
     found = findings(paper, result)
     read = all(paper.source(finding.claim) in COUNTED for finding in found if finding.verdict)
     return worst(found) == "pass" and read and standing(name, result) == "sound"
+
+
+def status_of(name: str, paper: Paper, result: Mapping[str, Any] | None) -> Status:
+    """Return the status of a recipe from its record; ``None`` if there is none."""
+    if result is None:
+        return "not-run"
+    match standing(name, result):
+        case "sound":
+            pass
+        case "not committed":
+            return "uncommitted"
+        case invalid:
+            return invalid
+    match worst(findings(paper, result)):
+        case "pass":
+            return "passed" if counts(name, paper, result) else "recalled"
+        case "consistent":
+            return "consistent"
+        case "miss":
+            return "missed"
+        case "budget not reached":
+            return "short"
+    return "no-value"
 
 
 def path_of(folder: Path, name: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from metarun.algorithms.base import Algorithm
-from metarun.config.catalogue import catalogue, default_option
+from metarun.config.catalogue import catalogue
 from metarun.config.schema import capabilities
 from metarun.config.trust import Trust, named_code
 from metarun.errors import require
@@ -80,9 +80,7 @@ def default_words(task: Any, words: Sequence[str], sections: Mapping[str, Any]) 
     wanted = capabilities(task)
     for family in catalogue("task"):
         if all(wanted.get(key) == family.attributes.get(key) for key in ("kind", "modality")):
-            options = {
-                group: default_option(family, group) for group in ("model", "algorithm") if group not in sections
-            }
+            options = {group: family.choices.get(group) for group in ("model", "algorithm") if group not in sections}
             asked = {each.partition("=")[0] for each in words}
             return [f"{group}={option}" for group, option in options.items() if option and group not in asked]
     return []

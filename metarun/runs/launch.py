@@ -18,7 +18,7 @@ from metarun.config.environment import resolved
 from metarun.errors import Interrupted, RunFailed, UserError
 from metarun.runs.stored import recorded
 from metarun.streams import survive
-from metarun.tracking.console import is_shown, shown
+from metarun.tracking.console import Verbosity, shown, verbosity
 from metarun.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _spread(
     from metarun.distributed import OthersLost
 
     reports: Any = multiprocessing.get_context("spawn").SimpleQueue()
-    arguments = (devices, _free_port(), dict(config), dict(facts), str(directory.path), reports, is_shown())
+    arguments = (devices, _free_port(), dict(config), dict(facts), str(directory.path), reports, verbosity())
     context = multiprocessing.spawn(_rank, arguments, nprocs=devices, join=False)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
@@ -160,7 +160,7 @@ def _rank(
     facts: Mapping[str, Any],
     directory: str,
     reports: Any,
-    display: bool,
+    display: Verbosity,
 ) -> None:
     """Entry point of one process of a run. It reports a stop or a failure."""
     os.setpgrp()  # Ctrl-C then reaches only the starting process, which stops all others

@@ -7,20 +7,19 @@ import hashlib
 import json
 import logging
 import os
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metarun.errors import RunFailed, UserError
+from metarun.progress import Progress
 from metarun.tasks.cache import cache_dir, cache_root
 
 log = logging.getLogger("metarun")
@@ -250,7 +249,7 @@ def download(url: str, known_hash: str, name: str) -> Path:
     path = cache_dir() / name
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with Progress(name) as progress:
+        with Progress(name, unit="MB", scale=1e6, summary=True) as progress:
             downloader = pooch.HTTPDownloader(progressbar=progress)
             pooch.retrieve(url, known_hash, fname=path.name, path=path.parent, downloader=downloader)
     except ValueError as error:  # pooch raises it if the checksum differs
@@ -262,52 +261,3 @@ def download(url: str, known_hash: str, name: str) -> Path:
         ) from error
     remember("downloads", {"file": name}, {"file": name, "url": url})
     return path
-
-
-class Progress:
-    """A progress line on stderr. On a terminal it is rewritten in place; elsewhere only the last state is printed.
-
-    It implements the few methods of tqdm that pooch calls.
-
-    Args:
-        label: Text before the numbers.
-        total: Total count; 0 if unknown.
-        scale: Divisor of the displayed counts (bytes to MB).
-        unit: Unit of the displayed counts.
-    """
-
-    def __init__(self, label: str, total: int = 0, scale: float = 1e6, unit: str = "MB") -> None:
-        self.label, self.total, self.scale, self.unit = label, total, scale, unit
-        self.done, self.shown = 0, -1
-
-    def update(self, count: int = 1) -> None:
-        self.done += count
-        percent = 100 * self.done // self.total if self.total else self.done // 1_000_000
-        if percent != self.shown and sys.stderr.isatty():
-            self.shown = percent
-            self._write("\r", "")
-
-    def _write(self, start: str, end: str) -> None:
-        sys.stderr.write(f"{start}{self.label}: {self._amount()}\x1b[K{end}")
-        sys.stderr.flush()
-
-    def _amount(self) -> str:
-        digits = 0 if self.scale == 1 else 1
-        total = f" of {self.total / self.scale:.{digits}f}" if self.total else ""
-        return f"{self.done / self.scale:.{digits}f}{total} {self.unit}"
-
-    def reset(self) -> None:
-        """Reset the count. pooch does so before its last update, which then holds the total."""
-        self.done = 0
-
-    def close(self) -> None:
-        """Do nothing. pooch calls this; leaving the ``with`` block ends the line."""
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.done and sys.stderr.isatty():
-            self._write("\r", "\n")
-        elif self.done:
-            sys.stderr.write(f"{self.label}: {self._amount()}\n")

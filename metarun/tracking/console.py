@@ -1,4 +1,4 @@
-"""Progress display of a training run: one live line on a terminal, an occasional plain line elsewhere."""
+"""Messages and progress of a run on stderr."""
 
 from __future__ import annotations
 
@@ -7,50 +7,43 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import Literal, TextIO
 
+from metarun import progress
 from metarun.escape import printable
+from metarun.progress import Pace, Part, clock
 from metarun.streams import Surviving
 
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-LINE_EVERY = 10.0  # seconds between plain lines
-DRAW_EVERY = 0.1  # seconds between updates of the live line
-RATE_OVER = 30.0  # seconds over which the rate is averaged
-
-
-_shown = True
+Verbosity = Literal["silent", "quiet", "normal", "verbose"]
+"""``silent``: nothing on stderr; the run's log has all. ``quiet``: warnings. ``normal``: also messages and progress.
+``verbose``: also details.
+"""
+_LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
+_verbosity: Verbosity = "normal"
 
 
-def is_shown() -> bool:
-    """Return whether progress is displayed."""
-    return _shown
+def verbosity() -> Verbosity:
+    """Return how much is written to stderr."""
+    return _verbosity
 
 
 @contextmanager
-def shown(display: bool) -> Iterator[None]:
-    """Within the block, show progress and messages on stderr if ``display``; otherwise only the run's log receives
-    them.
-    """
-    global _shown
+def shown(wanted: bool | Verbosity) -> Iterator[None]:
+    """Within the block, write so much to stderr; ``True`` and ``False`` are ``normal`` and ``silent``."""
+    level = ("normal" if wanted else "silent") if isinstance(wanted, bool) else wanted
     log = logging.getLogger("metarun")
-    before = (_shown, log.level, log.propagate, log.handlers)
-    log.handlers = [] if display else [logging.NullHandler()]
-    log.setLevel(logging.INFO)
-    _shown = display
-    if display:
-        set_up_logging()
+    before = (_verbosity, log.level, log.propagate, log.handlers)
+    log.handlers = []
+    set_up_logging(level)
     try:
         yield
     finally:
-        _shown, level, log.propagate, log.handlers = before
-        log.setLevel(level)
+        kept, log.level, log.propagate, log.handlers = before
+        _set(kept)
 
 
-class Display:
-    """Progress display of one training run, a context manager.
+class Display(progress.Display):
+    """Progress display of one training run.
 
     Args:
         total: Number of iterations.
@@ -63,96 +56,46 @@ class Display:
     def __init__(
         self, total: int, start: int, metric: str, higher_is_better: bool, stream: TextIO | None = None
     ) -> None:
-        self._stream = cast(TextIO, Surviving((sys.stderr if _shown else None) if stream is None else stream))
+        super().__init__(stream)
         self._total = total
         self._metric = metric
         self._direction = "best" if higher_is_better else "lowest"
         self._iteration = start
-        self._loss = ""
-        self._validated = ""
-        self._marks = [(time.monotonic(), start)]  # (time, iteration), for the rate
-        self._drawn = self._marks[0][0]
-        self._live: Progress | None = None
-        self._bar: TaskID | None = None
+        self._loss = self._validated = self._best = ""
+        self._pace = Pace(start)
 
     def __enter__(self) -> Display:
-        if self._stream.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-            # Messages that others print to stderr meanwhile appear above the line.
-            self._live = Progress(
-                TextColumn("iteration"),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=20),
-                TextColumn("{task.description}", markup=False),
-                console=Console(file=self._stream),
-                transient=True,
-                redirect_stdout=False,
-            )
-            self._bar = self._live.add_task("", total=self._total, completed=self._iteration)
-            self._live.start()
+        super().__enter__()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
 
     def step(self, iteration: int, row: Mapping[str, float] | None) -> None:
         """Update the display after an iteration, with the row of metrics if one was just logged."""
         self._iteration = iteration
         if row is not None:
             self._loss = _loss(row)
-        now = time.monotonic()
-        if now - self._drawn >= (DRAW_EVERY if self._live is not None else LINE_EVERY):
-            self._draw(now)
+        self.draw()
 
     def validation(self, iteration: int, value: float, best: float | None) -> None:
         """Show the validation metric after ``iteration``, and its best value so far (``None`` if none is finite)."""
         self._iteration = iteration
-        suffix = f" ({self._direction} {best:.4g})" if best is not None else ""
-        self._validated = f"val {self._metric} {value:.4g}{suffix}"
-        self._draw(time.monotonic())
+        self._validated = f"val {self._metric} {value:.4g}"
+        self._best = f"{self._direction} {best:.4g}" if best is not None else ""
+        self.draw(force=True)
 
-    def note(self, message: str) -> None:
-        """Print a separate line."""
-        if self._live is not None:
-            self._live.console.print(printable(message), markup=False, highlight=False, soft_wrap=True)
-        else:
-            self._print(message)
+    def share(self) -> float | None:
+        return self._iteration / self._total if self._total else None
 
-    def _draw(self, now: float) -> None:
-        self._drawn = now
-        parts = [part for part in (self._loss, self._validated, *self._pace(now)) if part]
-        if self._live is not None and self._bar is not None:
-            self._live.update(self._bar, completed=self._iteration, description="  ".join(parts))
-        else:
-            self._print("  ".join([f"iteration {self._iteration}/{self._total}", *parts]))
-
-    def _pace(self, now: float) -> tuple[str, ...]:
-        """Return rate and remaining time, averaged over :data:`RATE_OVER`; empty before the first iteration is done."""
-        while len(self._marks) > 1 and now - self._marks[1][0] > RATE_OVER:
-            del self._marks[0]
-        then, iteration = self._marks[0]
-        done, seconds = self._iteration - iteration, now - then
-        if now - self._marks[-1][0] > 1:
-            self._marks.append((now, self._iteration))
-        if done <= 0 or seconds <= 0:
-            return ()
-        return f"{done / seconds:.3g} it/s", f"left {clock((self._total - self._iteration) * seconds / done)}"
-
-    def _print(self, line: str) -> None:
-        print(printable(line), file=self._stream, flush=True)
-
-
-def clock(seconds: float) -> str:
-    """Format seconds as ``3:21``, or ``1:03:21`` from an hour on."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    def parts(self) -> list[Part]:
+        """Return the parts of the line, with rate and remaining time once an iteration is done."""
+        rate = self._pace.rate(time.monotonic(), self._iteration)
+        return [
+            Part(f"iteration {self._iteration}/{self._total}", 0),
+            Part(f"left {clock((self._total - self._iteration) / rate)}" if rate else "", 1),
+            Part(self._loss, 3),
+            Part(self._validated, 4),
+            Part(self._best, 5),
+            Part(f"{rate:.3g} it/s" if rate else "", 6),
+        ]
 
 
 def _loss(row: Mapping[str, float]) -> str:
@@ -162,15 +105,30 @@ def _loss(row: Mapping[str, float]) -> str:
     return f"{name} {values[name]:.4g}" if name is not None else ""
 
 
-def set_up_logging() -> None:
-    """Write messages of the ``metarun`` logger to stderr, one line each."""
+def set_up_logging(wanted: Verbosity | None = None) -> None:
+    """Write messages of the ``metarun`` logger to stderr, one line each.
+
+    Args:
+        wanted: How much is written from now on; ``None``: as much as before.
+    """
+    level = _verbosity if wanted is None else wanted
+    _set(level)
     log = logging.getLogger("metarun")
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG if level == "verbose" else logging.INFO)
     log.propagate = False
-    if not any(isinstance(handler, _Stderr) for handler in log.handlers):
-        handler = _Stderr()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+    log.handlers = [handler for handler in log.handlers if not isinstance(handler, _Stderr)]
+    if level == "silent":
+        log.addHandler(logging.NullHandler())
+        return
+    handler = _Stderr(_LEVELS[level])
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+
+
+def _set(level: Verbosity) -> None:
+    global _verbosity
+    _verbosity = level
+    progress.set_visible(level in ("normal", "verbose"))
 
 
 class _Stderr(logging.Handler):

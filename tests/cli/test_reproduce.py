@@ -65,11 +65,12 @@ def test_runs_are_made_kept_and_resumed(capfd: pytest.CaptureFixture[str]) -> No
     runs = sorted(Path("outputs/mine-tiny").iterdir())
     assert [run.name[-2:] for run in runs] in (["s0", "s1"], ["s1", "s0"])
 
-    assert main(["list", "experiments"]) == 0
+    assert main(["list", "experiments", "-v"]) == 0
     shown = capfd.readouterr().out
     ours = sum(seed["mean"] for seed in first["claims"]["good"]["seeds"].values()) / 2
     assert f"mse after 1: (100, from memory), ours {ours:.4g}" in shown
-    assert "consistent (not committed)" in shown
+    assert "mine/tiny" in shown
+    assert "uncommitted" in shown
     assert "proto_omniglot" not in shown
 
     other = compose(["experiment=mine/tiny", "name=mine-tiny", "algorithm.inner_lr=1", "tracker.wandb=disabled"]).config

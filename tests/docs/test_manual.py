@@ -18,9 +18,10 @@ from types import ModuleType
 import pytest
 
 import metarun
-from metarun.cli import adapt, bench, cache, evaluate, is_train, main, report, reproduce, search
+from metarun.cli import adapt, bench, cache, main, report, reproduce, search, split
+from metarun.cli.arguments import Command, parse
 from metarun.cli.commands import COMMANDS
-from metarun.cli.help import DOCS, overview, summary, topics
+from metarun.cli.help import DOCS, command_help, overview, summary, topics
 from metarun.cli.sweep import _jobs
 from metarun.config import compose as compose_module
 from metarun.config.catalogue import catalogue
@@ -89,39 +90,55 @@ def test_a_command_of_the_manual_is_understood(line: str) -> None:
 
 def examine(words: list[str]) -> None:
     """Parse a command and check the configuration that it composes, without running it."""
-    if is_train(words):
-        if {"--cfg", "--version", "--help"} & {*words}:
-            assert main(words) == 0
-            return
-        if words[:1] == ["-sc"]:
-            return
-        jobs = _jobs(words[1:])[1] if words[:1] == ["-m"] else [words]
-        for job in (jobs[0], jobs[-1])[: len(jobs)]:  # the combinations between them take other values of the same keys
-            check(named(compose(job)))
+    if words == ["--version"]:
+        assert main(words) == 0
         return
-    command, rest = words[0], words[1:]
-    options = [word for word in rest if word.startswith("-")]
-    match command:
-        case "list" | "show" | "help":
+    name, rest = split(words)
+    arguments = parse(COMMANDS[name], rest)
+    match name:
+        case _ if {"--cfg", "--help"} & {*arguments.options} or name in ("list", "show", "help"):
             assert main(words) == 0
+        case "train" if not arguments["--shell-completion"]:
+            sweep = arguments["--multirun"]
+            jobs = _jobs(arguments.overrides)[1] if sweep else [arguments.overrides]
+            for job in (jobs[0], jobs[-1])[: len(jobs)]:  # those between them take other values of the same keys
+                check(named(compose(job)))
         case "eval" | "resume":
-            read([word for word in rest[1:] if not word.startswith("-")])
-            assert {option.partition("=")[0] for option in options} <= {*evaluate.OPTIONS, "--trust", "--config-dir"}
-        case "adapt":
-            if rest:
-                adapt.parse(rest)
+            assert len(arguments.names) == 1
+            read(arguments.overrides)
+        case "adapt" if rest:
+            adapt.read(arguments)
         case "report":
-            report.parse(rest)
+            report.read(arguments)
         case "search":
-            check(named(compose(search._parse(rest)[2])))
+            search.space_of(arguments)
+            check(named(compose(arguments.overrides)))
         case "reproduce":
-            reproduce._parse(rest)
+            reproduce.recipe_of(arguments)
         case "bench":
-            bench.read(rest)
+            bench.read(arguments.overrides)
         case "cache":
-            cache.parse(rest)
-        case _:
-            assert command in COMMANDS
+            cache.read(arguments)
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_help_of_a_command(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    """Usage, every option with its default, two examples that are understood; in any position of the words."""
+    shown = command_help(command)
+    assert shown.startswith(f"usage: {command.words}\n")
+    for option in command.options:
+        assert bool(re.search(rf"{option.name}(?![\w-])", shown)) != option.hidden
+        assert option.default in " ".join(shown.split())
+    assert all(f"{key.name}=" in shown for key in command.keys)
+    assert command.page in topics()
+    for line, _ in command.examples:
+        assert f"\n  {line}\n" in shown
+        examine(shlex.split(line)[1:])
+    capsys.readouterr()
+    for words in ([command.name, "--help"], [command.name, "some", "-h", "words=1"], ["-h", command.name, "-q"]):
+        assert main(words) == 0
+        assert capsys.readouterr().out == f"{shown}\n"
+    assert max(map(len, shown.splitlines())) <= 100
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -218,7 +235,7 @@ def test_an_unknown_topic_gets_the_nearest(capsys: pytest.CaptureFixture[str]) -
     assert main(["help", "algoritms"]) == 2
     assert "did you mean 'algorithms'" in capsys.readouterr().err
     assert main(["help", "adapt"]) == 0
-    assert "adapt RUN" in capsys.readouterr().out
+    assert "usage: metarun adapt RUN" in capsys.readouterr().out
 
 
 def test_help_imports_no_torch() -> None:

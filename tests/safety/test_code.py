@@ -38,7 +38,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "metarun's own commands": {"task": {"_target_": "metarun.cli.main"}},
     "metarun's own processes": {"task": {"_target_": "metarun.cli.processes.run_all"}},
     "a class that is no component": {"task": {"_target_": "metarun.tracking.rundir.MetricsFile", "path": "TOUCHED"}},
-    "a component of another kind": {"task": {"_target_": "metarun.tasks.files.Progress", "label": "x"}},
+    "a component of another kind": {"task": {"_target_": "metarun.tasks.record.DataRecord", "label": "x"}},
     "a private class": {"task": {"_target_": "metarun.tasks.pickles._Reader"}},
     "torch": {"model": {"_target_": "torch.load", "f": "x.pt", "weights_only": False}},
     "torch.hub": {"model": {"_target_": "torch.hub.load", "repo_or_dir": ".", "source": "local", "model": "x"}},

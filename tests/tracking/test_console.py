@@ -8,11 +8,14 @@ import os
 import pty
 import re
 import sys
+from collections.abc import Callable
 
 import pytest
 
+from metarun import progress
+from metarun.progress import Progress, clock, track
 from metarun.tracking import console
-from metarun.tracking.console import Display, clock
+from metarun.tracking.console import Display, set_up_logging
 
 
 @pytest.fixture
@@ -43,8 +46,8 @@ def test_plain_lines(now: list[float]) -> None:
         display.validation(400, 0.981, 0.983)
         display.note("testing")
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "iteration 80/3000  loss 0.1235  8 it/s  left 6:05"
-    assert lines[-2] == "iteration 400/3000  loss 0.1235  val accuracy 0.981 (best 0.983)  8 it/s  left 5:25"
+    assert lines[0] == "iteration 80/3000  left 6:05  loss 0.1235  8 it/s"
+    assert lines[-2] == "iteration 400/3000  left 5:25  loss 0.1235  val accuracy 0.981  best 0.983  8 it/s"
     assert lines[-1] == "testing"
     assert len(lines) == 7  # every ten seconds, the validation, the note
 
@@ -61,7 +64,7 @@ def test_rate_is_of_late(now: list[float]) -> None:
         display.validation(4001, 0.4, 0.35)
     last = stream.getvalue().splitlines()[-1]
     assert "outer_return 3" in last
-    assert "val mse 0.4 (lowest 0.35)" in last
+    assert "val mse 0.4  lowest 0.35" in last
     rate = re.search(r"(\S+) it/s", last)
     assert rate is not None
     assert float(rate[1]) == pytest.approx(50, rel=0.02)
@@ -71,13 +74,13 @@ def test_nothing_to_say_yet(now: list[float]) -> None:
     stream = io.StringIO()
     with Display(10, 10, "accuracy", True, stream=stream) as display:
         display.validation(10, 0.5, 0.5)
-    assert stream.getvalue() == "iteration 10/10  val accuracy 0.5 (best 0.5)\n"
+    assert stream.getvalue() == "iteration 10/10  val accuracy 0.5  best 0.5\n"
 
 
 def test_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "140")
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(console, "DRAW_EVERY", 0.0)
+    monkeypatch.setattr(progress, "DRAW_EVERY", 0.0)
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
@@ -90,7 +93,7 @@ def test_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
     assert "7/20" in plain
     assert "loss 0.25" in plain
-    assert "val accuracy 0.9 (best 0.95)" in plain
+    assert "val accuracy 0.9  best 0.95" in plain
     assert "it/s" in plain
     assert "a message of another part\r\n" in plain
     assert "testing [on] 600\r\n" in plain
@@ -106,6 +109,102 @@ def test_terminal_is_left_clean_after_an_error(monkeypatch: pytest.MonkeyPatch) 
         assert sys.stderr is stream
     shown = everything(master)
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+
+
+def lines_drawn(shown: str) -> list[str]:
+    """The live line as it was drawn each time, without the codes that move the cursor and set colours."""
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
+    return [line for line in re.split(r"[\r\n]+", plain) if line.strip()]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], list[str]]:
+    """Run a function with a terminal as stderr, and return the lines that it drew."""
+
+    def run(columns: int, draw: Callable[[], None]) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr(progress, "DRAW_EVERY", 0.0)
+        monkeypatch.setattr(progress, "LIVE_AFTER", 0.0)
+        master, slave = pty.openpty()
+        with os.fdopen(slave, "w") as stream, monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stream)
+            draw()
+        return lines_drawn(everything(master))
+
+    return run
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 140])
+def test_count_and_time_left_are_never_lost(columns: int, terminal: Callable[..., list[str]], now: list[float]) -> None:
+    def draw() -> None:
+        with Display(60000, 12000, "accuracy_20way", True) as display:
+            for iteration in range(12001, 12100):
+                now[0] += 0.25
+                display.step(iteration, {"train/loss": 0.12345})
+            display.validation(12100, 0.98123, 0.98456)
+
+    drawn = terminal(columns, draw)
+    assert max(map(len, drawn)) <= columns
+    assert re.match(r"iteration 12100/60000  left 3:1\d:\d\d", drawn[-1])
+    for part, narrowest in {"loss": 60, "val accuracy_20way 0.9812": 80, "best 0.9846": 140, "━": 140}.items():
+        assert (part in drawn[-1]) == (columns >= narrowest), (part, drawn[-1])
+
+
+def test_nested_displays_share_the_line(terminal: Callable[..., list[str]], now: list[float]) -> None:
+    def draw() -> None:
+        for trial in track(range(3), "trial", 3):
+            with Display(400, 0, "mse", False) as display:
+                now[0] += 60
+                display.step(100, {"train/loss": 2.0})
+                for _ in track(range(2), f"testing after {trial}", 2, "tasks"):
+                    now[0] += 3
+
+    drawn = terminal(100, draw)
+    assert drawn[3] == "trial 1/3  left 2:06  iteration 100/400  left 3:09  testing after 1 1/2 tasks  left 0:03"
+    assert drawn[0] == "trial 0/3  iteration 100/400  left 3:00  loss 2  1.67 it/s  ━━━━━───────────────"
+    assert not progress.LINE.shown
+
+
+def test_what_takes_long_says_how_far_it_is(now: list[float]) -> None:
+    stream = io.StringIO()
+    with Progress("testing", 600, "tasks", stream=stream) as display:
+        for _ in range(30):
+            now[0] += 1
+            display.update(10)
+    assert stream.getvalue().splitlines() == [f"testing {n}/600 tasks  left 0:{60 - n // 10}" for n in (100, 200, 300)]
+    stream = io.StringIO()
+    with Progress("a.zip", 3_000_000, "MB", scale=1e6, summary=True, stream=stream) as display:
+        display.update(3_000_000)
+    assert stream.getvalue() == "a.zip 3.0/3.0 MB\n"
+
+
+def test_no_live_line_in_a_terminal_that_cannot_move_its_cursor(
+    monkeypatch: pytest.MonkeyPatch, terminal: Callable[..., list[str]]
+) -> None:
+    def draw() -> None:
+        monkeypatch.setenv("TERM", "dumb")
+        monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+        with Display(20, 0, "mse", False) as display:
+            display.step(3, {"train/loss": 1.0})
+
+    assert terminal(80, draw)[-1].startswith("iteration 3/20")
+
+
+def test_no_colour_and_no_progress_on_request(
+    monkeypatch: pytest.MonkeyPatch, terminal: Callable[..., list[str]]
+) -> None:
+    def draw() -> None:
+        set_up_logging("quiet")
+        try:
+            with Display(20, 0, "mse", False) as display:
+                display.step(3, {"train/loss": 1.0})
+                console.logging.getLogger("metarun").info("a message")
+                console.logging.getLogger("metarun").warning("a warning")
+        finally:
+            set_up_logging("normal")
+
+    assert terminal(80, draw) == ["a warning"]
 
 
 def test_clock() -> None:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, features
 
 from metarun.errors import UserError
-from metarun.tasks.files import Progress, cpus
+from metarun.progress import Progress
+from metarun.tasks.files import cpus
 from metarun.types import Ink, Resize, Resizing
 
 T = TypeVar("T")
@@ -220,7 +221,7 @@ def decode(
         refused.extend(wrong)
         progress.update(count)
 
-    with ThreadPoolExecutor(cpus()) as pool, Progress(label, len(into), 1, "images") as progress:
+    with ThreadPoolExecutor(cpus()) as pool, Progress(label, len(into), "images", summary=True) as progress:
         running: deque[Future[tuple[int, list[str]]]] = deque()
         try:
             for chunk in _chunks(iter(sources), 32):
