@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO, TypeVar, cast
 
@@ -82,21 +83,23 @@ def clock(seconds: float) -> str:
 
 
 class Pace:
-    """Rate of progress over the last :data:`RATE_OVER` seconds.
+    """Rate of progress over the last seconds.
 
     Args:
         done: Count at the start.
+        over: Seconds over which the rate is averaged.
     """
 
-    def __init__(self, done: float = 0) -> None:
+    def __init__(self, done: float = 0, over: float = RATE_OVER) -> None:
+        self._over = over
         self._marks = [(time.monotonic(), done)]
 
     def rate(self, now: float, done: float) -> float | None:
         """Return the count per second; ``None`` before anything is done."""
-        while len(self._marks) > 1 and now - self._marks[1][0] > RATE_OVER:
+        while len(self._marks) > 1 and now - self._marks[1][0] > self._over:
             del self._marks[0]
         then, before = self._marks[0]
-        if now - self._marks[-1][0] > 1:
+        if now - self._marks[-1][0] > 1 and self._over < inf:
             self._marks.append((now, done))
         return (done - before) / (now - then) if done > before and now > then else None
 
@@ -238,17 +241,19 @@ class Progress(Display):
         scale: Divisor of the displayed counts (bytes to MB).
         done: Count at the start.
         summary: Print the count at the end, for what happens once (a download).
+        outer: Other displays are shown inside this one. Its line appears at once, and its rate is that of the whole
+            time, since each item takes long.
         stream: As in :class:`Display`.
     """
 
     def __init__(
         self, label: str, total: float = 0, unit: str = "", *, scale: float = 1, done: float = 0,
-        summary: bool = False, stream: TextIO | None = None,
+        summary: bool = False, outer: bool = False, stream: TextIO | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(stream, live_after=LIVE_AFTER)
+        super().__init__(stream, live_after=0 if outer else LIVE_AFTER)
         self.label, self.total, self.unit, self.scale, self.done = label, total, unit, scale, done
         self._summary = summary
-        self._pace = Pace(done)
+        self._pace = Pace(done, inf if outer else RATE_OVER)
 
     def __enter__(self) -> Progress:
         super().__enter__()

@@ -1,11 +1,10 @@
-"""Declaration of a command's words, and the one parser of them."""
+"""Declaration of a command's words, and the one parser of them. Importing this takes no time: help needs it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metarun.errors import UserError, nearest, shortened
 
@@ -35,8 +34,7 @@ def days(text: str) -> float:
     return number
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """An option of a command, ``--name`` or ``--name VALUE``.
 
     Attributes:
@@ -82,8 +80,7 @@ class Option:
             raise UserError(f"{typed} needs {error}, not '{shortened(text)}'") from None
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """A key that belongs to the command itself, ``name=VALUE``."""
 
     name: str
@@ -93,8 +90,7 @@ class Key:
     choices: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """A command: all that help prints about it and all that its parser knows.
 
     Attributes:
@@ -139,7 +135,6 @@ COMMON = (
 """Options of every command."""
 
 
-@dataclass(frozen=True)
 class Arguments:
     """The parsed words of a command.
 
@@ -150,10 +145,11 @@ class Arguments:
         options: Values of the options that were given, by their long name; True for a flag.
     """
 
-    command: Command
-    names: list[str] = field(default_factory=list)
-    overrides: list[str] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        self.names: list[str] = []
+        self.overrides: list[str] = []
+        self.options: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
         """The value of an option; ``None`` if it was not given."""
@@ -161,11 +157,16 @@ class Arguments:
 
     def apply(self) -> None:
         """Apply the options that concern the whole process: how much is printed, and where options are looked for."""
-        from metarun.config.paths import use_config_dir
+        import logging
+
+        from metarun.config.paths import conf_directory, use_config_dir, user_directories
         from metarun.tracking.console import set_up_logging
 
         set_up_logging("quiet" if self["--quiet"] else "verbose" if self["--verbose"] else "normal")
         use_config_dir(self["--config-dir"])
+        if self["--verbose"]:
+            places = ", ".join(map(str, [*user_directories(), conf_directory()]))
+            logging.getLogger("metarun").debug("configuration files: %s", places)
 
     @property
     def trust(self) -> Trust:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,6 @@ from pathlib import Path
 
 from metarun.cli.arguments import COMMON, Arguments, Command, Key, Option
 from metarun.cli.commands import COMMANDS
-from metarun.config.paths import conf_directory
 from metarun.errors import UserError, nearest
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -67,7 +66,11 @@ def run(arguments: Arguments) -> int:
 
 def columns() -> int:
     """Return the width of help: that of the terminal, and at most :data:`WIDEST`."""
-    return min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
+    asked = os.environ.get("COLUMNS", "")
+    try:
+        return min(int(asked) if asked.isdecimal() and int(asked) else os.get_terminal_size(1).columns, WIDEST)
+    except OSError:  # standard output is no terminal
+        return WIDEST
 
 
 def command_help(command: Command) -> str:
@@ -120,6 +123,8 @@ def with_default(text: str, default: str) -> str:
 
 def keys_in(file: str) -> Iterator[Key]:
     """Yield the keys that a YAML file below conf/ declares, with their defaults and the comments beside or above."""
+    from metarun.config.paths import conf_directory
+
     above = ""
     for line in (conf_directory() / file).read_text(encoding="utf-8").splitlines() if file else ():
         if line.startswith("#"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +18,10 @@ from types import FrameType
 
 from metarun.cli.lifeline import child
 from metarun.errors import Interrupted, RunFailed
+from metarun.progress import clock
 from metarun.training.signals import stopping_signals
+
+log = logging.getLogger("metarun")
 
 Command = Callable[[], "Sequence[str] | None"]
 """Function called when a command's turn comes. It returns the words of the command, or ``None`` if nothing is left
@@ -23,10 +29,15 @@ to do.
 """
 
 
-def run_all(commands: Mapping[str, Command], jobs: int) -> None:
+def run_all(commands: Mapping[str, Command], jobs: int, progress: str = "") -> None:
     """Run commands, ``jobs`` at a time.
 
     A signal is passed on to the running commands, which stop after a checkpoint.
+
+    Args:
+        commands: The commands by the names that messages use.
+        jobs: Number of commands at a time.
+        progress: Label of the line that says how many are done and how long the others take; empty for none.
 
     Raises:
         RunFailed: Some commands failed. The message names them.
@@ -36,6 +47,7 @@ def run_all(commands: Mapping[str, Command], jobs: int) -> None:
     for number in range(jobs):
         devices.put(number)
     running: set[subprocess.Popen[bytes]] = set()
+    started, finished = time.monotonic(), itertools.count(1)
     stopped = threading.Event()
     gpus = count_gpus()
 
@@ -46,12 +58,18 @@ def run_all(commands: Mapping[str, Command], jobs: int) -> None:
             if words is None:
                 return 0
             own = {"CUDA_VISIBLE_DEVICES": str(device % gpus)} if jobs > 1 and gpus > 1 else {}
+            own |= {"TERM": "dumb"} if jobs > 1 else {}  # plain lines: a terminal has room for one live line
             with child([sys.executable, "-m", "metarun", *words], {**os.environ, **own}) as process:
                 running.add(process)
                 try:
-                    return process.wait()
+                    code = process.wait()
                 finally:
                     running.discard(process)
+            done = next(finished)
+            if progress and done < len(commands):
+                left = (time.monotonic() - started) / done * (len(commands) - done)
+                log.info("metarun: %s %d/%d  left %s", progress, done, len(commands), clock(left))
+            return code
         finally:
             devices.put(device)
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from metarun import style
 from metarun.cli.arguments import Arguments
+from metarun.cli.output import print_json
 from metarun.errors import UserError, require
 from metarun.escape import printable
+from metarun.progress import track
 
 if TYPE_CHECKING:
     from metarun.reports.comparison import Comparison
@@ -27,10 +29,16 @@ def run(arguments: Arguments) -> int:
     from metarun.reports.runs import gather
 
     comparison = compare(*gather(folders))
-    if out is None:
+    if out is not None:
+        write(comparison, folders, out)
+    if arguments["--json"]:
+        from metarun.reports.plain import as_dict
+
+        print_json(as_dict(comparison))
+    elif out is None:
         show(comparison)
     else:
-        write(comparison, folders, out)
+        print(f"{about(comparison)}\nreport     {out / 'report.html'}")
     return 0
 
 
@@ -75,7 +83,7 @@ def write(comparison: Comparison, folders: Sequence[str], out: Path) -> None:
 
     pictures = []
     with style.applied():
-        for name, caption, figure in figures(comparison):
+        for name, caption, figure in track(figures(comparison), "drawing", 0, "pictures"):
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=130)
             pictures.append(Picture(f"{name}.png", caption, buffer.getvalue()))
@@ -95,7 +103,6 @@ def write(comparison: Comparison, folders: Sequence[str], out: Path) -> None:
             atomic_write(out / name, content)
     except OSError as error:
         raise UserError(f"report: cannot write to out={out}: {error.strerror}") from None
-    print(f"{about(comparison)}\nreport     {out / 'report.html'}")
     for left in comparison.left_out:
         print(printable(f"left out   {left.path}: {left.state}, {left.reason}"), file=sys.stderr)
 

@@ -41,7 +41,7 @@ def run(arguments: Arguments) -> int:
         check(config)
     new = [f"experiment={name}", *overrides]
     try:
-        run_all({f"seed {s}": lambda s=s: _words(configs[s], s, new, arguments) for s in configs}, jobs)  # type: ignore[misc]
+        run_all({f"seed {s}": lambda s=s: _words(configs[s], s, new, arguments) for s in configs}, jobs, "seed")  # type: ignore[misc]
     except RunFailed:  # a run that ended with a non-finite result is a miss, not a failure
         if not all(earlier(config, same_data(config))[0] for config in configs.values()):
             raise

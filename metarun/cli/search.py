@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from metarun.tracking.files import atomic_write
 if TYPE_CHECKING:
     from metarun.search.study import SearchFolder, Study
     from metarun.training.experiment import Experiment
+
+log = logging.getLogger("metarun")
 
 _EACH = ("runner.test_episodes=0", "runner.plots=false")
 """Overrides of every trial. Only the best one is tested, at the end."""
@@ -83,7 +86,7 @@ def _experiment(
     from metarun.config.build import build
     from metarun.config.compose import compose, named
 
-    print(printable(f"metarun: {name}: {' '.join(_words(values))}"), flush=True)
+    log.info("metarun: %s: %s", name, " ".join(_words(values)))
     composed = compose([*overrides, *_EACH, *_words(values)])
     facts = {**composed.facts, "group": config["name"]}
     return build({**named(composed), "name": config["name"]}, facts)

@@ -12,6 +12,7 @@ from typing import Any
 from metarun.config.schema import declaration
 from metarun.config.trust import is_component
 from metarun.errors import UserError, require
+from metarun.progress import track
 from metarun.runs.history import EXECUTION_KEYS, runs_of_sweep
 from metarun.tracking.rundir import RunDirectory
 
@@ -132,7 +133,7 @@ def gather(folders: Sequence[str]) -> tuple[list[Run], list[ExcludedRun]]:
         for path in found:
             paths.setdefault(path.resolve(), path)
     runs, excluded = [], []
-    for path in paths.values():
+    for path in track(paths.values(), "reading", len(paths), "runs"):
         run = load_run(path)
         if isinstance(run, Run):
             runs.append(run)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from metarun.tasks.base import Task
     from metarun.tracking.rundir import RunDirectory
 
+log = logging.getLogger("metarun")
+
 GRACE = 5.0
 """Seconds that the other processes have to end by themselves after one is lost, and again after SIGTERM."""
 
@@ -43,6 +45,8 @@ def train(
     """
     config = named(composed)
     check(config)
+    log.debug("options: %s", " ".join(f"{group}={name}" for group, name in composed.choices.items()))
+    log.debug("keys of the command line: %s", ", ".join(composed.asked) or "none")
     return carry_out(config, {**composed.facts, **(facts or {})}, directory)
 
 

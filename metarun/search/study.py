@@ -15,6 +15,7 @@ import yaml
 
 from metarun.errors import Pruned, RunFailed, UserError
 from metarun.moved import updated
+from metarun.progress import Progress
 from metarun.search.space import Search
 from metarun.tracking.files import atomic_write
 from metarun.tracking.rundir import RunDirectory
@@ -152,8 +153,13 @@ class Study:
 
     def work(self, build: Builder) -> None:
         """Run trials until the search has its number of them. Trials of killed workers come first."""
-        while self._run_next(build):
-            pass
+        with Progress("trial", self.search.trials, done=self._finished(), outer=True) as progress:
+            while self._run_next(build):
+                progress.update(self._finished() - progress.done)
+
+    def _finished(self) -> int:
+        """Return the number of finished trials, those of other workers included."""
+        return sum(trial.state.is_finished() for trial in self.optuna.get_trials(deepcopy=False))
 
     def _run_next(self, build: Builder) -> bool:
         with contextlib.ExitStack() as held:

@@ -104,12 +104,14 @@ def cached(kind: str, key: Mapping[str, Any], build: Callable[[], Arrays]) -> Ar
             with np.load(path, allow_pickle=False) as stored:
                 arrays = dict(stored)
             _used(path)
+            log.debug("read %s", path)
             return arrays
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             log.warning("%s is damaged and is built anew", path)
     arrays = build()
     with _best_effort(path), atomic(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
+    log.debug("built %s", path)
     return arrays
 
 

@@ -31,12 +31,14 @@ def save(path: Path, state: dict[str, Any]) -> None:
         atomic_write(path, buffer.getvalue())
     except OSError as error:
         raise RunFailed(f"cannot write checkpoint {path}: {error.strerror}") from None
+    log.debug("wrote %s", path)
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
     """Read a checkpoint; raises :class:`UserError` if it is missing, damaged, or not a run's checkpoint."""
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: the run ended before it wrote one")
+    log.debug("read %s", path)
     state = read(path, device, f"checkpoint {path}")
     algorithm = state.get("algorithm")
     if not isinstance(algorithm, dict) or not isinstance(algorithm.get("parameters"), dict):

@@ -101,7 +101,7 @@ def test_the_best_by_validation_is_tested_alone(space: Path, capsys: pytest.Capt
     # Again: nothing is left to do. With more trials: they alone are made. Another space: another folder.
     capsys.readouterr()
     assert main(["search", "mine", *WORDS]) == 0
-    assert "metarun: trial" not in capsys.readouterr().out
+    assert "metarun: trial" not in capsys.readouterr().err
     assert main(["search", "mine", *WORDS, "--trials", "6"]) == 0
     assert len(list((folder / "trials").iterdir())) == 6
     capsys.readouterr()

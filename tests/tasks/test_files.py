@@ -141,7 +141,7 @@ def test_download_checks_keeps_and_reports(server, capfd):
     assert path.read_bytes() == CONTENT
     output = capfd.readouterr()
     assert output.out == ""
-    assert "set/file.bin: 0.0 of 0.0 MB" in output.err
+    assert "set/file.bin 0.0/0.0 MB" in output.err
     download(f"{address}/file", digest, "set/file.bin")
     assert handler.requests == 1
     path.write_bytes(b"damaged")
