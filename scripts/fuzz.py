@@ -142,7 +142,7 @@ def try_line(words: list[str]) -> tuple[object, str, str | None]:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         mock.patch("metarun.runs.launch.carry_out", return_value=nothing),
-        mock.patch("metarun.cli.resume.carry_out", return_value=nothing),
+        mock.patch("metarun.runs.resume.carry_out", return_value=nothing),
         mock.patch("metarun.cli.sweep.launch"),
         mock.patch("metarun.cli.sweep._report", return_value=0),
         mock.patch("metarun.cli.search.run_all"),

@@ -19,7 +19,8 @@ WIDEST = 100
 """Columns of a page in a wide terminal."""
 
 _ORDER = (
-    "getting-started", "tasks", "algorithms", "models", "configuration", "sweeps", "tracking", "evaluation", "reports",
+    "getting-started", "command-line", "tasks", "algorithms", "models", "configuration", "sweeps", "tracking",
+    "evaluation", "reports",
     "devices", "data", "extending", "python-api", "reproducing", "performance", "exactness", "safety",
     "troubleshooting", "contributing", "changelog",
 )  # fmt: skip

@@ -45,6 +45,9 @@ _INSTEAD = {
     "hydra.sweep.subdir": "a run's directory is determined by runner.directory=, name= and its start time",
     "hydra.searchpath": "--config-dir DIR adds your own configuration files",
     "hydra.mode": "-m starts a sweep",
+    "hydra.verbose": "-v prints what is read and decided on the way",
+    "hydra.job_logging": "-q prints results and errors only, -v details; a run's metarun.log has all messages",
+    "hydra/job_logging": "-q prints results and errors only, -v details; a run's metarun.log has all messages",
     "hydra.sweeper": "a sweep runs every combination; `metarun search` tunes values",
     "hydra/sweeper": "a sweep runs every combination; `metarun search` tunes values",
 }
