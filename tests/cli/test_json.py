@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from metarun.cli import main
+from metarun.cli.listing import AXES, LISTS
 from metarun.config.catalogue import catalogue
 from metarun.config.check import misfit
 
@@ -28,12 +29,7 @@ def answer(words: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     found = answer(["list"], capsys)
-    for plural, group in {
-        "tasks": "task",
-        "models": "model",
-        "algorithms": "algorithm",
-        "recipes": "experiment",
-    }.items():
+    for plural, group in LISTS.items():
         assert [each["name"] for each in found[plural]] == [each.name for each in catalogue(group)]
     sinusoid = next(each for each in found["recipes"] if each["name"] == "maml/sinusoid")
     assert (sinusoid["task"], sinusoid["algorithm"]) == ("regression/sinusoid", "maml")
@@ -41,9 +37,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_filters_leave_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
-    facts = {
-        group: {each.name: each.attributes for each in catalogue(group)} for group in ("task", "model", "algorithm")
-    }
+    facts = {group: {each.name: each.attributes for each in catalogue(group)} for group in AXES}
     (found,) = answer(["list", "models", "task=vision/omniglot", "algorithm=maml"], capsys).values()
     omniglot, maml = facts["task"]["vision/omniglot"], facts["algorithm"]["maml"]
     fitting = [name for name, model in facts["model"].items() if not misfit(omniglot, model, maml)]
@@ -104,4 +98,4 @@ def test_an_overview_fits_on_a_few_screens(capsys: pytest.CaptureFixture[str], m
     assert len(lines) < 120
     assert max(map(len, lines)) <= 100
     names = "\n".join(lines).replace("\n", " ").replace(",", " ").split()
-    assert {each.name for group in ("task", "model", "algorithm") for each in catalogue(group)} <= set(names)
+    assert {each.name for group in AXES for each in catalogue(group)} <= set(names)
