@@ -29,7 +29,7 @@ _ORDER = (
 _OVERVIEW = """metarun: one runner for meta-learning
 
   metarun task=vision/omniglot model=conv4 algorithm=maml seed=1
-  metarun -m task=vision/glyphs algorithm=maml,protonet seed=0,1,2     every combination, one run each
+  metarun -m task=vision/glyphs algorithm=maml,protonet seed=0,1,2
   metarun resume outputs/glyphs-protonet/2026-01-31_12-00-00-000000_s0
 
 Commands: metarun COMMAND --help
@@ -41,8 +41,8 @@ Manual: metarun help TOPIC
 Options of every command
 {common}
 
-Results lie under outputs/<name>/<time>_s<seed>/. METARUN_DATA names your data's folder,
-METARUN_DEBUG=1 shows tracebacks, NO_COLOR=1 leaves out colours.
+Results lie under outputs/<name>/<time>_s<seed>/.
+METARUN_DATA names your data's folder, METARUN_DEBUG=1 shows tracebacks.
 Tab completion for bash, zsh and fish: eval "$(metarun -sc install=bash)"
 """
 

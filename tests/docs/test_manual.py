@@ -223,10 +223,12 @@ def test_a_topic_is_shown(topic: str, capsys: pytest.CaptureFixture[str], monkey
     assert max(map(len, rendered.splitlines())) <= 80
 
 
-def test_help_lists_commands_and_topics(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_commands_and_topics(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["help"]) == 0
     listed = capsys.readouterr().out
     assert listed.strip() == overview().strip()
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, overview().splitlines())) <= 80
     assert all(f"\n  {name}" in listed for name in (*COMMANDS, *topics()))
     assert all(re.search(rf"^  {topic} +\S", listed, re.MULTILINE) for topic in topics())
 
