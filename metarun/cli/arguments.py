@@ -163,7 +163,8 @@ class Arguments:
         from metarun.tracking.console import set_up_logging
 
         set_up_logging("quiet" if self["--quiet"] else "verbose" if self["--verbose"] else "normal")
-        use_config_dir(self["--config-dir"])
+        if any(option.name == "--config-dir" for option in self.command.options):
+            use_config_dir(self["--config-dir"])
         if self["--verbose"]:
             places = ", ".join(map(str, [*user_directories(), conf_directory()]))
             logging.getLogger("metarun").debug("configuration files: %s", places)
