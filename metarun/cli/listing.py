@@ -89,7 +89,7 @@ def matching(group: str, filters: Mapping[str, str]) -> Iterator[Entry]:
         yield from matching_recipes(filters)
         return
     axes = axes_of(filters)
-    for each in catalogue(group):
+    for each in axes[group]:
         if not filters or any(all_fitting({**axes, group: [each]})):
             yield each
 
