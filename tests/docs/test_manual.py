@@ -59,7 +59,7 @@ NAMED = [
     (page, code)
     for page in PAGES
     for code in re.findall(r"(?<!\| )`(metarun [^`\n]+)`", text_of(page))
-    if not re.search(r"\.\.\.|\b(NAME|TOPIC|DIR|ID|SPACE|PATH)\b|\[|my_conf", code)
+    if not re.search(r"\.\.\.|\b(NAME|TOPIC|DIR|ID|SPACE|PATH|COMMAND)\b|\[|my_conf", code)
 ]
 """Commands within sentences and tables, but for those with a placeholder."""
 ALL = {line: page for page, line in [*BLOCKS, *NAMED]}
@@ -82,6 +82,8 @@ def test_a_command_of_the_manual_is_understood(line: str) -> None:
             assert (ROOT / file).is_file()
         case [script, *_] if script.startswith(("./scripts/", ".ci/")):
             assert (ROOT / script).is_file()
+        case ["eval", line] if line.startswith("$(metarun "):
+            examine(line.removeprefix("$(metarun ").removesuffix(")").split())
         case ["pip" | "source", *_]:
             pass
         case _:
@@ -110,7 +112,7 @@ def examine(words: list[str]) -> None:
             adapt.read(arguments)
         case "report":
             report.read(arguments)
-        case "search":
+        case "search" if rest:
             search.space_of(arguments)
             check(named(compose(arguments.overrides)))
         case "reproduce":
