@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from metarun.cli.arguments import Arguments
@@ -67,7 +69,27 @@ def _hydra(words: Sequence[str]) -> int:
 
     sys.argv = ["metarun", *words]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")(lambda config: None)()
+        with _any_help():
+            hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")(lambda _: None)()
     except SystemExit as error:
         return int(error.code or 0)
     return 0
+
+
+@contextlib.contextmanager
+def _any_help() -> Iterator[None]:
+    """Let argparse accept any help text within the block.
+
+    From Python 3.14 on it rejects Hydra 1.3's, an object that is made a string when it is printed
+    (facebookresearch/hydra#3121).
+    """
+    owner: Any = argparse.ArgumentParser
+    if sys.version_info < (3, 14) or not hasattr(owner, "_check_help"):
+        yield
+        return
+    check = owner._check_help
+    owner._check_help = lambda parser, action: None
+    try:
+        yield
+    finally:
+        owner._check_help = check

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import warnings
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from metarun.errors import Pruned, RunFailed, UserError
+from metarun.locks import lock, try_lock
 from metarun.moved import updated
 from metarun.progress import Progress
 from metarun.search.space import Search
@@ -67,12 +67,11 @@ class SearchFolder:
             True if the lock was acquired.
         """
         with open_to_append(self.path / f".{name}.lock") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except OSError:
-                yield False
-            else:
+            if wait:
+                lock(handle)
                 yield True
+            else:
+                yield try_lock(handle)
 
     def trial(self, number: int) -> Path:
         """Return the run directory of a trial."""

@@ -18,6 +18,7 @@ import yaml
 
 from metarun import strict_json
 from metarun.errors import RunFailed, UserError, conceal
+from metarun.locks import try_lock
 from metarun.moved import in_words, updated
 from metarun.tracking.files import atomic_write
 from metarun.untrusted import (
@@ -98,23 +99,20 @@ class RunDirectory:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the directory's lock. The system releases it when the process ends for any reason."""
-        import fcntl
-
         self.refuse_links()
         try:
             handle = open_to_append(self.path / ".lock")
         except OSError as error:
             raise UserError(f"{self.path} cannot be written to: {error.strerror}") from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.close()
-            raise UserError(f"{self.path} is in use by another running process") from None
-        try:
+        with handle:
+            try:
+                free = try_lock(handle)
+            except OSError as error:
+                raise UserError(f"{self.path} cannot be locked: {error.strerror}") from None
+            if not free:
+                raise UserError(f"{self.path} is in use by another running process")
             self._remove_leftovers()
             yield
-        finally:
-            handle.close()
 
     def _remove_leftovers(self) -> None:
         """Delete unfinished files of a killed process. The lock is held, so no other process uses them."""
@@ -126,16 +124,11 @@ class RunDirectory:
 
     def in_use(self) -> bool:
         """Return whether a process holds the lock."""
-        import fcntl
-
         try:
-            with os.fdopen(open_regular(self.path / ".lock", os.O_RDONLY)) as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            with os.fdopen(open_regular(self.path / ".lock", os.O_RDONLY), "rb") as file:
+                return not try_lock(file, shared=True)
         except (OSError, UserError):
             return False
-        return False
 
     def config(self) -> dict[str, Any]:
         """Return the stored configuration, with the present import paths of metarun's components."""

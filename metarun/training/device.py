@@ -7,7 +7,6 @@ import copy
 import ctypes
 import os
 import re
-import resource
 import sys
 from pathlib import Path
 from statistics import median
@@ -143,10 +142,14 @@ def peak(device: torch.device) -> float:
 
 
 def resident(field: str) -> float:
-    """Return the resident memory of this process in bytes: current (VmRSS) or peak (VmHWM)."""
+    """Return the resident memory of this process in bytes: current (VmRSS) or peak (VmHWM); NaN if unknown."""
     if _STATUS.is_file():
         (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(field))
         return 1024.0 * int(line.split()[1])
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

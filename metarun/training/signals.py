@@ -25,7 +25,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            handlers = {number: self._stop if number == signal.SIGHUP else self._note for number in stopping_signals()}
+            handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), self._note)
+            handlers |= dict.fromkeys(hangup_signals(), self._stop)
             if (preempts := preemption()) is not None:
                 handlers |= {signal.SIGINT: self._stop, signal.SIGTERM: self._save, preempts: self._stop}
             for number, handler in handlers.items():
@@ -51,9 +52,13 @@ class StopRequest:
 
 
 def stopping_signals() -> list[signal.Signals]:
-    """Return the signals that ask this process to stop. SIGHUP is left out if it is ignored."""
-    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
-    return [signal.SIGINT, signal.SIGTERM, *hangup]
+    """Return the signals that ask this process to stop."""
+    return [signal.SIGINT, signal.SIGTERM, *hangup_signals()]
+
+
+def hangup_signals() -> list[signal.Signals]:
+    """Return SIGHUP, unless it is ignored or, on Windows, does not exist."""
+    return [s for s in signal.Signals if s.name == "SIGHUP" and signal.getsignal(s) != signal.SIG_IGN]
 
 
 def preemption() -> signal.Signals | None:
