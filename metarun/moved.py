@@ -35,6 +35,16 @@ def updated(config: Any) -> Any:
     return [updated(value) for value in config] if isinstance(config, list) else config
 
 
+def renamed(config: Any) -> dict[str, str]:
+    """Return the former import paths that a configuration names, with the present ones."""
+    inner = list(config.values()) if isinstance(config, dict) else config if isinstance(config, list) else []
+    target = config.get("_target_") if isinstance(config, dict) else None
+    found = {target: MOVED[target]} if isinstance(target, str) and target in MOVED else {}
+    for value in inner:
+        found |= renamed(value)
+    return found
+
+
 def _moved(target: Any) -> Any:
     return MOVED.get(target, target) if isinstance(target, str) else target
 

@@ -6,7 +6,7 @@
     python scripts/in_context.py outputs/formal_languages-in_context/... runner.test_episodes=200
 
 The words after the run's directory change keys of its task and runner. Printed: the mean squared error on the query
-examples after 0, 1, ... support examples; what the learner's is in percent of the first control's, which for linear
+examples after 0, 1, ... support examples; what the learner's is in percent of the first baseline's, which for linear
 functions is ridge regression with the noise's variance as its penalty, the posterior mean; and, where there is noise,
 the same of the error without the noise's variance, which no rule can predict (an estimate: it scatters where small).
 Of formal languages: total variation distance, accuracy and cross-entropy, beside n-grams and Baum-Welch, and the
@@ -31,15 +31,15 @@ from metarun.runs.stored import rebuild
 from metarun.tracking.console import set_up_logging
 from metarun.training.experiment import Experiment
 
-CONTROLS = {
+BASELINES = {
     "regression": ["ridge", "least_squares", "lasso", "nearest_neighbour", "averaging"],
     "sequence": ["ngram", "baum_welch"],
 }
 METRICS = {"regression": ["mse"], "sequence": ["tvd", "accuracy", "loss"]}
 
 
-def control(run: Experiment, name: str, noise: float) -> dict[str, Tensor]:
-    """Each metric of each task after 0, 1, ... examples, [n, shot + 1], of one control."""
+def baseline(run: Experiment, name: str, noise: float) -> dict[str, Tensor]:
+    """Each metric of each task after 0, 1, ... examples, [n, shot + 1], of one baseline."""
     section = compose([f"algorithm={name}"]).config["algorithm"]
     if name == "ridge" and noise:
         section["penalty"] = noise**2
@@ -80,7 +80,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="directory of a run on task=regression/functions or nlp/formal_languages")
     parser.add_argument("words", nargs="*", help="keys to change: runner.test_episodes=... task.noise=...")
-    parser.add_argument("--controls", nargs="*", help="regression: the first is what the learner is measured by")
+    parser.add_argument("--baselines", nargs="*", help="regression: the first is what the learner is measured by")
     parser.add_argument("--json", type=Path, help="where to write the figures as JSON")
     asked = parser.parse_intermixed_args()
     set_up_logging()
@@ -89,7 +89,7 @@ def main() -> int:
     noise = float(run.config["task"].get("noise", 0))
     kind = run.task.spec.kind
     of = {"learned": run.test()[""].curves}
-    of |= {name: control(run, name, noise) for name in (asked.controls or CONTROLS[kind])}
+    of |= {name: baseline(run, name, noise) for name in (asked.baselines or BASELINES[kind])}
     found = {metric: {name: curves[metric] for name, curves in of.items()} for metric in METRICS[kind]}
     for metric, curves in found.items():
         print("\n".join(table(curves, noise) if kind == "regression" else [metric, *rows(curves), ""]))

@@ -8,7 +8,7 @@ The words are those of a metarun run; they must leave the algorithm open. What i
 its own. SGD, momentum, RMSprop and Adam (algorithm=scratch) take each step size of a grid, the one with the lowest mean
 log10 loss after the last step on the meta-validation tasks is chosen, and with that a run judges it on the meta-test
 tasks: the same, with the same starting points, for all. What is compared is the mean over tasks of log10 of the loss
-after the last step, with its 95 % interval, and the difference, task by task, to the best control or to one that is
+after the last step, with its 95 % interval, and the difference, task by task, to the best baseline or to one that is
 named: for a loss that plain descent descends, ``--against sgd``. The mean of the loss itself stands beside it.
 """
 
@@ -72,7 +72,7 @@ def judged(run: Experiment) -> dict[str, Any]:
     return {"curves": log_losses({k: torch.tensor(v) for k, v in directory.episodes().items()}), "seconds": seconds}
 
 
-def control(words: list[str], name: str) -> dict[str, Any]:
+def baseline(words: list[str], name: str) -> dict[str, Any]:
     """An ordinary optimizer at its best step size."""
     scores = {}
     for lr in GRID:
@@ -109,14 +109,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", help="what makes the run: task=... seed=...")
     parser.add_argument("--learned", nargs="*", default=["l2l", "pes"], help="algorithms to meta-train")
-    parser.add_argument("--against", choices=[*RULES], help="the control that differences are to; else the best one")
+    parser.add_argument(
+        "--against", choices=[*RULES], help="the baseline that differences are to; default: the best one"
+    )
     parser.add_argument("--json", type=Path, help="where to write the figures as JSON")
     asked = parser.parse_intermixed_args(argv)
     set_up_logging()
     late = [word for word in asked.learned if "=" in word]  # --learned takes all that follows it
     asked.learned = [word for word in asked.learned if "=" not in word]
     words = ["runner.plots=false", "tracker.wandb=disabled", *asked.words, *late]
-    rows = {name: control(words, name) for name in RULES}
+    rows = {name: baseline(words, name) for name in RULES}
     best = min(rows, key=lambda name: rows[name]["val"] if isfinite(rows[name]["val"]) else inf)
     rows |= {name: judged(experiment(words, name)) for name in asked.learned}
     against = asked.against or best

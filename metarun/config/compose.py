@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -29,7 +30,9 @@ from metarun.config.overrides import Override, apply, read_single, value_at
 from metarun.config.paths import conf_directory, is_group, options, user_directories
 from metarun.config.trust import look_in_current_directory, names_other_code
 from metarun.errors import UserError, nearest, require, shortened
-from metarun.moved import updated
+from metarun.moved import renamed, updated
+
+log = logging.getLogger("metarun")
 
 _OPTIONAL = ("images", "experiment")
 """Groups that need no option."""
@@ -220,6 +223,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     except COMPOSING as error:
         raise UserError(explain(error)) from None
     assert isinstance(plain, dict)
+    for former, present in renamed(plain).items():
+        log.warning("%s is now called %s", former, present)
     plain = updated(plain)
     if names_other_code(plain):
         look_in_current_directory()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from metarun.config.build import build
@@ -55,10 +56,11 @@ def test_a_run_of_before_is_the_same_experiment_and_is_built(tmp_path: Path) -> 
     assert now["adapts"] == run.summary()["protocol"]["adapts"]
 
 
-def test_a_users_file_may_name_a_former_path() -> None:
+def test_a_users_file_may_name_a_former_path(caplog: pytest.LogCaptureFixture) -> None:
     words = ["algorithm.adapts._target_=metarun.algorithms.gradient.adapts.Part"]
     config = compose(["task=regression/sinusoid", "algorithm=maml", *words]).config
     assert config["algorithm"]["adapts"]["_target_"] == "metarun.algorithms.gradient.adapts.ParameterSubset"
+    assert "adapts.Part is now called metarun.algorithms.gradient.adapts.ParameterSubset" in caplog.text
 
 
 def test_entries_of_a_protocol_are_words() -> None:
