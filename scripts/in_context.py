@@ -25,6 +25,7 @@ from torch import Tensor
 
 from metarun.config.build import build
 from metarun.config.compose import compose
+from metarun.config.trust import Trust
 from metarun.errors import UserError
 from metarun.evaluation.evaluator import Estimate
 from metarun.runs.stored import rebuild
@@ -84,7 +85,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where to write the figures as JSON")
     asked = parser.parse_intermixed_args()
     set_up_logging()
-    directory, run, _ = rebuild("in_context", [asked.run, *asked.words], allowed=("task.", "runner."))
+    directory, run, _ = rebuild("in_context", [asked.run, *asked.words], allowed=("task.", "runner."), trust=Trust())
     run.load(directory.path / "checkpoints" / ("best.pt" if run.runner.select == "best" else "last.pt"))
     noise = float(run.config["task"].get("noise", 0))
     kind = run.task.spec.kind
