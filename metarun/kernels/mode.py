@@ -12,7 +12,7 @@ from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
 from metarun.kernels.conv import conv2d
-from metarun.kernels.norm import normalise
+from metarun.kernels.norm import batch_norm
 from metarun.kernels.pool import max_pool2d
 
 
@@ -63,9 +63,9 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    rows = x.movedim(1, -1)
     if training or running_mean is None or running_var is None:
-        return normalise(rows.flatten(0, -2), weight, bias, eps).view(rows.shape).movedim(-1, 1)
+        return batch_norm(x, weight, bias, eps)[0]
+    rows = x.movedim(1, -1)
     return _affine((rows - running_mean) * torch.rsqrt(running_var + eps), weight, bias).movedim(-1, 1)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from metarun.errors import UserError
 from metarun.kernels.fusion import image_patches, is_fusion_enabled
+from metarun.kernels.norm import batch_norm
 from metarun.types import NormPolicy
 
 
@@ -48,6 +49,8 @@ class BatchNorm(nn.Module):
                 mean, var, batch = self.running_mean, self.running_var, self.training
             else:
                 mean, var, batch = None, None, True
+            if batch and x.device.type == "cpu" and x.dim() == 4 and x.stride(1) == 1:
+                return self._by_rows(x)
             return F.batch_norm(x, mean, var, self.weight, self.bias, batch, self.momentum, self.eps)
         measured = x[: self.rows]
         over = [d for d in range(x.dim()) if d != 1]
@@ -58,6 +61,19 @@ class BatchNorm(nn.Module):
         if self.weight is not None:
             x = x * self.weight.view(shape)
         return x if self.bias is None else x + self.bias.view(shape)
+
+    def _by_rows(self, x: Tensor) -> Tensor:
+        """Normalise channels-last images by their own statistics, which torch's kernel for them computes inexactly."""
+        y, mean, r = batch_norm(x, self.weight, self.bias, self.eps)
+        if self.policy == "running":
+            self._observe(mean, (r.pow(-2) - self.eps).clamp(min=0), x.numel() // x.shape[1])
+        return y
+
+    def _observe(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Update the running statistics by the mean and the biased variance of a batch of ``count`` values."""
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
 
     def after(self, conv: nn.Module, x: Tensor) -> Tensor:
         """Return ``self(conv(x))``, fused into one matrix product if possible.
@@ -82,11 +98,12 @@ class BatchNorm(nn.Module):
         measured = columns[:, :first]
         count = measured.shape[1]
         w = conv.weight.flatten(1)
-        var = ((w @ (measured @ measured.T / count)) * w).sum(1)
+        # Neighbouring pixels are alike, so most of the covariance cancels in the variance of their differences.
+        exact = torch.float32 if x.device.type == "mps" else torch.float64
+        measured, exact_w = measured.to(exact), w.to(exact)
+        var = ((exact_w @ (measured @ measured.T / count)) * exact_w).sum(1).to(w.dtype)
         if self.rows is None and self.policy == "running":
-            with torch.no_grad():
-                self.running_mean.lerp_(w @ centre[:, 0], self.momentum)
-                self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+            self._observe(w @ centre[:, 0], var, count)
         scale = torch.rsqrt(var + self.eps)
         if self.weight is not None:
             scale = scale * self.weight

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from metarun.errors import UserError
+from metarun.kernels import norm as norm_kernel
 from metarun.kernels.fusion import fuse_layers
 from metarun.kernels.mode import TaskBatched
 from metarun.models.norm import BatchNorm, set_policy, statistics_from
@@ -139,3 +140,34 @@ def test_what_each_policy_normalises_by(policy: NormPolicy, own: bool) -> None:
             torch.testing.assert_close(layer(asked), normalised(asked, asked[:2]))
         if policy != "running":
             torch.testing.assert_close(layer(asked), normalised(asked, asked))  # and not after the block
+
+
+@pytest.mark.parametrize("shape", [(96, 8, 14, 14), (3, 8, 5, 5)], ids=["in blocks", "at once"])
+@pytest.mark.parametrize("policy", ["running", "transductive"])
+def test_channels_last_images_are_normalised_as_contiguous_ones(
+    shape: tuple[int, ...], policy: NormPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values, running statistics and two derivatives, against torch's kernel for contiguous images, in float64."""
+    monkeypatch.setattr(norm_kernel, "BLOCK", 1000)
+    ours, torchs = BatchNorm(8), nn.BatchNorm2d(8, track_running_stats=policy == "running")
+    ours.policy = policy
+    for p in ours.parameters():
+        nn.init.normal_(p)
+    torchs.load_state_dict(ours.state_dict(), strict=False)
+    x, u = 5 + torch.randn(shape), torch.randn(shape)
+
+    def derivatives(layer: nn.Module, x: Tensor) -> list[Tensor]:
+        x.requires_grad_()
+        y = layer(x)
+        inputs = [x, *layer.parameters()]
+        first = torch.autograd.grad((y * u).sin().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(first[0].pow(2).sum(), inputs)
+        return [y, *first, *second]
+
+    found = derivatives(ours, x.clone(memory_format=torch.channels_last))
+    expected = derivatives(torchs, x.clone(memory_format=torch.contiguous_format))
+    for each, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(each, reference, rtol=1e-9, atol=1e-9)
+    if policy == "running":
+        torch.testing.assert_close(ours.running_mean, torchs.running_mean)
+        torch.testing.assert_close(ours.running_var, torchs.running_var)
