@@ -49,7 +49,7 @@ class BatchNorm(nn.Module):
                 mean, var, batch = self.running_mean, self.running_var, self.training
             else:
                 mean, var, batch = None, None, True
-            if batch and x.device.type == "cpu" and x.dim() == 4 and x.stride(1) == 1:
+            if batch and x.device.type == "cpu" and x.dtype == self.running_mean.dtype and is_channels_last(x):
                 return self._by_rows(x)
             return F.batch_norm(x, mean, var, self.weight, self.bias, batch, self.momentum, self.eps)
         measured = x[: self.rows]
@@ -126,6 +126,11 @@ class BatchNorm(nn.Module):
             and conv.weight[0].numel() <= len(conv.weight)
             and (self.training or self.policy != "running")
         )
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Return whether ``x`` holds images [N, C, H, W] with the channels of a pixel side by side in memory."""
+    return x.dim() == 4 and x.stride(1) == 1
 
 
 def set_policy(model: nn.Module, policy: NormPolicy) -> None:
