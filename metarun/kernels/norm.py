@@ -17,9 +17,7 @@ BLOCK = 4096
 """Rows that are summed at a time."""
 
 
-def batch_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise the channels of images by their own mean and variance: ``w (x - mean) / sqrt(var + eps) + b``.
 
     Args:
