@@ -19,8 +19,8 @@ Game = Literal[
     "bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot", "heist", "jumper",
     "leaper", "maze", "miner", "ninja", "plunder", "starpilot",
 ]  # fmt: skip
-PYTHONS = ((3, 10), (3, 11))
-"""Versions of Python that procgen2 is built for."""
+PYTHON = (3, 11)
+"""The version of Python that procgen2 is built for."""
 HELD_OUT = 2**20
 """First level that is reserved for meta-validation (even levels) and meta-test (odd ones)."""
 
@@ -148,8 +148,8 @@ def engine() -> Any:
         with contextlib.redirect_stderr(io.StringIO()):
             from procgen import ProcgenGym3Env
     except ImportError as error:
-        if sys.version_info[:2] not in PYTHONS:
-            raise UserError("task=rl/procgen needs Python 3.10 or 3.11: procgen2 is built for no newer one") from None
+        if sys.version_info[:2] != PYTHON:
+            raise UserError("task=rl/procgen needs Python 3.11: procgen2 is built for no other one") from None
         raise UserError(f"task=rl/procgen needs procgen2 ({error}): pip install 'metarun[procgen]'") from None
     except OSError as error:
         raise UserError(f"task=rl/procgen: a system library of procgen2 is missing ({error})") from None
