@@ -167,7 +167,7 @@ def test_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         (["adapt", "nowhere", "--suport", "x"], "unknown option '--suport' - did you mean '--support'?"),
         (["adapt", "nowhere"], "--support is missing"),
         (["adapt", "nowhere", "--support"], "--support needs a value"),
-        (["adapt", "nowhere", "--support", "x", "--steps", "few"], "--steps few: not an integer"),
+        (["adapt", "nowhere", "--support", "x", "--steps", "few"], "--steps needs an integer of at least 0, not 'few'"),
         (["adapt", "nowhere", "--support", "x"], "nowhere"),
     ],
 )

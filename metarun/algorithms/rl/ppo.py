@@ -1,4 +1,4 @@
-"""OuterPPO policy optimisation: advantages of trials, the clipped loss, and passes over a meta-batch."""
+"""Proximal policy optimisation: advantages of trials, the clipped loss, and passes over a meta-batch."""
 
 from __future__ import annotations
 

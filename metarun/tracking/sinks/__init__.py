@@ -1,4 +1,4 @@
-"""Trackers: copies of a run's metrics.jsonl elsewhere, each in the module of this package that ``tracker.sinks`` names.
+"""Trackers: copies of a run's metrics.jsonl elsewhere. The key tracker.sinks names modules of this package.
 
 Such a module has two functions. ``start(run, tracker)`` starts or continues a run's copy and returns its :class:`Sink`.
 ``missing(run, tracker)`` tells whether there is no copy. A copy is complete whenever its sink starts: it is made anew
