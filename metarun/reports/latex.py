@@ -32,7 +32,7 @@ def latex(parts: Sequence[Section], made_by: str) -> str:
 
 def _table(table: Table, number: int) -> list[str]:
     columns = "l" * table.text_columns + "r" * (len(table.headings) - table.text_columns)
-    notes = [BOLD_IS_BEST if note == STANDING else for_tex(note) for note in table.notes]
+    notes = [for_tex(note).replace(for_tex(STANDING), BOLD_IS_BEST) for note in table.notes]
     return [
         r"\begin{table}",
         r"  \centering\small",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from metarun.reports.comparison import Comparison, Row, Setting
-from metarun.reports.tables import Cell, Table, arrow, result
+from metarun.reports.tables import ONE_SEED, STANDING, Cell, Table, arrow, result
 
 
 def overview(comparison: Comparison) -> Table | None:
@@ -22,11 +22,19 @@ def overview(comparison: Comparison) -> Table | None:
         cells = {label: result(row, setting.metric, standing.get(row, "")) for label, row in rows.items()}
         columns.append([cells.get(label, Cell("")) for label in labels])
     headings = ["learner", *(f"{setting.title}: {setting.metric} {arrow(setting)}" for setting in settings)]
-    rows_of_cells = [[Cell(label), *cells] for label, cells in zip(labels, zip(*columns, strict=True), strict=True)]
-    alone = len({row.label for setting in comparison.settings for row in setting.rows}) - len(labels)
-    notes = [f"{alone} more learners do not meet another in two settings" if alone > 1 else
-             "1 more learner does not meet another in two settings"] if alone else []  # fmt: skip
-    return Table("all settings", headings, rows_of_cells, notes)
+    rows = [[Cell(label), *cells] for label, cells in zip(labels, zip(*columns, strict=True), strict=True)]
+    return Table("all settings", headings, rows, tuple(notes(comparison, rows)))
+
+
+def notes(comparison: Comparison, rows: Sequence[Sequence[Cell]]) -> Iterator[str]:
+    """Yield the notes below the overview: its marks, and how many learners are not in it."""
+    if any(cell.standing for row in rows for cell in row):
+        yield f"{STANDING}, of all learners of a setting, as in its own table"
+    if any(cell.text.endswith(ONE_SEED) for row in rows for cell in row):
+        yield f"{ONE_SEED} one seed: ± is over its test episodes"
+    alone = len({row.label for setting in comparison.settings for row in setting.rows}) - len(rows)
+    if alone:
+        yield f"{alone} more learner{' does' if alone == 1 else 's do'} not meet another in two settings"
 
 
 def meeting(found: Mapping[Setting, Mapping[str, Row]]) -> tuple[Sequence[str], Mapping[Setting, Mapping[str, Row]]]:
