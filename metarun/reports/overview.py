@@ -22,8 +22,8 @@ def overview(comparison: Comparison) -> Table | None:
         cells = {label: result(row, setting.metric, standing.get(row, "")) for label, row in rows.items()}
         columns.append([cells.get(label, Cell("")) for label in labels])
     headings = ["learner", *(f"{setting.title}: {setting.metric} {arrow(setting)}" for setting in settings)]
-    rows = [[Cell(label), *cells] for label, cells in zip(labels, zip(*columns, strict=True), strict=True)]
-    return Table("all settings", headings, rows, tuple(notes(comparison, rows)))
+    lines = [[Cell(label), *cells] for label, cells in zip(labels, zip(*columns, strict=True), strict=True)]
+    return Table("all settings", headings, lines, tuple(notes(comparison, lines)))
 
 
 def notes(comparison: Comparison, rows: Sequence[Sequence[Cell]]) -> Iterator[str]:
