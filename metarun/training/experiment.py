@@ -72,25 +72,8 @@ class Experiment:
         self.config = dict(config or {"seed": seed, "name": name, "runner": asdict(runner), "tracker": asdict(tracker)})
         self.facts = dict(facts or {})
         self.on_validation: OnValidation | None = None
-        require(
-            task.held_out_val or not self._selects(),
-            "runner.select=best would select on classes that this task meta-trains on; use runner.select=last",
-        )
-        require(
-            runner.patience is None or runner.validate_every > 0,
-            "runner.patience counts validations, and runner.validate_every=0 makes none",
-        )
-        require(
-            runner.patience is None or task.held_out_val,
-            "runner.patience would stop by classes that this task meta-trains on; use runner.patience=null",
-        )
-        require(
-            not (runner.max_grad_norm or runner.weight_decay) or bool(algorithm.optimizers()) or not algorithm.learns,
-            f"runner.max_grad_norm and runner.weight_decay act on outer optimizers; {type(algorithm).__name__}, as "
-            "configured here, has none",
-        )
+        setup.require_consistent(task, algorithm, runner)
         sinks.require_packages(tracker)
-        setup.require_even_shares(algorithm, runner)
         self.device = device.choose_device(runner.device)
         algorithm.to(self.device)
         self.engine = Engine(algorithm)
@@ -155,7 +138,7 @@ class Experiment:
             **({} if self.algorithm.precision == "float32" else {"precision": self.algorithm.precision}),
             "test_episodes": self.runner.test_episodes,
             "selection": f"{self.runner.select} on {self.runner.val_episodes} validation episodes"
-            if self._selects()
+            if self.runner.selects_best
             else "last iteration",
             **({} if self.runner.patience is None else {"early_stopping": f"patience {self.runner.patience}"}),
         }
@@ -238,13 +221,9 @@ class Experiment:
     ) -> dict[str, Any]:
         if progress.iteration:
             log.info("continuing after iteration %d", progress.iteration)
+        label, choices = f"{self.name}-s{self.seed}", self.facts.get("choices", {})
         run = sinks.TrackedRun(
-            directory.path.resolve(),
-            f"{self.name}-s{self.seed}",
-            self.config,
-            self.facts.get("choices", {}),
-            self.protocol(),
-            self.facts.get("group"),
+            directory.path.resolve(), label, self.config, choices, self.protocol(), self.facts.get("group")
         )
         sink = sinks.start(run, self.tracker)
         with closing(metrics, sink):
@@ -252,7 +231,7 @@ class Experiment:
             with Display(iterations, progress.iteration, task.metric, task.higher_is_better) as display:
                 outputs = Outputs(directory, progress, metrics, sink, display, self.on_validation)
                 meta_train(self.task, self.engine, self.runner, self.seed, Session(progress, stop, outputs))
-                tested = outputs.best if self._selects() and outputs.best.is_file() else outputs.last
+                tested = outputs.best if self.runner.selects_best and outputs.best.is_file() else outputs.last
                 if tested == outputs.best:
                     self.load(tested)
                 results = {}
@@ -273,7 +252,7 @@ class Experiment:
             "seed": self.seed,
             "wall_s": round(progress.seconds, 1),
             "cpu_s": round(progress.cpu_seconds, 1),
-            "best_iteration": progress.best_iteration if self._selects() else None,
+            "best_iteration": progress.best_iteration if self.runner.selects_best else None,
             "ended_by": progress.ended_by,
             **self.findings("test", results),
             "parameters": sum(p.numel() for p in self.algorithm.parameters()),
@@ -284,6 +263,3 @@ class Experiment:
 
     def _episodes(self, split: Split) -> int:
         return self.runner.test_episodes if split == "test" else self.runner.val_episodes
-
-    def _selects(self) -> bool:
-        return self.runner.select == "best" and self.runner.validate_every > 0 and self.runner.iterations > 0

@@ -64,3 +64,8 @@ class Runner:
     plots: bool
     init_from: DataPath | None
     directory: str
+
+    @property
+    def selects_best(self) -> bool:
+        """True if the best learner on validation is tested; false if the last one is."""
+        return self.select == "best" and self.validate_every > 0 and self.iterations > 0

@@ -54,6 +54,28 @@ def announce(directory: RunDirectory, algorithm: Algorithm, facts: Mapping[str, 
         )
 
 
+def require_consistent(task: Task, algorithm: Algorithm, runner: Runner) -> None:
+    """Raise :class:`UserError` if the runner's keys do not fit the task or the algorithm."""
+    require(
+        task.held_out_val or not runner.selects_best,
+        "runner.select=best would select on classes that this task meta-trains on; use runner.select=last",
+    )
+    require(
+        runner.patience is None or runner.validate_every > 0,
+        "runner.patience counts validations, and runner.validate_every=0 makes none",
+    )
+    require(
+        runner.patience is None or task.held_out_val,
+        "runner.patience would stop by classes that this task meta-trains on; use runner.patience=null",
+    )
+    require(
+        not (runner.max_grad_norm or runner.weight_decay) or bool(algorithm.optimizers()) or not algorithm.learns,
+        f"runner.max_grad_norm and runner.weight_decay act on outer optimizers; {type(algorithm).__name__}, as "
+        "configured here, has none",
+    )
+    require_even_shares(algorithm, runner)
+
+
 def require_even_shares(algorithm: Algorithm, runner: Runner) -> None:
     """Raise :class:`UserError` if the meta-batch cannot be divided among the processes."""
     world, tasks = max(distributed.world_size(), runner.devices), runner.meta_batch
