@@ -124,10 +124,12 @@ def with_default(text: str, default: str) -> str:
 
 def keys_in(file: str) -> Iterator[Key]:
     """Yield the keys that a YAML file below conf/ declares, with their defaults and the comments beside or above."""
-    from metarun.config.paths import conf_directory
+    if not file:
+        return
+    from metarun.config.paths import conf_directory  # it imports a YAML parser, which takes time
 
     above = ""
-    for line in (conf_directory() / file).read_text(encoding="utf-8").splitlines() if file else ():
+    for line in (conf_directory() / file).read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             above = line.lstrip("# ")
         elif found := re.fullmatch(r"(\w+):\s*(.*?)(?:\s+# (.*))?", line):

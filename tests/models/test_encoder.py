@@ -95,7 +95,7 @@ def test_cached_embeddings_are_those_of_the_encoder(
     embedded = frozen.encode(TEXTS)
     assert torch.equal(torch.get_rng_state(), state)  # a run draws the same whether its embeddings are cached or not
     torch.testing.assert_close(frozen(embedded), direct(direct.encode(TEXTS)), rtol=1e-5, atol=1e-5)
-    assert "6 of 6 texts" in capsys.readouterr().err
+    assert "6/6 texts" in capsys.readouterr().err
     monkeypatch.setattr(encoder, "load", None)  # nothing is embedded again
     again = made(bert, pooling=pooling, normalize=True, tune="frozen")
     assert torch.equal(again.encode(TEXTS), embedded)
