@@ -34,7 +34,7 @@ for name in ("fcntl", "resource", "pwd", "grp", "termios"):
 signal.Signals = enum.IntEnum("Signals", {s.name: int(s) for s in signal.Signals if s.name != "SIGHUP"})
 del signal.SIGHUP
 
-from metarun.cli.train import _any_help
+from metarun.cli import main
 from metarun.locks import fcntl
 assert fcntl is None
 for words in sys.argv[1:]:

@@ -175,14 +175,17 @@ def test_picture(task, channels):
     section = composed("algorithm=protonet", "algorithm.norm=transductive")["algorithm"]
     algorithm = construct(section, model=model, spec=seen.spec)
     figure = seen.picture(algorithm)
-    left, main = figure.axes
     batch = seen.batch("test", [0])
     with torch.no_grad():
         expected = algorithm.adapt(batch.support)(batch.query.x)[0].argmax(-1)
-    assert [int(text.get_text()) for text in main.texts] == expected.tolist()
-    assert len(main.lines) == int((expected != batch.query.y[0]).sum())
-    drawn = seen.rows("test", [0], seen.shape)[0][0]
-    assert [label.get_text().split()[0] for label in left.get_yticklabels()] == [seen.data.names[c] for c in drawn]
+    names = [seen.data.names[c] for c in seen.rows("test", [0], seen.shape)[0][0]]
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    captions = [text.split(maxsplit=1) for text in texts if text[0] in "✓✗"]
+    right = (expected == batch.query.y[0]).tolist()
+    assert [sign for sign, _ in captions] == ["✓" if each else "✗" for each in right]
+    for (_, shown), label in zip(captions, expected, strict=True):
+        assert names[label].startswith(shown.rstrip("…").rstrip())
+    assert f"{100 * sum(right) / len(right):.0f} % of its queries right" in figure.get_suptitle()
     figure.savefig("picture.png")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from metarun import style
 from metarun.algorithms.metric.learner import EmbeddingLearner
 from metarun.config.build import construct
 from metarun.errors import UserError
@@ -308,8 +309,8 @@ def test_the_picture_shows_texts_and_marks_what_is_wrong(tmp_path: Path) -> None
         assert task.data.names[drawn[0, label]] in cells
         for row in where[0, label]:
             assert task.texts[row] in cells
-    assert "100 % of its queries right" in figure.axes[0].get_title()
-    assert "tab:red" not in cells.values()
+    assert "100 % of its queries right" in figure.get_suptitle()
+    assert style.WRONG not in cells.values()
     figure.savefig(io.BytesIO(), format="png")
 
     class Wrong(EmbeddingLearner):
@@ -318,5 +319,5 @@ def test_the_picture_shows_texts_and_marks_what_is_wrong(tmp_path: Path) -> None
 
     algorithm.__class__ = Wrong
     figure = task.picture(algorithm)
-    assert " 0 % of its queries right" in figure.axes[0].get_title()
-    assert [text.get_color() for text in figure.axes[0].texts].count("tab:red") == 4
+    assert " 0 % of its queries right" in figure.get_suptitle()
+    assert [text.get_color() for text in figure.axes[0].texts].count(style.WRONG) == 4

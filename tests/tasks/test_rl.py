@@ -94,14 +94,14 @@ def test_a_trial_goes_on_after_an_episode_and_tells_that_it_ended() -> None:
     rollout = collect(env, task.spec, watch, 2, env.episodes, env.generator())
     assert rollout.reward.shape == (5, 2, 24)
     assert not seen[0].done.any()
-    assert (seen[0].reward == 0).all()
-    assert (seen[0].before == 0).all()
+    assert (seen[0].previous_reward == 0).all()
+    assert (seen[0].previous_observation == 0).all()
     for step in range(1, 24):
         previous_over = ~rollout.mask[..., step - 1] | rollout.terminated[..., step - 1]
         assert torch.equal(seen[step].done, previous_over | torch.tensor(step % 8 == 0))
-        assert torch.equal(seen[step].before, rollout.observation[:, :, step - 1])
-        assert torch.equal(seen[step].reward, rollout.reward[..., step - 1])
-        assert torch.equal(seen[step].action, rollout.action[..., step - 1, :])
+        assert torch.equal(seen[step].previous_observation, rollout.observation[:, :, step - 1])
+        assert torch.equal(seen[step].previous_reward, rollout.reward[..., step - 1])
+        assert torch.equal(seen[step].previous_action, rollout.action[..., step - 1, :])
     for start in (0, 8, 16):
         assert (rollout.observation[:, :, start] == 0).all()
         assert rollout.mask[:, :, start].all()
