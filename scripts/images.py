@@ -33,7 +33,7 @@ from metarun.config.build import build
 from metarun.config.compose import compose
 from metarun.errors import UserError
 from metarun.tasks.files import cpus
-from metarun.tasks.vision.mini_imagenet import IMAGES
+from metarun.tasks.vision.mini_imagenet import MiniImageNet
 from metarun.tasks.vision.published import class_list
 from metarun.training.experiment import Experiment
 
@@ -96,11 +96,13 @@ def refusal(root: Path, words: Sequence[str]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=100 * IMAGES, help="in all, of 100 classes")
+    parser.add_argument(
+        "--images", type=int, default=100 * MiniImageNet.num_images_per_class, help="in all, of 100 classes"
+    )
     parser.add_argument("--steps", type=int, default=5, help="timed for each learner")
     parser.add_argument("--json", type=Path, help="where to write the figures as JSON")
     asked = parser.parse_args()
-    words = [] if asked.images == 100 * IMAGES else ["task.whole=false"]
+    words = [] if asked.images == 100 * MiniImageNet.num_images_per_class else ["task.whole=false"]
     figures: dict[str, Any] = {"images": asked.images, "processors": cpus()}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "images")
