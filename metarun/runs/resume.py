@@ -19,7 +19,7 @@ from metarun.tracking.rundir import RunDirectory
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a resume did.
+    """The result of continuing a run.
 
     Attributes:
         summary: Summary of the run with its ``directory``; empty in processes other than the main one.
