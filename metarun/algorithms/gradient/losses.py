@@ -6,16 +6,8 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.gradient.parameters import Parameters
-from metarun.algorithms.gradient.pieces import InnerLoss
-from metarun.algorithms.supervised import task_loss
+from metarun.algorithms.gradient.pieces import TaskLoss as TaskLoss
 from metarun.types import NonNegative
-
-
-class TaskLoss(InnerLoss):
-    """The loss of the task: mean cross-entropy or mean squared error."""
-
-    def forward(self, prediction: Tensor, x: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
-        return task_loss(self.kind, prediction, y)
 
 
 class Proximal(TaskLoss):

@@ -13,40 +13,11 @@ from metarun.algorithms.base import Metrics
 from metarun.algorithms.gradient.inner_loop import InnerLoopLearner
 from metarun.algorithms.gradient.parameters import Parameters, flatten, unflatten
 from metarun.algorithms.gradient.pieces import OuterGradient
+from metarun.algorithms.gradient.pieces import Unrolled as Unrolled
 from metarun.algorithms.solve import conjugate_gradient, neumann_series
 from metarun.errors import require
 from metarun.tasks.episode import TaskBatch
 from metarun.types import NonNegative, Positive, Rate
-
-
-class Unrolled(OuterGradient):
-    """The gradient of the query loss through all inner steps (MAML).
-
-    With ``first_order`` inner gradients are constants.
-
-    For one step of SGD on all parameters it is d l(phi; Q) / d theta = (I - lr H) g, with the Hessian H of the support
-    loss at theta and the gradient g of the query loss at phi (Finn et al. 2017, section 2.2). With ``first_order`` it
-    is g (FOMAML, section 5.2).
-    """
-
-    def __init__(self, *, first_order: bool) -> None:
-        super().__init__()
-        self.first_order = first_order
-
-    def prepare(self, learner: InnerLoopLearner) -> None:
-        refuse_constant_gradients(self.first_order, learner)
-
-    def forward(self, learner: InnerLoopLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
-        return learner.query_loss(*learner.adapted(batch.support, self.first_order), batch)
-
-    def extra_repr(self) -> str:
-        return f"first_order={self.first_order}"
-
-
-def refuse_constant_gradients(first_order: bool, learner: InnerLoopLearner) -> None:
-    """Raise :class:`UserError` for a learned inner loss with constant inner gradients, which would not be trained."""
-    learned = any(p.requires_grad for p in learner.loss.parameters())
-    require(not (first_order and learned), "algorithm.outer.first_order=true: a learned loss gets no gradient that way")
 
 
 class ReptileGradient(OuterGradient):

@@ -1,7 +1,8 @@
-"""The four exchangeable pieces of gradient-based meta-learning, as base classes.
+"""The four exchangeable pieces of gradient-based meta-learning, as base classes, each with MAML's choice of it.
 
 :class:`AdaptedParameters` chooses the parameters that adapt, :class:`Rule` is the update rule, :class:`InnerLoss` the
-inner loss, and :class:`OuterGradient` the outer gradient. Every ``nn.Parameter`` of a piece is a meta-parameter.
+inner loss, and :class:`OuterGradient` the outer gradient. MAML's are :class:`SGD`, :class:`TaskLoss` and
+:class:`Unrolled`, on all parameters. Every ``nn.Parameter`` of a piece is a meta-parameter.
 Methods that are written for one task are batched over tasks by the inner loop.
 """
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.gradient.parameters import Parameters
+from metarun.algorithms.supervised import task_loss
+from metarun.errors import require
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 
 State = Any
@@ -124,6 +127,16 @@ class Rule(nn.Module):
         raise NotImplementedError
 
 
+class SGD(Rule):
+    """Gradient descent: u = -lr g."""
+
+    def update(self, gradients: Parameters, state: State, step: int) -> tuple[Parameters, State]:
+        changes = {}
+        for name, g in gradients.items():
+            changes[name] = -self.lr * g
+        return changes, state
+
+
 class InnerLoss(nn.Module):
     """The base class of inner losses: a scalar loss of one task's support set, which adaptation minimises."""
 
@@ -149,6 +162,13 @@ class InnerLoss(nn.Module):
             The loss [].
         """
         raise NotImplementedError
+
+
+class TaskLoss(InnerLoss):
+    """The loss of the task: mean cross-entropy or mean squared error."""
+
+    def forward(self, prediction: Tensor, x: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
+        return task_loss(self.kind, prediction, y)
 
 
 class OuterGradient(nn.Module):
@@ -198,3 +218,33 @@ class OuterGradient(nn.Module):
             The loss [], a mean over tasks, and the means of the adapted learners' metrics on query sets, detached.
         """
         raise NotImplementedError
+
+
+class Unrolled(OuterGradient):
+    """The gradient of the query loss through all inner steps (MAML).
+
+    With ``first_order`` inner gradients are constants.
+
+    For one step of SGD on all parameters it is d l(phi; Q) / d theta = (I - lr H) g, with the Hessian H of the support
+    loss at theta and the gradient g of the query loss at phi (Finn et al. 2017, section 2.2). With ``first_order`` it
+    is g (FOMAML, section 5.2).
+    """
+
+    def __init__(self, *, first_order: bool) -> None:
+        super().__init__()
+        self.first_order = first_order
+
+    def prepare(self, learner: Any) -> None:
+        refuse_constant_gradients(self.first_order, learner)
+
+    def forward(self, learner: Any, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        return learner.query_loss(*learner.adapted(batch.support, self.first_order), batch)
+
+    def extra_repr(self) -> str:
+        return f"first_order={self.first_order}"
+
+
+def refuse_constant_gradients(first_order: bool, learner: Any) -> None:
+    """Raise :class:`UserError` for a learned inner loss with constant inner gradients, which would not be trained."""
+    learned = any(p.requires_grad for p in learner.loss.parameters())
+    require(not (first_order and learned), "algorithm.outer.first_order=true: a learned loss gets no gradient that way")

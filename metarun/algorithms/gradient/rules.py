@@ -6,18 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.gradient.parameters import Parameters, flatten, unflatten
+from metarun.algorithms.gradient.pieces import SGD as SGD
 from metarun.algorithms.gradient.pieces import Rule, State
 from metarun.types import Fraction, Rate
-
-
-class SGD(Rule):
-    """Gradient descent: u = -lr g."""
-
-    def update(self, gradients: Parameters, state: State, step: int) -> tuple[Parameters, State]:
-        changes = {}
-        for name, g in gradients.items():
-            changes[name] = -self.lr * g
-        return changes, state
 
 
 class MetaSGD(Rule):

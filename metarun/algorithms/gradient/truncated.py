@@ -12,8 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.gradient.inner_loop import InnerLoopLearner, InnerLoopState
-from metarun.algorithms.gradient.outer import refuse_constant_gradients
-from metarun.algorithms.gradient.pieces import OuterGradient
+from metarun.algorithms.gradient.pieces import OuterGradient, refuse_constant_gradients
 from metarun.algorithms.supervised import prediction_metrics
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, TaskBatch
