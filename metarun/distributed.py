@@ -30,9 +30,23 @@ TIMEOUT = timedelta(days=7)
 others at once, whatever the timeout."""
 
 
+_is_alone = False
+
+
 def world_size() -> int:
-    """Number of processes of this run."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """Number of processes of this run; 1 within :func:`alone`."""
+    return 1 if _is_alone else int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Compute within the block as if this were the only process: collective operations return their input."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
 
 
 def rank() -> int:

@@ -1,31 +1,18 @@
-"""Device, number of CPU threads, and memory use of a run."""
+"""Device and memory use of a run."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import ctypes
-import os
 import re
 import sys
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from metarun import distributed
-from metarun.algorithms.base import Algorithm
-from metarun.engine.step import Engine
 from metarun.errors import UserError
-from metarun.tasks.base import Task
 
-GRAIN = 32_768
-"""Elements up to which torch uses a single thread for an operation."""
-LARGE = 500_000
-"""Elements from which on a second thread gains more than waiting for a busy core can cost."""
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -81,51 +68,6 @@ def keep_freed_memory() -> None:
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(top_pad, 64 << 20)
-
-
-class _Work(TorchDispatchMode):
-    """Records the number of elements of each operation; for matrix products and convolutions, their multiplications."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: list[int] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        sizes = [t.numel() for t in tree_leaves((args, result)) if isinstance(t, torch.Tensor)]
-        product = "mm" in func.__name__ or "convolution" in func.__name__
-        self.sizes.append(max(sizes, default=0) * (8 if product else 1))
-        return result
-
-
-def choose_threads(algorithm: Algorithm, task: Task, meta_batch: int, processes: int = 1) -> int:
-    """Return the number of threads for one meta-step: all cores if the operations are large enough to share, else one.
-
-    The sizes are found by running the step on the ``meta`` device. Threads cost a few microseconds an operation, and
-    far more on a busy machine: a tiny recurrent network ran twenty times slower with two. So the many small operations
-    of a rollout outweigh the few large ones of its update.
-
-    Args:
-        algorithm: The algorithm.
-        task: The task family.
-        meta_batch: Tasks of this process's share of a meta-batch.
-        processes: Number of processes that share the cores.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, cores // processes)
-    if cores == 1:
-        return 1
-    meta = torch.device("meta")
-    try:
-        dry_task = copy.copy(task).to(meta)
-        dry = copy.deepcopy(algorithm).to(meta)
-        work = _Work()
-        with work:
-            Engine(dry).meta_step(dry_task.batch("train", range(meta_batch), dry.train_shape(task.shape)), 0)
-    except Exception:  # a user's own module need not run on the meta device
-        return cores
-    shared = [size for size in work.sizes if size > GRAIN]
-    return cores if shared and median(shared) >= LARGE else 1
 
 
 def forget_peak(device: torch.device) -> None:

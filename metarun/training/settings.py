@@ -24,7 +24,7 @@ class Runner:
         weight_decay: Decoupled weight decay of the outer optimizers, as in AdamW; ``None``: none.
         device: auto, cpu, cuda, cuda:N or mps.
         devices: Number of processes that share every meta-batch, each on its own device.
-        threads: CPU threads; ``None`` chooses by the size of the step and stores the choice with the run.
+        threads: CPU threads; ``None`` chooses by the operations of a step and stores the choice with the run.
         tune_above: Minimum seconds of all steps for which the fastest exact execution plan is searched; ``None``:
             never.
         chunk: Tasks of the meta-batch whose graph is held at once, which trades memory for time; ``None``: chosen.

@@ -20,9 +20,9 @@ from metarun.tasks.inputs import Inputs
 from metarun.tasks.rng import derived_seed
 from metarun.tracking.provenance import provenance
 from metarun.tracking.rundir import RunDirectory, now
-from metarun.training.device import choose_threads
 from metarun.training.loop import meta_batch_indices
 from metarun.training.settings import Runner
+from metarun.training.threads import choose_threads
 
 log = logging.getLogger("metarun")
 
@@ -95,7 +95,7 @@ def threads_for(algorithm: Algorithm, task: Task, runner: Runner, device: torch.
     if device.type != "cpu":
         return torch.get_num_threads()
     _, processes = distributed.local_rank_and_size()
-    return choose_threads(algorithm, task, runner.meta_batch // distributed.world_size(), processes)
+    return choose_threads(algorithm, lambda: first_meta_batch(algorithm, task, runner), processes)
 
 
 def first_meta_batch(algorithm: Algorithm, task: Task, runner: Runner) -> Any:
