@@ -121,9 +121,10 @@ def named_code(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_component(target: Any) -> bool:
-    """Return whether ``target`` is the import path of a class that one of metarun's component modules defines.
+    """Return whether ``target`` is the import path of a class that one of metarun's component modules offers.
 
-    The source is read and nothing is imported. Names that such a module imports do not count.
+    It defines the class, or re-exports another component module's by ``from MODULE import Name as Name``. Other names
+    that it imports do not count. The source is read and nothing is imported.
     """
     if not isinstance(target, str):
         return False
@@ -133,7 +134,7 @@ def is_component(target: Any) -> bool:
 
 @cache
 def _classes(module: str) -> frozenset[str]:
-    """Return the classes that a component module defines; ``module`` is its path below the package."""
+    """Return the classes that a component module defines or re-exports; ``module`` is its path below the package."""
     import metarun
 
     parts = module.split(".")
@@ -141,7 +142,15 @@ def _classes(module: str) -> frozenset[str]:
     if parts[0] not in PACKAGES or not file.is_file():
         return frozenset()
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    return frozenset(node.name for node in tree.body if isinstance(node, ast.ClassDef))
+    defined = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    reexported = {
+        alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname == alias.name and is_component(f"{node.module}.{alias.name}")
+    }
+    return frozenset(defined | reexported)
 
 
 def _is_class_of(modules: Collection[str], name: str) -> bool:
