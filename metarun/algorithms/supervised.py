@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Algorithm, Metrics
 from metarun.algorithms.schedule import Schedule
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
@@ -100,7 +101,7 @@ class SupervisedAlgorithm(Algorithm):
         """
         parameters = [p for p in self.parameters() if p.requires_grad]
         self.schedule = Schedule(outer_lr, halve_every, decay_over, decay)
-        kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
+        kind = Adam if optimizer == "adam" else torch.optim.SGD
         self.optimizer = kind(parameters, lr=outer_lr) if parameters else None
 
     def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
@@ -130,7 +131,8 @@ class SupervisedAlgorithm(Algorithm):
         Args:
             iteration: Number of the outer step, from 0.
         """
-        self.train()
+        if not self.training:  # going through all modules takes as long as a small step
+            self.train()
         self.iteration = iteration
 
     def apply_gradients(self) -> None:

@@ -39,6 +39,7 @@ class Captured:
 
         self.algorithm = algorithm
         self.learned = {n: p for n, p in algorithm.named_parameters() if p.requires_grad}
+        self.places = [place_of(algorithm, name) for name, _ in self._state()]
         self.way = example.support.way, example.query.way
         self.names: list[str] = []
         inputs = self._inputs(example)
@@ -59,7 +60,7 @@ class Captured:
                 self.run = written_in_place(graph)
 
     def __call__(self, batch: TaskBatch) -> tuple[Metrics, list[Tensor | None]]:
-        """Metrics, and the gradient by each learned parameter (in order)."""
+        """Return the metrics, and the gradient by each learned parameter (in order)."""
         with torch.no_grad():
             values = self.run(*self._inputs(batch))
         split = len(self.names)
@@ -71,7 +72,7 @@ class Captured:
 
     def _inputs(self, batch: TaskBatch) -> list[Tensor]:
         data = (batch.support.x, batch.support.y, batch.query.x, batch.query.y)
-        return [*(t.detach() for _, t in self._state()), *data]
+        return [*(tensors[name].detach() for tensors, name in self.places), *data]
 
     def _gradient(self, *inputs: Tensor) -> list[Tensor]:
         names = [n for n, _ in self._state()]
@@ -86,6 +87,16 @@ class Captured:
         self.names = list(metrics)
         self.has = [g is not None for g in gradients]
         return [*(m.detach() for m in metrics.values()), *(g for g in gradients if g is not None)]
+
+
+def place_of(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """Return the dictionary that holds the parameter or buffer of this dotted name, and its key there.
+
+    A step looks its tensors up there: going through all modules takes as long as a small step itself.
+    """
+    path, _, key = name.rpartition(".")
+    owner = module.get_submodule(path)
+    return (owner._parameters if key in owner._parameters else owner._buffers), key
 
 
 class _OuterLoss(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from metarun import distributed
@@ -27,7 +28,7 @@ class Engine:
     """
 
     def __init__(self, algorithm: Algorithm, plan: Plan | None = None) -> None:
-        self.algorithm: Any = algorithm
+        self.algorithm: Any = algorithm.train()
         self.recordings: dict[Any, Captured | None] = {}
         self.plan = plan or Plan()
 
@@ -55,26 +56,44 @@ class Engine:
         return metrics
 
     def gradient(self, batch: TaskBatch) -> Metrics:
-        """Leave the gradient of the mean outer loss on the parameters; returns the mean over tasks of each metric."""
+        """Store the gradient of the mean outer loss on the parameters and return the mean over tasks of each metric."""
         algorithm, plan = self.algorithm, self._plan
+        size = len(batch.query.y) if plan.chunk is None or algorithm.needs_full_meta_batch else plan.chunk
+        recording = None if plan.capture == "none" or size < len(batch.query.y) else self._recording(batch)
+        if recording is not None:
+            metrics, gradients = recording(batch)
+            for p, g in zip(recording.learned.values(), gradients, strict=True):
+                p.grad = g
+            return metrics
         algorithm.zero_grad()
         total: Metrics = {}
-        with algorithm.computing(), fuse_layers(plan.batched and algorithm.precision == "float32"):
-            for part, share in parts(batch, None if algorithm.needs_full_meta_batch else plan.chunk):
-                recording = None if plan.capture == "none" else self._recording(part)
-                if recording is None:
-                    loss, metrics = algorithm.outer_loss(part)
-                    (loss if share == 1 else loss * share).backward()
-                else:
-                    metrics, gradients = recording(part)
-                    for p, g in zip(recording.learned.values(), gradients, strict=True):
-                        if g is not None:
-                            g = g if share == 1 else g * share
-                            p.grad = g if p.grad is None else p.grad.add_(g)
-                for name, value in metrics.items():
+        with self._computing():
+            for part, share in parts(batch, size):
+                for name, value in self._add_gradient(part, share).items():
                     value = value if share == 1 else value * share
                     total[name] = total[name] + value if name in total else value
         return total
+
+    def _add_gradient(self, part: TaskBatch, share: float) -> Metrics:
+        """Add the gradient of one part of a meta-batch, times its share, to the parameters'; return its metrics."""
+        recording = None if self._plan.capture == "none" else self._recording(part)
+        if recording is None:
+            loss, metrics = self.algorithm.outer_loss(part)
+            (loss if share == 1 else loss * share).backward()
+            return metrics
+        metrics, gradients = recording(part)
+        for p, g in zip(recording.learned.values(), gradients, strict=True):
+            if g is not None:
+                g = g if share == 1 else g * share
+                p.grad = g if p.grad is None else p.grad.add_(g)
+        return metrics
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Compute in the algorithm's precision and with fused layers within the block."""
+        fused = self._plan.batched and self.algorithm.precision == "float32"
+        with self.algorithm.computing(), fuse_layers(fused):
+            yield
 
     def _recording(self, part: TaskBatch) -> Captured | None:
         """The recording for parts of this shape, made when first asked for; ``None`` if there can be none."""
@@ -88,7 +107,8 @@ class Engine:
             if len(self.recordings) > MAX_RECORDINGS:
                 self.recordings.clear()
             try:
-                self.recordings[key] = Captured(algorithm, part, plan.capture)
+                with self._computing():
+                    self.recordings[key] = Captured(algorithm, part, plan.capture)
             except Exception as error:
                 log.warning(
                     "the step could not be captured and runs uncaptured (%s)", " ".join(str(error).split())[:200]

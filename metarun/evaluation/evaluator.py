@@ -17,7 +17,7 @@ from metarun.evaluation.statistics import interquartile_mean, percentiles, strat
 from metarun.progress import Progress
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape
-from metarun.tasks.rng import derived_seed
+from metarun.tasks.rng import derived_seed, seed_generators
 from metarun.types import Split
 
 log = logging.getLogger("metarun")
@@ -181,7 +181,7 @@ def evaluate(
         for first in range(0, episodes, batch):
             if (signal := stopped()) is not None:
                 raise Interrupted(signal)
-            torch.manual_seed(derived_seed(task.seed, split, first, stream=9))
+            seed_generators(derived_seed(task.seed, split, first, stream=9), task.device)
             indices = range(first, min(first + batch, episodes))
             for name, values in algorithm.evaluate(task.batch(split, indices, shape)).items():
                 parts.setdefault(name, []).append(values)

@@ -40,6 +40,9 @@ class Task(ABC):
         higher_is_better: True if a larger value of :attr:`metric` is better.
         held_out_val: True if the validation split shares no task with the meta-train split, so that checkpoints can be
             selected on it.
+        independent_tasks: True if each task of a batch is the same to the bit, whatever other tasks the batch has.
+            Training then draws several meta-batches at once, which saves time where tasks are small. A subclass has to
+            set it again, since it may draw its tasks in another way.
         seed: Seed of all episodes.
         spec: Shapes and sizes from which models and algorithms are built.
         shape: Size of the evaluated episodes; ``None`` for families without support and query sets (RL).
@@ -50,6 +53,7 @@ class Task(ABC):
     modality: ClassVar[str]
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
+    independent_tasks: ClassVar[bool] = False
 
     held_out_val: bool = True
     seed: int

@@ -92,7 +92,25 @@ def permutation(seed: int, count: int) -> NDArray[np.int64]:
 
 def derived_seed(seed: int, split: Split, index: int, stream: int) -> int:
     """Return a 53-bit seed for torch's or NumPy's generators, a pure function of (seed, split, index, stream)."""
-    return int(uniforms(seed, split, [index], 1, stream)[0, 0] * 2**53)
+    return derived_seeds(seed, split, [index], stream)[0]
+
+
+def derived_seeds(seed: int, split: Split, indices: Sequence[int], stream: int) -> list[int]:
+    """Return :func:`derived_seed` of each index. A hundred of them take hardly longer than one."""
+    return [int(u * 2**53) for u in uniforms(seed, split, indices, 1, stream)[:, 0]]
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed torch's generators on the CPU and on ``device``.
+
+    ``torch.manual_seed`` seeds those of all devices. Where there is no GPU it takes a hundred times as long, because it
+    keeps the call, with the stack, for a GPU that may be set up later.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 @contextmanager

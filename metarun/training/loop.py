@@ -13,7 +13,8 @@ from metarun.engine.step import Engine
 from metarun.errors import Interrupted, RunFailed
 from metarun.evaluation.evaluator import evaluate
 from metarun.tasks.base import Task
-from metarun.tasks.rng import Share, derived_seed
+from metarun.tasks.rng import seed_generators
+from metarun.training.draws import MetaBatches, StepSeeds
 from metarun.training.session import Outputs, Progress, Session
 from metarun.training.settings import Runner
 from metarun.training.signals import StopRequest
@@ -21,21 +22,6 @@ from metarun.training.updates import OuterUpdates
 
 LIMITS = (None, "runner.minutes", "runner.patience")
 """Keys that can end training before ``runner.iterations``. Processes agree on one of them by its number."""
-
-
-def meta_batch_indices(iteration: int, size: int, rank: int = 0, world: int = 1) -> range | Share:
-    """Return the indices of the tasks of one meta-batch.
-
-    Rank r of ``world`` ranks takes every ``world``-th task, so that their union is the same for any number of ranks.
-
-    Args:
-        iteration: Number of the meta-batch, from 0.
-        size: Tasks of a meta-batch.
-        rank: Number of this process.
-        world: Number of processes.
-    """
-    whole = range(iteration * size, (iteration + 1) * size)
-    return whole if world == 1 else Share(whole, rank, world)
 
 
 def meta_train(task: Task, engine: Engine, runner: Runner, seed: int, session: Session) -> None:
@@ -64,8 +50,8 @@ def _meta_train(task: Task, engine: Engine, runner: Runner, seed: int, session: 
     algorithm: Algorithm = engine.algorithm
     progress, stop, outputs = session.progress, session.stop, session.outputs
     budget = None if runner.minutes is None else 60 * runner.minutes
-    shape = algorithm.train_shape(task.shape)
-    rank, world = distributed.rank(), distributed.world_size()
+    meta_batches = MetaBatches(task, algorithm.train_shape(task.shape), runner.meta_batch)
+    noise = StepSeeds(seed)
 
     untrained = not algorithm.learns and progress.validated is None
     if untrained and outputs is not None and outputs.on_validation is not None:
@@ -99,8 +85,8 @@ def _meta_train(task: Task, engine: Engine, runner: Runner, seed: int, session: 
             return
         iteration = progress.iteration
         # Reseeding makes the step's own randomness a function of (seed, iteration).
-        torch.manual_seed(derived_seed(seed, "train", iteration, stream=10) + rank)
-        batch = task.batch("train", meta_batch_indices(iteration, runner.meta_batch, rank, world), shape)
+        seed_generators(noise[iteration] + distributed.rank(), task.device)
+        batch = meta_batches[iteration]
         log_due = (iteration + 1) % runner.log_every == 0 or iteration + 1 == runner.iterations
         updates.measuring = log_due
         metrics = engine.meta_step(batch, iteration)
@@ -137,7 +123,8 @@ def train_row(progress: Progress, updates: OuterUpdates) -> dict[str, Any]:
     """
     names = list(progress.pending[0])
     dtype = torch.get_default_dtype()
-    table = torch.stack([torch.stack([m[name].to(dtype) for name in names]) for m in progress.pending]).cpu().double()
+    values = torch.stack([m[name].to(dtype) for m in progress.pending for name in names])
+    table = values.view(-1, len(names)).cpu().double()
     first = progress.iteration - len(progress.pending)
     progress.pending = []
     finite = torch.isfinite(table).all(dim=1)

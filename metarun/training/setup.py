@@ -20,7 +20,7 @@ from metarun.tasks.inputs import Inputs
 from metarun.tasks.rng import derived_seed
 from metarun.tracking.provenance import provenance
 from metarun.tracking.rundir import RunDirectory, now
-from metarun.training.loop import meta_batch_indices
+from metarun.training.draws import meta_batch_indices
 from metarun.training.settings import Runner
 from metarun.training.threads import choose_threads
 

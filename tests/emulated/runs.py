@@ -22,8 +22,8 @@ from metarun.engine.plan import Plan
 from metarun.engine.step import Engine
 from metarun.evaluation.evaluator import evaluate
 from metarun.tasks.rng import derived_seed
+from metarun.training.draws import meta_batch_indices
 from metarun.training.experiment import Experiment
-from metarun.training.loop import meta_batch_indices
 from tests.emulated.device import Event, tensors, watching
 
 STEPS = 2

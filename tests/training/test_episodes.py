@@ -18,7 +18,7 @@ from metarun.errors import Interrupted
 from metarun.tasks.episode import EpisodeShape, TaskBatch
 from metarun.tasks.regression.sinusoid import Sinusoid
 from metarun.tracking.rundir import RunDirectory
-from metarun.training.loop import meta_batch_indices
+from metarun.training.draws import meta_batch_indices
 
 
 def draw(rank: int, world: int, results: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from metarun import distributed
+from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.rl.policy_gradient import Experience, OuterStep, PolicyGradientLearner, over_steps
 from metarun.types import NonNegative, Positive, Rate
@@ -36,7 +37,7 @@ class OuterPPO(OuterStep):
         self.outer_lr, self.max_grad_norm = outer_lr, max_grad_norm
 
     def prepare(self, learner: PolicyGradientLearner) -> None:
-        learner.optimizer = torch.optim.Adam(learner.model.parameters(), lr=self.outer_lr)
+        learner.optimizer = Adam(learner.model.parameters(), lr=self.outer_lr)
 
     def step(self, learner: PolicyGradientLearner, path: Sequence[Experience], post: Experience) -> Metrics:
         optimizer, parameters = learner.optimizer, list(learner.model.parameters())

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.rl.base import RLAlgorithm
 from metarun.algorithms.rl.collect import Rollout, Transition, collect
@@ -108,12 +109,12 @@ class PEARL(RLAlgorithm):
         self.replay = TaskReplay(replay_tasks)
         self.critics = [*self.model.encoder.parameters(), *self.model.critics.parameters()]
         self.actor = list(self.model.actor.parameters())
-        self.optimizer = torch.optim.Adam(self.critics, lr=outer_lr, foreach=True)
-        self.actor_optimizer = torch.optim.Adam(self.actor, lr=outer_lr, foreach=True)
+        self.optimizer = Adam(self.critics, lr=outer_lr)
+        self.actor_optimizer = Adam(self.actor, lr=outer_lr)
         self.fixed_temperature = temperature
         if temperature is None:
             self.log_temperature = nn.Parameter(torch.zeros(()))
-            self.temperature_optimizer = torch.optim.Adam([self.log_temperature], lr=outer_lr, foreach=True)
+            self.temperature_optimizer = Adam([self.log_temperature], lr=outer_lr)
 
     # Acting
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.rl.advantage import masked_mean
 from metarun.algorithms.rl.base import TrialLearner, by_step
@@ -116,7 +117,7 @@ class RL2(TrialLearner):
         self.schedule = Schedule(outer_lr, halve_every)
         self.reward_weight = reward_weight
         self.rewards = reward_head(self.model, spec) if reward_weight else None
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=outer_lr, eps=1e-5)
+        self.optimizer = Adam(self.parameters(), lr=outer_lr, eps=1e-5)
 
     def agent(self, env: Environment) -> RecurrentAgent:
         return RecurrentAgent(self.model)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.rl.advantage import masked_mean
 from metarun.algorithms.rl.base import TrialLearner, by_step
@@ -59,7 +60,7 @@ class RL2TRPO(TrialLearner):
         self.trials, self.discount, self.gae_lambda = rollouts, discount, gae_lambda
         self.fisher_share, self.value_epochs, self.minibatches = fisher_share, value_epochs, minibatches
         self.trpo = TRPOStep(max_kl, cg_iterations, damping, backtracks, backtrack_ratio)
-        self.optimizer = torch.optim.Adam(self.model.value.parameters(), lr=value_lr)
+        self.optimizer = Adam(self.model.value.parameters(), lr=value_lr)
 
     def agent(self, env: Environment) -> RecurrentAgent:
         return RecurrentAgent(self.model)

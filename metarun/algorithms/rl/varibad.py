@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun import distributed
+from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.rl.advantage import masked_mean
 from metarun.algorithms.rl.base import TrialLearner, by_step
@@ -90,8 +91,8 @@ class VariBAD(TrialLearner):
         parts = (self.model.actor, self.model.head, self.model.critic, self.model.value_head)
         acting = [p for part in parts for p in part.parameters()]
         believing = [p for p in model.parameters() if not any(p is other for other in acting)]
-        self.optimizer = torch.optim.Adam(acting, lr=outer_lr, eps=1e-5)
-        self.vae_optimizer = torch.optim.Adam(believing, lr=vae_lr)
+        self.optimizer = Adam(acting, lr=outer_lr, eps=1e-5)
+        self.vae_optimizer = Adam(believing, lr=vae_lr)
 
     def agent(self, env: Environment) -> BeliefAgent:
         return BeliefAgent(self.model)

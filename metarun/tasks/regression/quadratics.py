@@ -38,6 +38,7 @@ class Quadratics(Task):
     modality: ClassVar[str] = "vector"
     metric: ClassVar[str] = "mse"
     higher_is_better: ClassVar[bool] = False
+    independent_tasks: ClassVar[bool] = True
 
     def __init__(
         self, seed: int, *, shot: Positive, size: Positive, distribution: Literal["normal", "uniform"]

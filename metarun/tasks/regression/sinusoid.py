@@ -42,6 +42,7 @@ class Sinusoid(Task):
     modality: ClassVar[str] = "vector"
     metric: ClassVar[str] = "mse"
     higher_is_better: ClassVar[bool] = False
+    independent_tasks: ClassVar[bool] = True
 
     def __init__(
         self,
