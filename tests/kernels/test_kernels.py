@@ -43,6 +43,11 @@ def group_norm(x: Tensor, w: Tensor) -> Tensor:
     return F.group_norm(x, 2, w, w)
 
 
+def relu(x: Tensor, w: Tensor) -> Tensor:
+    images = (x * w).movedim(1, -1).contiguous().movedim(-1, 1)
+    return torch.relu(images) + 2 * F.relu(-images)
+
+
 def max_pool(x: Tensor, w: Tensor) -> Tensor:
     return F.max_pool2d(x * w, 2)
 
@@ -66,6 +71,7 @@ CASES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...], tupl
     "conv, stride 2": (partial(conv, stride=2, padding=1), (BATCH, 2, 6, 5), (3, 2, 3, 3)),
     "conv, stride 3, no padding": (partial(conv, stride=3, padding=0), (BATCH, 2, 8, 7), (3, 2, 2, 2)),
     "conv, one pixel": (partial(conv, stride=1, padding=0), (BATCH, 1, 3, 3), (2, 1, 1, 1)),
+    "rectified channels-last images": (relu, (BATCH, 3, 2, 4), (1,)),
     "maximum pooling": (max_pool, (BATCH, 2, 4, 5), (1,)),
     "overlapping maximum pooling": (overlapping_pool, (BATCH, 2, 5, 5), (1,)),
     "batch norm of images": (batch_norm, (BATCH, 3, 2, 2), (3,)),
@@ -124,7 +130,7 @@ def test_tasks_within_particles(case: str) -> None:
 
 
 def test_every_replaced_operation_is_walked() -> None:
-    assert [*REPLACED] == [torch.conv2d, F.max_pool2d, F.batch_norm, F.layer_norm, F.group_norm]
+    assert [*REPLACED] == [torch.conv2d, torch.relu, F.relu, F.max_pool2d, F.batch_norm, F.layer_norm, F.group_norm]
 
 
 def test_torchs_own_third_derivative_of_batch_norm_is_wrong() -> None:
@@ -138,6 +144,17 @@ def test_torchs_own_third_derivative_of_batch_norm_is_wrong() -> None:
 
     exact = third(partial(written_out, batch_norm))
     assert float((third(batch_norm) - exact).norm() / exact.norm()) > 1e-3
+
+
+def test_gradients_of_rectified_images_have_their_layout_whatever_layout_they_come_in() -> None:
+    x = torch.randn(TASKS, BATCH, 5, 3, 2).permute(0, 1, 4, 2, 3).requires_grad_()
+    planes = torch.randn(TASKS, BATCH, 2, 5, 3)
+
+    with TaskBatched():
+        y = vmap(torch.relu)(x)
+        (gradient,) = torch.autograd.grad(y, x, planes.requires_grad_(), create_graph=True)
+        (second,) = torch.autograd.grad(gradient, planes, torch.randn(TASKS, BATCH, 2, 5, 3))
+    assert gradient.stride() == second.stride() == x.stride()
 
 
 def test_col2im_is_the_adjoint_of_im2col() -> None:
