@@ -74,6 +74,7 @@ def test_a_trial_is_printed_by_episode(capsys: pytest.CaptureFixture[str]) -> No
 class Numbered:
     """A family whose batch is the tasks' numbers, and a learner that gives them back beside a random number each."""
 
+    device = torch.device("cpu")
     seed = 3
 
     def batch(self, split: str, indices: Sequence[int], shape: object = None) -> torch.Tensor:
