@@ -64,9 +64,11 @@ def planned(problem: Problem) -> Engine:
     learner = problem.learner()
     if problem.dtype == torch.float64:
         return Engine(learner, Plan(capture="graph" if can_capture(learner) else "none"))
-    if found := tuned(learner, problem.batch, LONG_RUN, None, 0.0):
+    engine = Engine(learner)
+    if found := tuned(engine, problem.batch, LONG_RUN, None, 0.0):
         log.info("%s: %s", problem.workload.name, found)
-    return Engine(learner, found.plan if found else None)
+        engine.plan = found.plan
+    return engine
 
 
 def single_chunk(problem: Problem) -> Engine:

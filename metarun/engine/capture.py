@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -58,6 +59,13 @@ class Captured:
                 self.run = cuda_graph(written_in_place(graph), inputs, written)
             else:
                 self.run = written_in_place(graph)
+
+    def of(self, algorithm: SupervisedAlgorithm) -> Captured:
+        """Return the recording for the parameters and buffers of ``algorithm``, of which it was made on a copy."""
+        other = copy.copy(self)
+        other.algorithm = algorithm
+        other.learned = {n: p for n, p in algorithm.named_parameters() if p.requires_grad}
+        return other
 
     def __call__(self, batch: TaskBatch) -> tuple[Metrics, list[Tensor | None]]:
         """Return the metrics, and the gradient by each learned parameter (in order)."""

@@ -43,6 +43,14 @@ class Engine:
         if isinstance(self.algorithm, SupervisedAlgorithm) and self.algorithm.batch_tasks != plan.batched:
             self.algorithm.batch_tasks = plan.batched
 
+    def adopt(self, other: Engine, plan: Plan) -> None:
+        """Use the recordings for ``plan`` that another engine has made of a copy of the algorithm."""
+        if isinstance(self.algorithm, SupervisedAlgorithm) and self.algorithm.training == other.algorithm.training:
+            for key, recording in other.recordings.items():
+                _, recorded, *_ = key
+                if recorded == plan and recording is not None:
+                    self.recordings[key] = recording.of(self.algorithm)
+
     def meta_step(self, batch: Any, iteration: int) -> Metrics:
         """Take one outer step, as :meth:`Algorithm.meta_step` does, on this process's tasks of the meta-batch."""
         algorithm = self.algorithm

@@ -125,7 +125,7 @@ def plan_steps(engine: Engine, task: Task, runner: Runner, directory: RunDirecto
         return
     else:
         batch = first_meta_batch(engine.algorithm, task, runner)
-        step = tuned(engine.algorithm, batch, runner.iterations, runner.chunk, runner.tune_above)
+        step = tuned(engine, batch, runner.iterations, runner.chunk, runner.tune_above)
         if step is not None:
             directory.write_meta(step=step.as_dict())
     if step is not None:
