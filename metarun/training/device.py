@@ -13,6 +13,7 @@ import torch
 from metarun import distributed
 from metarun.errors import UserError
 
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -70,6 +71,27 @@ def keep_freed_memory() -> None:
         mallopt(top_pad, 64 << 20)
 
 
+def limit_memory() -> None:
+    """Let allocations beyond the machine's memory fail, so that a run ends with a message instead of being killed.
+
+    The limit is the memory of the machine, or of the container if that has less. Only Linux is configured.
+    """
+    if sys.platform == "linux":
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        size = physical_memory()
+        resource.setrlimit(resource.RLIMIT_DATA, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
+
+
+def physical_memory() -> int:
+    """Return the memory in bytes of the machine, or of the container if that has less. Linux only."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):  # ValueError: "max", no limit
+        sizes.append(int(_CONTAINER.read_text()))
+    return min(sizes)
+
+
 def forget_peak(device: torch.device) -> None:
     """Reset the peak of memory use."""
     if device.type == "cuda":
@@ -99,4 +121,6 @@ def ran_out(error: BaseException) -> bool:
     """Return whether ``error`` means that the device or the host is out of memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and bool(re.search(r"(can't allocate|not enough|out of) memory", str(error)))
+    return isinstance(error, RuntimeError) and bool(
+        re.search(r"(can't allocate|not enough|out of) memory|std::bad_alloc", str(error))
+    )

@@ -180,6 +180,8 @@ class Experiment:
         threads = kept or self.runner.threads or setup.threads_for(self.algorithm, self.task, self.runner, self.device)
         torch.set_num_threads(threads)
         device.keep_freed_memory()
+        if self.device.type == "cpu":  # a GPU's driver reserves addresses that it never uses
+            device.limit_memory()
         device.forget_peak(self.device)
         if new:
             facts = {**self.facts, "device": str(self.device), "threads": threads}

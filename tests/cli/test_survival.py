@@ -208,6 +208,28 @@ def test_no_memory_before_the_first_step(
     assert "can't allocate memory" in status["why"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux")
+def test_a_meta_batch_larger_than_memory_is_told(tmp_path: Path) -> None:
+    """Without a limit the system would kill the process, and nothing would be said."""
+    lines = [
+        "import sys",
+        "from metarun.training import device",
+        "device.physical_memory = lambda: 2_000_000_000",
+        "from metarun.cli import main",
+        "sys.exit(main(sys.argv[1:]))",
+    ]
+    large = [*SHORT, "task.shot=1000000"]
+    result = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines), *large],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, "metarun: out of memory" in result.stderr) == (1, True), result.stderr
+    assert only(tmp_path).status()["state"] == "failed"
+
+
 @pytest.mark.parametrize("trouble", ["cache is a file", "no home"])
 def test_a_run_needs_no_cache(trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
