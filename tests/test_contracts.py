@@ -108,6 +108,8 @@ TUNED_FOR_LAYERS = ("regression/sinusoid", "cavia", "linear")
 """The values that suit the pair name a layer and an initialisation, and this model has neither."""
 DISCRETE = ("rl/bandit", "rl/gridnavi", "rl/mdp")
 """Families with actions that soft actor-critic cannot squash."""
+ON_A_GRID = ("regression/sinusoid", "regression/gp", "vision/completion")
+"""Families with one or two coordinates, which a convolutional process puts on a grid."""
 TOO_WIDE = [
     (t, a, m) for t, m in (("nlp/intents", "tfidf"), ("vision/folder", "linear")) for a in ("matching_fce", "feat")
 ]
@@ -120,6 +122,7 @@ IDLE = [
         or cell == TUNED_FOR_LAYERS
         or cell in TOO_WIDE
         or (cell[1] == "pearl" and cell[0] in DISCRETE)
+        or (cell[1] == "convcnp" and (cell[0] not in ON_A_GRID or cell[2] != "linear"))
     )
     and walked(*cell)
 ]
@@ -430,7 +433,7 @@ def test_nothing_to_adapt_is_refused(
     with pytest.raises(
         UserError,
         match=r"no parameters there to adapt|no layer to warp|a head with offsets|unknown key 'model.init'|too wide"
-        r"|are discrete",
+        r"|are discrete|one or two coordinates",
     ):
         experiment(cell, own_data, request)
 

@@ -22,7 +22,50 @@ Gaussian = tuple[Tensor, Tensor]
 """Mean and standard deviation."""
 
 
-class NeuralProcess(SupervisedAlgorithm):
+class PredictiveProcess(SupervisedAlgorithm):
+    """The base class of learners whose prediction at a point is a Gaussian that depends on the context set.
+
+    A subclass implements :meth:`predictive` and ``outer_loss``.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("regression",)
+
+    def predictive(self, support: Labelled) -> Callable[[Tensor], Gaussian]:
+        """Condition on the context sets of T tasks.
+
+        Args:
+            support: Context points: x [T, N, ...], y [T, N, D].
+
+        Returns:
+            A function of inputs x [T, M, ...] to mean and standard deviation, both [S, T, M, D], of each of S equally
+            likely samples of the latent variable; S = 1 without one.
+        """
+        raise NotImplementedError
+
+    def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
+        yield Predictive(self.predictive(support), support)
+
+    def query_metrics(self, learner: Adapted, query: Labelled) -> Metrics:
+        """Return the mean squared error of the mean and negative log likelihoods, [T] each.
+
+        ``nll`` is -log p(y) / M of a task's M query points. ``nll_sum`` is -log p(y). ``nll_with_context`` is that of
+        context and query points per point. With a latent variable, p(y) is the mean over its samples of the joint
+        likelihood of the points.
+        """
+        assert isinstance(learner, Predictive)
+        mean, std = learner.gaussians(query.x)
+        at_query = log_density(mean, std, query.y).sum(-1)
+        at_context = log_density(*learner.gaussians(learner.context.x), learner.context.y).sum(-1)
+        points, known = query.y.shape[1], learner.context.y.shape[1]
+        return {
+            **prediction_metrics(self.spec, mean.mean(0), query.y),
+            "nll": (log(len(mean)) - at_query.logsumexp(0)) / points,
+            "nll_sum": log(len(mean)) - at_query.logsumexp(0),
+            "nll_with_context": (log(len(mean)) - (at_query + at_context).logsumexp(0)) / (points + known),
+        }
+
+
+class NeuralProcess(PredictiveProcess):
     """Conditional, latent and attentive neural processes, as the parts that are there make it one of them.
 
     **Conditional** (Garnelo et al. 2018a, arXiv:1807.01613, equations 2-4): an encoder MLP maps each context pair to
@@ -38,8 +81,6 @@ class NeuralProcess(SupervisedAlgorithm):
     Deviations are ``min_std`` + (1 - ``min_std``) softplus, that of z .1 + .9 sigmoid, as in the authors' notebooks.
     ``model`` embeds x [T, N, ...]. At test, z is drawn ``samples`` times from q(z | context).
     """
-
-    kinds: ClassVar[tuple[str, ...]] = ("regression",)
 
     def __init__(
         self,
@@ -107,29 +148,12 @@ class NeuralProcess(SupervisedAlgorithm):
         metrics = {"loss": loss, "nll": nll, "mse": (mean - points.y).square().mean()}
         return loss, {name: value.detach() for name, value in {**metrics, **({} if kl is None else {"kl": kl})}.items()}
 
-    def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
+    def predictive(self, support: Labelled) -> Callable[[Tensor], Gaussian]:
         context, z = Labelled(embedded(self.model, support.x), support.y), None
         if self.latent:
             mean, std = self.latent_of(context)
             z = mean + std * torch.randn(self.samples, *mean.shape, dtype=mean.dtype, device=mean.device)
-        yield Predictive(lambda x: self.decode(context, embedded(self.model, x), z), support)
-
-    def query_metrics(self, learner: Adapted, query: Labelled) -> Metrics:
-        """Besides the mean's squared error, ``nll``: -log p(y) / points of a task's query points together.
-
-        ``nll_with_context`` is that of context and query points, as the authors' notebooks measure. With z, p(y) is
-        the mean over its samples of the points' joint likelihood: a curve is one z's.
-        """
-        assert isinstance(learner, Predictive)
-        mean, std = learner.gaussians(query.x)
-        at_query = log_density(mean, std, query.y).sum(-1)
-        at_context = log_density(*learner.gaussians(learner.context.x), learner.context.y).sum(-1)
-        points, known = query.y.shape[1], learner.context.y.shape[1]
-        return {
-            **prediction_metrics(self.spec, mean.mean(0), query.y),
-            "nll": (log(len(mean)) - at_query.logsumexp(0)) / points,
-            "nll_with_context": (log(len(mean)) - (at_query + at_context).logsumexp(0)) / (points + known),
-        }
+        return lambda x: self.decode(context, embedded(self.model, x), z)
 
     def latent_of(self, points: Labelled) -> Gaussian:
         """q(z | points): mean and deviation, [T, latent]."""

@@ -1,0 +1,155 @@
+"""Convolutional conditional neural processes: the context becomes a function on a grid, which a CNN transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import log
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.algorithms.amortised.neural_process import Gaussian, PredictiveProcess, log_density
+from metarun.algorithms.amortised.sequence import embedded
+from metarun.algorithms.base import Metrics
+from metarun.algorithms.supervised import dry_run
+from metarun.errors import require
+from metarun.tasks.episode import Labelled, Spec, TaskBatch
+from metarun.types import Decay, NonNegative, Positive, Rate
+
+EMPTY = 1e-8
+"""Added to densities, by which signals are divided."""
+
+
+class ConvCNP(PredictiveProcess):
+    """The convolutional conditional neural process (Gordon et al. 2020, arXiv:1910.13556, section 4 and Algorithm 1).
+
+    Inputs x have one or two dimensions. A set convolution maps context pairs to a grid: the density of context points,
+    and the mean of their values weighted by a Gaussian of the distance. A linear layer and a sigmoid give ``hidden``
+    channels, a CNN with ReLUs transforms them, and two more set convolutions read mean and deviation at any x, as
+    softplus + ``min_std``. Length scales start at two grid points and are learned for each channel. Predictions shift
+    with the context if both stay away from the edges of the grid.
+
+    The loss is the negative log likelihood of a task's query points, summed over them, as in the authors' code.
+
+    Args:
+        model: Embeds x [T, N, ...] in one or two coordinates. :class:`Linear` leaves vectors as they are.
+        spec: The task family.
+        domain: Smallest and largest coordinate.
+        margin: Width of the grid beyond the domain on each side.
+        density: Grid points per unit of a coordinate.
+        hidden: Channels before and after the CNN.
+        channels: Channels between the convolutions of the CNN.
+        kernel: Size of the convolutions, odd.
+        min_std: Smallest standard deviation that is predicted.
+
+    Raises:
+        UserError: Embedded inputs have more than two dimensions, or the domain or the kernel's size is not one.
+    """
+
+    grid: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: Spec,
+        *,
+        domain: Sequence[float],
+        margin: NonNegative,
+        density: Rate,
+        hidden: Positive,
+        channels: Sequence[Positive],
+        kernel: Positive,
+        min_std: NonNegative,
+        train_shot: Positive | None,
+        train_query: Positive | None,
+        outer_lr: Rate,
+        halve_every: Positive | None,
+        decay_over: Positive | None,
+        decay: Decay,
+    ) -> None:
+        super().__init__()
+        inputs, outputs = dry_run(model, spec).shape[-1], spec.output_size
+        require(
+            inputs in (1, 2),
+            f"convcnp reads one or two coordinates, and model and task give {inputs} features; use model=linear and a "
+            "task with such inputs",
+        )
+        require(
+            len(domain) == 2 and domain[0] < domain[1],
+            f"algorithm.domain={[*domain]}: two numbers are needed, the smallest and the largest coordinate",
+        )
+        require(kernel % 2 == 1, f"algorithm.kernel={kernel}: the size must be odd")
+        self.model, self.spec, self.min_std = model, spec, min_std
+        self.train_shot, self.train_query = train_shot, train_query
+        low, high = domain[0] - margin, domain[1] + margin
+        self.register_buffer("grid", torch.linspace(low, high, max(2, round(density * (high - low)))))
+        spacing = float(self.grid[1] - self.grid[0])
+        layers: list[nn.Module] = []
+        widths = [hidden, *channels, hidden]
+        convolution = nn.Conv1d if inputs == 1 else nn.Conv2d
+        for before, after in pairwise(widths):
+            layers += [convolution(before, after, kernel, padding=kernel // 2), nn.ReLU()]
+        self.cnn = nn.Sequential(*layers)
+        self.encode = SetConvolution(1 + outputs, hidden, 2 * spacing)
+        self.mean, self.std = (SetConvolution(hidden, outputs, 2 * spacing) for _ in range(2))
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) and module not in model.modules():
+                nn.init.xavier_normal_(module.weight)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        self.learn_with(outer_lr, halve_every, decay_over, decay)
+
+    def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
+        mean, std = self.predictive(batch.support)(batch.query.x)
+        likelihoods = log_density(mean[0], std[0], batch.query.y)
+        loss = -likelihoods.sum(-1).mean()
+        metrics = {"loss": loss, "nll": -likelihoods.mean(), "mse": (mean[0] - batch.query.y).square().mean()}
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def predictive(self, support: Labelled) -> Callable[[Tensor], Gaussian]:
+        channels = self.cnn(torch.sigmoid(self.encode(self._on_grid(support), dim=1)))
+        return lambda x: self._read(channels, embedded(self.model, x))
+
+    def _on_grid(self, support: Labelled) -> Tensor:
+        """Return the density of the context and its mean values on the grid, [T, 1 + D, G] or [T, 1 + D, G, G]."""
+        values = torch.cat([torch.ones_like(support.y[..., :1]), support.y], -1)
+        weights = self.encode.weights(embedded(self.model, support.x), self.grid)
+        sums = torch.einsum("tngc,tnc->tcg" if len(weights) == 1 else "tngc,tnhc,tnc->tcgh", *weights, values)
+        density = sums[:, :1]
+        return torch.cat([density, sums[:, 1:] / (density + EMPTY)], 1)
+
+    def _read(self, channels: Tensor, x: Tensor) -> Gaussian:
+        """Predict at ``x`` [T, M, 1 or 2] from the channels of the grid; mean and deviation are [1, T, M, D]."""
+        rule = "tmgc,tcg->tmc" if x.shape[-1] == 1 else "tmgc,tmhc,tcgh->tmc"
+        heads = (self.mean, self.std)
+        mean, raw = (head(torch.einsum(rule, *head.weights(x, self.grid), channels)) for head in heads)
+        return mean[None], self.min_std + F.softplus(raw)[None]
+
+    def protocol(self) -> dict[str, Any]:
+        return {"grid_points": len(self.grid)}
+
+
+class SetConvolution(nn.Module):
+    """Weights by Gaussians with a learned length scale for each channel, then a linear layer over channels.
+
+    Args:
+        inputs: Channels that are weighted.
+        outputs: Channels of the linear layer.
+        length: Initial length scale.
+    """
+
+    def __init__(self, inputs: int, outputs: int, length: float) -> None:
+        super().__init__()
+        self.log_length = nn.Parameter(torch.full((inputs,), log(length)))
+        self.linear = nn.Linear(inputs, outputs)
+
+    def weights(self, x: Tensor, grid: Tensor) -> list[Tensor]:
+        """Return exp(-(x_d - grid)^2 / 2 l_c^2) for each coordinate d: [T, N, G, C] each for ``x`` [T, N, d]."""
+        scale = -0.5 * torch.exp(-2 * self.log_length)
+        return [((x[..., d, None] - grid).square()[..., None] * scale).exp() for d in range(x.shape[-1])]
+
+    def forward(self, values: Tensor, dim: int = -1) -> Tensor:
+        """Apply the linear layer over dimension ``dim`` of ``values``."""
+        return self.linear(values.movedim(dim, -1)).movedim(-1, dim)
