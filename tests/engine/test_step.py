@@ -28,7 +28,9 @@ CONV4 = {"_target_": "metarun.models.conv4.Conv4", "width": 4, "depth": 2, "down
 def build(name: str, model: nn.Module | None = None, **changes: Any) -> GradientLearner:
     torch.manual_seed(0)
     section = composed("task=vision/folder", f"algorithm={name}")["algorithm"]
-    section |= {"inner_steps": min(section["inner_steps"], 3), **changes}
+    section |= {"inner_steps": min(section["inner_steps"], 2), **changes}
+    if "iterations" in section["outer"]:
+        section["outer"] |= {"iterations": 2}  # conjugate gradients of iMAML
     return construct(section, model=model or construct(CONV4, spec=SPEC), spec=SPEC)
 
 
