@@ -18,7 +18,10 @@ def child(words: Sequence[str], environment: Mapping[str, str]) -> Iterator[subp
     theirs, ours = os.pipe()
     try:
         try:
-            process = subprocess.Popen(words, env={**environment, VARIABLE: str(theirs)}, pass_fds=(theirs,))
+            # A session of its own: Ctrl-C then reaches this process alone, which asks the child to stop once. A second
+            # signal would stop it before its checkpoint.
+            own = {**environment, VARIABLE: str(theirs)}
+            process = subprocess.Popen(words, env=own, pass_fds=(theirs,), start_new_session=True)
         finally:
             os.close(theirs)
         yield process

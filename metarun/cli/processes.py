@@ -83,6 +83,9 @@ def run_all(commands: Mapping[str, Command], jobs: int, progress: str = "") -> N
     try:
         with ThreadPoolExecutor(jobs) as pool:
             codes = dict(zip(commands, pool.map(one, commands.values()), strict=True))
+    except Interrupted:
+        log.info("metarun: stopped; the same command continues")
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -19,6 +19,7 @@ import yaml
 
 from metarun import strict_json
 from metarun.cli import main
+from metarun.cli.lifeline import child
 from metarun.config.compose import compose
 from metarun.engine import tuning
 from metarun.evaluation.evaluator import Result
@@ -278,3 +279,10 @@ def test_a_name_stays_among_the_outputs(name: str, reason: str) -> None:
         check({**compose(SHORT).config, "name": name})
     assert "\n" not in str(refused.value)
     assert "\x1b" not in str(refused.value)
+
+
+def test_a_child_process_gets_the_signals_of_its_parent_alone() -> None:
+    """Ctrl-C reaches every process of a terminal's group. A child in it would be stopped twice, before its checkpoint."""
+    code = "import os, sys; sys.exit(os.getsid(0) != os.getpid())"
+    with child([sys.executable, "-c", code], os.environ) as process:
+        assert process.wait() == 0
