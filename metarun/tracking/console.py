@@ -60,7 +60,7 @@ class Display(progress.Display):
         self._total = total
         self._metric = metric
         self._direction = "best" if higher_is_better else "lowest"
-        self._iteration = start
+        self._iteration = self._start_at = start
         self._loss = self._validated = self._best = ""
         self._pace = Pace(start)
 
@@ -70,6 +70,8 @@ class Display(progress.Display):
 
     def step(self, iteration: int, row: Mapping[str, float] | None) -> None:
         """Update the display after an iteration, with the row of metrics if one was just logged."""
+        if iteration == self._start_at + 1:  # the first iteration also compiles and fills caches
+            self._pace = Pace(iteration)
         self._iteration = iteration
         if row is not None:
             self._loss = _loss(row)

@@ -36,6 +36,16 @@ def everything(master: int) -> str:
     return b"".join(chunks).decode()
 
 
+def test_the_first_iteration_does_not_count_for_the_time_left(now: list[float]) -> None:
+    """It may compile for half a minute."""
+    stream = io.StringIO()
+    with Display(70_000, 100, "mse", False, stream=stream) as display:
+        for iteration, seconds in ((101, 32.0), (2_101, 20.0)):
+            now[0] += seconds
+            display.step(iteration, None)
+    assert stream.getvalue().splitlines() == ["iteration 101/70000", "iteration 2101/70000  left 11:19  100 it/s"]
+
+
 def test_plain_lines(now: list[float]) -> None:
     stream = io.StringIO()
     with Display(3000, 0, "accuracy", True, stream=stream) as display:
