@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.errors import RunFailed, UserError
+from metarun.errors import RunFailed, UserError, nearest_path
 from metarun.progress import Progress
 from metarun.tasks.cache import cache_dir, cache_root
 
@@ -26,6 +27,10 @@ log = logging.getLogger("metarun")
 
 Arrays = dict[str, NDArray[Any]]
 Allocate = Callable[[tuple[int, ...]], NDArray[np.uint8]]
+
+
+_KEPT = re.compile(r"[0-9a-f]{20}\.\w+|\..*")
+"""Names of what the cache keeps by a digest, and of unfinished files."""
 
 
 def find(root: str | os.PathLike[str] | None, *candidates: str) -> Path | None:
@@ -40,29 +45,38 @@ def find(root: str | os.PathLike[str] | None, *candidates: str) -> Path | None:
         has it.
 
     Raises:
-        UserError: ``root`` is not a folder or holds none of the candidates.
+        UserError: ``root`` is not a folder or holds none of the candidates, or METARUN_DATA is not a folder.
     """
     if root is not None:
         base = Path(root).expanduser()
         if not base.exists():
-            raise UserError(f"task.root={root}: no such folder")
+            raise UserError(f"task.root={root}: no such folder{nearest_path(base)}")
         if not base.is_dir():
             raise UserError(f"task.root={root}: not a folder")
         found = _first(base, candidates)
         if found is None:
             raise UserError(f"task.root={root}: has none of {', '.join(candidates)}")
         return found
-    data = os.environ.get("METARUN_DATA")
-    if data and (found := _first(Path(data).expanduser(), candidates)):
-        return found
-    found = _first(cache_root(), candidates)
+    if data := os.environ.get("METARUN_DATA"):
+        if not Path(data).expanduser().is_dir():
+            raise UserError(f"METARUN_DATA={data}: no such folder{nearest_path(data)}")
+        if found := _first(Path(data).expanduser(), candidates):
+            return found
+    found = _first(cache_root(), candidates, holds_data)
     if found is not None:
         _used(_place("downloads", {"file": found.relative_to(cache_root()).as_posix()}, ".json"))
     return found
 
 
-def _first(base: Path, candidates: tuple[str, ...]) -> Path | None:
-    return next((base / name for name in candidates if (base / name).exists()), None)
+def _first(base: Path, candidates: tuple[str, ...], suits: Callable[[Path], bool] = Path.exists) -> Path | None:
+    return next((base / name for name in candidates if suits(base / name)), None)
+
+
+def holds_data(path: Path) -> bool:
+    """Return whether a path in the cache is a file, or a folder with more than what :func:`cached` and others keep."""
+    if path.is_dir():
+        return any(not _KEPT.fullmatch(each.name) for each in path.iterdir())
+    return path.exists()
 
 
 @contextmanager

@@ -39,6 +39,20 @@ def test_find_looks_in_root_then_data_then_cache(places):
     assert find(str(places / "own"), "set/a.zip", "a.zip") == in_root
 
 
+def test_what_the_cache_keeps_of_a_set_is_not_the_set(places):
+    """Images that lay elsewhere are decoded into a folder of the cache that has the name of the set."""
+    mapped("set", {"size": 3}, lambda allocate: allocate((2, 2)).fill(1))
+    assert find(None, "set") is None
+    touch(places / "cache" / "set" / "images.zip")
+    assert find(None, "set") == places / "cache" / "set"
+
+
+def test_a_data_folder_that_is_not_there_is_named(places, monkeypatch):
+    monkeypatch.setenv("METARUN_DATA", str(places / "dat"))
+    with pytest.raises(UserError, match=r"METARUN_DATA=.*dat: no such folder - did you mean '.*data'"):
+        find(None, "set")
+
+
 def test_an_explicit_root_must_hold_the_data(places):
     touch(places / "data" / "a.zip")
     empty = places / "empty"
