@@ -112,4 +112,6 @@ def about(comparison: Comparison) -> str:
     runs = sum(len(setting.runs) for setting in comparison.settings)
     rows = sum(len(setting.rows) for setting in comparison.settings)
     missing = f", {len(comparison.left_out)} left out" if comparison.left_out else ""
-    return f"{runs} finished runs of {rows} configurations in {len(comparison.settings)} settings{missing}"
+    counts = ((runs, "finished run"), (rows, "configuration"), (len(comparison.settings), "setting"))
+    of_runs, of_rows, of_settings = (f"{count} {noun}{'s' * (count != 1)}" for count, noun in counts)
+    return f"{of_runs} of {of_rows} in {of_settings}{missing}"

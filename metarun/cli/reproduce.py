@@ -13,7 +13,7 @@ from metarun.cli.processes import count_gpus, run_all
 from metarun.config.paper import Finding, Paper, worst
 from metarun.errors import RunFailed, UserError, nearest
 from metarun.escape import printable
-from metarun.reports.reproductions import RESULTS, findings, metric_of, recipes, record, row, store
+from metarun.reports.reproductions import RESULTS, findings, metric_of, recipes, record, row, stated_time, store
 from metarun.runs.history import EXECUTION_KEYS, earlier
 from metarun.runs.stored import same_data
 from metarun.tracking.rundir import RunDirectory
@@ -40,6 +40,7 @@ def run(arguments: Arguments) -> int:
     for config in configs.values():
         check(config)
     new = [f"experiment={name}", *overrides]
+    log.info("metarun: %s, %s", name, stated_time(name) or "no time is stated")
     try:
         run_all({f"seed {s}": lambda s=s: _words(configs[s], s, new, arguments) for s in configs}, jobs, "seed")  # type: ignore[misc]
     except RunFailed:  # a run that ended with a non-finite result is a miss, not a failure
@@ -89,9 +90,9 @@ def recipe_of(arguments: Arguments) -> str:
     if len(names) != 1:
         raise UserError("reproduce takes one recipe, such as maml/sinusoid   metarun list recipes shows all")
     if names[0] not in known:
-        raise UserError(
-            f"no recipe '{names[0]}' with a paper{nearest(names[0], known)}   metarun list recipes shows all"
-        )
+        below = [name for name in known if name.startswith(f"{names[0].lower().rstrip('/')}/")]
+        hint = f"; there are {', '.join(below)}" if below else nearest(names[0], known)
+        raise UserError(f"no recipe '{names[0]}' with a paper{hint}   metarun list recipes shows all")
     return names[0]
 
 

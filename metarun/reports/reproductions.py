@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from metarun import strict_json
-from metarun.config.catalogue import Entry, catalogue
+from metarun.config.catalogue import Entry, catalogue, entry
 from metarun.config.paper import COUNTED, SEEDS, Claim, Finding, Paper, worst
 from metarun.config.paths import conf_directory, records_directory
 from metarun.errors import UserError
@@ -40,6 +41,14 @@ def recipes() -> dict[str, Paper]:
     """Return the paper of each recipe that has claims to compare with, by the name of the recipe."""
     entries = {e.name: e for e in catalogue("experiment") if (e.content.get("paper") or {}).get("claims")}
     return {name: Paper.of(entry.section["paper"]) for name, entry in entries.items()}
+
+
+def stated_time(name: str) -> str:
+    """Return how long a recipe takes according to its first lines; an empty string if they do not say."""
+    found = entry("experiment", name)
+    text = found.path.read_text(encoding="utf-8") if found else ""
+    line = re.search(rf"^#\s+metarun (?:reproduce |experiment=){re.escape(name)}\s\s+(.+)$", text, re.MULTILINE)
+    return line[1].strip() if line else ""
 
 
 def record(name: str, config: Mapping[str, Any], runs: Mapping[int, RunDirectory]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from metarun.config.schema import declaration
 from metarun.config.trust import is_component
-from metarun.errors import UserError, require
+from metarun.errors import UserError, nearest_path, require
 from metarun.progress import track
 from metarun.runs.history import EXECUTION_KEYS, runs_of_sweep
 from metarun.tracking.rundir import RunDirectory
@@ -126,7 +126,7 @@ def gather(folders: Sequence[str]) -> tuple[list[Run], list[ExcludedRun]]:
     paths: dict[Path, Path] = {}
     for word in folders:
         top = Path(word).expanduser()
-        require(top.exists(), f"report: {word} does not exist")
+        require(top.exists(), f"report: {word} does not exist{nearest_path(top)}")
         require(top.is_dir(), f"report: {word} is not a folder; give run directories, or folders that hold them")
         found = list(runs_under(top)) or list(runs_of_sweep(top))
         require(bool(found), f"report: no run in {word}; a run directory holds a config.yaml")

@@ -113,6 +113,10 @@ def result_notes(setting: Setting) -> Iterable[str]:
         first = ", ".join(f"{name} {number(value)}" for name, value in references.items())
         yield f"references of seed {setting.runs[-1].seed}: {first}"
     yield "evaluated on: " + ", ".join(f"{key}={format_value(value)}" for key, value in flatten(setting.task_protocol))
+    for row in setting.rows:
+        if tuned := {key: value for run in row.runs for key, value in (run.meta.get("tuned") or {}).items()}:
+            values = ", ".join(f"{key}={format_value(value)}" for key, value in tuned.items())
+            yield f"{row.label} has values tuned for this task: {values}"
     for difference in setting.learner_differences():
         yield f"the rows' protocols differ in {difference}"
     if len(setting.versions()) > 1:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import yaml
 
 from metarun import strict_json
-from metarun.errors import RunFailed, UserError, conceal
+from metarun.errors import RunFailed, UserError, conceal, nearest_path
 from metarun.locks import try_lock
 from metarun.moved import in_words, updated
 from metarun.tracking.files import atomic_write
@@ -38,6 +38,7 @@ CONFIGURES = {"matplotlibrc": "matplotlib", "wandb/settings": "W&B (also where r
 META: dict[str, Callable[[Any], bool]] = {
     "choices": lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value.values()),
     "group": lambda value: isinstance(value, str),
+    "tuned": lambda value: isinstance(value, dict),
     "threads": lambda value: type(value) is int and 1 <= value <= 4096,
     "step": lambda value: isinstance(value, dict) and isinstance(value.get("plan"), dict),
     "git": lambda value: isinstance(value, dict),
@@ -81,9 +82,11 @@ class RunDirectory:
         """Open an existing run; raises :class:`UserError` if ``path`` is not a run directory."""
         directory = cls(Path(path))
         if not directory.path.is_dir():
-            raise UserError(f"no run directory at {path}")
+            raise UserError(f"no run directory at {path}{nearest_path(path)}")
         if not (directory.path / "config.yaml").is_file():
-            raise UserError(f"{path} is not a run directory: it has no config.yaml")
+            held = [file.parent for depth in ("*", "*/*") for file in directory.path.glob(f"{depth}/config.yaml")]
+            newest = f"; the newest run in it: {max(held, key=lambda run: run.name)}" if held else ""
+            raise UserError(f"{path} is not a run directory: it has no config.yaml{newest}")
         directory.refuse_links()
         return directory
 

@@ -233,7 +233,7 @@ def test_damaged_runs_are_listed_with_their_reason(tmp_path: Path, capsys: pytes
         assert told[path].state == "damaged"
         assert reason in told[path].reason
     assert main(["report", str(tmp_path)]) == 0
-    assert "1 finished runs of 1 configurations in 1 settings, 10 left out" in capsys.readouterr().out
+    assert "1 finished run of 1 configuration in 1 setting, 10 left out" in capsys.readouterr().out
 
 
 def test_unfinished_runs_are_listed_with_their_reason(tmp_path: Path) -> None:
