@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -44,8 +46,25 @@ def conceal(text: str) -> str:
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return a suggestion for a misspelt word, ``" - did you mean 'maml'?"``, or an empty string."""
-    found = difflib.get_close_matches(str(word), list(choices), n=1, cutoff=0.5)
-    return f" - did you mean '{found[0]}'?" if found else ""
+    known = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(str(word).lower(), known, n=1, cutoff=0.5)
+    return f" - did you mean '{known[found[0]]}'?" if found else ""
+
+
+def nearest_path(path: str | os.PathLike[str]) -> str:
+    """Return a suggestion for a path that does not exist, from the folder that lacks its first missing part.
+
+    Examples:
+        ``" - did you mean 'photos/known'?"``, or an empty string if nothing there has a similar name.
+    """
+    try:
+        given = Path(path).expanduser()
+        missing = next(each for each in (*reversed(given.parents), given) if not each.exists())
+        names = [name for name in os.listdir(missing.parent) if not name.startswith(".")]
+    except (OSError, ValueError, RuntimeError, StopIteration):
+        return ""
+    close = difflib.get_close_matches(missing.name, names, n=1, cutoff=0.5)
+    return f" - did you mean '{missing.parent / close[0]}'?" if close else ""
 
 
 def require(condition: bool, message: str) -> None:

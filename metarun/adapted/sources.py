@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from metarun.errors import UserError, nearest, require
+from metarun.errors import UserError, nearest, nearest_path, require
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.tables import Table, parse_number, read_table
 from metarun.tasks.vision.folder import by_folder
@@ -208,7 +208,7 @@ def refuse_missing(option: str, path: Path) -> None:
         exists = path.exists()
     except (OSError, ValueError):
         exists = False
-    require(exists, f"{option} {path!s:.200}: no such file or folder")
+    require(exists, f"{option} {path!s:.200}: no such file or folder{nearest_path(path)}")
 
 
 def read(option: str, path: Path) -> Table:

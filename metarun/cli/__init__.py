@@ -7,7 +7,6 @@ command does to runs stands in ``metarun.runs``.
 from __future__ import annotations
 
 import importlib
-import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from metarun.errors import Interrupted, RunFailed, UserError, conceal, nearest, 
 from metarun.escape import printable
 
 _FLAGS = frozenset(name for option in COMMON for name in (option.name, option.short))
+_CONFIG_DIR = ("--config-dir", "-cd")
 _HELP = frozenset(("--help", "-h"))
 
 
@@ -78,9 +78,12 @@ def _dispatch(words: list[str]) -> int:
 
 
 def split(words: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the name of the command and its other words. Options that every command has may come before the name."""
-    before = list(itertools.takewhile(_FLAGS.__contains__, words))
-    rest = list(words[len(before) :])
+    """Return the name of the command and its other words. Common options and ``--config-dir`` may come before it."""
+    before, rest = [], list(words)
+    while rest and rest[0].partition("=")[0] in (*_FLAGS, *_CONFIG_DIR):
+        takes = 2 if rest[0] in _CONFIG_DIR else 1
+        before += rest[:takes]
+        del rest[:takes]
     return ("train", list(words)) if is_train(rest) else (rest[0], [*before, *rest[1:]])
 
 

@@ -66,10 +66,10 @@ _DECLARED = (
     Command(
         "list",
         "all options, and which of them can be combined",
-        "[GROUP] [key=value ...]",
+        "[GROUP [PART]] [key=value ...]",
         "List the options. Without a group: the names of all. GROUP is tasks, models, algorithms or recipes (also "
         "called experiments), with a line for each, or combinations, the table of tasks and algorithms with the "
-        "models that fit.",
+        "models that fit. PART is part of a name.",
         (
             ("metarun list algorithms task=vision/omniglot", "the algorithms that learn a task"),
             ("metarun list recipes status=passed", "the recipes whose record reaches the paper's numbers"),

@@ -13,7 +13,7 @@ from metarun.cli.help import columns
 from metarun.cli.output import print_json
 from metarun.config.catalogue import Entry, catalogue
 from metarun.config.check import misfit
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError, nearest, shortened
 from metarun.escape import printable
 from metarun.reports.reproductions import findings, metric_of, published, reached, recipes, row, status_of, stored
 
@@ -25,6 +25,7 @@ COMBINATIONS = "combinations"
 ALIASES = {"experiments": "recipes"}
 _HINTS = """\
 metarun list GROUP               a line for each, GROUP one of tasks, models, algorithms, recipes
+metarun list GROUP PART          those whose name contains PART: metarun list recipes maml
 metarun list GROUP key=value     those that fit: metarun list algorithms task=vision/omniglot
 metarun list combinations        the table of tasks, algorithms and models that fit
 metarun show NAME                all about one"""
@@ -35,6 +36,7 @@ def run(arguments: Arguments) -> int:
     wanted = list_of(arguments.names)
     filters = arguments.own_keys()
     check_filters(wanted, filters)
+    part = arguments.names[1].lower() if len(arguments.names) > 1 else ""
     if wanted == COMBINATIONS:
         rows = list(combinations(filters))
         if arguments["--json"]:
@@ -43,22 +45,34 @@ def run(arguments: Arguments) -> int:
             print_columns([(task, algorithm, ", ".join(models)) for task, algorithm, models in rows])
         return 0
     chosen = {wanted: LISTS[wanted]} if wanted else LISTS
+    found = {plural: named(matching(group, filters), part) for plural, group in chosen.items()}
     if arguments["--json"]:
-        print_json({plural: list(as_json(matching(group, filters))) for plural, group in chosen.items()})
+        print_json({plural: list(as_json(entries)) for plural, entries in found.items()})
     elif wanted is None:
         print_overview()
     elif wanted == "recipes":
-        print_recipes(matching("experiment", filters), details=bool(arguments["--verbose"]))
+        print_recipes(found[wanted], details=bool(arguments["--verbose"]))
     else:
-        print_options(matching(LISTS[wanted], filters))
+        print_options(found[wanted])
     return 0
+
+
+def named(entries: Iterable[Entry], part: str) -> Iterator[Entry]:
+    """Yield the options whose name contains ``part``; raises :class:`UserError` if there are none."""
+    names = []
+    for each in entries:
+        names.append(each.name)
+        if part in each.name.lower():
+            yield each
+    if part and not any(part in name.lower() for name in names):
+        raise UserError(f"no name in this list contains '{shortened(part)}'{nearest(part, names)}")
 
 
 def list_of(names: list[str]) -> str | None:
     """Return the list that is asked for; ``None`` for the overview."""
     lists = [*LISTS, COMBINATIONS]
-    if len(names) > 1:
-        raise UserError(f"list takes one word: {', '.join(lists)}")
+    if len(names) > 2 or (len(names) == 2 and names[0] == COMBINATIONS):
+        raise UserError(f"list takes one of {', '.join(lists)}, and part of a name: metarun list recipes maml")
     word = ALIASES.get(names[0], names[0]) if names else None
     if word is not None and word not in lists:
         raise UserError(f"unknown list '{word}'{nearest(word, lists)}   lists: {', '.join(lists)}")

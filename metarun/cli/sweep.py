@@ -55,7 +55,11 @@ def sweep(words: list[str]) -> int:
     if len(jobs) > 100:  # a check takes about a quarter of a second
         log.info("metarun: checking %d combinations", len(jobs))
     for each in jobs:
-        check(named(compose(each)))
+        try:
+            check(named(compose(each)))
+        except UserError as error:
+            own = [asked for asked in each if any(asked not in other for other in jobs)]
+            raise UserError(f"{error}   this is the run of {shortened(' '.join(own))}" if own else str(error)) from None
     directory = sweep_directory(settings, jobs[0])
     log.info("metarun: %d runs; the state of each is kept in %s", len(jobs), directory)
     settings = [*settings, *read([word("hydra.sweep.dir", str(directory))])]

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from metarun.config.paths import options
+from metarun.config.paths import is_users, options
 from metarun.config.schema import Declaration, attributes, declaration, is_section
+from metarun.config.trust import look_in_current_directory, names_other_code
 from metarun.errors import UserError, shortened
 from metarun.moved import updated
 from metarun.untrusted import LARGEST_YAML, parse_yaml, read_bytes
@@ -100,7 +101,10 @@ def _entries(group: str, found: Mapping[str, Path], only: str | None = None) -> 
 
     for name, path in found.items():
         if only in (None, name):
-            yield Entry(group, name, path, load(path), merged(name, _own), partial(merged, name))
+            section = merged(name, _own)
+            if is_users(path) and names_other_code(section):
+                look_in_current_directory()
+            yield Entry(group, name, path, load(path), section, partial(merged, name))
 
 
 def _own(group: str, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from metarun.config.grammar import split, written
 from metarun.config.locations import absolute
 from metarun.config.origins import tuned
 from metarun.config.overrides import Override, apply, read_single, value_at
-from metarun.config.paths import conf_directory, is_group, options, user_directories
+from metarun.config.paths import conf_directory, is_group, misplaced, options, user_directories
 from metarun.config.trust import look_in_current_directory, names_other_code
 from metarun.errors import UserError, nearest, require, shortened
 from metarun.moved import renamed, updated
@@ -192,7 +192,8 @@ def for_hydra(override: Override) -> Override:
         name = str(override.parsed)
     if not isinstance(name, str) or name not in names:
         text = name if isinstance(name, str) else written(name)
-        raise UserError(f"unknown {group} '{shortened(text)}'{nearest(text, names)}   available: {', '.join(names)}")
+        hint = misplaced(group, text) or nearest(text, names)
+        raise UserError(f"unknown {group} '{shortened(text)}'{hint}   available: {', '.join(names)}")
     examine(group, name)
     return replace(override, sign="", parsed=name)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from metarun.errors import RunFailed, UserError
+from metarun.errors import RunFailed, UserError, nearest_path
 from metarun.untrusted import read_yaml
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -57,9 +58,14 @@ def user_directories() -> list[Path]:
     for origin, name in (("--config-dir", _config_dir), ("METARUN_CONF", os.environ.get("METARUN_CONF"))):
         if name:
             if not Path(name).is_dir():
-                raise UserError(f"{origin}: no directory at {name}")
+                raise UserError(f"{origin}: no directory at {name}{nearest_path(name)}")
             found.append(Path(name).resolve())
     return found
+
+
+def is_users(path: Path) -> bool:
+    """Return whether an option's file lies in one of the user's directories."""
+    return any(path.is_relative_to(directory) for directory in user_directories())
 
 
 def user_options() -> Iterator[dict[str, Any]]:
@@ -81,6 +87,22 @@ def options(group: str) -> Iterator[tuple[str, Path]]:
             if name not in seen and path.is_file():
                 seen.add(name)
                 yield name, path
+
+
+def misplaced(group: str, name: str) -> str:
+    """Return a hint for an option that does not exist, if the user has a file of its name that is not read."""
+    if not re.fullmatch(r"[\w-]+(/[\w-]+)*", name):
+        return ""
+    for directory in user_directories():
+        for path in sorted(directory.rglob(f"{name.rpartition('/')[2]}.yaml")):
+            return f"; {path} lies elsewhere: options of {group} are read from {directory / group}"
+    for path in sorted([*Path().glob(f"*/{group}/{name}.yaml"), *Path().glob(f"{group}/{name}.yaml")]):
+        return f"; {path} is there, but not read without --config-dir {_folder_of(path, group, name)}"
+    return ""
+
+
+def _folder_of(path: Path, group: str, name: str) -> Path:
+    return path.parents[len(Path(group, name).parts) - 1]
 
 
 def is_group(key: str) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun import types
+from metarun.config.paths import user_directories
 from metarun.errors import UserError, nearest
 
 _NAMES = {**vars(typing), **vars(types), "Sequence": Sequence, "Mapping": Mapping, "Path": Path, "typing": typing}
@@ -132,11 +133,12 @@ def source(module_name: str) -> ast.Module | None:
     try:
         spec = importlib.util.find_spec(module_name)
     except ModuleNotFoundError as error:
-        raise UserError(f"_target_: cannot import '{module_name}': no module named '{error.name}'") from None
+        where = _looked_in(str(error.name))
+        raise UserError(f"_target_: cannot import '{module_name}': no module named '{error.name}'{where}") from None
     except (ImportError, ValueError) as error:
         raise UserError(f"_target_: cannot import '{module_name}': {error}") from None
     if spec is None:
-        raise UserError(f"_target_: no module named '{module_name}'")
+        raise UserError(f"_target_: no module named '{module_name}'{_looked_in(module_name)}")
     if not spec.origin or not spec.origin.endswith(".py"):
         return None
     try:
@@ -168,6 +170,16 @@ def is_section(value: Any) -> bool:
 
 def _foreign(path: str) -> bool:
     return path.split(".")[0] in _FOREIGN
+
+
+def _looked_in(module_name: str) -> str:
+    """Return the advice for a module that is not found: the places of modules, and where it lies if that is near."""
+    above = [*Path.cwd().parents, *(each.parent for each in user_directories())]
+    file, package = f"{module_name}.py", Path(module_name, "__init__.py")
+    near = next((str(each) for each in above if (each / file).is_file() or (each / package).is_file()), None)
+    if near is None:
+        return f" in {Path.cwd()} or where Python looks (PYTHONPATH=FOLDER adds a folder)"
+    return f"; it lies in {near}: start there, or set PYTHONPATH={near}"
 
 
 def _imported_from(tree: ast.Module, name: str, module: str) -> str | None:

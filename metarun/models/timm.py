@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.errors import RunFailed, UserError, nearest, require
+from metarun.errors import RunFailed, UserError, nearest, nearest_path, require
 from metarun.models.conv4 import as_float
 from metarun.tasks.episode import Spec
 from metarun.types import DataPath, Positive
@@ -58,7 +58,7 @@ class Timm(nn.Module):
             "model.pretrained=true and model.weights exclude each other: give only one of them",
         )
         file = Path(weights).expanduser() if weights else None
-        require(file is None or file.is_file(), f"model.weights={weights}: no such file")
+        require(file is None or file.is_file(), f"model.weights={weights}: no such file{nearest_path(file or '')}")
         channels, height, width = spec.input_shape
         self.size = (height, width) if resize is None else (resize, resize)
         given: dict[str, Any] = {"num_classes": 0, "in_chans": channels, "pretrained": pretrained}

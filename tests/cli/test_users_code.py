@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import metarun
 from metarun.cli import main
 from metarun.config.paths import use_config_dir
 
+ROOT = Path(metarun.__file__).parents[1]
 MODEL = """
 from torch import nn
 
@@ -35,6 +38,39 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "picky", raising=False)
     yield ["--config-dir=own", "model=picky", "task=regression/sinusoid", "tracker.wandb=disabled"]
+    use_config_dir(None)
+
+
+def test_commands_find_the_users_modules(tmp_path: Path) -> None:
+    """Each in a process of its own, as the import path of this one has the current directory."""
+    (tmp_path / "picky.py").write_text(MODEL)
+    (tmp_path / "own/model").mkdir(parents=True)
+    (tmp_path / "own/model/picky.yaml").write_text("_target_: picky.Picky\nwidth: 8\n")
+    (tmp_path / "sub").mkdir()
+
+    def said(*words: str, cwd: Path = tmp_path) -> str:
+        command = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
+        code = f"import sys; sys.path[:] = [p for p in sys.path if p]; sys.path.insert(0, {str(ROOT)!r}); "
+        code += "from metarun.cli import main; sys.exit(main())"
+        ended = subprocess.run([*command, "-c", code, *words], capture_output=True, text=True, cwd=cwd)
+        return ended.stdout + ended.stderr
+
+    assert "\n  picky" in said("--config-dir", "own", "list", "models")
+    assert "class  picky.Picky" in said("show", "picky", "--config-dir=own")
+    assert f"it lies in {tmp_path}: start there" in said("show", "picky", "--config-dir=../own", cwd=tmp_path / "sub")
+
+
+def test_an_option_that_is_not_read_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("own/model", "other/models"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "mine.yaml").write_text("_target_: picky.Picky\n")
+    assert main(["model=mine"]) == 2
+    assert "own/model/mine.yaml is there, but not read without --config-dir own " in capsys.readouterr().err
+    assert main(["--config-dir", "other", "model=mine"]) == 2
+    assert f"options of model are read from {tmp_path / 'other/model'}" in capsys.readouterr().err
     use_config_dir(None)
 
 

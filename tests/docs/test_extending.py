@@ -49,7 +49,7 @@ def test_an_addition_works_as_written(section: str, monkeypatch: pytest.MonkeyPa
     assert main([*config_dir, *words, *QUICK, "name=whole", "runner.iterations=3"]) == 0
     assert main([*config_dir, *words, *QUICK, "name=part", "runner.iterations=2"]) == 0
     (whole,), (part,) = (list(Path("outputs", name).iterdir()) for name in ("whole", "part"))
-    assert main(["eval", *config_dir, str(part)]) == 0
+    assert main([*config_dir, "eval", str(part)]) == 0  # before or after the command
     assert main(["resume", *config_dir, str(part), "runner.iterations=3"]) == 0
     there, here = parameters_of(whole), parameters_of(part)
     assert there

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from metarun.errors import UserError, require
+from metarun.errors import UserError, nearest_path, require
 from metarun.tasks.fewshot import DoesNotFit
 from metarun.tasks.nlp.base import TextFewShot, by_class
 from metarun.tasks.splits import split_classes
@@ -67,7 +67,8 @@ class Text(TextFewShot):
     ) -> None:
         require(file is not None, "task.file is not set: name a .csv, .tsv or .jsonl file with texts")
         path = Path(str(file)).expanduser()
-        require(path.is_file(), f"task.file={file}: {'not a file' if path.exists() else 'no such file'}")
+        require(path.is_file() or not path.exists(), f"task.file={file}: not a file")
+        require(path.is_file(), f"task.file={file}: no such file{nearest_path(path)}")
         table = read_table(path)
         texts = table.texts(text, key="task.text")
         labels = table.texts(label, "a name", key="task.label")

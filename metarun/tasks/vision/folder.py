@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.errors import UserError, require
+from metarun.errors import UserError, nearest_path, require
 from metarun.tasks.archives import members
 from metarun.tasks.splits import split_classes
 from metarun.tasks.vision.base import ImageFewShot
@@ -82,7 +82,7 @@ class Folder(ImageFewShot):
             root is not None, "task.root is not set: name the folder that holds one folder of images for each class"
         )
         base = Path(str(root)).expanduser()
-        require(base.exists(), f"task.root={root}: no such folder")
+        require(base.exists(), f"task.root={root}: no such folder{nearest_path(base)}")
         require(
             base.is_dir() or base.name.lower().endswith(ARCHIVES),
             f"task.root={root}: not a folder, nor an archive ({', '.join(ARCHIVES)})",
@@ -253,7 +253,7 @@ def _images_of(name: str, files: dict[tuple[str, ...], str], left_out: Counter[s
     if len(inner) > 1:
         raise UserError(
             f"{of}: '{name}' holds folders of images ({', '.join(sorted(inner)[:NAMED])}) where a class's images are "
-            "expected; name the folder that holds the classes' folders with task.root"
+            f"expected; name the folder that holds the classes' folders, such as {of}/{name}"
         )
     if inner:
         return _images_of(name, {rest[1:]: path for rest, path in files.items() if rest[0] in inner}, left_out, of)

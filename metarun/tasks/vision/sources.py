@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.errors import UserError, require
+from metarun.errors import UserError, nearest_path, require
 from metarun.tasks.archives import members
 from metarun.tasks.files import find
 from metarun.tasks.vision.images import NAMED, Source, is_clutter, is_image
@@ -86,7 +86,7 @@ def locate(root: str | None, folders: Sequence[str], what: str) -> Path | None:
     if root is None:
         return find(None, *folders)
     path = Path(root).expanduser()
-    require(path.exists(), f"task.root={root}: no such file or folder; it must hold {what}")
+    require(path.exists(), f"task.root={root}: no such file or folder{nearest_path(path)}   it must hold {what}")
     return next((path / f for f in folders if path.is_dir() and (path / f).exists()), path)
 
 
