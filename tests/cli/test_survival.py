@@ -282,7 +282,7 @@ def test_a_name_stays_among_the_outputs(name: str, reason: str) -> None:
 
 
 def test_a_child_process_gets_the_signals_of_its_parent_alone() -> None:
-    """Ctrl-C reaches every process of a terminal's group. A child in it would be stopped twice, before its checkpoint."""
+    """Ctrl-C reaches every process of a terminal's group: a child in it would get a second signal and stop at once."""
     code = "import os, sys; sys.exit(os.getsid(0) != os.getpid())"
     with child([sys.executable, "-c", code], os.environ) as process:
         assert process.wait() == 0
