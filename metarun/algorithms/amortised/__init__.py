@@ -1,5 +1,5 @@
-"""Learners that read the support set as an input, and adapt without gradients.
+"""Amortised learners, which read the support set as an input and adapt without gradients.
 
-Neural processes, memory networks, SNAIL and in-context transformers; with them, the exact and the untrained baselines
-for sequences.
+Neural processes, memory networks, SNAIL and in-context transformers, with the exact and untrained baselines for
+sequences.
 """

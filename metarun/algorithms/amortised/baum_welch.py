@@ -15,12 +15,12 @@ from metarun.types import NonNegative, Positive
 class BaumWelch(LanguageControl):
     """Baum-Welch from ``restarts`` random starts (Baum et al. 1970; symbols on transitions: Jelinek 1976).
 
-    As the automata do, the model begins in state 0 and emits as it moves: W[s, v, r] is the chance that in state s
-    symbol v is emitted and r comes next. ``iterations`` times, W becomes the expected number of such transitions given
-    the strings, plus ``smoothing``, divided by its sum over v and r: sum log p(string) + ``smoothing`` sum log W never
-    falls. Of all starts the one where this is highest predicts, from the states that a string's symbols so far leave
-    likely. (Akyürek et al. 2024, arXiv:2401.12973, have a state for each pair of 20, and fit anew at every
-    place.)
+    The model starts in state 0 and emits a symbol at each transition: W[s, v, r] is the probability that state s emits
+    symbol v and is followed by state r. Each of ``iterations`` EM steps sets W to the expected counts of transitions
+    given the strings, plus ``smoothing``, normalised over v and r. The objective, sum log p(string) + ``smoothing``
+    sum log W, never decreases. The restart with the highest objective makes the predictions: it filters the state from
+    the symbols of a string so far. (Akyürek et al. 2024, arXiv:2401.12973, use a state for each pair of 20, and refit
+    at every position.)
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class BaumWelch(LanguageControl):
         return predict
 
     def improved(self, W: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The next ``W`` [T, R, S, V, S] for strings ``y`` [T, N, L], and what W attains, [T, R]."""
+        """Return W [T, R, S, V, S] after an EM step on strings ``y`` [T, N, L], and the objective of ``W``, [T, R]."""
         tasks, starts, states, symbols, _ = W.shape
         by_symbol = W.permute(0, 3, 1, 2, 4)  # [T, V, R, S, S]
         task = torch.arange(tasks, device=y.device)[:, None]
         here = (y >= 0).to(W.dtype)
-        # Forward: the chance of each state given the symbols up to there, and that of each symbol given those before.
+        # Forward pass: the probability of each state given the symbols so far, and of each symbol given those before.
         alpha = torch.zeros(tasks, y.shape[1], starts, states, dtype=W.dtype, device=W.device)
         alpha[..., 0] = 1
         alphas, scales, moves = [], [], []
@@ -73,7 +73,7 @@ class BaumWelch(LanguageControl):
         if not y.shape[1]:
             return W, value
         evidence = torch.stack([scale[..., 0] for scale in scales], 2).log() * here[..., None]  # [T, N, L, R]
-        # Backward, and the expected number of each transition.
+        # Backward pass, with the expected count of each transition.
         beta = torch.ones_like(alpha)
         counts = torch.zeros(tasks, symbols, starts, states, states, dtype=W.dtype, device=W.device)
         flat = counts.view(tasks * symbols, starts, states, states)
@@ -85,12 +85,12 @@ class BaumWelch(LanguageControl):
             beta = torch.where(here[..., i, None, None] > 0, back, beta)
         expected = counts.permute(0, 2, 3, 1, 4) + self.smoothing
         total = expected.sum((3, 4), keepdim=True)
-        # A state that no string reaches, without smoothing, stays as it is.
+        # Without smoothing, a state that no string reaches keeps its row.
         W = torch.where(total > 0, expected / total.clamp(min=torch.finfo(W.dtype).tiny), W)
         return W, value + evidence.sum((1, 2))
 
     def predictions(self, W: Tensor, x: Tensor) -> Tensor:
-        """Log-probabilities [T, M, L, V] of what follows each place of ``x`` [T, M, L], by ``W`` [T, S, V, S]."""
+        """Return log-probabilities [T, M, L, V] of the next symbol at each position of ``x`` [T, M, L] under ``W``."""
         tiny = torch.finfo(W.dtype).tiny
         by_symbol, emitted = W.transpose(1, 2), W.sum(-1)  # [T, V, S, S], [T, S, V]
         task = torch.arange(len(x), device=x.device)[:, None]
@@ -101,7 +101,7 @@ class BaumWelch(LanguageControl):
             read = x[..., i]
             ahead = (alpha[..., None, :] @ by_symbol[task, read.clamp(max=W.shape[2] - 1)])[..., 0, :]
             total = ahead.sum(-1, keepdim=True)
-            # Symbols that the model holds impossible here tell nothing of the state.
+            # A symbol of probability 0 under the model leaves the state distribution as it is.
             alpha = torch.where((total > 0) & (read < W.shape[2])[..., None], ahead / total.clamp(min=tiny), alpha)
             found.append(alpha @ emitted)
         return torch.stack(found, 2).clamp(min=tiny).log()
@@ -111,5 +111,5 @@ class BaumWelch(LanguageControl):
 
 
 def normalised(W: Tensor) -> Tensor:
-    """Divided by its sum over symbols and next states, [..., S, V, S]."""
+    """Normalise ``W`` [..., S, V, S] over symbols and next states."""
     return W / W.sum((-2, -1), keepdim=True)

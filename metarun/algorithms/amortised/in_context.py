@@ -1,4 +1,4 @@
-"""A transformer that reads labelled examples and predicts the next: learning happens in its forward pass alone."""
+"""In-context learning: a transformer reads labelled examples and predicts the next label in one forward pass."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from metarun.types import Decay, Fraction, Positive, Rate
 class InContext(SupervisedAlgorithm):
     """In-context learning (Garg et al. 2022, arXiv:2208.01066, equation 3; few-shot classes: Kirsch et al. 2022).
 
-    The loss is the mean over every context length: x_i is predicted from the pairs (x_1, y_1) .. (x_i-1, y_i-1), and
-    query examples from all pairs. A pair is one token, E_x(x) + E_y(y), and a question another, E_x(x) + e; pairs see
-    themselves and the pairs before, a question sees the pairs before and itself. (Garg et al. write x_i and y_i as
-    tokens of their own, in turn, with learned positions; here no position is needed, and contexts may be longer than
-    any in meta-training.) ``layers`` pre-norm blocks of ``heads`` heads, each with a layer of 4 ``width`` units.
+    The loss is the mean over all context lengths: x_i is predicted from the pairs (x_1, y_1) .. (x_i-1, y_i-1), and
+    query examples from all pairs. A pair is one token, E_x(x) + E_y(y). A question is another, E_x(x) + e. A pair
+    attends to itself and earlier pairs, a question to earlier pairs and itself. (Garg et al. use separate, alternating
+    tokens for x_i and y_i with learned positions. Without positions, contexts at test may be longer than in
+    meta-training.) The transformer has ``layers`` pre-norm blocks with ``heads`` heads and an MLP of 4 ``width`` units.
 
-    Regression is judged after every number of examples, 0 to all; classification after all, in a random order.
-    With general-purpose in-context learning's tasks (Kirsch et al. 2022, arXiv:2212.04458, section 3.2), a share
-    ``project`` of meta-train tasks sees all its embedded inputs through a random matrix of its own, with entries
-    N(0, 1 / features); episodes draw which class has which label anyway. ``model`` embeds x.
+    Regression is evaluated after each number of examples, from 0 to all. Classification is evaluated after all
+    examples, in a random order. As in general-purpose in-context learning (Kirsch et al. 2022, arXiv:2212.04458,
+    section 3.2), a fraction ``project`` of meta-training tasks multiplies its embedded inputs by a random matrix of its
+    own with entries N(0, 1 / features). Labels are assigned to classes at random in every episode. ``model`` embeds x.
     """
 
     any_way = False
@@ -87,10 +87,10 @@ class InContext(SupervisedAlgorithm):
             )
 
     def read(self, x: Tensor, y: Tensor, asked: Tensor, before: Tensor) -> Tensor:
-        """Predictions [T, M, outputs] at ``asked`` [T, M, F], each from its first ``before`` [M] of N pairs."""
+        """Predict at ``asked`` [T, M, F] from the first ``before`` [M] of N pairs each; return [T, M, outputs]."""
         count, places = x.shape[1], torch.arange(x.shape[1] + asked.shape[1], device=x.device)
         reach = torch.cat([places[:count] + 1, before])
-        # Everything sees itself, pairs the pairs before, and questions the pairs they come after.
+        # The attention mask: each token sees itself, a pair the earlier pairs, a question the pairs before it.
         seen = (places[None] == places[:, None]) | ((places < count)[None] & (places[None] < reach[:, None]))
         pairs = self.inputs(x) + self.labels(encode_targets(self.spec, y, x.dtype))
         tokens = torch.cat([pairs, self.inputs(asked) + self.question], 1)

@@ -1,4 +1,4 @@
-"""A transformer that reads strings of a language and predicts the next symbol: it learns the language as it reads."""
+"""In-context language learning: a transformer reads example strings of a language and predicts the next symbol."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from metarun.types import Count, Decay, Positive, Rate
 class InContextLanguage(LanguageLearner):
     """In-context language learning by a decoder (Akyürek et al. 2024, arXiv:2401.12973).
 
-    A task's strings stand one after another, each with its beginning, and every token sees those before it. The loss is
-    the mean over all places of all strings, those read first included. ``layers`` pre-norm blocks of ``heads`` heads
-    with rotary positions (Su et al. 2021, arXiv:2104.09864). Before the first block, for each n of ``ngrams``, an
-    n-gram head of theirs: to token i, a linear map of the mean of those earlier tokens that followed, in their
-    string, the same n symbols as those up to i. The weights are learned; where to look is given. ``model`` makes tokens
-    of symbols.
+    The strings of a task are concatenated, each with its begin marker, and each token attends to earlier tokens. The
+    loss is the mean over all positions of all strings, including the first. The transformer has ``layers`` pre-norm
+    blocks of ``heads`` heads with rotary positions (Su et al. 2021, arXiv:2104.09864). Before the first block, each n
+    of ``ngrams`` adds one of the paper's n-gram heads: token i receives a linear map of the mean of the earlier tokens
+    that follow the same n symbols as the last n up to i. Its weights are learned; its attention pattern is fixed.
+    ``model`` embeds symbols.
     """
 
     def __init__(
@@ -72,9 +72,13 @@ class InContextLanguage(LanguageLearner):
         return partial(self.read, support.x, support.y)
 
     def read(self, x: Tensor, y: Tensor, asked: Tensor, answers: Tensor | None = None) -> Tensor:
-        """Log-probabilities [T, M, L, symbols] at every place of ``asked`` [T, M, L], after the strings x, y [T, N, L].
+        """Return log-probabilities [T, M, L, symbols] of the next symbol at each position of ``asked`` [T, M, L].
 
-        Each string asked about is read without the others; with its ``answers`` after those before it.
+        Args:
+            x: Support strings [T, N, L].
+            y: Their next symbols [T, N, L].
+            asked: Query strings. Each attends to the support strings and itself.
+            answers: Next symbols of the query strings. If given, each query string also attends to those before it.
         """
         end = self.spec.output_size + 1
         # The last symbol of the longest strings is in y alone: L + 1 places hold whole strings.
@@ -83,7 +87,7 @@ class InContextLanguage(LanguageLearner):
         tasks, count, length = strings.shape
         there = strings != end
         number = torch.arange(count, device=x.device)
-        # Which strings each string sees: those before, but not others that are asked about unless with answers.
+        # Each string attends to earlier strings. Query strings attend to each other only if their answers are given.
         before = number[None] < number[:, None]
         if answers is None:
             before = before & (number < x.shape[1])
@@ -93,7 +97,7 @@ class InContextLanguage(LanguageLearner):
         earlier = (before[:, None, :, None] | (own & causal)).view(1, count * length, count * length)
         itself = torch.eye(count * length, dtype=torch.bool, device=x.device)
         seen = (earlier & there.flatten(1)[:, None]) | itself
-        # Ends take no place: positions are those of a text of all strings that a string sees.
+        # Padding has no position: positions count the symbols of all strings that a string attends to.
         sizes = there.sum(-1)
         start = (sizes[:, None, :] * before).sum(-1)
         place = (start[..., None] + step).flatten(1)
@@ -107,12 +111,12 @@ class InContextLanguage(LanguageLearner):
         return self.head(tokens).log_softmax(-1)
 
     def looked_up(self, tokens: Tensor, strings: Tensor, earlier: Tensor) -> Tensor:
-        """The sum of what the n-gram heads say, [T, M, width]."""
+        """Return the sum of the outputs of the n-gram heads, [T, M, width]."""
         total = torch.zeros_like(tokens)
         beginning = self.spec.output_size
         for size, weigh in zip(self.ngrams, self.matched, strict=True):
             code = histories(strings, size, beginning)
-            # What stood before each token; nothing before a beginning.
+            # The history before each token. A begin marker has none.
             previous = F.pad(code[..., :-1], (1, 0), value=-1).flatten(1)
             same = (earlier & (code.flatten(1)[:, :, None] == previous[:, None])).to(tokens.dtype)
             total = total + weigh(same @ tokens / same.sum(-1, keepdim=True).clamp(min=1))
@@ -127,9 +131,9 @@ def _symbols(y: Tensor, end: int) -> Tensor:
 
 
 def rotated(values: Tensor, place: Tensor, heads: int) -> Tensor:
-    """``values`` [T, M, W], each head's pairs of numbers turned by angles that grow with ``place`` [T, M].
+    """Apply rotary position embeddings to ``values`` [T, M, W] at the positions ``place`` [T, M].
 
-    Inner products of two tokens' so turned values depend on their distance (Su et al. 2021, equation 34).
+    Inner products of rotated queries and keys depend on relative positions only (Su et al. 2021, equation 34).
     """
     size = values.shape[-1] // heads // 2
     rates = 10000.0 ** (-torch.arange(size, device=values.device, dtype=values.dtype) / size)

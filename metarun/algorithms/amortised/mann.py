@@ -1,4 +1,4 @@
-"""Memory-augmented neural network: a controller writes what it reads to a memory and finds it again by content."""
+"""Memory-augmented neural network: an LSTM controller with an external memory that is addressed by content."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class State(NamedTuple):
 class MANN(SupervisedAlgorithm):
     """Meta-learning with memory-augmented networks (Santoro et al. 2016, arXiv:1605.06065, section 3, equations 2-8).
 
-    An LSTM of ``controller`` units reads each embedded example beside the label of the one before, in a random order,
-    and addresses ``slots`` memories of ``width`` entries by ``reads`` keys. A key is written where it last read, or to
-    the least-used slots, as a learned gate says; the least-used slot is emptied before. Reading is by the cosine of
-    key and memory; usage fades by ``decay_usage`` an example. From the controller's state and what was read comes the
-    prediction of the present example's label; the outer loss is the mean over all examples, the support set's too.
-    Each query example is read after the whole support set. ``model`` embeds x; the paper's images have no embedding
-    (``model=linear``).
+    An LSTM with ``controller`` units reads the embedded examples in a random order, each with the label of the previous
+    one, and addresses a memory of ``slots`` slots of ``width`` entries with ``reads`` heads. Each head writes its key
+    to the slots it last read or to the least-used slots, as a learned gate decides. The least-used slot is erased
+    first. Reads are weighted by the cosine similarity of key and slot. Usage weights decay by the factor
+    ``decay_usage`` at each example. The label is predicted from the hidden state and the vectors read. The outer loss
+    is the mean over support and query examples. Each query example is read right after the whole support set.
+    ``model`` embeds x. The paper reads pixels directly (``model=linear``).
     """
 
     any_way = False
@@ -89,7 +89,7 @@ class MANN(SupervisedAlgorithm):
         yield lambda query: self.answer(embedded(self.model, query), state, last)
 
     def study(self, x: Tensor, y: Tensor) -> tuple[Tensor, State, Tensor]:
-        """From examples x [T, N, F], y [T, N]: predictions on the way, the state after, the label not yet read."""
+        """Read the examples x [T, N, F], y [T, N]; return their predictions, the final state and the last label."""
         labels, state, predictions = encode_targets(self.spec, y, x.dtype), self.start(x), []
         before = torch.cat([torch.zeros_like(labels[:, :1]), labels], 1)
         for i in range(x.shape[1]):
@@ -98,23 +98,23 @@ class MANN(SupervisedAlgorithm):
         return torch.stack(predictions, 1), state, before[:, -1]
 
     def answer(self, query: Tensor, state: State, last: Tensor) -> Tensor:
-        """Predictions [T, M, outputs] at embedded ``query`` [T, M, F], each the next example after the support set."""
+        """Predict at embedded ``query`` [T, M, F], each read right after the support set; return [T, M, outputs]."""
         asked = query.shape[1]
         state = State(*(part.repeat_interleave(asked, 0) for part in state))
         prediction, _ = self.step(torch.cat([query.flatten(0, 1), last.repeat_interleave(asked, 0)], -1), state)
         return prediction.view(*query.shape[:2], -1)
 
     def start(self, x: Tensor) -> State:
-        """An empty memory, for each task of ``x`` [T, ...]."""
+        """Return the state with an empty memory for each task of ``x`` [T, ...]."""
         tasks, size = len(x), self.controller.hidden_size
         hidden, memory = x.new_zeros(tasks, size), x.new_zeros(tasks, self.slots, self.width)
         read = x.new_zeros(tasks, self.reads, self.slots)
-        # Unused slots are taken in order, where equally unused ones would be taken at random.
+        # Unused slots are taken in order rather than at random.
         used = 1e-6 * torch.arange(self.slots, dtype=x.dtype, device=x.device).expand(tasks, -1)
         return State(hidden, hidden, memory, read, used)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One example [B, F + outputs]: a prediction [B, outputs] and the state after."""
+        """Read one example [B, F + outputs]; return its prediction [B, outputs] and the new state."""
         found = state.read @ state.memory
         hidden, cell = self.controller(torch.cat([x, found.flatten(1)], -1), (state.hidden, state.cell))
         keys, gates = self.address(hidden).view(-1, self.reads, self.width + 1).split([self.width, 1], -1)

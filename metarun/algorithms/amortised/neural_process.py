@@ -1,4 +1,4 @@
-"""Neural processes: a network reads the context and predicts, at once, a distribution at every other point."""
+"""Neural processes: a network reads the context set and predicts a distribution at every target point."""
 
 from __future__ import annotations
 
@@ -66,20 +66,20 @@ class PredictiveProcess(SupervisedAlgorithm):
 
 
 class NeuralProcess(PredictiveProcess):
-    """Conditional, latent and attentive neural processes, as the parts that are there make it one of them.
+    """Conditional, latent and attentive neural processes; the arguments choose among them.
 
     **Conditional** (Garnelo et al. 2018a, arXiv:1807.01613, equations 2-4): an encoder MLP maps each context pair to
-    r_i, their mean r is the deterministic path, and a decoder MLP maps (r, x) to mean and deviation of y. The loss is
-    the mean negative log likelihood of context and target points.
+    r_i. Their mean r is the deterministic path. A decoder MLP maps (r, x) to the mean and standard deviation of y. The
+    loss is the mean negative log-likelihood of context and target points.
     **Latent** (``latent`` > 0 dimensions; Garnelo et al. 2018b, arXiv:1807.01622, equations 7-8): a second encoder,
-    averaged, gives q(z | points), and the decoder reads z too. The loss is minus the evidence's lower bound, with z
-    from q(z | context and targets) and q(z | context) as its prior, the divergence divided by the number of points.
-    **Attentive** (Kim et al. 2019, arXiv:1901.05761, section 3): each point weighs the r_i by ``attention`` between
-    its x and theirs (``uniform``: the mean) and, with ``self_attention`` layers, context points attend to each other
-    before, in both paths. Queries and keys come from an MLP of two layers of x, but for ``uniform``.
+    averaged over points, gives q(z | points), and the decoder also reads z. The loss is the negative ELBO with z drawn
+    from q(z | context and targets) and the prior q(z | context). The KL term is divided by the number of points.
+    **Attentive** (Kim et al. 2019, arXiv:1901.05761, section 3): cross-attention of kind ``attention`` between target
+    and context inputs weighs the r_i (``uniform``: their mean). ``self_attention`` layers let context points attend to
+    each other first, in both paths. Queries and keys are a two-layer MLP of x, except for ``uniform``.
 
-    Deviations are ``min_std`` + (1 - ``min_std``) softplus, that of z .1 + .9 sigmoid, as in the authors' notebooks.
-    ``model`` embeds x [T, N, ...]. At test, z is drawn ``samples`` times from q(z | context).
+    The standard deviation of y is ``min_std`` + (1 - ``min_std``) softplus, that of z is .1 + .9 sigmoid, as in the
+    authors' notebooks. ``model`` embeds x [T, N, ...]. At test, ``samples`` values of z are drawn from q(z | context).
     """
 
     def __init__(
@@ -156,13 +156,16 @@ class NeuralProcess(PredictiveProcess):
         return lambda x: self.decode(context, embedded(self.model, x), z)
 
     def latent_of(self, points: Labelled) -> Gaussian:
-        """q(z | points): mean and deviation, [T, latent]."""
+        """Return the mean and standard deviation of q(z | points), both [T, latent]."""
         read = self.latent_encoder(torch.cat([points.x, points.y], -1)).mean(1)
         mean, raw = self.latent_head(read).chunk(2, -1)
         return mean, 0.1 + 0.9 * torch.sigmoid(raw)
 
     def decode(self, context: Labelled, x: Tensor, z: Tensor | None) -> Gaussian:
-        """Predict at embedded ``x`` [T, N, F], for each z [S, T, latent]: both [S, T, N, D]; S=1 without z."""
+        """Return mean and standard deviation, both [S, T, N, D], at embedded ``x`` [T, N, F] for z [S, T, latent].
+
+        Without z, S is 1.
+        """
         parts = [x]
         if self.deterministic:
             parts.append(self.attend(context, x))
@@ -189,19 +192,19 @@ class NeuralProcess(PredictiveProcess):
 
 
 class Predictive:
-    """An adapted neural process: the mean of y at x [T, N, ...] -> [T, N, D], and the Gaussians it comes of."""
+    """An adapted neural process. It maps x [T, N, ...] to the predictive mean of y, [T, N, D]."""
 
     def __init__(self, gaussians: Callable[[Tensor], Gaussian], context: Labelled) -> None:
         self.context = context
         self.gaussians = gaussians
-        """x -> mean and standard deviation, both [S, T, N, D], of each of S equally likely samples of z."""
+        """Function of x to mean and standard deviation, both [S, T, N, D], for S equally likely samples of z."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.gaussians(x)[0].mean(0)
 
 
 class SelfAttention(nn.Module):
-    """Points attend to each other, [T, N, width], added to what they were."""
+    """Residual self-attention over points [T, N, width]."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -214,18 +217,18 @@ class SelfAttention(nn.Module):
 
 
 def log_density(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:
-    """log N(y; mean, std^2), summed over y's dimensions: [..., D] -> [...]."""
+    """Return log N(y; mean, std^2), summed over the dimensions of y: [..., D] -> [...]."""
     return (-0.5 * ((y - mean) / std).square() - std.log() - 0.5 * log(2 * pi)).sum(-1)
 
 
 def divergence(q: Gaussian, p: Gaussian) -> Tensor:
-    """KL(q || p) of independent Gaussians, summed over their dimensions: [..., D] -> [...]."""
+    """Return KL(q || p) of diagonal Gaussians, summed over dimensions: [..., D] -> [...]."""
     ratio = (q[1] / p[1]).square()
     return 0.5 * (ratio + ((q[0] - p[0]) / p[1]).square() - 1 - ratio.log()).sum(-1)
 
 
 def mlp(inputs: int, *widths: int) -> nn.Sequential:
-    """Linear layers with a ReLU between each two."""
+    """Build an MLP with ReLUs between its linear layers."""
     layers: list[nn.Module] = []
     for width in widths:
         layers += [*([nn.ReLU()] if layers else []), nn.Linear(inputs, width)]

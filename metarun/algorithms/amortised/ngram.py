@@ -1,4 +1,4 @@
-"""n-grams counted in the support strings."""
+"""An n-gram language model of the support strings."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from metarun.types import Positive
 
 
 class Ngram(LanguageControl):
-    """Interpolated n-grams, smoothed as by Witten & Bell (Chen & Goodman 1998, TR-10-98, section 2.5).
+    """Interpolated n-grams with Witten-Bell smoothing (Chen & Goodman 1998, TR-10-98, section 2.5).
 
-    With c(h v) the times that v followed the history h of n - 1 symbols and d(h) the number of different symbols that
-    did,
+    Let c(h v) count how often symbol v follows the history h of n - 1 symbols, and d(h) the distinct symbols that
+    follow it. Then
 
         p_n(v | h) = (c(h v) + d(h) p_n-1(v | h')) / (c(h) + d(h)),
 
-    h' being h without its oldest symbol, down to p_0, which is uniform: a history that was never seen leaves the
-    prediction to the shorter one. Strings are preceded by beginnings. Counted are the support strings and, as an
-    in-context learner can, the string's own symbols so far.
+    where h' is h without its oldest symbol and p_0 is uniform. An unseen history therefore backs off to the shorter
+    one. Strings are padded with begin markers. Counts come from the support strings and, as for an in-context learner,
+    from the earlier symbols of the query string itself.
     """
 
     def __init__(self, model: nn.Module, spec: Spec, *, order: Positive) -> None:

@@ -10,12 +10,12 @@ from metarun.tasks.episode import Labelled, Spec
 
 
 def embedded(model: nn.Module, x: Tensor) -> Tensor:
-    """[T, N, ...] -> [T, N, features], all tasks at once."""
+    """Embed the inputs ``x`` [T, N, ...] of all tasks at once; return [T, N, features]."""
     return model(x.flatten(0, 1)).view(*x.shape[:2], -1)
 
 
 def shuffled(examples: Labelled) -> Labelled:
-    """Each task's examples in a random order: as families give them, they are sorted by class."""
+    """Return the examples of each task in a random order. Task families sort them by class."""
     tasks, count = examples.y.shape[:2]
     order = torch.rand(tasks, count, device=examples.y.device).argsort(1)
     rows = torch.arange(tasks, device=order.device)[:, None]
@@ -23,7 +23,7 @@ def shuffled(examples: Labelled) -> Labelled:
 
 
 def encode_targets(spec: Spec, y: Tensor, dtype: torch.dtype) -> Tensor:
-    """Labels as a learner reads them, [T, N, outputs]: one-hot classes, or the targets themselves."""
+    """Return the labels as network inputs [T, N, outputs]: one-hot classes, or the regression targets."""
     if spec.kind == "regression":
         return y
     # F.one_hot reads its input back from the device to check it.
@@ -31,5 +31,5 @@ def encode_targets(spec: Spec, y: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def mean_loss(spec: Spec, prediction: Tensor, y: Tensor) -> Tensor:
-    """The mean loss of predictions [T, N, outputs] over tasks and examples."""
+    """Return the mean loss of predictions [T, N, outputs] over tasks and examples."""
     return task_loss(spec.kind, prediction.flatten(0, 1), y.flatten(0, 1))

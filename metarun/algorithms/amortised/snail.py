@@ -1,4 +1,4 @@
-"""SNAIL: dilated causal convolutions gather what a sequence of examples holds, attention picks from it."""
+"""SNAIL: dilated causal convolutions and causal attention over a sequence of labelled examples."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from metarun.types import Decay, Positive, Rate
 class Snail(SupervisedAlgorithm):
     """A simple neural attentive meta-learner (Mishra et al. 2018, arXiv:1707.03141, sections 3 and 5.1).
 
-    The support set in a random order, each embedded example beside its label, then one query example without: the
-    output at that last place is the prediction, and its loss the outer one. Attention blocks (figure 2b, of ``keys``
-    and ``values`` units) alternate with temporal-convolution blocks (figure 2c: dense blocks of ``filters`` filters
-    at dilations 1, 2, 4, .. up to ``span`` examples). ``model`` embeds x.
+    The sequence is the support set in a random order, each embedded example concatenated with its label, followed by
+    one query example without a label. The output at the last position is the prediction, whose loss is the outer loss.
+    Attention blocks (figure 2b, of ``keys`` and ``values`` units) alternate with temporal-convolution blocks (figure
+    2c: dense blocks of ``filters`` filters with dilations 1, 2, 4, .. up to ``span`` examples). ``model`` embeds x.
     """
 
     any_way = False
@@ -80,7 +80,7 @@ class Snail(SupervisedAlgorithm):
         yield lambda query: self.read(x, support.y, embedded(self.model, query))
 
     def read(self, x: Tensor, y: Tensor, query: Tensor) -> Tensor:
-        """Predictions [T, M, outputs] at embedded ``query`` [T, M, F] after the examples x [T, N, F], y [T, N]."""
+        """Predict at embedded ``query`` [T, M, F] given the examples x [T, N, F], y [T, N]; return [T, M, outputs]."""
         asked = torch.cat([query, query.new_zeros(*query.shape[:2], self.spec.output_size)], -1)
         pairs = torch.cat([x, encode_targets(self.spec, y, x.dtype)], -1)
         # A sequence for each query: [T, M, N + 1, F + outputs].
@@ -93,7 +93,7 @@ class Snail(SupervisedAlgorithm):
 
 
 class Attention(nn.Module):
-    """Each place of [B, N, C] attends to itself and those before; what it reads is put beside: [B, N, C + values]."""
+    """Causal attention over [B, N, C], concatenated with its input: [B, N, C + values]."""
 
     def __init__(self, channels: int, keys: int, values: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Attention(nn.Module):
 
 
 class Dense(nn.Module):
-    """A gated causal convolution of two places, ``dilation`` apart, put beside its input: [B, N, C + filters]."""
+    """A gated causal convolution of size 2 with ``dilation``, concatenated with its input: [B, N, C + filters]."""
 
     def __init__(self, channels: int, dilation: int, filters: int) -> None:
         super().__init__()
@@ -116,14 +116,14 @@ class Dense(nn.Module):
         self.before, self.here = nn.Linear(channels, 2 * filters, bias=False), nn.Linear(channels, 2 * filters)
 
     def forward(self, x: Tensor) -> Tensor:
-        # As products, not as a convolution: the sequences are short and wide.
+        # Two matrix products are faster than a convolution here, as the sequences are short and wide.
         shifted = F.pad(x, (0, 0, self.dilation, 0))[:, : x.shape[1]]
         candidate, gate = (self.before(shifted) + self.here(x)).chunk(2, -1)
         return torch.cat([x, torch.tanh(candidate) * torch.sigmoid(gate)], -1)
 
 
 class TemporalConvolutions(nn.Module):
-    """Dense blocks at dilations 1, 2, 4, ..: the last place reaches back over ``span``."""
+    """Dense blocks with dilations 1, 2, 4, .., whose receptive field is at least ``span`` positions."""
 
     def __init__(self, channels: int, span: int, filters: int) -> None:
         super().__init__()
