@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun import types
+from metarun.config.lineage import Ancestor, linearised
 from metarun.config.paths import user_directories
 from metarun.errors import UserError, nearest
 
@@ -50,7 +51,8 @@ class Declaration:
 
     Attributes:
         target: Import path of the class.
-        ancestors: Import paths of the class and its base classes; foreign ones as named in the source.
+        lineage: The class and its base classes in Python's method resolution order; foreign ones by their path alone,
+            as named in the source.
         doc: Docstring.
         parameters: Parameters of the constructor by name.
         takes_any: True if the constructor has ``**kwargs``.
@@ -58,11 +60,16 @@ class Declaration:
     """
 
     target: str
-    ancestors: tuple[str, ...] = ()
+    lineage: tuple[Ancestor, ...] = ()
     doc: str = ""
     parameters: dict[str, Parameter] = field(default_factory=dict)
     takes_any: bool = False
     attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ancestors(self) -> tuple[str, ...]:
+        """Import paths of the class and its base classes."""
+        return tuple(each.path for each in self.lineage)
 
     @property
     def is_module(self) -> bool:
@@ -98,30 +105,28 @@ def declaration(target: str) -> Declaration:
         path = _base_path(tree, module_name, classes, annotation) if known is Any and annotation else None
         return known if path is None or _foreign(path) else Component(path)
 
-    result = Declaration(target, (target,))
+    lineages: list[Sequence[Ancestor]] = []
     for base in node.bases:
         path = _base_path(tree, module_name, classes, base)
         if path is None or _foreign(path):
-            result.ancestors += (path or ast.unparse(base),)
+            lineages.append([Ancestor(path or ast.unparse(base))])
         else:
             try:
-                inherited = declaration(path)
+                lineages.append(declaration(path).lineage)
             except UserError:
                 return _inspected(module_name, name)
-            result.ancestors += inherited.ancestors
-            result.parameters = dict(inherited.parameters)
-            result.takes_any = inherited.takes_any
-            result.attributes |= inherited.attributes
-    result.doc = ast.get_docstring(node) or ""
-    result.attributes |= dict(_literals(node))
+    constructor = None
     if init := next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None):
-        result.parameters, result.takes_any = _parameters(init.args, annotated)
+        constructor = _parameters(init.args, annotated)
     elif any("dataclass" in ast.unparse(d) for d in node.decorator_list):
-        result.parameters = {
-            n.target.id: Parameter(annotated(n.annotation), n.value is None)
-            for n in node.body
-            if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
-        }
+        fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+        constructor = {n.target.id: Parameter(annotated(n.annotation), n.value is None) for n in fields}, False  # type: ignore[union-attr]
+    own = Ancestor(target, dict(_literals(node)), constructor)
+    result = Declaration(target, (own, *linearised(lineages)), ast.get_docstring(node) or "")
+    for ancestor in reversed(result.lineage):
+        result.attributes |= ancestor.attributes
+        if ancestor.constructor is not None:
+            result.parameters, result.takes_any = dict(ancestor.constructor[0]), ancestor.constructor[1]
     return result
 
 
@@ -311,8 +316,7 @@ def _inspected(module_name: str, name: str) -> Declaration:
         raise UserError(f"_target_: module '{module_name}' has no '{name}'") from None
     except ImportError as error:
         raise UserError(f"_target_: cannot import '{module_name}': {error}") from None
-    lineage = tuple(f"{c.__module__}.{c.__qualname__}" for c in inspect.getmro(thing)) if inspect.isclass(thing) else ()
-    result = Declaration(f"{module_name}.{name}", lineage, inspect.getdoc(thing) or "")
+    result = Declaration(f"{module_name}.{name}", (), inspect.getdoc(thing) or "")
     hints = _hints(thing.__init__ if inspect.isclass(thing) else thing)
     for parameter in inspect.signature(thing).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -321,4 +325,8 @@ def _inspected(module_name: str, name: str) -> Declaration:
             known = hints.get(parameter.name, Any)
             result.parameters[parameter.name] = Parameter(known, parameter.default is parameter.empty)
     result.attributes |= capabilities(thing)
+    if inspect.isclass(thing):
+        own, *above = (f"{each.__module__}.{each.__qualname__}" for each in inspect.getmro(thing))
+        constructor = (result.parameters, result.takes_any)
+        result.lineage = (Ancestor(own, result.attributes, constructor), *map(Ancestor, above))
     return result

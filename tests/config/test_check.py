@@ -13,6 +13,7 @@ import torch
 from metarun.config.build import build
 from metarun.config.check import check, check_section
 from metarun.config.compose import compose
+from metarun.config.schema import declaration
 from metarun.errors import UserError
 
 SINE = compose(["task=regression/sinusoid", "algorithm=reptile", "model.hidden=[4]"]).config
@@ -149,3 +150,26 @@ def test_types_of_a_users_class_are_checked_wherever_it_is_named(
             check_section("model", {"_target_": f"{package}.{name}", "width": 8, key: value})
     with pytest.raises(UserError, match=r"unknown key 'model\.widht'"):
         check_section("model", {"_target_": f"{package}.{name}", "width": 8, "widht": 3})
+
+
+def test_declared_attributes_follow_the_method_resolution_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader of sources agrees with Python, also for a class with two bases that share one."""
+    (tmp_path / "heirs.py").write_text(
+        "class Base:\n"
+        "    kinds = ('base',)\n"
+        "    def __init__(self, base: int): ...\n"
+        "class Left(Base):\n"
+        "    def __init__(self, left: int): ...\n"
+        "class Right(Base):\n"
+        "    kinds, role = ('right',), 'right'\n"
+        "    def __init__(self, right: int): ...\n"
+        "class Both(Left, Right):\n"
+        "    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    both = declaration("heirs.Both")
+    assert both.attributes == {"kinds": ("right",), "role": "right"}
+    assert list(both.parameters) == ["left"]
+    assert both.ancestors == tuple(f"heirs.{name}" for name in ("Both", "Left", "Right", "Base"))
