@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarun.algorithms.amortised.baum_welch import BaumWelch, normalised
 from metarun.algorithms.amortised.in_context_language import InContextLanguage
-from metarun.algorithms.amortised.language import judge_strings
+from metarun.algorithms.amortised.language import string_metrics
 from metarun.config.build import construct
 from metarun.models.symbols import Symbols
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
@@ -48,7 +48,7 @@ def test_metrics_by_hand() -> None:
     query = Labelled(torch.zeros(1, 1, 3, dtype=torch.int64), torch.tensor([[[1, 0, -1]]]),
                      truth=torch.tensor([[[[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]]]))  # fmt: skip
     q = torch.tensor([[[[0.6, 0.2, 0.2], [0.1, 0.7, 0.2], [1.0, 0.0, 0.0]]]])
-    metrics = judge_strings(q.log(), query)
+    metrics = string_metrics(q.log(), query)
     assert metrics["tvd"].item() == pytest.approx((0.3 + 0.9) / 2)
     assert metrics["accuracy"].item() == 0.5
     assert metrics["loss"].item() == pytest.approx((-0.5 * log(0.6) - 0.5 * log(0.2) - log(0.1)) / 2)

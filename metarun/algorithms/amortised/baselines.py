@@ -11,25 +11,21 @@ from torch import Tensor, nn
 
 from metarun.algorithms.amortised.sequence import embedded
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm
+from metarun.algorithms.supervised import Adapted
+from metarun.algorithms.untrained import Untrained
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Positive, Rate
 
 Fit = Callable[[Tensor], Tensor]
 
 
-class Baseline(SupervisedAlgorithm):
+class Baseline(Untrained):
     """The base class of baselines. It is evaluated after each number of examples, from 0 to all.
 
     A subclass implements :meth:`fit`. The model embeds inputs and is not trained.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("regression",)
-
-    def __init__(self, model: nn.Module, spec: Spec) -> None:
-        super().__init__()
-        self.model, self.spec = model.requires_grad_(False), spec
-        self.optimizer = None
 
     @abstractmethod
     def fit(self, x: Tensor, y: Tensor) -> Fit:

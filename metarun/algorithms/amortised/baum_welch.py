@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.amortised.language import Fit, LanguageControl
+from metarun.algorithms.amortised.language import Fit, LanguageBaseline
 from metarun.tasks.episode import Spec
 from metarun.types import NonNegative, Positive
 
 
-class BaumWelch(LanguageControl):
+class BaumWelch(LanguageBaseline):
     """Baum-Welch from ``restarts`` random starts (Baum et al. 1970; symbols on transitions: Jelinek 1976).
 
     The model starts in state 0 and emits a symbol at each transition: W[s, v, r] is the probability that state s emits

@@ -1,4 +1,4 @@
-"""Shared parts of learners of languages from example strings: their metrics and a baseline."""
+"""Base classes, loss and metrics of learners of formal languages from example strings."""
 
 from __future__ import annotations
 
@@ -8,38 +8,43 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm
-from metarun.tasks.episode import Labelled, Spec, TaskBatch
+from metarun.algorithms.untrained import Untrained
+from metarun.tasks.episode import Labelled, TaskBatch
 
 Fit = Callable[[Tensor], Tensor]
 
 
 class LanguageLearner(SupervisedAlgorithm):
-    """Predicts the symbol that follows, at every place of strings x [T, N, L]: log-probabilities [T, N, L, symbols].
+    """The base class of learners that predict the next symbol at every position of strings.
 
-    A prediction depends on no later place. Judged after every number of support strings, 0 to all.
+    An adapted learner maps strings [T, N, L] to log-probabilities [T, N, L, symbols]. A prediction depends on earlier
+    positions only. Learners are evaluated after each number of support strings, from 0 to all.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("sequence",)
 
     def query_metrics(self, learner: Adapted, query: Labelled) -> Metrics:
-        return judge_strings(learner(query.x), query)
+        return string_metrics(learner(query.x), query)
 
 
-class LanguageControl(LanguageLearner):
-    """A rule that predicts from strings. Nothing is meta-learned, not the model either."""
-
-    def __init__(self, model: nn.Module, spec: Spec) -> None:
-        super().__init__()
-        self.model, self.spec = model.requires_grad_(False), spec
-        self.optimizer = None
+class LanguageBaseline(Untrained, LanguageLearner):
+    """The base class of language baselines that are not meta-trained. A subclass implements :meth:`fit`."""
 
     @abstractmethod
     def fit(self, x: Tensor, y: Tensor) -> Fit:
-        """From ``x`` and ``y`` [T, N, L], N of 0 or more: [T, M, L] -> log-probabilities [T, M, L, symbols]."""
+        """Fit to N >= 0 strings of each task.
+
+        Args:
+            x: Strings [T, N, L].
+            y: The next symbol at each of their positions, [T, N, L].
+
+        Returns:
+            A function of strings [T, M, L] to log-probabilities of their next symbols, [T, M, L, symbols].
+        """
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         loss = string_loss(self.adapt(batch.support)(batch.query.x), batch.query.y)
@@ -57,20 +62,20 @@ class LanguageControl(LanguageLearner):
 
 
 def string_loss(prediction: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of ``prediction`` [T, N, L, symbols] over the places of ``y`` [T, N, L] that have a symbol.
+    """Return the cross-entropy of ``prediction`` [T, N, L, symbols] at the positions of ``y`` [T, N, L] with a symbol.
 
-    A mean of each task's mean, so that the loss of a meta-batch is the mean of those of its parts.
+    It is the mean over tasks of each task's mean, so that the loss of a meta-batch is the mean over its parts.
     """
     each = F.cross_entropy(prediction.flatten(0, 2), y.flatten(), ignore_index=-1, reduction="none").view_as(y)
     return (each.sum((1, 2)) / (y >= 0).sum((1, 2))).mean()
 
 
-def judge_strings(prediction: Tensor, query: Labelled) -> Metrics:
-    """Metrics a task, [T], each a mean over the places of its strings (Akyürek et al. 2024, arXiv:2401.12973).
+def string_metrics(prediction: Tensor, query: Labelled) -> Metrics:
+    """Return metrics of each task, [T], as means over the positions of its strings.
 
-    ``accuracy``: the likeliest symbol may follow; ``tvd``: total variation distance, half the sum over symbols of
-    |p - q|, between prediction and truth; ``loss``: cross-entropy, -sum p log q, with p the truth. Where no truth is
-    known, p is the symbol that came.
+    As in Akyürek et al. 2024 (arXiv:2401.12973): ``accuracy`` is the frequency with which the most likely symbol may
+    follow, ``tvd`` the total variation distance between prediction q and truth p, and ``loss`` the cross-entropy
+    -sum p log q. Where the true distribution is unknown, p is the symbol that follows.
     """
     here = query.y >= 0
     log_q = prediction.log_softmax(-1)
@@ -87,9 +92,9 @@ def judge_strings(prediction: Tensor, query: Labelled) -> Metrics:
 
 
 def histories(x: Tensor, order: int, beginning: int) -> Tensor:
-    """A number for the last ``order`` symbols at each place of strings ``x`` [..., L], equal for equal ones, [..., L].
+    """Return a number for the last ``order`` symbols at each position of strings ``x`` [..., L]; equal for equal ones.
 
-    Before its beginning a string is nothing but ``beginning``, the largest number of a symbol but one.
+    Strings are padded at the left with ``beginning``, the second largest number of a symbol.
     """
     code, base = torch.zeros_like(x), beginning + 2
     for back in range(order):

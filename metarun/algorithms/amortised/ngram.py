@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.amortised.language import Fit, LanguageControl, histories
+from metarun.algorithms.amortised.language import Fit, LanguageBaseline, histories
 from metarun.errors import require
 from metarun.tasks.episode import Spec
 from metarun.types import Positive
 
 
-class Ngram(LanguageControl):
+class Ngram(LanguageBaseline):
     """Interpolated n-grams with Witten-Bell smoothing (Chen & Goodman 1998, TR-10-98, section 2.5).
 
     Let c(h v) count how often symbol v follows the history h of n - 1 symbols, and d(h) the distinct symbols that

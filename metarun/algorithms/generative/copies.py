@@ -1,4 +1,4 @@
-"""Generation without learning: the support set again, changed at random; it shows the measures' limits."""
+"""Generation without learning: randomly changed copies of the support images, a baseline for the metrics."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from torch import Tensor, nn
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.generative.base import Generative, of_task, sets
 from metarun.algorithms.supervised import Adapted
+from metarun.algorithms.untrained import Untrained
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Fraction, NonNegative
 
 
-class Copies(Generative):
-    """Each sample is a support image of its class, drawn at random.
+class Copies(Untrained, Generative):
+    """Each sample is a randomly drawn and changed support image of its class. The model has no effect.
 
-    ``warp`` is how far an affine map of its own moves it, as :attr:`ImageFewShot.augment` has it: the four linear
-    entries differ from the identity by up to this, the shift is up to half of it, in halves of the image. Pixels are
-    the nearest ones or, ``smooth``, come from four, which makes strokes of one bit grey. Then a pixel is exchanged for
-    another of the same image, drawn at random, with the chance ``scatter``: 1 leaves noise with as much ink. Nothing is
-    learned, and the model has no effect.
+    Args:
+        model: Unused.
+        spec: Shapes of the task.
+        warp: Strength of a random affine map of each sample, as :attr:`ImageFewShot.augment`: the four linear entries
+            differ from the identity by at most this, the shift is at most half of it, in units of half the image.
+        smooth: True for bilinear interpolation, which makes binary strokes grey; false for the nearest pixel.
+        scatter: Probability that a pixel is swapped with a random one of the same image. 1 leaves noise with as much
+            ink.
     """
 
     def __init__(self, model: nn.Module, spec: Spec, *, warp: NonNegative, smooth: bool, scatter: Fraction) -> None:
-        super().__init__()
-        self.model, self.spec, self.warp = model.requires_grad_(False), spec, warp
-        self.smooth, self.scatter = smooth, scatter
-        self.optimizer = None
+        super().__init__(model, spec)
+        self.warp, self.smooth, self.scatter = warp, smooth, scatter
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         loss = (self.adapt(batch.support)(batch.query.x) - batch.query.y).square().mean()
@@ -47,7 +49,7 @@ class Copies(Generative):
         yield made
 
     def changed(self, images: Tensor) -> Tensor:
-        """[N, C, H, W]."""
+        """Return randomly changed images [N, C, H, W]."""
         if self.warp:
             apart = self.warp * (2 * torch.rand(len(images), 2, 3, dtype=images.dtype, device=images.device) - 1)
             apart[..., 2] /= 2
