@@ -1,4 +1,4 @@
-"""Meta-Curvature: gradients transformed along each dimension of their tensor by learned matrices."""
+"""Meta-Curvature: gradients multiplied by learned matrices along each dimension of their tensor."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from metarun.types import Count
 
 
 class MetaCurvature(Rule):
-    """u = -lr MC(g): each tensor's gradient times a learned matrix along its outputs, its inputs and its places.
+    """The update u = -lr MC(g), with learned matrices along the outputs, inputs and kernel positions of a gradient.
 
-    Park & Oliva 2019, arXiv:1902.03356, section 3: for a convolution's gradient G [O, I, places] (a kernel's
-    height and width are one dimension, and so is any further one)
+    Park & Oliva 2019, arXiv:1902.03356, section 3. For the gradient G [O, I, F] of a convolution, with its kernel
+    dimensions flattened into F,
 
         MC(G)[o, i, f] = sum over o', i', f' of  M_out[o, o']  M_in[i, i']  M_f[f, f']  G[o', i', f'],
 
-    which is a Kronecker-factored matrix times all of G; a linear layer has no M_f. A vector (a bias) has one
-    factor a number, and so has a dimension longer than ``whole_up_to``, where a matrix would be too large. All
-    start as the identity, that is as plain descent by ``algorithm.inner_lr``, which stays as it is.
+    which multiplies G by a Kronecker-factored matrix. A linear layer has no M_f. All factors are initialised as the
+    identity, which is gradient descent with ``algorithm.inner_lr``. That rate is not learned.
+
+    Args:
+        whole_up_to: Largest size of a dimension with a full matrix. Larger dimensions, and vectors such as biases, have
+            a diagonal one.
     """
 
     def __init__(self, *, whole_up_to: Count) -> None:
@@ -34,7 +37,7 @@ class MetaCurvature(Rule):
         self.factors = nn.ParameterList(self.identity(p, n) for p in parameters.values() for n in modes(p))
 
     def identity(self, p: Tensor, n: int) -> Tensor:
-        """A matrix [n, n] for a dimension of ``p``, or the diagonal [n] of one."""
+        """Return the initial factor of a dimension of ``p``: a matrix [n, n], or a diagonal [n]."""
         whole = p.dim() > 1 and n <= self.whole_up_to
         return torch.eye(n, dtype=p.dtype, device=p.device) if whole else p.new_ones(n)
 
@@ -53,11 +56,11 @@ class MetaCurvature(Rule):
 
 
 def modes(p: Tensor) -> list[int]:
-    """The dimensions that have a factor each: outputs, inputs, and all others as one."""
+    """Return the sizes of the dimensions with a factor: outputs, inputs, and all others flattened into one."""
     return [*p.shape[:2], prod(p.shape[2:])] if p.dim() > 2 else [*p.shape] or [1]
 
 
 def along(g: Tensor, factor: Tensor, dim: int) -> Tensor:
-    """``g`` times a matrix [n, n], or a diagonal [n], along dimension ``dim`` of size n."""
+    """Multiply ``g`` by a matrix [n, n] or a diagonal [n] along dimension ``dim`` of size n."""
     last = g.movedim(dim, -1)
     return (last @ factor.T if factor.dim() == 2 else last * factor).movedim(-1, dim)

@@ -1,4 +1,4 @@
-"""Learned optimizers: update rules that are small networks, the same for every entry of every parameter."""
+"""Learned optimizers: update rules computed by a small network that is shared by all entries of all parameters."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from metarun.types import Fraction, Positive, Rate
 
 
 class LSTMOptimizer(Rule):
-    """A coordinatewise LSTM: u = lr m, (m, h') = LSTM(g, h), every entry of every parameter with a state h of its own.
+    """A coordinatewise LSTM: u = lr m, (m, h') = LSTM(g, h), with a separate hidden state h for each entry.
 
-    Andrychowicz et al. 2016, arXiv:1606.04474, section 2.1: layers of ``hidden`` units and a linear output. ``lr``
-    is ``algorithm.inner_lr``, the scale of the output. Gradients enter as :func:`log_and_sign` with p =
-    ``log_range`` (null: as they are).
+    Andrychowicz et al. 2016, arXiv:1606.04474, section 2.1. The scale ``lr`` of the output is ``algorithm.inner_lr``.
+
+    Args:
+        hidden: Units of each LSTM layer. A linear output layer follows.
+        log_range: The p of :func:`log_and_sign`, which preprocesses gradients. ``None``: they are not preprocessed.
     """
 
     def __init__(self, *, hidden: Sequence[Positive], log_range: Rate | None) -> None:
@@ -47,9 +49,9 @@ class LSTMOptimizer(Rule):
 
 
 class LSTMCell(nn.Module):
-    """One step of a long short-term memory, in elementary operations: they have second derivatives and batch.
+    """An LSTM cell of elementary operations, which have second derivatives and can be batched by vmap.
 
-    The forget gate's offset is raised by 1, as in the authors' library (Jozefowicz et al. 2015).
+    1 is added to the bias of the forget gate, as in the authors' library (Jozefowicz et al. 2015).
     """
 
     def __init__(self, inputs: int, width: int) -> None:
@@ -57,28 +59,31 @@ class LSTMCell(nn.Module):
         self.gates = nn.Linear(inputs + width, 4 * width)
 
     def forward(self, x: Tensor, output: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        """``x`` [P, inputs]; the last ``output`` and ``cell`` [P, width] -> the new ones."""
+        """Return the new output and cell state [P, width] for ``x`` [P, inputs] and the previous ones."""
         take, forget, new, give = self.gates(torch.cat([x, output], -1)).chunk(4, -1)
         cell = torch.sigmoid(forget + 1) * cell + torch.sigmoid(take) * torch.tanh(new)
         return torch.sigmoid(give) * torch.tanh(cell), cell
 
 
 def log_and_sign(g: Tensor, p: float) -> Tensor:
-    """Gradients of very different size as two inputs, [P] -> [P, 2] (Andrychowicz et al. 2016, appendix A).
+    """Preprocess gradients [P] of very different magnitudes into [P, 2] (Andrychowicz et al. 2016, appendix A).
 
-    (log|g| / p, sign g) where |g| >= exp(-p), else (-1, exp(p) g).
+    The result is (log|g| / p, sign g) where |g| >= exp(-p), else (-1, exp(p) g).
     """
     return torch.stack([g.abs().clamp_min(exp(-p)).log() / p, (exp(p) * g).clamp(-1, 1)], -1)
 
 
 class MLPOptimizer(Rule):
-    """A small multilayer perceptron mixes each entry's gradient and momenta: u = -lr mean_j exp(c_j) m_j.
+    """A small MLP that weighs each entry's gradient and momenta: u = -lr mean_j exp(c_j) m_j.
 
-    m_0 is the gradient, m_1, ... its running means with the ``decays``, and c_0, c_1, ... are the outputs. So it
-    starts near descent with momenta, of step size ``algorithm.inner_lr``, and always moves by them; how far by each
-    is learned. Its inputs are those of Metz et al. 2019 (arXiv:1810.10180, appendix A), whose own outputs are a
-    direction and a length: all m_j divided by the root mean square r of the tensor's gradient; log r; and tanh(k / t)
-    of the step k for t of 10, 100 and 1000.
+    m_0 is the gradient, m_1, ... are its exponential moving averages with ``decays``, and c_0, c_1, ... are the outputs
+    of the MLP. It starts close to gradient descent with momentum at the rate ``algorithm.inner_lr``. The inputs are
+    those of Metz et al. 2019 (arXiv:1810.10180, appendix A): all m_j divided by the root mean square r of the tensor's
+    gradient, log r, and tanh(k / t) of the step k for t = 10, 100, 1000. (Their outputs are a direction and a length.)
+
+    Args:
+        hidden: Units of each hidden layer.
+        decays: Decay of each moving average.
     """
 
     def __init__(self, *, hidden: Sequence[Positive], decays: Sequence[Fraction]) -> None:
@@ -102,7 +107,7 @@ class MLPOptimizer(Rule):
         return unflatten(-self.lr * (weights * torch.cat(moments)).mean(-1), gradients), state
 
     def inputs(self, moments: Tensor, step: int) -> Tensor:
-        """Inputs [P, inputs] for a tensor of P entries; ``moments`` [P, ...] are its gradient and the means of that."""
+        """Return the MLP's inputs [P, inputs] for the gradient and moving averages ``moments`` [P, M] of a tensor."""
         size = moments[:, :1].square().mean(0, keepdim=True).clamp_min(SMALLEST**2).sqrt()
         times = [torch.full_like(moments[:, :1], tanh(step / t)) for t in (10, 100, 1000)]
         return torch.cat([moments / size, size.log().expand_as(moments[:, :1]), *times], -1)
@@ -112,4 +117,4 @@ class MLPOptimizer(Rule):
 
 
 SMALLEST = 1e-8
-"""A tensor's gradient counts as no smaller than this."""
+"""Lower bound of the root mean square of a tensor's gradient."""

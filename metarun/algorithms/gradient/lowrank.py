@@ -1,4 +1,4 @@
-"""Low-rank additions to a network's weights as what adapts."""
+"""Adaptation of low-rank additions to a network's weights (LoRA)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from metarun.types import Positive
 
 
 class LowRank(AdaptedParameters):
-    """Every linear and convolution weight W, the head's too, becomes W + B A of ``rank`` r; only B and A adapt.
+    """Every linear and convolution weight W, the head's too, becomes W + B A; only B and A adapt.
 
-    LoRA (Hu et al. 2022, arXiv:2106.09685, section 4.1) with its scaling left to ``algorithm.inner_lr``: B
-    [outputs, r] starts at 0, so that the network starts as its meta-learned self; A [r, inputs x places] starts
-    as a layer of its shape is initialised, and from there is meta-learned if ``learned``, else stays. W and all
-    else are meta-learned and the same for all tasks.
+    LoRA (Hu et al. 2022, arXiv:2106.09685, section 4.1), whose scaling is left to ``algorithm.inner_lr``. B [outputs,
+    r] starts at 0, so that adaptation starts at the meta-learned network. A [r, inputs x kernel] is initialised as a
+    layer of its shape. W and all other parameters are meta-learned and shared by all tasks.
+
+    Args:
+        rank: The rank r of B A.
+        learned: True if the initial value of A is meta-learned; false if it stays at its random initialisation.
     """
 
     def __init__(self, *, rank: Positive, learned: bool) -> None:

@@ -1,4 +1,4 @@
-"""An inner loop whose steps differ: a loss after each of them, and normalisation of its own at each (MAML++)."""
+"""Parts of MAML++: the multi-step query loss and normalisation parameters for each inner step."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Count
 
 FLOOR = 0.03
-"""Smallest weight of an early step while it has one, as a part of 1 / K (the authors' code)."""
+"""Smallest weight of an early step, as a multiple of 1 / K, while early steps count (the authors' code)."""
 
 
 class MultiStep(OuterGradient):
-    """The query losses after every one of K inner steps, weighted: sum over k = 1 .. K of w_k l(phi_k; Q).
+    """The weighted sum of the query losses after each of K inner steps: sum over k = 1 .. K of w_k l(phi_k; Q).
 
-    The multi-step loss of Antoniou, Edwards & Storkey 2019 (MAML++), arXiv:1810.09502, equation 4. At iteration i of
-    the N = ``anneal_over`` in which early steps count, the weights are those of the authors' code,
+    This is the multi-step loss of MAML++ (Antoniou, Edwards & Storkey 2019, arXiv:1810.09502, equation 4). At iteration
+    i < N = ``anneal_over`` the weights are those of the authors' code,
 
-        w_k = max(1 - i / N, 0.03) / K  for k < K,   w_K = 1 - (K - 1) w_1;
+        w_k = max(1 - i / N, 0.03) / K  for k < K,   w_K = 1 - (K - 1) w_1.
 
-    from then on w_K = 1 alone, which is MAML's loss. The gradient goes through the inner loop; before the iteration
-    ``first_order_for`` the inner gradients are constants (derivative-order annealing, section 4). Metrics are of the
-    last step.
+    Later w_K = 1 and the others are 0, which is MAML's loss. The gradient is backpropagated through the inner loop.
+    Before iteration ``first_order_for`` the inner gradients are treated as constants (derivative-order annealing,
+    section 4). Metrics are those after the last step.
     """
 
     iteration: Tensor
@@ -39,7 +39,7 @@ class MultiStep(OuterGradient):
     def __init__(self, *, anneal_over: Count, first_order_for: Count) -> None:
         super().__init__()
         self.anneal_over, self.first_order_for = anneal_over, first_order_for
-        # A buffer is an input of a recorded step, so that one recording serves for all weights.
+        # As a buffer it is an input of a captured step, so that one capture serves for all weights.
         self.register_buffer("iteration", torch.zeros(()), persistent=False)
 
     def prepare(self, learner: InnerLoopLearner) -> None:
@@ -54,7 +54,7 @@ class MultiStep(OuterGradient):
         return iteration < self.first_order_for, iteration < self.anneal_over
 
     def weights(self, steps: int) -> Tensor:
-        """w_k [``steps``], while early steps count."""
+        """Return the weights w_k, [``steps``], while early steps count."""
         early = (1 - self.iteration / self.anneal_over).clamp_min(FLOOR) / steps
         return torch.stack([early] * (steps - 1) + [1 - (steps - 1) * early])
 
@@ -73,18 +73,17 @@ class MultiStep(OuterGradient):
 
 
 class StepNorm(AdaptedParameters):
-    """The parameters that ``adapts`` selects, with normalisation factors and offsets for each inner step.
+    """The parameters that ``adapts`` selects, with separate normalisation weights and biases for each inner step.
 
-    Per-step batch normalisation weights and biases of MAML++ (Antoniou, Edwards & Storkey 2019, arXiv:1810.09502,
-    section 4), here of any normalisation: K = ``algorithm.inner_steps`` sets [K, ...], of which set k serves the
-    gradient of step k and queries after that step. Steps beyond K take the last, queries before any step the first.
-    Sets are meta-learned, from the model's own values, and do not adapt; a factor or offset that ``adapts`` lets
-    adapt stays a single one. By first-order gradients a set learns from the query loss after its own step alone, and
-    so not at all where that does not count.
+    These are the per-step batch-norm weights and biases of MAML++ (Antoniou, Edwards & Storkey 2019, arXiv:1810.09502,
+    section 4), here for any normalisation layer. There are K = ``algorithm.inner_steps`` sets. Set k is used for the
+    gradient of step k and for queries after that step. Later steps use the last set, queries before any step the first.
+    The sets are meta-learned, start at the model's values and do not adapt. Weights and biases that ``adapts`` selects
+    are not split. With first-order gradients, a set only receives the gradient of the query loss after its own step.
 
-    The paper's running statistics for each step are left out because they have no effect: the authors' code keeps
-    them, but normalises at all times, at test too, by the batch at hand, which is ``norm: transductive``; and
-    ``norm: support`` takes the support set's, anew at each step.
+    The paper's running statistics for each step are omitted because they have no effect. The authors' code stores them
+    but always normalises by the current batch, at test too, which is ``norm: transductive``. ``norm: support`` uses the
+    statistics of the support set, computed anew at each step.
     """
 
     def __init__(self, *, adapts: AdaptedParameters) -> None:

@@ -1,4 +1,4 @@
-"""Warp layers: meta-learned layers between those that adapt, which shape the gradients of the layers before them."""
+"""Warp layers: meta-learned layers between the adapted ones, which precondition the gradients of earlier layers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Warped(ParameterSubset):
-    """All of the model's and the head's own parameters, warp layers w between them being the same for all tasks.
+    """All parameters of the model and head adapt, except the warp layers inserted between them.
 
-    WarpGrad (Flennerhag et al. 2020, arXiv:1909.00025, sections 2.2 and 2.3): a task layer h of weights theta
-    becomes w(h(x; theta)); adaptation moves theta alone, by a gradient that has come through w's Jacobian, and so
-    is preconditioned by what w has learned. Here w is linear, over channels or over windows of ``kernel`` places
-    (1 keeps places apart), and starts as the identity, that is as MAML; what makes it nonlinear in theta is the
-    rest of the network. The authors' are convolutions with batch normalisation behind each block of the network:
-    give ``after`` those blocks' dotted names. null: after every linear and convolution layer, but the head.
+    WarpGrad (Flennerhag et al. 2020, arXiv:1909.00025, sections 2.2 and 2.3): a task layer h with weights theta
+    becomes w(h(x; theta)). Adaptation changes theta only. Its gradient passes through the Jacobian of the warp layer
+    w, which thereby preconditions it. Warp layers are shared by all tasks, linear, and initialised as the identity, so
+    that meta-training starts as MAML.
 
-    What w learns from is the outer gradient's choice. Unrolled (``algorithm=warpgrad``): w and the initialisation
-    together, from the query loss after the last step, through the whole inner loop: MAML's objective with w among
-    its parameters. Stepwise (``algorithm=warpgrad_steps``): the paper's own (section 2.4), a sum over the points of
-    the inner loop that does not go through it. With one inner step they are the same.
+    The outer gradient decides how w is trained. Unrolled (``algorithm=warpgrad``) trains w and the initialisation on
+    the query loss after the last step, backpropagated through the inner loop: MAML's objective with w among its
+    parameters. Stepwise (``algorithm=warpgrad_steps``) is the paper's objective (section 2.4), a sum over the points
+    of the inner loop without backpropagation through it. With one inner step both are the same.
+
+    Args:
+        after: Dotted names of the layers of the model that a warp layer follows. The authors insert convolutions with
+            batch normalisation after each block. ``None``: every linear and convolution layer except the head.
+        kernel: Width of the convolutions, an odd number. With 1 they mix channels only.
+        norm: True if normalisation parameters adapt too.
     """
 
     def __init__(self, *, after: Sequence[str] | None, kernel: Positive, norm: bool) -> None:
@@ -55,7 +59,7 @@ class Warped(ParameterSubset):
 
 
 def identity(name: str, layer: nn.Module, shape: torch.Size, kernel: int) -> nn.Module:
-    """A layer from ``shape``, which ``layer`` makes, to the same, equal to the identity until it learns."""
+    """Return a linear layer from the output ``shape`` of ``layer`` to the same shape, initialised as the identity."""
     if isinstance(layer, nn.Linear) or len(shape) == 2:
         linear = nn.Linear(shape[-1], shape[-1], bias=False)
         nn.init.eye_(linear.weight)
