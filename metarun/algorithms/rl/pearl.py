@@ -1,4 +1,4 @@
-"""PEARL: an off-policy actor-critic on a latent task, inferred from a context of experience and drawn to explore."""
+"""PEARL: off-policy meta-RL with a latent task variable, inferred from context and sampled to explore."""
 
 from __future__ import annotations
 
@@ -46,26 +46,26 @@ class RecordingEnv(Wrapper):
 class PEARL(RLAlgorithm):
     """Probabilistic embeddings for actor-critic RL (Rakelly et al. 2019, arXiv:1903.08254, algorithms 1 and 2).
 
-    A trial begins with ``prior_episodes`` episodes, each with z drawn from the prior N(0, I); in every later one z is
-    drawn from the posterior given all steps of the trial so far (posterior sampling). At test, actions are the policy's
-    means; :meth:`rollouts` are of one trial, so that its later episodes show what it learned.
+    In the first ``prior_episodes`` episodes of a trial, z is drawn from the prior N(0, I). In each later episode, z is
+    drawn from the posterior given all steps of the trial so far (posterior sampling). At test, actions are the means
+    of the policy, and :meth:`rollouts` returns one trial, whose later episodes show the adaptation.
 
     An outer step collects ``rollouts`` trials in each new task, then takes ``gradient_steps`` steps of soft
-    actor-critic, each on ``tasks`` tasks of the replay: ``context`` steps of each give the posterior, ``batch`` others
-    the losses. The critics' loss and ``kl_weight`` times KL(posterior || prior), its mean over tasks, train encoder and
-    critics; the actor's gradient does not reach the encoder. ``contexts`` are drawn from one whole trial in a task, or
-    from its prior episodes alone; the other steps from all trials. With ``shaped`` the critics learn from the reward as
-    the family shapes it for meta-training (the paper's sparse tasks need that); contexts are always of the reward
-    itself. ``temperature`` null tunes it, so that the entropy is minus the number of action dimensions. Adam at
-    ``outer_lr``.
+    actor-critic, each on ``tasks`` tasks of the replay buffer. The posterior is computed from ``context`` steps of each
+    task, the losses from ``batch`` others. Encoder and critics minimise the critic loss plus ``kl_weight`` times the
+    mean KL(posterior || prior). The actor's gradient does not reach the encoder. ``contexts`` says whether contexts
+    are drawn from one whole trial of a task or from its prior episodes only. Other steps are drawn from all trials.
+    With ``shaped``, critics learn from the shaped reward of the task family (the paper's sparse tasks need it).
+    Contexts always hold the true reward. ``temperature``: ``None`` tunes it towards an entropy of minus the number of
+    action dimensions. The optimizer is Adam at ``outer_lr``.
 
-    The replay holds the last ``replay_tasks`` tasks, each with the steps of its trials: 4 * replay_tasks * rollouts *
-    episodes * horizon * (2 * observation size + action size + 3) bytes, in checkpoints too.
+    The replay buffer holds the steps of the last ``replay_tasks`` tasks: 4 * replay_tasks * rollouts * episodes *
+    horizon * (2 * observation size + action size + 3) bytes, also in checkpoints.
 
-    The authors' code differs. It returns to a fixed list of tasks again and again, and keeps for each all its steps for
-    the losses and those of the last visit for contexts; here a task is visited once, which is both. It learns a value
-    function beside the critics, where this has target critics; it penalises large means and deviations of actions; and
-    it weighs the sum over tasks of the KL, so that its ``kl_lambda`` is ``tasks`` times smaller than ``kl_weight``.
+    Differences from the authors' code: it revisits a fixed list of tasks and keeps all their steps for the losses and
+    those of the last visit for contexts, whereas here each task is visited once. It learns a value function, whereas
+    this has target critics. It penalises large means and standard deviations of actions. It weighs the sum of the KL
+    over tasks, so its ``kl_lambda`` is ``tasks`` times smaller than ``kl_weight``.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("context_policy",)
@@ -120,9 +120,9 @@ class PEARL(RLAlgorithm):
 
     @torch.no_grad()
     def trial(self, env: Environment, num_envs: int, explore: bool) -> tuple[Rollout, Tensor]:
-        """Run ``num_envs`` trials of each task; return the rollouts and their steps, packed [T, E, S, size].
+        """Run ``num_envs`` trials of each task; return the rollouts and their packed steps [T, E, S, size].
 
-        Actions are drawn if ``explore``, else they are the policy's means.
+        Actions are sampled if ``explore``; otherwise they are the means of the policy.
         """
         generator = env.generator()
         shift = precision = torch.zeros(env.tasks, num_envs, self.model.latent, device=env.device)
@@ -172,7 +172,7 @@ class PEARL(RLAlgorithm):
     # Learning
 
     def gradient_step(self) -> Metrics:
-        """One step of encoder and critics, of the actor and of the temperature, on tasks of the replay."""
+        """Update encoder and critics, the actor, and the temperature once, on tasks of the replay buffer."""
         places = self.replay.choose(self.tasks)
         context = self.replay.draw_context(places, self.context)[..., : self.model.reads]
         steps = self.unpack(self.replay.draw(places, self.batch))
@@ -192,14 +192,14 @@ class PEARL(RLAlgorithm):
         return {name: x.detach() for name, x in metrics.items()}
 
     def infer(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """z [M, latent] drawn from the posteriors given ``context`` [M, C, reads], and their mean KL from the prior."""
+        """Sample z [M, latent] from the posteriors given ``context`` [M, C, reads]; return it and the mean KL."""
         shift, precision = (x.sum(1) for x in self.model.factors(context))
         mean, variance = shift / precision, 1 / precision
         z = mean + variance.sqrt() * torch.randn_like(mean)
         return z, 0.5 * (variance + mean.square() - 1 - variance.log()).sum(-1).mean()
 
     def critic_loss(self, z: Tensor, steps: Steps) -> Tensor:
-        """Loss of both critics on ``steps`` [M, B, ...] with ``z`` [M, B, latent], which its gradient reaches."""
+        """Return the loss of both critics on ``steps`` [M, B, ...]. Its gradient reaches ``z`` [M, B, latent]."""
         with torch.no_grad():
             action, logp = self.draw(steps.after, z)
             after = self.model.values(steps.after, action, z, targets=True)
@@ -208,17 +208,17 @@ class PEARL(RLAlgorithm):
         return critic_loss(self.model.values(steps.observation, steps.action, z), target)
 
     def actor_loss(self, z: Tensor, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """The actor's loss, and the log-densities [M, B] of the actions that it drew."""
+        """Return the actor's loss and the log-densities [M, B] of its sampled actions."""
         action, logp = self.draw(observation, z)
         return actor_loss(self.model.values(observation, action, z), logp, self.temperature()), logp
 
     def draw(self, observation: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions of the policy, and their log-densities."""
+        """Sample actions of the policy; return them and their log-densities."""
         output = self.model.act(observation, z)
         return squashed(output, torch.randn_like(output[..., : self.spec.output_size]))
 
     def temperature(self) -> Tensor | float:
-        """Weight of the entropy."""
+        """Return the weight of the entropy."""
         return self.log_temperature.detach().exp() if self.fixed_temperature is None else self.fixed_temperature
 
     def unpack(self, steps: Tensor) -> Steps:
@@ -236,7 +236,7 @@ class PEARL(RLAlgorithm):
 
 
 class Actor:
-    """An agent with a fixed ``z`` [T, E, latent]. It draws actions if ``explore``, else it takes their means."""
+    """An agent with a fixed ``z`` [T, E, latent]. It samples actions if ``explore``, else it takes their means."""
 
     def __init__(self, model: ContextPolicy, z: Tensor, explore: bool) -> None:
         self.model, self.z, self.explore = model, z, explore

@@ -1,4 +1,4 @@
-"""Experience kept apart by task, for learners that go on learning from it."""
+"""The replay buffer of off-policy learners, with the experience of each task kept apart."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ class Steps(NamedTuple):
     after: Tensor
     """Next observation, also at the end of an episode."""
     shaped: Tensor
-    """The reward as the family shapes it for meta-training."""
+    """Reward shaped by the task family for meta-training."""
     terminated: Tensor
-    """1 where nothing comes after, else 0."""
+    """1 where the environment terminated, else 0."""
 
     def packed(self) -> Tensor:
-        """All in one tensor [..., 2 * observation + action + 3], what a context is made of first."""
+        """Return one tensor [..., 2 * observation + action + 3]. The entries that a context holds come first."""
         parts = (self.observation, self.action, self.reward[..., None], self.after)
         return torch.cat([*parts, self.shaped[..., None], self.terminated[..., None].to(self.reward.dtype)], -1)
 
     @classmethod
     def unpacked(cls, x: Tensor, observation: int, action: int) -> Steps:
-        """The inverse of :meth:`packed`."""
+        """Return the steps that :meth:`packed` made a tensor of."""
         seen, did, reward, after, shaped, terminated = x.split([observation, action, 1, observation, 1, 1], -1)
         return cls(seen, did, reward[..., 0], after, shaped[..., 0], terminated[..., 0])
 
 
 class TaskReplay:
-    """Trials in the last ``tasks`` tasks, N, that were :meth:`add`-ed: one place each, the oldest overwritten.
+    """A ring buffer of the trials in the last N = ``tasks`` tasks, one place for each.
 
     In memory and in checkpoints it takes N * trials * steps of a trial * (2 * observation + action + 3) numbers.
     """
@@ -43,12 +43,18 @@ class TaskReplay:
         self.tasks = tasks
         self.seen = 0
         self.data: Tensor | None = None
-        """[N, E, S, size]: E trials a task; the steps of a trial that count before those that do not."""
+        """Steps of E trials for each task, [N, E, S, size]. The valid steps of a trial come first."""
         self.counts: Tensor | None = None
-        """[2, N, E]: how many steps of each trial count, and how many of them, the first, are for contexts."""
+        """Number of valid steps of each trial, and of those for contexts, which come first: [2, N, E]."""
 
     def add(self, steps: Tensor, counts: Tensor, contexts: Tensor) -> None:
-        """``steps`` [T, E, S, size] of T <= N tasks: which ``counts`` [T, E, S], and which of them are for contexts."""
+        """Store the trials of T <= N tasks, over the oldest ones.
+
+        Args:
+            steps: Packed steps [T, E, S, size].
+            counts: True for valid steps, [T, E, S].
+            contexts: True for steps that contexts may hold, [T, E, S].
+        """
         order = (2 - counts.long() - (counts & contexts).long()).argsort(dim=-1, stable=True)
         steps = steps.gather(2, order[..., None].expand_as(steps))
         numbers = torch.stack([counts.sum(-1), (counts & contexts).sum(-1)])
@@ -62,23 +68,23 @@ class TaskReplay:
         self.seen += len(steps)
 
     def choose(self, count: int) -> Tensor:
-        """The places of ``count`` tasks, drawn uniformly with replacement."""
+        """Sample the places of ``count`` tasks, uniformly with replacement."""
         assert self.data is not None
         return torch.randint(min(self.seen, self.tasks), (count,), device=self.data.device)
 
     def draw(self, places: Tensor, count: int) -> Tensor:
-        """``count`` steps of each task, [M, count, size], each of a trial drawn for it."""
+        """Sample ``count`` steps of each task from all its trials; return [M, count, size]."""
         assert self.data is not None
         return self._steps(places, torch.randint(self.data.shape[1], (len(places), count), device=places.device), 0)
 
     def draw_context(self, places: Tensor, count: int) -> Tensor:
-        """``count`` steps of each task that are for contexts, [M, count, size], all of one trial."""
+        """Sample ``count`` context steps of each task, all from one of its trials; return [M, count, size]."""
         assert self.data is not None
         trial = torch.randint(self.data.shape[1], (len(places), 1), device=places.device)
         return self._steps(places, trial.expand(-1, count), 1)
 
     def _steps(self, places: Tensor, trials: Tensor, which: int) -> Tensor:
-        """Steps of these places [M] and trials [M, count], uniform with replacement."""
+        """Sample steps of these places [M] and trials [M, count], uniformly with replacement."""
         assert self.data is not None
         assert self.counts is not None
         there = self.counts[which][places[:, None], trials]
@@ -89,7 +95,7 @@ class TaskReplay:
         return {"seen": self.seen, "data": self.data, "counts": self.counts}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`checkpoint`."""
+        """Restore what :meth:`checkpoint` returned."""
         held = state["data"]
         if held is not None and len(held) != self.tasks:
             raise ValueError(f"a replay of {len(held)} tasks, not of {self.tasks}")

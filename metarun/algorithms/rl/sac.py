@@ -1,6 +1,7 @@
-"""Soft actor-critic: squashed actions, the losses of critics, actor and temperature, and targets that follow.
+"""Soft actor-critic: squashed actions, the losses of critics, actor and temperature, and target networks.
 
-Haarnoja et al. 2018, arXiv:1812.05905, section 5; tensors may have any leading dimensions, the critics' two first.
+Haarnoja et al. 2018, arXiv:1812.05905, section 5. Tensors may have any leading dimensions. Those of the critics begin
+with a dimension of size 2.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from metarun.algorithms.rl.distributions import Gaussian
 
 
 def squashed(output: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Actions tanh(u) [..., actions], u Gaussian, and their log-density [...] by the change of variables (appendix C).
+    """Return actions tanh(u) [..., actions] for Gaussian u, and their log-density [...] (appendix C).
 
-    ``output`` [..., 2 * actions] is u's mean and log standard deviation, ``noise`` standard normal.
+    Args:
+        output: Mean and log standard deviation of u, [..., 2 * actions].
+        noise: Standard normal noise [..., actions].
     """
     gaussian = Gaussian(*output.chunk(2, -1))
     u = gaussian.sample(noise)
@@ -35,26 +38,26 @@ def soft_target(
     temperature: Tensor | float,
     discount: float,
 ) -> Tensor:
-    """Targets of the critics (equations 3 and 5): the lesser critic's value of the next step, plus entropy.
+    """Return the targets of the critics (equations 3 and 5), from the smaller critic's value of the next step.
 
-    No value follows a step that ``terminated``; truncation does not end the sum.
+    The value after a step that ``terminated`` is 0. After a truncated step it is bootstrapped.
     """
     after = next_values.amin(0) - temperature * next_logp
     return reward + discount * (1 - terminated) * after
 
 
 def critic_loss(values: Tensor, target: Tensor) -> Tensor:
-    """The mean squared error of each critic, summed (equation 5, without its factor 1/2)."""
+    """Return the sum over critics of their mean squared error (equation 5, without its factor 1/2)."""
     return (values - target).square().flatten(1).mean(1).sum()
 
 
 def actor_loss(values: Tensor, logp: Tensor, temperature: Tensor | float) -> Tensor:
-    """Equation 7: of actions drawn by the actor, which ``values`` and ``logp`` depend on."""
+    """Return the actor's loss (equation 7). ``values`` and ``logp`` are those of actions that it sampled."""
     return (temperature * logp - values.amin(0)).mean()
 
 
 def temperature_loss(log_temperature: Tensor, logp: Tensor, entropy: float) -> Tensor:
-    """Equation 18, by the logarithm, as in the authors' code: raises the temperature while entropy is below."""
+    """Return the loss of the log-temperature (equation 18), which rises while the entropy is below ``entropy``."""
     return -log_temperature * (logp.detach().mean() + entropy)
 
 

@@ -1,4 +1,4 @@
-"""VariBAD: a policy conditioned on a learned belief about the task, which explores as far as that is worth it."""
+"""VariBAD: a policy conditioned on a learned belief about the task, for approximately Bayes-optimal exploration."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class BeliefAgent:
 class VariBAD(TrialLearner):
     """Variational Bayes-adaptive deep RL (Zintgraf et al. 2020, arXiv:1910.08348, equations 6-11).
 
-    The encoder's belief q(m | experience so far) and the decoder of rewards maximise the evidence's lower bound of a
-    trial's rewards, the past and the future ones, at ``bounds`` times of each trial at random; the belief's prior is
-    the one a step before, its divergence weighed by ``kl_weight``. ``vae_epochs`` steps of Adam at ``vae_lr`` on the
-    meta-batch's trials. (The authors keep old trials for that; these are new ones every time.) Of an episode's last
-    step nobody sees the next observation, and the decoder is given zeros.
+    The encoder q(m | experience so far) and the reward decoder maximise the ELBO of all rewards of a trial, past and
+    future, at ``bounds`` randomly chosen times of each trial. The prior is the belief one step before; its KL term is
+    weighed by ``kl_weight``. They take ``vae_epochs`` Adam steps at ``vae_lr`` on the trials of the meta-batch. (The
+    authors use a buffer of earlier trials.) The next observation of the last step of an episode is unknown, and the
+    decoder receives zeros instead.
 
-    The policy reads observation and belief, not m, and is trained by PPO: ``epochs`` passes over all steps in
-    ``minibatches`` parts at ``outer_lr``, gradients clipped to ``max_grad_norm``; none flow into the encoder. The
-    weight of the entropy falls to 0 over ``entropy_decay_over`` iterations, if given.
+    The policy reads the observation and the belief, but no sample of m. PPO trains it for ``epochs`` passes over all
+    steps in ``minibatches`` parts at ``outer_lr``, with gradients clipped to ``max_grad_norm``. No gradient reaches the
+    encoder. The weight of the entropy decreases linearly to 0 over ``entropy_decay_over`` iterations, if given.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("belief_policy",)
@@ -115,7 +115,7 @@ class VariBAD(TrialLearner):
     # Acting
 
     def learn_to_act(self, rollout: Rollout, agent: BeliefAgent, ppo: PPOLoss) -> Metrics:
-        """PPO on the steps of a meta-batch, the beliefs taken as part of what is observed."""
+        """Train the policy by PPO on the steps of a meta-batch. Beliefs are part of its observations."""
         advantage, target = advantages(rollout, agent.values, self.discount, self.gae_lambda)
         seen = by_step(rollout.observation)
         mean, log_variance = (torch.stack(parts) for parts in zip(*agent.beliefs, strict=True))
@@ -141,7 +141,7 @@ class VariBAD(TrialLearner):
 
     @torch.no_grad()
     def expected(self, env: Environment, observation: Tensor, action: Tensor, after: Tensor) -> Tensor:
-        """The decoder's rewards, their mean over 32 draws of m from the belief at each time."""
+        """Return the decoded rewards, as a mean over 32 samples of m from the belief at each time."""
         _, agent = self.trial(env, self.test_rollouts)
         mean, log_variance = (torch.stack(parts, 1) for parts in zip(*agent.beliefs, strict=True))
         generator = torch.Generator(mean.device).manual_seed(0)
@@ -152,9 +152,9 @@ class VariBAD(TrialLearner):
         return self.model.reward(m, *steps).mean(0).unflatten(0, (env.tasks, self.test_rollouts))
 
     def bound(self, inputs: Tensor, rollout: Rollout, horizon: int) -> Metrics:
-        """The lower bound, its mean over trials and times, in nats but for a constant; ``inputs`` [S, B, ...].
+        """Return the ELBO for ``inputs`` [S, B, ...], averaged over trials and times, in nats up to a constant.
 
-        log p(r | m) is that of a Gaussian of unit variance, without its constant.
+        log p(r | m) is the log-density of a Gaussian of unit variance without its constant.
         """
         mean, log_variance, _ = self.model.belief(inputs)
         kl = divergence_of_steps(mean, log_variance)
@@ -184,7 +184,7 @@ class VariBAD(TrialLearner):
 
 
 def divergence_of_steps(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(q_t || q_t-1) of independent Gaussians [S, B, latent], from N(0, I) for the first: [S, B]."""
+    """Return KL(q_t || q_t-1) of diagonal Gaussians [S, B, latent], with N(0, I) before the first: [S, B]."""
     before_mean = torch.cat([torch.zeros_like(mean[:1]), mean[:-1]])
     before = torch.cat([torch.zeros_like(mean[:1]), log_variance[:-1]])
     shift = (mean - before_mean).square() * (-before).exp()
