@@ -19,19 +19,30 @@ from metarun.types import SPLITS, Split
 
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
-_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_FACTORS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
+_KEY_STEPS = np.arange(10, dtype=np.uint64)[:, None] * np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
 
 
 def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
     """Apply ten rounds of Philox 4x32. ``counter`` [..., 4] and the result hold 32-bit words in uint64."""
-    c0, c1, c2, c3 = (counter[..., i].copy() for i in range(4))
-    k0, k1 = np.uint64(key[0]), np.uint64(key[1])
-    for _ in range(10):
-        p0, p1 = _M0 * c0, _M1 * c2
-        c0, c1, c2, c3 = (p1 >> _SHIFT) ^ c1 ^ k0, p1 & _MASK, (p0 >> _SHIFT) ^ c3 ^ k1, p0 & _MASK
-        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
-    return np.stack([c0, c1, c2, c3], axis=-1)
+    even, odd = (np.ascontiguousarray(counter.reshape(-1, 4)[:, i::2].T) for i in range(2))
+    even, odd = _ten_rounds(even, odd, key)
+    return np.stack([even[0], odd[0], even[1], odd[1]], axis=-1).reshape(counter.shape)
+
+
+def _ten_rounds(
+    even: NDArray[np.uint64], odd: NDArray[np.uint64], key: tuple[int, int]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Apply ten rounds to the words 0 and 2, and 1 and 3, of n counters, [2, n] each, which are overwritten."""
+    high = np.empty_like(even)
+    for keys in np.bitwise_and(np.array(key, dtype=np.uint64) + _KEY_STEPS, _MASK):
+        even *= _FACTORS
+        np.right_shift(even, _SHIFT, out=high)
+        even &= _MASK
+        odd ^= high[::-1]
+        odd ^= keys[:, None]
+        even, odd = odd, even[::-1]
+    return even, odd
 
 
 def uniforms(seed: int, split: Split, indices: Sequence[int], count: int, stream: int = 0) -> NDArray[np.float64]:
@@ -46,21 +57,29 @@ def uniforms(seed: int, split: Split, indices: Sequence[int], count: int, stream
     """
     blocks = -(-count // 2)  # two 53-bit uniforms a block of four words
     index = np.asarray(indices, dtype=np.uint64)[:, None]
-    counter = np.empty((len(indices), blocks, 4), dtype=np.uint64)
-    counter[..., 0] = np.arange(blocks, dtype=np.uint64)
-    counter[..., 1] = index & _MASK
-    counter[..., 2] = index >> _SHIFT
-    counter[..., 3] = np.uint64(SPLITS.index(split) + 4 * stream)
-    words = philox(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
-    high, low = words[..., 0::2] >> np.uint64(5), words[..., 1::2] >> np.uint64(6)
-    values = (high.astype(np.float64) * 67108864.0 + low.astype(np.float64)) / 9007199254740992.0
+    even, odd = np.empty((2, len(indices), blocks), np.uint64), np.empty((2, len(indices), blocks), np.uint64)
+    even[0], odd[0] = np.arange(blocks, dtype=np.uint64), index & _MASK
+    even[1], odd[1] = index >> _SHIFT, np.uint64(SPLITS.index(split) + 4 * stream)
+    high, low = _ten_rounds(even.reshape(2, -1), odd.reshape(2, -1), (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
+    high >>= np.uint64(5)
+    low >>= np.uint64(6)
+    values = high.T.astype(np.float64, order="C")
+    values *= 67108864.0
+    values += low.T
+    values /= 9007199254740992.0
     return values.reshape(len(indices), -1)[:, :count]
 
 
 def normals(seed: int, split: Split, indices: Sequence[int], count: int, stream: int = 0) -> NDArray[np.float64]:
     """Return standard normals [len(indices), count], made of the uniforms of the same ``stream`` by Box-Muller."""
     u, v = np.split(uniforms(seed, split, indices, 2 * count, stream), 2, axis=1)
-    return np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v)
+    angle = 2 * np.pi * v
+    radius = np.negative(u)
+    np.log1p(radius, out=radius)
+    radius *= -2
+    np.sqrt(radius, out=radius)
+    radius *= np.cos(angle, out=angle)
+    return radius
 
 
 def choose(u: NDArray[np.float64], sizes: NDArray[np.int64] | int) -> NDArray[np.int64]:

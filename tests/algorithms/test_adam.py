@@ -73,6 +73,17 @@ def test_a_state_of_torchs_adam_continues_and_copies_are_independent() -> None:
     assert equal(take(again, again.param_groups[0]["params"], range(10, 15)), take(reference, theirs, range(10, 15)))
 
 
+def test_hooks_are_called_once_a_step() -> None:
+    chosen = parameters(torch.float32)
+    adam, calls = Adam(chosen, lr=0.1), []
+    adam.register_step_pre_hook(lambda *_: calls.append("before"))
+    adam.register_step_post_hook(lambda *_: calls.append("after"))
+    for step in range(2):
+        set_gradients(chosen, step)
+        adam.step()
+    assert calls == ["before", "after"] * 2
+
+
 def test_a_step_takes_few_operations_however_many_parameters_there_are() -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 
