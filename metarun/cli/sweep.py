@@ -27,23 +27,21 @@ from metarun.config.compose import (
     launch,
     named,
     of_sweeps,
+    remembering,
     resolve,
     sweep_directory,
 )
 from metarun.config.overrides import Override, read, word
 from metarun.errors import Interrupted, RunFailed, UserError, conceal, shortened
 from metarun.escape import printable
-from metarun.runs.history import Job, earlier
+from metarun.runs.history import MOST_RUNS, Job, earlier
 from metarun.runs.launch import train
 from metarun.runs.stored import same_data
 from metarun.streams import survive
 from metarun.tracking.console import set_up_logging
-from metarun.tracking.rundir import not_finite
+from metarun.tracking.rundir import RunDirectory, not_finite
 
 log = logging.getLogger("metarun")
-
-MOST_RUNS = 10_000
-"""Largest number of runs of a sweep."""
 
 
 def sweep(words: list[str]) -> int:
@@ -52,20 +50,33 @@ def sweep(words: list[str]) -> int:
     Combinations that an earlier sweep finished are skipped; stopped ones are resumed.
     """
     settings, jobs = _jobs(words)
-    if len(jobs) > 100:  # a check takes about a quarter of a second
+    if len(jobs) > 100:
         log.info("metarun: checking %d combinations", len(jobs))
-    for each in jobs:
-        try:
-            check(named(compose(each)))
-        except UserError as error:
-            own = [asked for asked in each if any(asked not in other for other in jobs)]
-            raise UserError(f"{error}   this is the run of {shortened(' '.join(own))}" if own else str(error)) from None
-    directory = sweep_directory(settings, jobs[0])
+    configs = []
+    with remembering():
+        for each in jobs:
+            try:
+                configs.append(named(compose(each)))
+                check(configs[-1])
+            except UserError as error:
+                own = [asked for asked in each if any(asked not in other for other in jobs)]
+                why = f"{error}   this is the run of {shortened(' '.join(own))}" if own else str(error)
+                raise UserError(why) from None
+        directory = sweep_directory(settings, jobs[0])
     log.info("metarun: %d runs; the state of each is kept in %s", len(jobs), directory)
+    left, before = [], 0
+    for each, config in zip(jobs, configs, strict=True):  # those of before come first, as launchers count on from them
+        finished = _finished(config)
+        if finished is None:
+            left.append(each)
+        else:
+            _done_before(" ".join(each), finished).write(directory, before)
+            before += 1
     settings = [*settings, *read([word("hydra.sweep.dir", str(directory))])]
     broken: Exception | None = None
     try:
-        launch(settings, jobs, job)
+        if left:
+            launch(settings, left, job, before)
     except Exception as error:  # a job died without a message; the launcher then stops waiting for the others
         if os.environ.get("METARUN_DEBUG") == "1":
             raise
@@ -99,8 +110,7 @@ def job(config: Any) -> None:
         wanted = named(composed)
         finished, started = earlier(wanted, same_data(wanted))
         if finished is not None:
-            log.info("metarun: done before: %s", finished.path)
-            note = _ended(asked, "done before", str(finished.path), finished.summary() or {})
+            note = _done_before(asked, finished)
         else:
             try:
                 summary = train(composed, {"group": directory.name}, started)
@@ -114,6 +124,18 @@ def job(config: Any) -> None:
         print(printable(f"metarun: {why}"), file=sys.stderr)
         note = Job(asked, "failed", why=why, log=str(getattr(error, "run_log", note.log or "")) or None)
     note.write(directory, hydra.job.num)
+
+
+def _finished(config: Mapping[str, Any]) -> RunDirectory | None:
+    try:
+        return earlier(config, same_data(config))[0]
+    except Exception:  # the job itself says why
+        return None
+
+
+def _done_before(asked: str, finished: RunDirectory) -> Job:
+    log.info("metarun: done before: %s", finished.path)
+    return _ended(asked, "done before", str(finished.path), finished.summary() or {})
 
 
 def _ended(asked: str, state: Literal["finished", "done before"], run: str, summary: Mapping[str, Any]) -> Job:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,13 +132,16 @@ def unresolved(words: Sequence[str], sections: Mapping[str, Mapping[str, Any]] |
         raise UserError(explain(error)) from None
 
 
-def launch(settings: Sequence[Override], jobs: Sequence[Sequence[str]], job: Callable[[DictConfig], None]) -> None:
+def launch(
+    settings: Sequence[Override], jobs: Sequence[Sequence[str]], job: Callable[[DictConfig], None], first: int = 0
+) -> None:
     """Let a sweep's launcher call ``job`` with the configuration of each job, possibly in other processes.
 
     Args:
         settings: Settings of the sweep itself, for which :func:`of_sweeps` holds.
         jobs: Words of each run.
         job: Function called with the run's configuration. Its exceptions are raised here.
+        first: Number of the first job.
     """
     from hydra._internal.callbacks import Callbacks
     from hydra.types import RunMode
@@ -150,7 +154,7 @@ def launch(settings: Sequence[Override], jobs: Sequence[Sequence[str]], job: Cal
         config = hydra.compose_config("config", words, run_mode=RunMode.MULTIRUN, with_log_configuration=True)
         context = HydraContext(hydra.config_loader, Callbacks(config))
         launcher = Plugins.instance().instantiate_launcher(context, job, config)
-        for result in launcher.launch(jobs, 0):
+        for result in launcher.launch(jobs, first):
             _ = result.return_value  # raises what the job raised
 
 
@@ -198,10 +202,33 @@ def for_hydra(override: Override) -> Override:
     return replace(override, sign="", parsed=name)
 
 
+_remembered: dict[tuple[str, ...], DictConfig] | None = None
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Compose the same choices of options once within the block, during which their files are taken to stay the same.
+
+    Hydra takes most of the time of a composition, and the runs of a sweep differ in few options.
+    """
+    global _remembered
+    before, _remembered = _remembered, {}
+    try:
+        yield
+    finally:
+        _remembered = before
+
+
 def _compose(words: Sequence[str]) -> DictConfig:
+    """Return Hydra's configuration for these words, which the caller leaves as it is."""
+    if _remembered is not None and tuple(words) in _remembered:
+        return _remembered[tuple(words)]
     _prepare()
     with initialize_config_dir(config_dir=str(conf_directory()), version_base="1.3"):
-        return hydra_compose("config", overrides=list(words), return_hydra_config=True)
+        config = hydra_compose("config", overrides=list(words), return_hydra_config=True)
+    if _remembered is not None:
+        _remembered[tuple(words)] = config
+    return config
 
 
 def _prepare() -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,10 @@ EXECUTION_KEYS = (
     "runner.plots", "runner.log_every", "runner.checkpoint_seconds", "tracker",
 )  # fmt: skip
 """Keys that affect only the execution of a run. Runs that differ in nothing else are the same experiment."""
+
+
+MOST_RUNS = 10_000
+"""Largest number of runs of a sweep."""
 
 
 def experiment_identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,8 +52,10 @@ def runs_of(config: Mapping[str, Any], same_data: Callable[[RunDirectory], bool]
     found, wanted, values = [], experiment_identity(config), resolved(config)
     for path in sorted(Path(values["runner"]["directory"], values["name"]).glob(f"*_s{values['seed']}")):
         try:
+            if _identity(path, Path.cwd(), _version(path / "config.yaml"), _version(path / "meta.json")) != wanted:
+                continue
             run = RunDirectory.open(path)
-            same = experiment_identity(as_asked(run)) == wanted and (same_data is None or same_data(run))
+            same = same_data is None or same_data(run)
             run.summary()
         except (UserError, OSError) as error:
             log.warning("left out: %s", error)
@@ -58,6 +65,25 @@ def runs_of(config: Mapping[str, Any], same_data: Callable[[RunDirectory], bool]
         if same:
             found.append(run)
     return found
+
+
+@lru_cache(maxsize=MOST_RUNS)
+def _identity(path: Path, *state: object) -> dict[str, Any]:
+    """Return the identity of the experiment in a run directory. A sweep compares each of its runs with many others.
+
+    Args:
+        path: The run directory, relative to the current one.
+        state: Whatever the result depends on besides: the current directory and the versions of the files.
+    """
+    return experiment_identity(as_asked(RunDirectory.open(path)))
+
+
+def _version(file: Path) -> tuple[int, int] | None:
+    """Return the time and size of a file, which change when it is written; ``None`` if there is none."""
+    if not file.is_file():
+        return None
+    found = file.stat()
+    return found.st_mtime_ns, found.st_size
 
 
 def as_asked(run: RunDirectory) -> dict[str, Any]:

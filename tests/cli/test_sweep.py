@@ -9,14 +9,19 @@ from typing import Any
 import pytest
 
 from metarun.cli import main, sweep
-from metarun.config.compose import Composed
+from metarun.config import compose as compose_module
+from metarun.config.compose import Composed, named
 from metarun.errors import RunFailed, UserError
+from metarun.runs.history import runs_of
 
 WORDS = [
     "-m", "task=regression/sinusoid,regression/gp", "algorithm=maml,cnp,anil", "seed=0,1,2", "runner.iterations=3",
     "runner.validate_every=3", "runner.val_episodes=8", "runner.test_episodes=16", "runner.plots=false",
     "runner.tune_above=null", "model=mlp", "model.hidden=[8]", "runner.device=cpu",
 ]  # fmt: skip
+
+
+TINY = ["runner.test_episodes=2", "runner.plots=false", "model=mlp", "model.hidden=[8]", "runner.device=cpu"]
 
 
 class Tables(HTMLParser):
@@ -99,3 +104,40 @@ def test_every_combination_is_checked_before_the_first_starts(monkeypatch: pytes
     assert main(["-m", "seed=" + ",".join(map(str, range(150)))]) == 2
     assert checked == [*range(150)]
     assert not Path("outputs").exists()
+
+
+def test_what_is_done_is_not_launched_and_equal_options_are_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["-m", "task=regression/sinusoid", "algorithm=scratch", "algorithm.test_steps=1,2", "seed=0,1", *TINY]
+    assert main(words) == 0
+    done = {path.parent for path in Path("outputs").glob("*/*/summary.json")}
+    assert len(done) == 4
+    composed: list[Any] = []
+    hydra_compose = compose_module.hydra_compose
+
+    def counted(*given: Any, **keys: Any) -> Any:
+        composed.append(keys["overrides"])
+        return hydra_compose(*given, **keys)
+
+    monkeypatch.setattr(compose_module, "hydra_compose", counted)
+    monkeypatch.setattr(sweep, "launch", lambda *_: pytest.fail("launched"))
+    assert main(words) == 0
+    assert composed.count(composed[0]) == 1
+    assert len(composed) == 2  # the options of all runs, and the folder of the sweep
+    launched: list[Any] = []
+    monkeypatch.setattr(sweep, "launch", lambda settings, jobs, job, first: launched.append((jobs, first)))
+    assert main([*words[:-1], "seed=0,1,2", words[-1]]) == 1  # nothing ran
+    ((jobs, first),) = launched
+    assert first == 4
+    assert [[word for word in job if word.startswith("seed=")] for job in jobs] == [["seed=2"], ["seed=2"]]
+
+
+def test_a_changed_run_is_read_again(tmp_path: Path) -> None:
+    words = ["task=regression/sinusoid", "algorithm=scratch", *TINY]
+    assert main(words) == 0
+    config = named(compose_module.compose(words))
+    (run,) = runs_of(config)
+    text = (run.path / "config.yaml").read_text()
+    (run.path / "config.yaml").write_text(text.replace("test_episodes: 2", "test_episodes: 16"))
+    assert runs_of(config) == []
+    (run.path / "config.yaml").write_text(text)
+    assert len(runs_of(config)) == 1
