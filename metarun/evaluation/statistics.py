@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import atan, cos, isfinite, nan, pi, sin, sqrt
 
 import numpy as np
@@ -118,6 +119,7 @@ def proportion_interval(hits: int, n: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+@lru_cache
 def t_quantile(probability: float, freedom: int) -> float:
     """Return a quantile of Student's t distribution by bisection, for ``probability`` > 0.5 and whole ``freedom``."""
     low, high = 0.0, 1e3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,9 @@ Looks = dict[str, dict[str, Any]]
 MAX_BAND_HEIGHT = 2.5
 """Largest height of an interval band that is drawn, as a multiple of the range of all curves."""
 
+MAX_CURVES = 20
+"""Largest number of rows of a setting that are drawn; of more, the best. More curves could not be told apart."""
+
 
 def figures(comparison: Comparison) -> Iterator[tuple[str, str, Figure]]:
     """Yield file name without suffix, caption and figure of each plot for which there is data."""
@@ -31,8 +34,15 @@ def figures(comparison: Comparison) -> Iterator[tuple[str, str, Figure]]:
     for i, setting in enumerate(comparison.settings, 1):
         for name, caption, made in (
             ("learning", learning_caption(setting), learning(setting, looks)),
-            ("adaptation", f"{setting.title}: test tasks along adaptation", adaptation(setting, looks)),
-            *((f"by_{unit}", f"{setting.title}: by {unit}", figure) for unit, figure in by_shape(setting, looks)),
+            (
+                "adaptation",
+                f"{setting.title}: test tasks along adaptation{_left_out(setting)}",
+                adaptation(setting, looks),
+            ),
+            *(
+                (f"by_{unit}", f"{setting.title}: by {unit}{_left_out(setting)}", figure)
+                for unit, figure in by_shape(setting, looks)
+            ),
         ):
             if made is not None:
                 protocol = ", ".join(f"{key}={format_value(value)}" for key, value in flatten(setting.task_protocol))
@@ -45,9 +55,28 @@ def figures(comparison: Comparison) -> Iterator[tuple[str, str, Figure]]:
         yield "profiles", caption, profiles
 
 
+def shown(setting: Setting) -> Sequence[Row]:
+    """Return the rows of a setting that are drawn: all, or the :data:`MAX_CURVES` best ones."""
+    if len(setting.rows) <= MAX_CURVES:
+        return setting.rows
+    sign = 1 if setting.higher_is_better else -1
+
+    def merit(row: Row) -> float:
+        found = row.estimate(setting.metric)
+        return sign * found.mean if found is not None and isfinite(found.mean) else -inf
+
+    best = sorted(setting.rows, key=merit, reverse=True)[:MAX_CURVES]
+    return [row for row in setting.rows if row in best]
+
+
+def _left_out(setting: Setting) -> str:
+    rows = len(setting.rows)
+    return f" (the best {MAX_CURVES} of {rows})" if rows > MAX_CURVES else ""
+
+
 def learning_caption(setting: Setting) -> str:
     """Return the caption of the learning curves of a setting."""
-    text = f"{setting.title}: validation tasks while meta-training"
+    text = f"{setting.title}: validation tasks while meta-training{_left_out(setting)}"
     if all(row.has_validation_times for row in setting.rows):
         return text
     return text + " (times that a run did not store are interpolated in proportion to iterations)"
@@ -55,7 +84,7 @@ def learning_caption(setting: Setting) -> str:
 
 def learning(setting: Setting, looks: Looks) -> Figure | None:
     """Plot the validation metric over iterations and over time, or return ``None`` without validations."""
-    curves = [(row, row.learning_curve(setting.metric)) for row in setting.rows]
+    curves = [(row, row.learning_curve(setting.metric)) for row in shown(setting)]
     drawn = [(row, curve) for row, curve in curves if curve is not None]
     if not drawn:
         return None
@@ -72,14 +101,14 @@ def learning(setting: Setting, looks: Looks) -> Figure | None:
 
 def adaptation(setting: Setting, looks: Looks) -> Figure | None:
     """Plot the test metric along adaptation, or return ``None`` if no learner adapts in steps."""
-    drawn = [(row, curve) for row in setting.rows if (curve := row.adaptation_curve()) is not None]
+    drawn = [(row, curve) for row in shown(setting) if (curve := row.adaptation_curve()) is not None]
     if not drawn:
         return None
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     ax = figure.subplots()
     for row, (at, means) in drawn:
         line(ax, looks, row, at, means)
-    for row in setting.rows:  # a learner that does not adapt in steps
+    for row in shown(setting):  # a learner that does not adapt in steps
         found = row.estimate(setting.metric) if row.adaptation_curve() is None else None
         if found is not None and isfinite(found.mean):
             look = {**looks[row.label], "marker": ""}
@@ -106,7 +135,7 @@ def by_shape(setting: Setting, looks: Looks) -> Iterator[tuple[str, Figure]]:
             continue
         figure = Figure(figsize=(6, 3.8), layout="constrained")
         ax = figure.subplots()
-        for row in setting.rows:
+        for row in shown(setting):
             found_at = {at: e for at, metric in points.items() if (e := row.estimate(metric)) is not None}
             line(ax, looks, row, list(found_at), list(found_at.values()))
         what = {"way": "classes (way)", "shot": "examples (shot)", "px": "pixels given"}[unit]

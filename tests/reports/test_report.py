@@ -25,6 +25,7 @@ import pytest
 from metarun.cli import main
 from metarun.evaluation.statistics import Mean
 from metarun.reports.comparison import Comparison, compare
+from metarun.reports.curves import MAX_CURVES, figures
 from metarun.reports.overview import overview
 from metarun.reports.page import markdown, sections
 from metarun.reports.runs import gather
@@ -142,6 +143,16 @@ def test_many_rows_are_paired_with_the_best(tmp_path: Path) -> None:
         made(tmp_path, curve(5 - i), algorithm=algorithm)
     (setting,) = of(tmp_path).settings
     assert [(pair.a.label, pair.b.label) for pair in setting.pairs()] == [("e", x) for x in "abcd"]
+
+
+def test_of_many_rows_the_best_are_drawn(tmp_path: Path) -> None:
+    for number in range(MAX_CURVES + 3):
+        made(tmp_path, curve(1.0 + number), keys=[("algorithm", "inner_lr", 0.01 * (1 + number))])
+    ((_, caption, figure), *_) = figures(of(tmp_path))
+    assert f"the best {MAX_CURVES} of {MAX_CURVES + 3}" in caption
+    (legend,) = figure.legends
+    rates = [float(text.get_text().rpartition("=")[2]) for text in legend.get_texts()]
+    assert sorted(rates) == pytest.approx([0.01 * (1 + number) for number in range(MAX_CURVES)])  # of the lowest error
 
 
 def test_adaptation_over_seeds(tmp_path: Path) -> None:
