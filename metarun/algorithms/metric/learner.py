@@ -19,13 +19,13 @@ from metarun.types import NormPolicy, Positive, Rate
 
 
 class EmbeddingLearner(SupervisedAlgorithm):
-    """Embeds support and query sets by the model and lets a ``head`` answer; both are learned on episodes.
+    """Metric-based meta-learning: the model embeds support and query sets, and a ``head`` classifies the embeddings.
 
-    Meta-trains on episodes of ``train_way`` classes with ``train_shot`` and ``train_query`` examples of each, the
-    task's own where null, by Adam at ``outer_lr``, halved every ``halve_every`` iterations. ``norm`` is the
-    normalisation policy; under ``running``, statistics while meta-training are those of one episode, support and
-    query together. A model that has a method ``maps`` (inputs -> [N, channels, height, width], its features before
-    they become a vector) is asked for these by heads that compare maps.
+    Model and head are trained on episodes of ``train_way`` classes with ``train_shot`` and ``train_query`` examples of
+    each (``None``: as in the task) by Adam at ``outer_lr``, halved every ``halve_every`` iterations. ``norm`` is the
+    normalisation policy. With ``running``, meta-training normalises by the statistics of one episode, support and
+    query set together. Heads that compare feature maps need a model with a method ``maps``, from inputs to features
+    [N, channels, height, width].
     """
 
     def __init__(

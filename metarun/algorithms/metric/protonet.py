@@ -18,12 +18,12 @@ from metarun.types import Distance, Rate
 class Prototypes(Head):
     """The nearest class mean (Snell, Swersky & Zemel 2017, arXiv:1703.05175, equations 1-2).
 
-    ``distance``: ``euclidean`` (squared, as printed) or ``cosine``, times ``scale``, which is learned from there
-    under ``learn_scale``. ``features`` are transformed first: ``none``, ``l2`` (scaled to length 1), or
-    ``centred_l2`` (the mean of the base classes subtracted, then scaled): UN, L2N and CL2N of SimpleShot (Wang, Chao,
-    Weinberger & van der Maaten 2019, arXiv:1911.04623, section 3). That mean is a running one of meta-training's
-    batches: of all until there are 100, then with a share of .01 for the newest. ``refine`` is how query sets, all
-    their examples together, improve on the prototypes.
+    ``distance`` is ``euclidean`` (squared, as in the paper) or ``cosine``. It is multiplied by ``scale``, which is the
+    initial value of a learned factor with ``learn_scale``. ``features`` are transformed first: ``none``, ``l2``
+    (normalised to length 1), or ``centred_l2`` (minus the mean of the base classes, then normalised). These are UN, L2N
+    and CL2N of SimpleShot (Wang, Chao, Weinberger & van der Maaten 2019, arXiv:1911.04623, section 3). The mean is that
+    of the first 100 meta-training batches, then a moving average with weight .01. ``refine`` is the transductive
+    refinement of the prototypes by the whole query set.
     """
 
     running_mean: Tensor

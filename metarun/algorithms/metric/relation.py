@@ -1,4 +1,4 @@
-"""Relation Networks: a small network judges how alike a query and a class are."""
+"""Relation Networks: a small network scores the similarity of a query and a class."""
 
 from __future__ import annotations
 

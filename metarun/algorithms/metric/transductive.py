@@ -23,7 +23,7 @@ class Refinement(nn.Module):
 
 
 class Inductive(Refinement):
-    """Nothing: every query is judged by itself."""
+    """No refinement: each query is classified by itself."""
 
     def forward(self, similarity: Similarity, support: Labelled, centres: Tensor, query: Tensor) -> Tensor:
         return similarity(query, centres)
