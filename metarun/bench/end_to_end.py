@@ -54,7 +54,7 @@ def end_to_end(iterations: int, threads: int, device: torch.device, meta_batch: 
     workload = WORKLOADS["W2"].with_tasks(meta_batch)
     task = "vision/omniglot" if find(None, "omniglot") else "vision/glyphs"
     log.info("end to end: %d iterations on %s", iterations, task)
-    with TemporaryDirectory(ignore_cleanup_errors=True) as directory, _quiet():
+    with TemporaryDirectory(ignore_cleanup_errors=True) as directory, quiet():
         experiment = build(
             compose(
                 [
@@ -98,7 +98,7 @@ def record_steps(engine: Engine, device: torch.device) -> list[tuple[float, floa
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Log only warnings: the run directory that a run announces is temporary."""
     before = log.level
     log.setLevel(logging.WARNING)

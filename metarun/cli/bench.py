@@ -31,6 +31,7 @@ log = logging.getLogger("metarun")
 
 END_TO_END = "end_to_end"
 ROLLOUTS = "rollouts"
+RUNS = "runs"
 LISTS = ("workloads", "peers")
 """Keys whose values are lists and may be written without brackets: ``workloads=W1,W2``."""
 
@@ -87,6 +88,12 @@ def run(arguments: Arguments) -> int:
             speeds = rollouts(settings.rounds, settings.threads)
             console.print(speed_table(speeds))
             result[ROLLOUTS] = [speed.as_dict() for speed in speeds]
+    if RUNS in names:  # with the threads that each run chooses
+        from metarun.bench import runs
+
+        times = runs.time_runs(device)
+        console.print(runs.runs_table(times))
+        result[RUNS] = runs.as_json(times)
     result["workloads"] = as_json(workloads, measured)
     atomic_write(path, strict_json.dumps(result, indent=1).encode())
     if measured:
@@ -120,7 +127,7 @@ def read(words: Sequence[str]) -> Settings:
 
 def chosen_workloads(asked: Iterable[str], known: Iterable[str]) -> list[str]:
     """The workloads of the given names, ``W5`` standing for all that begin with ``W5-``, each once."""
-    every = [*known, END_TO_END, ROLLOUTS]
+    every = [*known, END_TO_END, ROLLOUTS, RUNS]
     chosen: list[str] = []
     for name in asked:
         found = [k for k in every if k == name or k.startswith(f"{name}-")]

@@ -19,6 +19,7 @@ from metarun.bench.machine import limit_threads, measure_added_memory, time_step
 from metarun.bench.peers.learn2learn import MAMLReplica
 from metarun.bench.report import legend, picture, table
 from metarun.bench.rollouts import rollouts, speed_table
+from metarun.bench.runs import runs_table, time_runs
 from metarun.bench.workloads import WORKLOADS, Problem, Workload
 from metarun.cli import main
 from metarun.engine.step import Engine
@@ -238,3 +239,20 @@ def test_a_family_of_workloads() -> None:
     from metarun.cli.bench import chosen_workloads
 
     assert chosen_workloads(["W5", "W1", "W5-ANIL"], WORKLOADS) == ["W5-FOMAML", "W5-ANIL", "W5-Reptile", "W1"]
+
+
+def test_times_of_whole_runs() -> None:
+    words = ("runner.log_every=2", "runner.meta_batch=2")
+    cases = {
+        "supervised": (4, ("task=regression/sinusoid", "algorithm=maml", *words)),
+        "rl": (3, ("task=rl/bandit", "algorithm=rl2", *words)),
+        "unknown": (3, ("task=regression/sinusoid", "runner.precision=bfloat17")),
+    }
+    supervised, rl = time_runs(CPU, cases)  # the one that cannot be built is left out
+    assert supervised.gradient is not None
+    assert 0 < supervised.gradient <= supervised.step <= supervised.iteration
+    assert supervised.threads == 1
+    assert supervised.plan
+    assert rl.gradient is None
+    assert 0 < rl.step <= rl.iteration
+    assert runs_table([supervised, rl]).row_count == 2
