@@ -200,9 +200,9 @@ def test_measuring_changes_nothing(words: list[str]) -> None:
 
 
 LEARNS = {
-    "maml": [*SINE, "algorithm=maml", "runner.meta_batch=25", "runner.iterations=300", "runner.validate_every=300"],
-    "protonet": [*GLYPHS, "algorithm=protonet", "algorithm.train_way=5", "runner.iterations=60",
-                 "runner.validate_every=60"],
+    "maml": [*SINE, "algorithm=maml", "runner.meta_batch=25", "runner.iterations=150", "runner.validate_every=150"],
+    "protonet": [*GLYPHS, "algorithm=protonet", "algorithm.train_way=5", "runner.iterations=30",
+                 "runner.validate_every=30"],
     "cnp": ["task=regression/gp", "algorithm=cnp", "algorithm.width=32", "runner.iterations=150",
             "runner.validate_every=150"],
 }  # fmt: skip
