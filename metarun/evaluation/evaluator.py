@@ -176,7 +176,7 @@ def evaluate(
     Raises:
         Interrupted: ``stopped`` returned a signal before a batch.
     """
-    parts: dict[str, list[Tensor]] = {}
+    curves: dict[str, Tensor] = {}
     with Progress("validating" if split == "val" else "testing", episodes, "tasks") as progress:
         for first in range(0, episodes, batch):
             if (signal := stopped()) is not None:
@@ -184,6 +184,9 @@ def evaluate(
             seed_generators(derived_seed(task.seed, split, first, stream=9), task.device)
             indices = range(first, min(first + batch, episodes))
             for name, values in algorithm.evaluate(task.batch(split, indices, shape)).items():
-                parts.setdefault(name, []).append(values)
+                # Small tensors that stay would keep the memory of larger ones between them from being used again.
+                if name not in curves:
+                    curves[name] = values.new_empty(episodes, *values.shape[1:])
+                curves[name][first : first + len(indices)] = values
             progress.update(len(indices))
-    return Result({name: torch.cat(each).cpu() for name, each in parts.items()})
+    return Result({name: values.cpu() for name, values in curves.items()})
