@@ -15,7 +15,7 @@ from metarun import strict_json, style
 from metarun.cli.arguments import Arguments
 from metarun.errors import RunFailed, UserError, require
 from metarun.escape import for_csv, printable
-from metarun.runs.stored import recorded, reread
+from metarun.runs.stored import latest_here, recorded, reread
 from metarun.tasks.same_data import named
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ def folder_for_results(out: str | None, run: Path) -> Path:
 def read(arguments: Arguments) -> Request:
     """Check the names and options; raises :class:`UserError` if they do not go together."""
     names, support, query = arguments.names, arguments["--support"], arguments["--query"]
+    require(bool(names), f"adapt needs a run directory: {arguments.command.words}{latest_here()}")
     require(len(names) == 1, f"adapt takes one run, not {len(names)}: {arguments.command.words}")
     require(support is not None, "--support is missing: the examples to adapt to")
     labelled, unlabelled = arguments["--labelled"], arguments["--unlabelled"]

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,7 +77,7 @@ def sweep(words: list[str]) -> int:
     broken: Exception | None = None
     try:
         if left:
-            launch(settings, left, job, before)
+            launch(settings, left, partial(job, len(jobs)), before)
     except Exception as error:  # a job died without a message; the launcher then stops waiting for the others
         if os.environ.get("METARUN_DEBUG") == "1":
             raise
@@ -85,8 +86,8 @@ def sweep(words: list[str]) -> int:
     return _report(directory, len(jobs), broken)
 
 
-def job(config: Any) -> None:
-    """Run one of a sweep's jobs; Hydra calls this."""
+def job(count: int, config: Any) -> None:
+    """Run one of a sweep's ``count`` jobs; Hydra calls this."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
@@ -102,7 +103,7 @@ def job(config: Any) -> None:
         survive()
     set_up_logging()
     log.info("")
-    log.info("metarun: run %d: %s", hydra.job.num + 1, asked)
+    log.info("metarun: run %d of %d: %s", hydra.job.num + 1, count, asked)
     note = Job(asked, "started", log=_output())
     note.write(directory, hydra.job.num)
     try:

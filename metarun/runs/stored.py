@@ -134,7 +134,7 @@ def reread(
         The run directory, its configuration, its facts, and the changed keys with their values.
     """
     if not words or "=" in words[0]:
-        raise UserError(f"{command} needs a run directory: metarun {command} RUN [key=value ...]{_recent()}")
+        raise UserError(f"{command} needs a run directory: metarun {command} RUN [key=value ...]{latest_here()}")
     directory = RunDirectory.open(words[0])
     config = directory.config()
     meta = directory.meta()
@@ -220,6 +220,7 @@ def change(
     return config, {override.key: value_at(config, override.key) for override in overrides}
 
 
-def _recent() -> str:
+def latest_here() -> str:
+    """Return a line that names the newest run below ``outputs``; empty if there is none."""
     runs = sorted(Path("outputs").glob("*/*/config.yaml"), key=lambda p: p.lstat().st_mtime)
     return f"\n  the latest here: {runs[-1].parent}" if runs else ""

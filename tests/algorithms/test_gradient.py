@@ -822,7 +822,7 @@ LEARN_SINUSOIDS: dict[str, tuple[int, dict[str, Any]]] = {
             "inner_lr": 1.0,
         },
     ),
-    "reptile": (40, {"inner_lr": 0.02, "inner_steps": 5, "test_steps": 5, "outer_lr": 1.0, "decay_over": 40}),
+    "reptile": (80, {"inner_lr": 0.02, "inner_steps": 5, "test_steps": 10, "outer_lr": 1.0, "decay_over": 80}),
 }
 
 

@@ -163,7 +163,7 @@ def test_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["adapt"], "adapt takes one run"),
+        (["adapt"], "adapt needs a run directory"),
         (["adapt", "nowhere", "--suport", "x"], "unknown option '--suport' - did you mean '--support'?"),
         (["adapt", "nowhere"], "--support is missing"),
         (["adapt", "nowhere", "--support"], "--support needs a value"),

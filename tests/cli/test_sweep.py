@@ -66,6 +66,7 @@ def test_one_of_eighteen_fails(
     assert main(WORDS) == 1
     told = capsys.readouterr().err
     assert "1 of 18 runs failed" in told
+    assert "metarun: run 18 of 18: " in told
     (named,) = (line for line in told.split("runs failed:")[1].splitlines() if "log: " in line)
     assert all(word in named for word in ("task=regression/gp", "algorithm=cnp", "seed=1", "the disk is full"))
     assert "the disk is full" in Path(named.split("log: ")[1].strip()).read_text()
