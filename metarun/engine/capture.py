@@ -38,9 +38,7 @@ class Captured:
     def __init__(self, algorithm: SupervisedAlgorithm, example: TaskBatch, capture: Capture) -> None:
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        self.algorithm = algorithm
-        self.learned = {n: p for n, p in algorithm.named_parameters() if p.requires_grad}
-        self.places = [place_of(algorithm, name) for name, _ in self._state()]
+        self._bind(algorithm)
         self.way = example.support.way, example.query.way
         self.names: list[str] = []
         inputs = self._inputs(example)
@@ -63,9 +61,14 @@ class Captured:
     def of(self, algorithm: SupervisedAlgorithm) -> Captured:
         """Return the recording for the parameters and buffers of ``algorithm``, of which it was made on a copy."""
         other = copy.copy(self)
-        other.algorithm = algorithm
-        other.learned = {n: p for n, p in algorithm.named_parameters() if p.requires_grad}
+        other._bind(algorithm)
         return other
+
+    def _bind(self, algorithm: SupervisedAlgorithm) -> None:
+        """Read parameters and buffers from ``algorithm``."""
+        self.algorithm = algorithm
+        self.learned = {n: p for n, p in algorithm.named_parameters() if p.requires_grad}
+        self.places = [place_of(algorithm, name) for name, _ in self._state()]
 
     def __call__(self, batch: TaskBatch) -> tuple[Metrics, list[Tensor | None]]:
         """Return the metrics, and the gradient by each learned parameter (in order)."""

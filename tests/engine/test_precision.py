@@ -201,8 +201,8 @@ def test_measuring_changes_nothing(words: list[str]) -> None:
 
 LEARNS = {
     "maml": [*SINE, "algorithm=maml", "runner.meta_batch=25", "runner.iterations=150", "runner.validate_every=150"],
-    "protonet": [*GLYPHS, "algorithm=protonet", "algorithm.train_way=5", "runner.iterations=30",
-                 "runner.validate_every=30"],
+    "protonet": [*GLYPHS, "algorithm=protonet", "algorithm.train_way=5", "runner.iterations=60",
+                 "runner.validate_every=60"],
     "cnp": ["task=regression/gp", "algorithm=cnp", "algorithm.width=32", "runner.iterations=150",
             "runner.validate_every=150"],
 }  # fmt: skip
