@@ -96,7 +96,9 @@ def declaration(target: str) -> Declaration:
                 return _inspected(module_name, name)
         if origin or name in _defined(tree):
             return _inspected(module_name, name)
-        raise UserError(f"_target_: module '{module_name}' has no class '{name}'{nearest(name, classes)}")
+        imports = (alias for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names)
+        offered = [*classes, *(alias.name for alias in imports if alias.asname == alias.name)]
+        raise UserError(f"_target_: module '{module_name}' has no class '{name}'{nearest(name, offered)}")
     node = classes[name]
     names = _NAMES | _aliases(tree)
 

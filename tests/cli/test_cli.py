@@ -98,7 +98,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFix
     assert set(summary["protocol_of_learner"]) < set(summary["protocol"])
     capsys.readouterr()
     assert main(["report", str(tmp_path / "outputs")]) == 0
-    assert "1 finished runs of 1 configurations" in capsys.readouterr().out
+    assert "1 finished run of 1 configuration" in capsys.readouterr().out
 
 
 def test_eval_under_another_protocol(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,7 +95,7 @@ def test_one_damaged_run_is_named_and_left_out(
     shutil.copytree(run, good)
     (run / name).write_bytes(text.encode("latin1") + b"\n")
     assert main(["report", "outputs"]) == 0
-    assert "1 finished runs" in capsys.readouterr().out
+    assert "1 finished run of" in capsys.readouterr().out
     config = RunDirectory(good).config()
     logging.getLogger("metarun").addHandler(caplog.handler)
     found = [each.path.name for each in runs_of(config)]

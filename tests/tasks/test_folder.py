@@ -204,7 +204,7 @@ def test_folders_of_folders_are_refused_by_name(tmp_path):
     for name in "abcdef":
         write(tmp_path / "kinds" / "animals" / name, name)
         write(tmp_path / "kinds" / "plants" / name, name)
-    with pytest.raises(UserError, match=r"'animals' holds folders of images .*task.root"):
+    with pytest.raises(UserError, match=r"'animals' holds folders of images .*, such as .*kinds/animals$"):
         build(tmp_path / "kinds")
 
 

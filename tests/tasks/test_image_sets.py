@@ -31,6 +31,7 @@ PLAIN = {"whole": False, "crop": 0, "flip": False, "jitter": 0.0}
 def places(tmp_path, monkeypatch):
     """An own cache, and no data but those that a test names."""
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
     monkeypatch.setenv("METARUN_DATA", str(tmp_path / "data"))
 
 
