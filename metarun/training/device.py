@@ -77,7 +77,9 @@ def limit_memory() -> None:
 
     The limit is the memory of the machine, or of the container if that has less. Only Linux is configured.
     """
-    if sys.platform == "linux":
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(ImportError):
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
