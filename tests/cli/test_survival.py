@@ -201,7 +201,7 @@ def test_no_memory_before_the_first_step(
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 9 bytes")
 
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tuning, "choose", greedy)
+    monkeypatch.setattr(tuning, "peak", greedy)
     assert main(SHORT) == 1
     assert "metarun: out of memory" in capsys.readouterr().err
     status = only(tmp_path).status()
