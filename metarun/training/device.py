@@ -83,7 +83,8 @@ def limit_memory() -> None:
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        size = physical_memory()
+        unused = max(0.0, resident("VmData") - resident("VmRSS"))  # reserved, as for the stacks of threads
+        size = physical_memory() + int(unused)
         resource.setrlimit(resource.RLIMIT_DATA, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
 
 
