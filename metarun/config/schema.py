@@ -96,8 +96,7 @@ def declaration(target: str) -> Declaration:
                 return _inspected(module_name, name)
         if origin or name in _defined(tree):
             return _inspected(module_name, name)
-        imports = (alias for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names)
-        offered = [*classes, *(alias.name for alias in imports if alias.asname == alias.name)]
+        offered = [*classes, *reexported(tree)]
         raise UserError(f"_target_: module '{module_name}' has no class '{name}'{nearest(name, offered)}")
     node = classes[name]
     names = _NAMES | _aliases(tree)
@@ -187,6 +186,17 @@ def _looked_in(module_name: str) -> str:
     if near is None:
         return f" in {Path.cwd()} or where Python looks (PYTHONPATH=FOLDER adds a folder)"
     return f"; it lies in {near}: start there, or set PYTHONPATH={near}"
+
+
+def reexported(tree: ast.Module) -> dict[str, str]:
+    """Return the import paths of the names that a module re-exports by ``from MODULE import Name as Name``."""
+    return {
+        alias.name: f"{node.module}.{alias.name}"
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname == alias.name
+    }
 
 
 def _imported_from(tree: ast.Module, name: str, module: str) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from metarun.config.environment import expressions
 from metarun.config.paths import user_options
-from metarun.config.schema import declaration, is_section, source
+from metarun.config.schema import declaration, is_section, reexported, source
 from metarun.errors import UserError
 from metarun.types import ImportPath
 
@@ -143,14 +143,7 @@ def _classes(module: str) -> frozenset[str]:
         return frozenset()
     tree = ast.parse(file.read_text(encoding="utf-8"))
     defined = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
-    reexported = {
-        alias.name
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-        if alias.asname == alias.name and is_component(f"{node.module}.{alias.name}")
-    }
-    return frozenset(defined | reexported)
+    return frozenset(defined | {name for name, path in reexported(tree).items() if is_component(path)})
 
 
 def _is_class_of(modules: Collection[str], name: str) -> bool:
