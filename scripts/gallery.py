@@ -29,9 +29,9 @@ PICTURES = {
     "completion.png": ["experiment=completion/omniglot"],
     "generation.png": ["experiment=flow/omniglot"],
     "half_cheetah.png": [
-        "experiment=maml/half_cheetah_dir",
-        "experiment=promp/half_cheetah_dir",
-        "experiment=pretrain/half_cheetah_dir",
+        "experiment=maml/half_cheetah_dir runner.iterations=100",
+        "experiment=promp/half_cheetah_dir runner.iterations=100",
+        "experiment=pretrain/half_cheetah_dir runner.iterations=100",
     ],
     "minigrid.gif": ["experiment=rl2/minigrid"],
 }
