@@ -27,6 +27,8 @@ from metarun.tasks.episode import EpisodeShape, Spec
 
 CPU = torch.device("cpu")
 HERE = [peer for peer in peers.PEERS.values() if peers.installed(peer)]
+LONG = ("W2x5", "W3")
+"""Workloads of five inner steps, which are checked among the slow tests; the others take one."""
 CELLS = [(name, i) for name, w in WORKLOADS.items() for i in [*METARUN, *HERE] if w.method in i.methods]
 
 
@@ -51,7 +53,11 @@ def test_what_there_is() -> None:
     assert len([i for _, i in CELLS if i.package is None]) == 38
 
 
-@pytest.mark.parametrize(("name", "implementation"), CELLS, ids=lambda v: getattr(v, "name", v))
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [pytest.param(*cell, marks=[pytest.mark.slow] if cell[0] in LONG else []) for cell in CELLS],
+    ids=lambda v: getattr(v, "name", v),
+)
 def test_every_implementation_finds_the_same_gradient(name: str, implementation: Implementation) -> None:
     """The engine's own derivation against torch.autograd through a loop of torch's own layers, in float64."""
     workload = small(name)
@@ -108,7 +114,7 @@ def test_compared(capsys: pytest.CaptureFixture[str]) -> None:
     def fails(problem: Problem) -> PreparedStep:
         raise ValueError("not today\nnor tomorrow")
 
-    workload = small("W2")
+    workload = small("W1")
     rows = rows_for(workload, [Implementation("odd", "a peer that fails", ("maml",), fails, "odd")])
     assert [row.implementation.name for row in rows] == [peers.BASE.name, *(i.name for i in METARUN), "odd"]
     compare.compare(workload, rows, CPU, rounds=3)
@@ -123,8 +129,8 @@ def test_compared(capsys: pytest.CaptureFixture[str]) -> None:
     ratios = sorted(a / b for a, b in zip(rows[0].samples, rows[1].samples, strict=True))
     assert said["times_learn2learn"] == {"median": ratios[1], "lowest": ratios[0], "highest": ratios[2]}
     assert table(workload, rows).row_count == len(rows)
-    assert "a peer that fails" in legend({"W2": rows})
-    assert len(picture({"W2": rows, "again": rows}).axes) == 2
+    assert "a peer that fails" in legend({"W1": rows})
+    assert len(picture({"W1": rows, "again": rows}).axes) == 2
 
 
 def test_a_step_s_time_and_memory() -> None:

@@ -105,7 +105,7 @@ def members(process: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds processes under /proc")
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_lost_process_ends_the_others_and_the_run_goes_on_in_one(
     victim: int, tmp_path: Path, alone: dict[str, Path]
 ) -> None:
@@ -140,6 +140,7 @@ def test_a_signal_stops_them_all_after_a_checkpoint_and_more_processes_go_on(
     assert distance(only(tmp_path), alone["sinusoid"]) < 1e-9
 
 
+@pytest.mark.slow
 def test_torchrun(tmp_path: Path, alone: dict[str, Path]) -> None:
     words = [*RUNS["sinusoid"], *COMMON, f"runner.directory={tmp_path}"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "metarun", *words]
@@ -168,6 +169,7 @@ def test_what_cannot_be_divided_is_refused(words: list[str], says: str, tmp_path
     assert not list(tmp_path.glob("runs/*"))
 
 
+@pytest.mark.slow
 def test_all_begin_from_the_model_of_another_run(tmp_path: Path, alone: dict[str, Path]) -> None:
     words = [*RUNS["sinusoid"], *COMMON, "runner.iterations=10", f"runner.init_from={alone['sinusoid']}"]
     finish(*words, "runner.devices=2", f"runner.directory={tmp_path}/two")

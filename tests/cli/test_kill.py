@@ -119,7 +119,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return Made()
 
 
-@pytest.mark.parametrize("family", RUNS)
+OFTEN = ("sinusoid", "bandit")
+"""Supervised and reinforcement learning; the other runs are killed among the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "family", [each if each in OFTEN else pytest.param(each, marks=pytest.mark.slow) for each in RUNS]
+)
 def test_killed_once(family: str, tmp_path: Path, undisturbed: dict[str, Path]) -> None:
     assert kill_and_resume(family, tmp_path, undisturbed[family], 0.5)
 
@@ -137,7 +143,7 @@ def test_killed_at_twenty_random_moments(tmp_path: Path, undisturbed: dict[str, 
     assert killed >= 18  # a kill in the last rows can come after the end
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_stops_cleanly(number: int, tmp_path: Path, undisturbed: dict[str, Path]) -> None:
     process = subprocess.Popen(
         command(*RUNS["sinusoid"], *FAST, f"runner.directory={tmp_path}"),

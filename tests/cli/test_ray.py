@@ -16,6 +16,7 @@ from tests.cli.waiting import wait_for
 pytest.importorskip("ray", reason="Ray's launcher is not installed: pip install 'metarun[ray]'")
 
 
+@pytest.mark.slow
 def test_a_job_that_diverges_is_named_and_a_killed_one_goes_on() -> None:
     words = ["task=regression/sinusoid", "algorithm=maml", "algorithm.inner_lr=1e30,0.01", "algorithm.test_steps=1",
              "runner.iterations=1000", "runner.validate_every=0", "runner.test_episodes=20", "runner.plots=false",

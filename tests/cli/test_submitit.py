@@ -77,6 +77,7 @@ def test_a_preempted_job_is_queued_again_and_ends_as_if_undisturbed() -> None:
     assert_same(run)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds a process's parent under /proc")
 def test_a_preempted_job_of_several_processes() -> None:
     words = [*RECIPE, "runner.devices=2", "runner.meta_batch=8", "runner.iterations=400"]
@@ -146,6 +147,7 @@ def test_failed_and_killed_jobs_are_named_and_run_again() -> None:
     assert len(finished_there) == 2
 
 
+@pytest.mark.slow
 def test_an_array_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """As far as a stand-in of SLURM goes: one job is preempted and queued again, one is killed, one is left alone."""
     queue = slurm.install(tmp_path / "queue")

@@ -123,8 +123,10 @@ def _autocast(self: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "words", [[*SINE, "algorithm=maml"], [*GLYPHS, "algorithm=maml"], [*GLYPHS, "algorithm=protonet"],
-              ["task=regression/gp", "algorithm=cnp"], [*GLYPHS, "algorithm=snail"]]
+    "words", [[*SINE, "algorithm=maml"], [*GLYPHS, "algorithm=protonet"],
+              *(pytest.param(words, marks=pytest.mark.slow) for words in (
+                  [*GLYPHS, "algorithm=maml"], ["task=regression/gp", "algorithm=cnp"], [*GLYPHS, "algorithm=snail"]
+              ))]
 )  # fmt: skip
 def test_captured_steps_are_the_same_to_the_bit(words: list[str], caplog: pytest.LogCaptureFixture) -> None:
     learner, batch = problem(*words, "runner.precision=bfloat16", tasks=2)
@@ -208,7 +210,9 @@ LEARNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LEARNS)
+@pytest.mark.parametrize(
+    "name", [each if each == "maml" else pytest.param(each, marks=pytest.mark.slow) for each in LEARNS]
+)
 def test_a_run_learns_as_in_float32(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "metarun")
     found = {}

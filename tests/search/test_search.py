@@ -128,6 +128,7 @@ def test_a_trial_whose_validation_diverges_is_given_up(space: Path) -> None:
     assert all(best["values"] == {"algorithm.inner_lr": 0.01} for best in result["best"])
 
 
+@pytest.mark.slow
 def test_as_many_workers_as_trials(space: Path) -> None:
     """Each worker is told the number of trials, whichever numbers the command line has."""
     assert main(["search", "mine", *WORDS, "runner.iterations=4", "--trials", "2", "--workers", "2"]) == 0
