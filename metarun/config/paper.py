@@ -11,10 +11,11 @@ from typing import Any, Literal, get_args, get_type_hints
 from metarun.errors import UserError, nearest
 from metarun.types import strictly
 
-Verdict = Literal["pass", "consistent", "budget not reached", "miss"]
+Verdict = Literal["pass", "consistent", "inconclusive", "budget not reached", "miss"]
 """Result of a comparison.
 
-``consistent``: as good as the paper's, but with too few seeds to pass. ``budget not reached``: a miss with fewer
+``consistent``: as good as the paper's, but with too few seeds to pass. ``inconclusive``: within the interval over seeds
+only because they differ so much; none of them reached the value. ``budget not reached``: a miss with fewer
 iterations than the paper's.
 """
 Source = Literal["paper", "code", "rerun", "quoted", "recalled"]
@@ -109,9 +110,25 @@ class Finding:
     def slack(self) -> float:
         """Largest accepted shortfall: the half-width of the paper's interval or, if it has none, of ours.
 
-        Ours is Student's interval of the mean over seeds, without the spread that is due to the test episodes: fewer
-        episodes must not make passing easier. With too few seeds it is the interval of one test, which cannot pass
-        anyway.
+        Ours is :attr:`student`, but at most the distance of the best seed from the mean, so that seeds that differ much
+        do not pass without one that reached the value.
+        """
+        if self.claim.ci95 is not None or len(self.seeds) < SEEDS:
+            return self.student
+        from metarun.evaluation.statistics import over_seeds
+
+        means = [mean for mean, _ in self.seeds.values()]
+        best = (min if self.claim.lower_is_better else max)(means)
+        # The best seed is taken back to the mean by what the test episodes add to the spread.
+        share = self.student / (over_seeds(means).half_width or 1.0)
+        return min(self.student, share * abs(best - self.ours))
+
+    @property
+    def student(self) -> float:
+        """Half-width of the paper's interval or, if it has none, of Student's interval of our mean over seeds.
+
+        The spread that is due to the test episodes is left out: fewer episodes must not make passing easier. With too
+        few seeds it is the interval of one test, which cannot pass anyway.
         """
         if self.claim.ci95 is not None:
             return self.claim.ci95
@@ -128,9 +145,11 @@ class Finding:
         """Verdict against the paper's value; ``None`` if there is no value."""
         if self.claim.value is None:
             return None
-        level = self.claim.value + (self.slack if self.claim.lower_is_better else -self.slack)
-        if self.claim.reached(self.ours, level):
+        sign = 1 if self.claim.lower_is_better else -1
+        if self.claim.reached(self.ours, self.claim.value + sign * self.slack):
             return "pass" if len(self.seeds) >= SEEDS else "consistent"
+        if self.claim.reached(self.ours, self.claim.value + sign * self.student):
+            return "inconclusive"
         return "budget not reached" if self.short else "miss"
 
     @property

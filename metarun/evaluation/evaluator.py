@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import nan, sqrt
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarun.algorithms.base import Algorithm
 from metarun.errors import Interrupted
-from metarun.evaluation.statistics import interquartile_mean, percentiles, stratified_bootstrap
+from metarun.evaluation.statistics import interquartile_mean, percentiles, standard_error, stratified_bootstrap
 from metarun.progress import Progress
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape
@@ -29,24 +29,30 @@ class Estimate:
 
     Attributes:
         mean: Mean over the tasks.
-        ci95: Half the width of the interval, 1.96 s / sqrt(n). NaN for a single task.
+        ci95: Half the width of the interval, 1.96 standard errors. NaN for a single task.
         n: Number of tasks.
+        together: Number of consecutive tasks that depend on each other, and count as one in the interval.
     """
 
     mean: float
     ci95: float
     n: int
+    together: int = 1
 
     @classmethod
-    def of(cls, values: Tensor) -> Estimate:
+    def of(cls, values: Tensor, together: int = 1) -> Estimate:
         """Estimate the mean from one value per task, [n]."""
         values = values.double()
-        std = float(values.std()) if len(values) > 1 else float("nan")
-        return cls(float(values.mean()), 1.96 * std / sqrt(len(values)), len(values))
+        if together > 1:
+            half = 1.96 * standard_error(values.numpy(), together)
+        else:
+            half = 1.96 * float(values.std()) / sqrt(len(values)) if len(values) > 1 else nan
+        return cls(float(values.mean()), half, len(values), together)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values for JSON."""
-        return {"mean": self.mean, "ci95": self.ci95, "n": self.n}
+        """Return the fields as plain values for JSON; ``together`` only if it is more than 1."""
+        plain = {"mean": self.mean, "ci95": self.ci95, "n": self.n}
+        return plain if self.together == 1 else {**plain, "together": self.together}
 
 
 @dataclass(frozen=True)
@@ -87,13 +93,15 @@ class Result:
     Attributes:
         curves: Values of each metric, [n, k + 1], for n tasks after 0..k adaptation steps. The last column is the
             final result. Learners that do not adapt in steps have one column.
+        together: Number of consecutive tasks that depend on each other.
     """
 
     curves: dict[str, Tensor]
+    together: int = 1
 
     def final(self) -> dict[str, Estimate]:
         """Return the mean of each metric after the last adaptation step."""
-        return {name: Estimate.of(curve[:, -1]) for name, curve in self.curves.items()}
+        return {name: self._mean(curve[:, -1]) for name, curve in self.curves.items()}
 
     def adaptation(self, metric: str) -> list[dict[str, Any]]:
         """Return the mean of ``metric`` after each adaptation step.
@@ -104,9 +112,12 @@ class Result:
         """
         if "episode_return" in self.curves:
             columns = self.curves["episode_return"].unbind(1)
-            return [{"episode": number, **Estimate.of(column).as_dict()} for number, column in enumerate(columns, 1)]
+            return [{"episode": number, **self._mean(column).as_dict()} for number, column in enumerate(columns, 1)]
         columns = self.curves[metric].unbind(1)
-        return [{"step": step, **Estimate.of(column).as_dict()} for step, column in enumerate(columns)]
+        return [{"step": step, **self._mean(column).as_dict()} for step, column in enumerate(columns)]
+
+    def _mean(self, column: Tensor) -> Estimate:
+        return Estimate.of(column, self.together)
 
 
 def final(results: Mapping[str, Result]) -> dict[str, Estimate]:
@@ -189,4 +200,4 @@ def evaluate(
                     curves[name] = values.new_empty(episodes, *values.shape[1:])
                 curves[name][first : first + len(indices)] = values
             progress.update(len(indices))
-    return Result({name: values.cpu() for name, values in curves.items()})
+    return Result({name: values.cpu() for name, values in curves.items()}, task.tested_together)

@@ -69,19 +69,35 @@ def over_seeds_without_test_noise(means: ArrayLike, half_widths: ArrayLike) -> M
     return Mean(seeds.mean, t_quantile(0.975, len(x) - 1) * sqrt(beyond / len(x)), len(x))
 
 
-def over_episodes(samples: Sequence[ArrayLike]) -> Mean:
+def standard_error(values: ArrayLike, together: int = 1) -> float:
+    """Return the standard error of a mean, s / sqrt(n) for independent values. NaN for a single value or group.
+
+    Values that share a random quantity, such as the number of points of a task, tell less than independent ones. Each
+    ``together`` consecutive values are one group, and the error is that of the mean of independent groups,
+    sqrt(G / (G - 1) sum_g (sum_{i in g} (x_i - mean))^2) / n.
+
+    Args:
+        values: One value per task, [n].
+        together: Number of consecutive values that depend on each other.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    sums = np.add.reduceat(x - x.mean(), np.arange(0, len(x), together))
+    groups = len(sums)
+    return sqrt(groups / (groups - 1) * float(np.square(sums).sum())) / len(x) if groups > 1 else nan
+
+
+def over_episodes(samples: Sequence[ArrayLike], together: int = 1) -> Mean:
     """Return the mean of the seeds' means with the interval over test episodes, for these trained learners.
 
     Half the interval's width is 1.96 times the standard error that the episodes leave.
 
     Args:
         samples: One array of episode results per seed.
+        together: Number of consecutive episodes that depend on each other; see :func:`standard_error`.
     """
     arrays = [np.asarray(each, dtype=np.float64) for each in samples]
-    variance = sum(x.var(ddof=1) / len(x) for x in arrays if len(x) > 1) / len(arrays) ** 2
-    known = all(len(x) > 1 for x in arrays)
-    mean = float(np.mean([x.mean() for x in arrays]))
-    return Mean(mean, 1.96 * sqrt(variance) if known else nan, sum(map(len, arrays)))
+    error = sqrt(sum(standard_error(x, together) ** 2 for x in arrays)) / len(arrays)
+    return Mean(float(np.mean([x.mean() for x in arrays])), 1.96 * error, sum(map(len, arrays)))
 
 
 @dataclass(frozen=True)
@@ -97,18 +113,19 @@ class Paired:
     seeds: Mean
 
 
-def paired(a: Sequence[ArrayLike], b: Sequence[ArrayLike]) -> Paired:
+def paired(a: Sequence[ArrayLike], b: Sequence[ArrayLike], together: int = 1) -> Paired:
     """Return the paired difference of two learners.
 
     Args:
         a: One array of episode results per seed.
         b: The same for the other learner. Entry i holds the same episodes in the same order as entry i of ``a``.
+        together: Number of consecutive episodes that depend on each other; see :func:`standard_error`.
 
     Raises:
         ValueError: The numbers of seeds differ.
     """
     differences = [np.asarray(x, dtype=np.float64) - np.asarray(y, dtype=np.float64) for x, y in zip(a, b, strict=True)]
-    return Paired(over_episodes(differences), over_seeds([d.mean() for d in differences]))
+    return Paired(over_episodes(differences, together), over_seeds([d.mean() for d in differences]))
 
 
 def proportion_interval(hits: int, n: int) -> tuple[float, float]:

@@ -245,7 +245,8 @@ def compare_rows(a: Row, b: Row, metric: str) -> Pair:
     samples = [(x.episodes[metric][:, -1], y.episodes[metric][:, -1]) for x, y in couples]
     if any(len(x) != len(y) for x, y in samples):
         return Pair(a, b, None, "different numbers of test episodes")
-    return Pair(a, b, paired([x for x, _ in samples], [y for _, y in samples]))
+    together = couples[0][0].summary["test"][metric].get("together", 1)
+    return Pair(a, b, paired([x for x, _ in samples], [y for _, y in samples], together))
 
 
 def task_keys(run: Run) -> dict[str, Any]:

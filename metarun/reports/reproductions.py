@@ -198,6 +198,8 @@ def status_of(name: str, paper: Paper, result: Mapping[str, Any] | None) -> Stat
             return "consistent"
         case "miss":
             return "missed"
+        case "inconclusive":
+            return "inconclusive"
         case "budget not reached":
             return "short"
     return "no-value"

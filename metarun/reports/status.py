@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Status = Literal[
-    "passed", "consistent", "recalled", "missed", "short", "no-value",
+    "passed", "consistent", "inconclusive", "recalled", "missed", "short", "no-value",
     "stale", "uncommitted", "altered", "untraced", "not-run",
 ]  # fmt: skip
 """Status of a recipe.

@@ -43,6 +43,8 @@ class Task(ABC):
         independent_tasks: True if each task of a batch is the same to the bit, whatever other tasks the batch has.
             Training then draws several meta-batches at once, which saves time where tasks are small. A subclass has to
             set it again, since it may draw its tasks in another way.
+        tested_together: Number of consecutive validation or test tasks that share a random quantity, such as their
+            number of points. Confidence intervals count them as one.
         seed: Seed of all episodes.
         spec: Shapes and sizes from which models and algorithms are built.
         shape: Size of the evaluated episodes; ``None`` for families without support and query sets (RL).
@@ -56,6 +58,7 @@ class Task(ABC):
     independent_tasks: ClassVar[bool] = False
 
     held_out_val: bool = True
+    tested_together: int = 1
     seed: int
     spec: Spec
     shape: EpisodeShape | None = None

@@ -19,6 +19,7 @@ from metarun.evaluation.statistics import (
     percentiles,
     performance_profile,
     proportion_interval,
+    standard_error,
     stratified_bootstrap,
     t_quantile,
 )
@@ -47,6 +48,21 @@ def test_an_interval_over_episodes_adds_the_seeds_own_variances() -> None:
     assert found.mean == pytest.approx((mean(a) + mean(b)) / 2)  # each seed counts alike
     assert found.half_width == pytest.approx(1.96 * math.sqrt(stdev(a) ** 2 / 3 + stdev(b) ** 2 / 4) / 2)
     assert found.n == 7
+
+
+def test_an_interval_over_groups_is_that_of_independent_groups() -> None:
+    values = np.random.default_rng(0).standard_normal(60)
+    assert standard_error(values) == pytest.approx(stdev(values) / math.sqrt(60))
+    groups = values.reshape(15, 4).mean(1)
+    assert standard_error(values, 4) == pytest.approx(stdev(groups) / math.sqrt(15))
+    assert standard_error(np.repeat(groups, 4), 4) == pytest.approx(stdev(groups) / math.sqrt(15))
+    assert standard_error(np.repeat(groups, 4)) < 0.6 * stdev(groups) / math.sqrt(15), "as if they were independent"
+    short = values[:10]  # the last group has two values
+    sums = [sum(short[i : i + 4] - mean(short)) for i in (0, 4, 8)]
+    assert standard_error(short, 4) == pytest.approx(math.sqrt(3 / 2 * sum(s * s for s in sums)) / 10)
+    assert math.isnan(standard_error(short, 10))
+    zero = np.zeros(60)
+    assert paired([values], [zero], 4).episodes.half_width == pytest.approx(1.96 * standard_error(values, 4))
 
 
 def test_a_paired_interval_is_of_differences_and_not_of_two_means() -> None:

@@ -40,17 +40,30 @@ def test_without_one_it_is_within_ours_over_seeds() -> None:
     claim = Claim("a", "mse", 0.5, lower_is_better=True)
     seeds = (0.50, 0.52, 0.54)
     exact = found(claim, *((mean, 0.0) for mean in seeds))
-    assert exact.slack == pytest.approx(4.302653 * 0.02 / 3**0.5, rel=1e-6)
+    assert exact.student == pytest.approx(4.302653 * 0.02 / 3**0.5, rel=1e-6)
+    assert exact.slack == pytest.approx(0.02)
     assert exact.verdict == "pass"
     assert found(claim, *((mean + 0.03, 0.0) for mean in seeds)).verdict == "miss"
+
+
+def test_seeds_that_differ_do_not_pass_without_one_that_reached_the_value() -> None:
+    claim = Claim("a", "nll", -11.5, lower_is_better=True)
+    assert found(claim, (-4.6, 0.2), (-7.9, 0.2), (-8.4, 0.2)).verdict == "inconclusive"
+    assert found(claim, (-4.6, 0.2), (-7.9, 0.2), (-11.6, 0.0)).verdict == "pass"
+    assert found(claim, (-8.4, 0.0), (-8.4, 0.0), (-8.4, 0.0)).verdict == "miss"
+    rough = found(claim, (-4.6, 8.0), (-7.9, 8.0), (-11.6, 8.0))
+    assert rough.slack == 0, "a test as rough as the seeds' spread says nothing of the best seed"
 
 
 def test_fewer_test_episodes_never_make_passing_easier() -> None:
     """The seeds' spread is not counted twice: what a test of few episodes adds to it is taken off."""
     claim = Claim("a", "mse", 0.5, lower_is_better=True)
-    slacks = [found(claim, (0.50, half), (0.52, half), (0.54, half)).slack for half in (0.0, 0.01, 0.03, 1.0)]
-    assert slacks == sorted(slacks, reverse=True)
-    assert slacks[-1] == 0
+    for part in ("slack", "student"):
+        slacks = [
+            getattr(found(claim, *((m, half) for m in (0.50, 0.52, 0.54))), part) for half in (0.0, 0.01, 0.03, 1.0)
+        ]
+        assert slacks == sorted(slacks, reverse=True)
+        assert slacks[-1] == 0
     generator = np.random.default_rng(0)
     spread: dict[int, list[float]] = {episodes: [] for episodes in (400, 40_000)}
     for episodes, widths in spread.items():

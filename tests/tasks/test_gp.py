@@ -12,6 +12,8 @@ import torch
 
 from metarun.config.build import construct
 from metarun.errors import UserError
+from metarun.evaluation.evaluator import evaluate
+from metarun.tasks.episode import TaskBatch
 from metarun.tasks.regression.gp import GaussianProcesses
 from metarun.tasks.rng import normals, uniforms
 from tests.composed import composed
@@ -79,6 +81,21 @@ def test_numbers_of_context_points_fill_their_range_and_batches_do_not_mix_them(
         family.batch("train", range(320))
     fixed = task(least_shot=7, shot=7)
     assert fixed.batch("train", range(320)).support.y.shape == (320, 7, 1)
+
+
+def test_an_interval_counts_tasks_that_share_their_numbers_of_points_once() -> None:
+    """A sum over query points differs far more between numbers of points than between curves."""
+
+    class Sums:
+        def evaluate(self, batch: TaskBatch) -> dict[str, torch.Tensor]:
+            return {"sum": torch.ones_like(batch.query.y).sum((1, 2))[:, None]}
+
+    family = task(query=30, least_query=3)
+    found = evaluate(Sums(), family, "test", 16 * 12, batch=16).final()["sum"]  # type: ignore[arg-type]
+    counts = [family.batch("test", [16 * k]).query.y.shape[1] for k in range(12)]
+    assert found.ci95 == pytest.approx(1.96 * np.std(counts, ddof=1) / sqrt(12))
+    assert found.as_dict()["together"] == 16
+    assert "together" not in evaluate(Sums(), task(least_shot=50), "test", 32, batch=16).final()["sum"].as_dict()  # type: ignore[arg-type]
 
 
 def test_numbers_of_query_points_vary_apart_from_those_of_context_points() -> None:

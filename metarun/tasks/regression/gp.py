@@ -86,6 +86,7 @@ class GaussianProcesses(Task):
         self.least_shot, self.least_query, self.together, self.floor = least_shot, least_query, together, floor
         self.shape: EpisodeShape = EpisodeShape(0, shot, query)
         self.spec = Spec("regression", self.modality, (1,), 1)
+        self.tested_together = together if least_shot < shot or (least_query or query) < query else 1
         self.check("test", self.shape)
 
     def check(self, split: Split, shape: EpisodeShape) -> None:
