@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.algorithms.amortised.conv_cnp import ConvCNP, SetConvolution
 from metarun.config.build import construct
 from metarun.errors import UserError
+from metarun.models.grid import UNet
 from metarun.models.linear import Linear
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from tests.composed import composed
@@ -95,6 +97,38 @@ def test_predictions_move_with_the_context(inputs: int) -> None:
     assert all(torch.allclose(a, b, rtol=0, atol=1e-9) for a, b in zip(here, there, strict=True))
     elsewhere = process.predictive(moved)(data.query.x)
     assert not torch.allclose(here[0], elsewhere[0], atol=1e-3)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_a_u_net_by_hand(inputs: int) -> None:
+    """Three halvings of 8 points, by torch's own functions; channels as in the paper's XL network."""
+    net = UNet(3, 3, 5, inputs)
+    assert [layer.out_channels for layer in net.down] == [3, 6, 6]
+    assert [layer.out_channels for layer in UNet(8, 6, 5, 1).down] == [8, 16, 16, 32, 32, 64]
+    x = torch.randn(2, 3, *[8] * inputs)
+    down, up = (F.conv1d, F.conv_transpose1d) if inputs == 1 else (F.conv2d, F.conv_transpose2d)
+
+    def lower(h: Tensor, layer: Any) -> Tensor:
+        return down(h, layer.weight, layer.bias, stride=2, padding=2).relu()
+
+    def higher(h: Tensor, layer: Any) -> Tensor:
+        return up(h, layer.weight, layer.bias, stride=2, padding=2, output_padding=1).relu()
+
+    a = lower(x, net.down[0])
+    b = lower(a, net.down[1])
+    c = lower(b, net.down[2])
+    d = torch.cat([b, higher(c, net.up[0])], 1)
+    e = torch.cat([a, higher(d, net.up[1])], 1)
+    assert torch.equal(net(x), torch.cat([x, higher(e, net.up[2])], 1))
+
+
+def test_a_u_net_s_grid_is_a_multiple_of_its_halvings() -> None:
+    process = learner(1, halvings=3)
+    assert len(process.grid) == 16  # 2.2 units of 4 points are 9
+    process.predictive(batch(1).support)(torch.rand(2, 3, 1))
+    with pytest.raises(UserError, match=r"algorithm.halvings=11: at most 10"):
+        learner(1, halvings=11)
 
 
 def test_what_does_not_fit_a_grid_is_refused() -> None:

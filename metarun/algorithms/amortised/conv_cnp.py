@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from math import log
+from math import ceil, log
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from metarun.algorithms.amortised.neural_process import Gaussian, PredictiveProcess, log_density
 from metarun.algorithms.amortised.sequence import embedded
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.supervised import dry_run
 from metarun.errors import require
+from metarun.models.grid import UNet, same_size
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
-from metarun.types import Decay, NonNegative, Positive, Rate
+from metarun.types import Count, Decay, NonNegative, Positive, Rate
 
 EMPTY = 1e-8
 """Added to densities, by which signals are divided."""
@@ -41,9 +42,10 @@ class ConvCNP(PredictiveProcess):
         margin: Width of the grid beyond the domain on each side.
         density: Grid points per unit of a coordinate.
         hidden: Channels before and after the CNN.
-        channels: Channels between the convolutions of the CNN.
+        channels: Channels between the convolutions of the CNN. Not used by a U-Net.
         kernel: Size of the convolutions, odd.
         min_std: Smallest standard deviation that is predicted.
+        halvings: Halvings of the resolution in a U-Net, the paper's "XL" network; 0: a CNN of one resolution.
 
     Raises:
         UserError: Embedded inputs have more than two dimensions, or the domain or the kernel's size is not one.
@@ -69,6 +71,7 @@ class ConvCNP(PredictiveProcess):
         halve_every: Positive | None,
         decay_over: Positive | None,
         decay: Decay,
+        halvings: Count = 0,
     ) -> None:
         super().__init__()
         inputs, outputs = dry_run(model, spec).shape[-1], spec.output_size
@@ -85,18 +88,17 @@ class ConvCNP(PredictiveProcess):
         self.model, self.spec, self.min_std = model, spec, min_std
         self.train_shot, self.train_query = train_shot, train_query
         low, high = domain[0] - margin, domain[1] + margin
-        self.register_buffer("grid", torch.linspace(low, high, max(2, round(density * (high - low)))))
+        require(halvings <= 10, f"algorithm.halvings={halvings}: at most 10, which make a grid of 1,024 points one")
+        part = 2**halvings
+        points = part * ceil(max(2, round(density * (high - low))) / part)
+        self.register_buffer("grid", torch.linspace(low, high, points))
         spacing = float(self.grid[1] - self.grid[0])
-        layers: list[nn.Module] = []
-        widths = [hidden, *channels, hidden]
-        convolution = nn.Conv1d if inputs == 1 else nn.Conv2d
-        for before, after in pairwise(widths):
-            layers += [convolution(before, after, kernel, padding=kernel // 2), nn.ReLU()]
-        self.cnn = nn.Sequential(*layers)
+        self.cnn = UNet(hidden, halvings, kernel, inputs) if halvings else same_size(hidden, channels, kernel, inputs)
         self.encode = SetConvolution(1 + outputs, hidden, 2 * spacing)
-        self.mean, self.std = (SetConvolution(hidden, outputs, 2 * spacing) for _ in range(2))
+        read = 2 * hidden if halvings else hidden
+        self.mean, self.std = (SetConvolution(read, outputs, 2 * spacing) for _ in range(2))
         for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) and module not in model.modules():
+            if isinstance(module, (nn.Linear, _ConvNd)) and module not in model.modules():
                 nn.init.xavier_normal_(module.weight)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         self.learn_with(outer_lr, halve_every, decay_over, decay)
