@@ -13,15 +13,24 @@ VARIABLE = "METARUN_LIFELINE"
 
 
 @contextlib.contextmanager
-def child(words: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a metarun command that stops, after a checkpoint, when this process ends."""
+def child(
+    words: Sequence[str], environment: Mapping[str, str], results: bool = True
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a metarun command that stops, after a checkpoint, when this process ends.
+
+    Args:
+        words: Program and arguments.
+        environment: The child's environment variables.
+        results: False to discard what it writes to standard output; errors are shown all the same.
+    """
     theirs, ours = os.pipe()
     try:
         try:
             # A session of its own: Ctrl-C then reaches this process alone, which asks the child to stop once. A second
             # signal would stop it before its checkpoint.
             own = {**environment, VARIABLE: str(theirs)}
-            process = subprocess.Popen(words, env=own, pass_fds=(theirs,), start_new_session=True)
+            output = None if results else subprocess.DEVNULL
+            process = subprocess.Popen(words, env=own, pass_fds=(theirs,), start_new_session=True, stdout=output)
         finally:
             os.close(theirs)
         yield process

@@ -29,7 +29,7 @@ to do.
 """
 
 
-def run_all(commands: Mapping[str, Command], jobs: int, progress: str = "") -> None:
+def run_all(commands: Mapping[str, Command], jobs: int, progress: str = "", results: bool = True) -> None:
     """Run commands, ``jobs`` at a time.
 
     A signal is passed on to the running commands, which stop after a checkpoint.
@@ -38,6 +38,7 @@ def run_all(commands: Mapping[str, Command], jobs: int, progress: str = "") -> N
         commands: The commands by the names that messages use.
         jobs: Number of commands at a time.
         progress: Label of the line that says how many are done and how long the others take; empty for none.
+        results: False to discard what the commands write to standard output.
 
     Raises:
         RunFailed: Some commands failed. The message names them.
@@ -59,7 +60,7 @@ def run_all(commands: Mapping[str, Command], jobs: int, progress: str = "") -> N
                 return 0
             own = {"CUDA_VISIBLE_DEVICES": str(device % gpus)} if jobs > 1 and gpus > 1 else {}
             own |= {"TERM": "dumb"} if jobs > 1 else {}  # plain lines: a terminal has room for one live line
-            with child([sys.executable, "-m", "metarun", *words], {**os.environ, **own}) as process:
+            with child([sys.executable, "-m", "metarun", *words], {**os.environ, **own}, results) as process:
                 running.add(process)
                 try:
                     code = process.wait()

@@ -70,8 +70,10 @@ def _try(name: str, words: Sequence[str]) -> int:
     """
     paper = recipes()[name]
     with tempfile.TemporaryDirectory() as folder:
-        short = [*_TRIAL, f"runner.directory={folder}"]
-        run_all({name: lambda: ["train", f"experiment={name}", "seed=0", *words, *short]}, 1)
+        # What it would print are places in a folder that is gone a moment later.
+        short = [*_TRIAL, f"runner.directory={folder}", "--quiet"]
+        log.info("metarun: trying two iterations of %s", name)
+        run_all({name: lambda: ["train", f"experiment={name}", "seed=0", *words, *short]}, 1, results=False)
         (run,) = (RunDirectory.open(path.parent) for path in Path(folder).glob("*/*/summary.json"))
         found = paper.findings({0: run.summary() or {}})
     print(f"{name}: works; it measures {', '.join(metric_of(finding.claim) for finding in found)}; nothing recorded")

@@ -129,7 +129,10 @@ def test_a_failed_run_is_named(capfd: pytest.CaptureFixture[str]) -> None:
 def test_smoke_measures_every_claim_and_records_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["reproduce", "mine/tiny", "--smoke", "runner.threads=1"]
     assert main(words) == 0
-    assert "mine/tiny: works; it measures mse after 1, mse; nothing recorded" in capfd.readouterr().out
+    told = capfd.readouterr()
+    assert told.out == "mine/tiny: works; it measures mse after 1, mse; nothing recorded\n"
+    assert "trying two iterations of mine/tiny" in told.err
+    assert "run directory" not in told.err, "it is temporary, and gone"
     assert not Path("outputs").exists()
     recipe = tmp_path / "conf" / "experiment" / "mine" / "tiny.yaml"
     recipe.write_text(RECIPE.replace("metric: mse, value", "metric: accuracy, value"))
