@@ -85,3 +85,10 @@ def test_noise_is_added_to_support_and_query_alike() -> None:
 def test_more_entries_than_dimensions_are_refused() -> None:
     with pytest.raises(UserError, match=r"task.sparsity=7 is more than the task.size=6"):
         task("sparse_linear", sparsity=7)
+
+
+def test_uniform_inputs() -> None:
+    x = task("linear", inputs="uniform").batch("train", range(2000)).support.x
+    assert x.abs().max().item() <= 0.5
+    assert x.mean().item() == pytest.approx(0, abs=0.005)
+    assert x.var().item() == pytest.approx(1 / 12, rel=0.01)

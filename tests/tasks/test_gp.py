@@ -30,13 +30,20 @@ KERNELS: dict[str, Callable[[float, float, float, float], float]] = {
     ),
     # 2 sin^2 a = 1 - cos 2a
     "periodic": lambda d, length, scale, period: scale**2 * exp(-(1 - cos(2 * pi * d / period)) / length**2),
+    "weakly_periodic": lambda d, length, scale, period: (
+        scale**2 * exp(-(d**2) / (2 * length**2)) * exp(-(1 - cos(2 * pi * d / period)))
+    ),
+    "mixture": lambda d, length, scale, period: (
+        scale**2 * (exp(-(d**2) / (2 * 0.3**2)) + exp(-(d**2) / (2 * length**2)))
+    ),
 }
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_draws_have_the_kernels_covariance(kernel: str) -> None:
     """Of 40,000 curves at four points, each entry within five standard errors of the closed form plus noise."""
-    family = task(kernel=kernel, length=[0.4, 0.4], scale=[0.8, 0.8], period=[1.3, 1.3], noise=0.1)
+    lengths = [0.3, 0.4] if kernel == "mixture" else [0.4, 0.4]
+    family = task(kernel=kernel, length=lengths, scale=[0.8, 0.8], period=[1.3, 1.3], noise=0.1)
     x, n = np.array([-1.0, -0.7, 0.1, 0.4]), 40_000
     y = family.draw("train", range(n), np.tile(x, (n, 1)))
     closed = np.array([[KERNELS[kernel](abs(a - b), 0.4, 0.8, 1.3) for a in x] for b in x]) + 0.01 * np.eye(4)

@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 
 
 class Functions(Task):
-    """Regression y = f(x) + noise at x ~ N(0, I), with f of one class (Garg et al. 2022, arXiv:2208.01066, section 2,
+    """Regression y = f(x) + noise at random x, with f of one class (Garg et al. 2022, arXiv:2208.01066, section 2,
     app. A).
 
     Args:
@@ -39,6 +39,8 @@ class Functions(Task):
         noise: Standard deviation of the noise added to every y, in support and query set.
         shot: Support points of a task.
         query: Query points of a task.
+        inputs: Distribution of x: ``normal``, N(0, I), or ``uniform`` on [-1/2, 1/2] in each dimension (von Oswald et
+            al. 2023, arXiv:2212.07677).
     """
 
     kind: ClassVar[str] = "regression"
@@ -60,12 +62,14 @@ class Functions(Task):
         noise: NonNegative,
         shot: Positive,
         query: Positive,
+        inputs: Literal["normal", "uniform"] = "normal",
     ) -> None:
         require(
             function != "sparse_linear" or sparsity <= size,
             f"task.sparsity={sparsity} is more than the task.size={size} entries of w",
         )
         self.seed, self.function, self.size, self.noise = seed, function, size, noise
+        self.inputs = inputs
         self.sparsity, self.depth, self.hidden, self.normalise = sparsity, depth, hidden, normalise
         self.shape: EpisodeShape = EpisodeShape(0, shot, query)
         self.spec = Spec("regression", self.modality, (size,), 1)
@@ -103,7 +107,10 @@ class Functions(Task):
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
         shape = shape or self.shape
         count = shape.shot + shape.query
-        x = normals(self.seed, split, indices, count * self.size, stream=1).reshape(-1, count, self.size)
+        drawn = normals if self.inputs == "normal" else uniforms
+        x = drawn(self.seed, split, indices, count * self.size, stream=1).reshape(-1, count, self.size)
+        if self.inputs == "uniform":
+            x = x - 0.5
         y = self.values(split, indices, x) + self.noise * normals(self.seed, split, indices, count, stream=2)
         both = np.concatenate([x, y[..., None]], axis=-1)
         points = to_device(both, self.device, torch.get_default_dtype())
@@ -116,6 +123,7 @@ class Functions(Task):
         return {
             "data": f"functions, {self.function}",
             "size": self.size,
+            **({"inputs": "uniform"} if self.inputs == "uniform" else {}),
             **own,
             "normalise": self.normalise,
             "noise": self.noise,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from metarun.tasks.learner import Learner
 
 Array = NDArray[np.float64]
-Kernel = Literal["rbf", "matern52", "periodic"]
+Kernel = Literal["rbf", "matern52", "periodic", "weakly_periodic", "mixture"]
 
 
 class GaussianProcesses(Task):
@@ -38,7 +38,9 @@ class GaussianProcesses(Task):
     Args:
         seed: Seed of the tasks.
         kernel: ``rbf``: s^2 exp(-d^2 / 2 l^2). ``matern52``: s^2 (1 + r + r^2 / 3) exp(-r) with r = sqrt(5) d / l.
-            ``periodic``: s^2 exp(-2 sin^2(pi d / p) / l^2).
+            ``periodic``: s^2 exp(-2 sin^2(pi d / p) / l^2). ``weakly_periodic``: s^2 exp(-d^2 / 2 l^2 - 2 sin^2(pi d /
+            p)). ``mixture``: s^2 times the sum of exp(-d^2 / 2 l^2) over both ends l of ``length``. The last two are of
+            Gordon et al. (2020, arXiv:1910.13556, appendix C.1), the mixture with noise.
         length: Smallest and largest length scale l.
         scale: Smallest and largest scale s.
         period: Smallest and largest period p.
@@ -116,7 +118,12 @@ class GaussianProcesses(Task):
         if self.kernel == "matern52":
             r = sqrt(5) * apart / length
             return scale**2 * (1 + r + r**2 / 3) * np.exp(-r)
-        return scale**2 * np.exp(-2 * (np.sin(pi * apart / period) / length) ** 2)
+        if self.kernel == "mixture":
+            return scale**2 * sum(np.exp(-0.5 * (apart / end) ** 2) for end in self.length)
+        wave = np.sin(pi * apart / period)
+        if self.kernel == "weakly_periodic":
+            return scale**2 * np.exp(-0.5 * (apart / length) ** 2 - 2 * wave**2)
+        return scale**2 * np.exp(-2 * (wave / length) ** 2)
 
     def draw(self, split: Split, indices: Sequence[int], x: Array) -> Array:
         """Return the noisy values of the tasks' curves at ``x`` [T, N], as [T, N]."""
