@@ -162,7 +162,7 @@ def try_line(words: list[str]) -> tuple[object, str, str | None]:
         return status, said, "no message"
     bare = said
     for typed in sorted(
-        {part for word in words for part in (word, word.partition("=")[2]) if part}, key=len, reverse=True
+        {part for word in words for part in (word, *word.split("=", 1)) if part}, key=len, reverse=True
     ):
         bare = bare.replace(typed, "")
     if found := library_word(bare):

@@ -45,7 +45,7 @@ class ConvCNP(PredictiveProcess):
         channels: Channels between the convolutions of the CNN. Not used by a U-Net.
         kernel: Size of the convolutions, odd.
         min_std: Smallest standard deviation that is predicted.
-        halvings: Halvings of the resolution in a U-Net, the paper's "XL" network; 0: a CNN of one resolution.
+        halvings: Halvings of the resolution in a U-Net, the paper's "XL" network; 0 or ``None``: one resolution.
 
     Raises:
         UserError: Embedded inputs have more than two dimensions, or the domain or the kernel's size is not one.
@@ -71,7 +71,7 @@ class ConvCNP(PredictiveProcess):
         halve_every: Positive | None,
         decay_over: Positive | None,
         decay: Decay,
-        halvings: Count = 0,
+        halvings: Count | None = None,
     ) -> None:
         super().__init__()
         inputs, outputs = dry_run(model, spec).shape[-1], spec.output_size
@@ -88,6 +88,7 @@ class ConvCNP(PredictiveProcess):
         self.model, self.spec, self.min_std = model, spec, min_std
         self.train_shot, self.train_query = train_shot, train_query
         low, high = domain[0] - margin, domain[1] + margin
+        halvings = halvings or 0
         require(halvings <= 10, f"algorithm.halvings={halvings}: at most 10, which make a grid of 1,024 points one")
         part = 2**halvings
         points = part * ceil(max(2, round(density * (high - low))) / part)

@@ -40,7 +40,7 @@ class Functions(Task):
         shot: Support points of a task.
         query: Query points of a task.
         inputs: Distribution of x: ``normal``, N(0, I), or ``uniform`` on [-1/2, 1/2] in each dimension (von Oswald et
-            al. 2023, arXiv:2212.07677).
+            al. 2023, arXiv:2212.07677). ``None``, as in runs from before the key: normal.
     """
 
     kind: ClassVar[str] = "regression"
@@ -62,7 +62,7 @@ class Functions(Task):
         noise: NonNegative,
         shot: Positive,
         query: Positive,
-        inputs: Literal["normal", "uniform"] = "normal",
+        inputs: Literal["normal", "uniform"] | None = None,
     ) -> None:
         require(
             function != "sparse_linear" or sparsity <= size,
@@ -107,7 +107,7 @@ class Functions(Task):
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
         shape = shape or self.shape
         count = shape.shot + shape.query
-        drawn = normals if self.inputs == "normal" else uniforms
+        drawn = uniforms if self.inputs == "uniform" else normals
         x = drawn(self.seed, split, indices, count * self.size, stream=1).reshape(-1, count, self.size)
         if self.inputs == "uniform":
             x = x - 0.5
