@@ -137,7 +137,8 @@ WHOLE = {
     "protonet": ["task=nlp/text", "task.file=texts.jsonl", "task.way=2", "task.query=2", "task.test_ways=[]",
                  "model=ngram_bag", "model.buckets=256", "model.dim=16", "model.rank=4", "algorithm=protonet",
                  "algorithm.train_way=null", "algorithm.train_query=2"],
-    "cnp": ["task=regression/gp", "algorithm=cnp", "model=mlp", "model.hidden=[8,8]"],
+    # With a fixed number of points the two test tasks are independent, so that they have an interval.
+    "cnp": ["task=regression/gp", "task.least_shot=50", "algorithm=cnp", "model=mlp", "model.hidden=[8,8]"],
     "rl2": ["task=rl/bandit", "algorithm=rl2", "model=gru_policy"],
     "pearl": ["task=rl/navigation", "task.horizon=10", "algorithm=pearl", "algorithm.gradient_steps=2",
               "algorithm.tasks=2", "algorithm.context=8", "algorithm.batch=6", "algorithm.replay_tasks=4",
