@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ class Reader(SupervisedAlgorithm):
 
     kinds: ClassVar[tuple[str, ...]] = ("regression",)
 
+    @abstractmethod
     def read(self, support: Labelled, x: Tensor) -> Tensor:
         """Predict at queries.
 
@@ -33,7 +35,6 @@ class Reader(SupervisedAlgorithm):
         Returns:
             Predictions, [T, M, D].
         """
-        raise NotImplementedError
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         loss = mean_loss(self.spec, self.adapt(batch.support)(batch.query.x), batch.query.y)
