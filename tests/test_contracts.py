@@ -106,7 +106,7 @@ NOTHING_THERE = {
 }
 TUNED_FOR_LAYERS = ("regression/sinusoid", "cavia", "linear")
 """The values that suit the pair name a layer and an initialisation, and this model has neither."""
-DISCRETE = ("rl/bandit", "rl/gridnavi", "rl/mdp")
+DISCRETE = ("rl/bandit", "rl/gridnavi", "rl/darkroom", "rl/mdp")
 """Families with actions that soft actor-critic cannot squash."""
 ON_A_GRID = ("regression/sinusoid", "regression/gp", "vision/completion")
 """Families with one or two coordinates, which a convolutional process puts on a grid."""
@@ -224,6 +224,7 @@ SMALL = {
             ("rl/metaworld", []),
         )
     },
+    "task=rl/darkroom": ["task.horizon=4", "task.size=3", "task.episodes=2", "task.held_out=2"],
     "task=rl/mdp": ["task.states=3", "task.horizon=4", "task.episodes=2"],
     **{
         f"task=vision/{name}": ["task.way=2", "task.query=1", "task.test_ways=[]", "task.size=16", "task.whole=false",

@@ -40,6 +40,7 @@ FAMILIES = {
     "rl/navigation": ["algorithm=maml_trpo", "task.horizon=10"],
     "rl/sparse_navigation": ["algorithm=rl2", "model=gru_policy", "task.horizon=4", "task.episodes=3"],
     "rl/gridnavi": ["algorithm=varibad", "model=belief_policy"],
+    "rl/darkroom": ["algorithm=rl2", "task.horizon=8", "task.size=3", "task.held_out=2", "task.key=true"],
     "rl/maze": ["algorithm=rl2", "task.horizon=8", "task.size=3"],
     "rl/pendulum": ["task.horizon=8"],
     "rl/cartpole": ["task.horizon=8"],
