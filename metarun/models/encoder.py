@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,10 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError, require
-from metarun.models.lowrank import add, fix
+from metarun.models.pretrained import Tune, embed_once, in_package, select_trained
 from metarun.models.tokens import pad
-from metarun.progress import Progress
-from metarun.tasks.files import Arrays, cached
 from metarun.types import Fraction, PathOrName, Positive, Rate
 
 Pooling = Literal["mean", "cls", "max"]
@@ -31,14 +28,9 @@ class Encoder(nn.Module):
     features [N, D]. Weights are read from safetensors only, and no code of a model is run. The features are
     ``scale * M e`` for the embedding e and an optional linear map M that starts as the identity.
 
-    ``tune`` determines which weights of the encoder are trained:
-
-    - ``frozen``: none. Each text is embedded once without dropout. Embeddings are cached under a hash of the model's
-      files, the texts and the pooling.
-    - ``all``: all weights.
-    - ``lora``: only low-rank updates of the linear layers (:class:`~metarun.models.lowrank.LowRankLayer`; Hu et al.
-      2022, arXiv:2106.09685). They start at 0, and only they are stored in checkpoints. To adapt such updates to each
-      task on top of meta-learned weights, use ``algorithm=lowrank`` with ``tune=all``.
+    With ``tune=frozen`` each text is embedded once without dropout. Embeddings are cached under a hash of the model's
+    files, the texts and the pooling. To adapt low-rank updates to each task on top of meta-learned weights, use
+    ``algorithm=lowrank`` with ``tune=all``.
 
     Args:
         name: Folder with ``config.json``, safetensors and tokenizer, ``package:folder`` for a folder inside an
@@ -46,7 +38,7 @@ class Encoder(nn.Module):
         pooling: ``mean`` or ``max`` over all tokens including the special ones, as in Sentence-BERT (Reimers & Gurevych
             2019, arXiv:1908.10084, section 3), or ``cls`` for the first token.
         normalize: If true, scale embeddings to length 1.
-        tune: ``frozen``, ``all`` or ``lora``.
+        tune: Weights to train, ``frozen``, ``norm``, ``lora`` or ``all``; see :data:`~metarun.models.pretrained.Tune`.
         rank: Rank of the low-rank updates.
         max_tokens: Number of tokens after which a text is cut.
         scale: Length of the features, which is the sharpness of a softmax over distances.
@@ -66,7 +58,7 @@ class Encoder(nn.Module):
         name: PathOrName,
         pooling: Pooling,
         normalize: bool,
-        tune: Literal["frozen", "all", "lora"],
+        tune: Tune,
         rank: Positive,
         max_tokens: Positive,
         scale: Rate,
@@ -82,9 +74,7 @@ class Encoder(nn.Module):
         self.net: nn.Module | None = None
         if tune != "frozen":
             self.net = load(self.folder).to(torch.get_default_dtype())
-            if tune == "lora":
-                fix(self.net, persistent=False)
-                add(self.net, rank)
+            select_trained(self.net, tune, rank)
         self.width = config_of(self.folder).hidden_size
         self.metric = nn.Linear(self.width, self.width, bias=False) if metric else None
         if self.metric is not None:
@@ -101,8 +91,7 @@ class Encoder(nn.Module):
             "pooling": self.pooling,
             "max_tokens": self.max_tokens,
         }
-        embedded = torch.from_numpy(cached("embeddings", key, lambda: self._embed(texts))["embeddings"])
-        embedded = embedded.to(torch.get_default_dtype())
+        embedded = embed_once(self.name, "texts", (len(texts), self.width), key, lambda: self._embed(texts))
         return nn.functional.normalize(embedded, dim=1) if self.normalize else embedded
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
@@ -110,17 +99,12 @@ class Encoder(nn.Module):
         found = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"] if texts else []
         return pad([[1 + i for i in ids] for ids in found])
 
-    def _embed(self, texts: Sequence[str]) -> Arrays:
-        """Embed all texts with the frozen encoder, in batches of similar length."""
+    def _embed(self, texts: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield rows and their embeddings by the frozen encoder, in batches of texts of similar length."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         net, ids = load(self.folder).to(device).eval(), self.tokens(texts)
-        embeddings = torch.empty(len(texts), self.width)
-        lengths = (ids > 0).sum(1)
-        with Progress(f"{self.name}: embedding", len(texts), "texts", summary=True) as progress, torch.no_grad():
-            for rows in lengths.argsort(stable=True).split(BATCH_SIZE):
-                embeddings[rows] = pool_states(net, ids[rows].to(device), self.pooling).cpu()
-                progress.update(len(rows))
-        return {"embeddings": embeddings.numpy()}
+        for rows in (ids > 0).sum(1).argsort(stable=True).split(BATCH_SIZE):
+            yield rows, pool_states(net, ids[rows].to(device), self.pooling)
 
     def example(self) -> Tensor:
         """Return an example input with two texts."""
@@ -178,16 +162,7 @@ def locate(name: str) -> Path:
         UserError: There is no such model.
     """
     transformers()
-    package, colon, inside = name.partition(":")
-    if colon:
-        found = importlib.util.find_spec(package) if package.isidentifier() else None
-        require(
-            found is not None and bool(found.submodule_search_locations),
-            f"model.name={name}: the Python package '{package}' is not installed",
-        )
-        assert found is not None
-        assert found.submodule_search_locations
-        folder = Path(found.submodule_search_locations[0]) / inside
+    if (folder := in_package("model.name", name)) is not None:
         require((folder / "config.json").is_file(), f"model.name={name}: no config.json in {folder}")
         return folder
     folder = Path(name).expanduser()

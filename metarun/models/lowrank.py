@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,15 +63,18 @@ def low_rank_pair(layer: Any, rank: int) -> tuple[nn.Module, nn.Module]:
     )
 
 
-def fix(module: nn.Module, persistent: bool = True) -> None:
-    """Turn all parameters of a module into buffers, so that they are used but not trained.
+def fix(module: nn.Module, persistent: bool = True, keep: Callable[[nn.Module], bool] = lambda layer: False) -> None:
+    """Turn parameters of a module into buffers, so that they are used but not trained.
 
     Args:
         module: Module to change in place.
         persistent: If false, the buffers are not stored in checkpoints.
+        keep: Function that returns true for layers whose own parameters stay trainable.
     """
     fixed: dict[int, Tensor] = {}  # a shared tensor stays shared
     for part in module.modules():
+        if keep(part):
+            continue
         for name, parameter in list(part.named_parameters(recurse=False, remove_duplicate=False)):
             delattr(part, name)
             part.register_buffer(name, fixed.setdefault(id(parameter), parameter.detach()), persistent=persistent)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,28 +14,43 @@ from torch import Tensor, nn
 
 from metarun.errors import RunFailed, UserError, nearest, nearest_path, require
 from metarun.models.conv4 import as_float
+from metarun.models.pretrained import Tune, embed_once, fingerprint, in_package, select_trained
 from metarun.tasks.episode import Spec
-from metarun.types import DataPath, Positive
+from metarun.types import PathOrName, Positive, Rate
 
+log = logging.getLogger("metarun")
 MIN_VERSION = (1, 0, 26)
 """First version of timm that loads all weight files without running code from them."""
+BATCH_SIZE = 64
+"""Number of images that a frozen encoder embeds at once."""
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 class Timm(nn.Module):
     """Pooled features of a timm model without its classifier.
 
-    Maps images [N, C, H, W], floats or uint8 in 0..255, to features [N, features]. Inputs are standardised by the mean
-    and standard deviation of the model's weights. The batch norm is torch's own, so ``algorithm.norm=support`` does not
-    work. Needs the extra ``vision``.
+    Maps images [N, C, H, W], floats or uint8 in 0..255, to features [N, features]; with ``tune=frozen`` maps the
+    embeddings of :meth:`encode` to themselves. Inputs are resized and then standardised as the card of the weights
+    says, which is timm's own card of the model unless keys say otherwise. The card's crop is not applied. The batch
+    norm is torch's own, so ``algorithm.norm=support`` does not work unless the encoder is frozen.
 
     Args:
         spec: Shapes of the task.
         name: Name of a timm model, such as ``resnet18.a1_in1k`` or ``vit_tiny_patch16_224``, also ``hf-hub:...`` and
             ``local-dir:...``.
         pretrained: If true, use the published weights, from the cache of the Hugging Face hub or by download.
-        weights: File of weights to load instead.
+        weights: File of weights to load instead, or ``package:path`` for a file inside an installed Python package.
+        in_order: If true, the tensors of ``weights`` are assigned in order, whatever their names. It is for weights of
+            another implementation of the same network. Numbers and shapes of the tensors must be equal.
         resize: Height and width in pixels to which images are resized on the device, for weights that were trained at
-            another size. With ``None``, models for a fixed size (vision transformers) are built for that of the images.
+            another size; ``card`` for the size in the card. With ``None``, models for a fixed size (vision transformers
+            among them) are built for that of the images.
+        interpolation: Interpolation of resizing, with antialiasing; ``None`` for the card's.
+        mean: Mean of each colour in 0..1 that is subtracted; ``None`` for the card's.
+        std: Deviation of each colour by which images are divided; ``None`` for the card's.
+        tune: Weights to train, ``frozen``, ``norm``, ``lora`` or ``all``; see :data:`~metarun.models.pretrained.Tune`.
+        rank: Rank of the low-rank updates.
+        normalize: If true, scale features to length 1.
 
     Raises:
         UserError: timm is missing or too old, has no such model, or cannot build it for these images.
@@ -45,8 +62,22 @@ class Timm(nn.Module):
     mean: Tensor
     std: Tensor
 
+    # Defaults are those of runs made before the keys existed.
     def __init__(
-        self, spec: Spec, *, name: str, pretrained: bool, weights: DataPath | None, resize: Positive | None
+        self,
+        spec: Spec,
+        *,
+        name: str,
+        pretrained: bool,
+        weights: PathOrName | None,
+        resize: Positive | Literal["card"] | None,
+        in_order: bool = False,
+        interpolation: Interpolation | None = "bilinear",
+        mean: Sequence[float] | None = None,
+        std: Sequence[Rate] | None = None,
+        tune: Tune = "all",
+        rank: Positive = 8,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         timm = import_timm()
@@ -57,18 +88,33 @@ class Timm(nn.Module):
             not (pretrained and weights),
             "model.pretrained=true and model.weights exclude each other: give only one of them",
         )
-        file = Path(weights).expanduser() if weights else None
-        require(file is None or file.is_file(), f"model.weights={weights}: no such file{nearest_path(file or '')}")
+        require(
+            not in_order or weights is not None,
+            "model.in_order=true assigns the tensors of a file in order: give the file as model.weights",
+        )
+        file = None
+        if weights is not None:
+            file = Path(weights).expanduser()
+            file = file if file.exists() else in_package("model.weights", weights) or file
+            require(file.is_file(), f"model.weights={weights}: no such file{nearest_path(file)}")
         channels, height, width = spec.input_shape
-        self.size = (height, width) if resize is None else (resize, resize)
-        given: dict[str, Any] = {"num_classes": 0, "in_chans": channels, "pretrained": pretrained}
+        # Weights that are assigned in order read colours; a grey image is then repeated in each.
+        self.colours = 3 if in_order and channels == 1 else channels
         known = timm.models.get_pretrained_cfg(name) if plain is not None else None
+        if resize == "card":
+            size = getattr(known, "input_size", None)
+            require(size is not None, f"model.resize=card: timm has no card of {name}; give a number of pixels")
+            assert size is not None
+            self.size = (size[-2], size[-1])
+        else:
+            self.size = (height, width) if resize is None else (resize, resize)
+        given: dict[str, Any] = {"num_classes": 0, "in_chans": self.colours, "pretrained": pretrained}
         if getattr(known, "fixed_input_size", False):
             given["img_size"] = self.size
-        if file is not None:
+        if file is not None and not in_order:
             given["checkpoint_path"] = str(file)
         try:
-            self.net: nn.Module = timm.create_model(name, **given)
+            net: nn.Module = timm.create_model(name, **given)
         except (OSError, ConnectionError) as error:
             raise RunFailed(f"model.name={name}: its weights could not be downloaded ({_short(error)})") from error
         except (RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
@@ -76,17 +122,112 @@ class Timm(nn.Module):
                 f"model.name={name}: timm cannot build it for images of {channels} channels and "
                 f"{self.size[0]}x{self.size[1]} pixels ({_short(error)})"
             ) from error
-        config = getattr(self.net, "pretrained_cfg", None) or {}
-        for key, default in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
-            values = torch.tensor(config.get(key) or default, dtype=torch.get_default_dtype())
-            values = values if len(values) == channels else values.mean().expand(channels)
+        if in_order and file is not None:
+            load_in_order(net, file, f"model.weights={weights}")
+        card = getattr(net, "pretrained_cfg", None) or {}
+        if file is not None and (mean is None or std is None):
+            log.warning(
+                "model.weights=%s has no card: images are standardised as timm's card of %s says; "
+                "model.mean and model.std say otherwise", weights, name
+            )  # fmt: skip
+        self.interpolation = interpolation or ("bilinear" if card.get("interpolation") == "bilinear" else "bicubic")
+        for key, own, default in (("mean", mean, (0.485, 0.456, 0.406)), ("std", std, (0.229, 0.224, 0.225))):
+            values = torch.tensor(own or card.get(key) or default, dtype=torch.get_default_dtype())
+            values = values if len(values) == self.colours else values.mean().expand(self.colours)
             self.register_buffer(key, values.view(-1, 1, 1).clone(), persistent=False)
+        self.name, self.normalize, self.input_shape = name, normalize, spec.input_shape
+        self.is_frozen = tune == "frozen"
+        self.net: nn.Module | None = None
+        self._frozen: tuple[nn.Module, ...] = ()  # in a tuple, so that its weights are not the model's
+        if self.is_frozen:
+            self._frozen = (net.eval().requires_grad_(False),)
+            with torch.no_grad():
+                self.width = self._features(net, torch.zeros(1, channels, height, width)).shape[1]
+        else:
+            select_trained(net, tune, rank)
+            self.net = net
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return embeddings [N, F] of images if the encoder is frozen, else the images.
+
+        Embeddings are cached under a hash of weights, preprocessing and images.
+
+        Args:
+            images: Images [N, C, H, W], floats or uint8 in 0..255.
+        """
+        if not self._frozen:
+            return images
+        (net,) = self._frozen
+        key: dict[str, Any] = {
+            "network": self.name,
+            "weights": fingerprint(net.state_dict()),
+            "card": fingerprint({"mean": self.mean, "std": self.std}),
+            "size": self.size,
+            "interpolation": self.interpolation,
+            "normalize": self.normalize,
+            "images": fingerprint({"": images}),
+        }
+        return embed_once(self.name, "images", (len(images), self.width), key, lambda: self._embed(images))
+
+    def _embed(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        (net,) = self._frozen
+        net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for rows in torch.arange(len(images)).split(BATCH_SIZE):
+            yield rows, self._features(net, images[rows].to(device))
+
+    def example(self) -> Tensor:
+        """Return an example input with two embeddings if the encoder is frozen, else two images."""
+        return torch.zeros(2, self.width) if self.is_frozen else torch.zeros(2, *self.input_shape)
 
     def forward(self, x: Tensor) -> Tensor:
+        return x if self.net is None else self._features(self.net, x)
+
+    def _features(self, net: nn.Module, x: Tensor) -> Tensor:
         x = as_float(x)
         if x.shape[-2:] != self.size:
-            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
-        return self.net((x - self.mean) / self.std)
+            x = F.interpolate(x, self.size, mode=self.interpolation, antialias=True)
+            x = x.clamp(0, 1) if self.interpolation == "bicubic" else x
+        x = x.expand(-1, self.colours, -1, -1)
+        x = net((x - self.mean.to(x)) / self.std.to(x))
+        return F.normalize(x, dim=1) if self.normalize else x
+
+
+def load_in_order(net: nn.Module, file: Path, where: str) -> None:
+    """Assign the tensors of a file to those of a network in order.
+
+    Tensors that the network lacks at the end of the file, as those of a classifier, are left out.
+
+    Args:
+        net: Network to change in place.
+        file: File of tensors by name, in torch's format or safetensors.
+        where: Configuration key and value, for messages.
+
+    Raises:
+        UserError: The file cannot be read, or numbers or shapes of the tensors differ.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            stored: Mapping[str, Tensor] = load_file(file)
+        else:
+            stored = torch.load(file, map_location="cpu", weights_only=True)
+        if not all(isinstance(value, Tensor) for value in stored.values()):
+            raise ValueError("no file of tensors by name")
+    except Exception as error:  # of many kinds in torch and safetensors
+        raise UserError(f"{where}: cannot be read as weights ({_short(error)})") from None
+    wanted = net.state_dict()
+    require(
+        len(wanted) <= len(stored) <= len(wanted) + 2,
+        f"{where}: has {len(stored)} tensors, and the network {len(wanted)} without a classifier: another network",
+    )
+    for (name, value), (theirs, given) in zip(wanted.items(), stored.items(), strict=False):
+        require(
+            value.shape == given.shape,
+            f"{where}: tensor {theirs} is {list(given.shape)}, and {name} of the network {list(value.shape)}",
+        )
+    net.load_state_dict(dict(zip(wanted, stored.values(), strict=False)))
 
 
 def import_timm() -> Any:

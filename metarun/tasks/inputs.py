@@ -89,7 +89,7 @@ class Inputs:
         Args:
             items: Images (paths, Pillow images, arrays or tensors [H, W], [H, W, C] or [C, H, W] of uint8 or of floats
                 in 0..1, or a batch of them with one more dimension), texts, or rows of numbers.
-            model: Model whose ``encode`` turns texts into ids.
+            model: Model whose ``encode`` turns texts into ids, and images into embeddings if it is frozen.
 
         Raises:
             TypeError: An item has the wrong type or shape.
@@ -98,7 +98,8 @@ class Inputs:
         if self.spec.modality == "image":
             images = [self._image(item, i) for i, item in enumerate(_listed_images(items), start=1)]
             require(len(images) > 0, "there is nothing to read")
-            return torch.from_numpy(np.stack(images))
+            pixels = torch.from_numpy(np.stack(images))
+            return model.encode(pixels) if getattr(model, "is_frozen", False) else pixels
         if self.spec.modality == "text":
             return model.encode(_texts(items))
         return _numbers(items, self.spec.input_shape)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from metarun.config.build import construct
 from metarun.errors import RunFailed, UserError
-from metarun.models.timm import Timm, import_timm
+from metarun.models.pretrained import select_trained
+from metarun.models.timm import Timm, import_timm, load_in_order
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
+from metarun.tasks.fewshot import ClassData
+from metarun.tasks.vision.base import ImageFewShot
 from tests.composed import composed
 
 SPEC = Spec("classification", "image", (3, 32, 32), 3)
@@ -69,6 +74,38 @@ def test_inputs_are_standardised_and_resized(stand_in: dict[str, Any]) -> None:
     assert stand_in["in_chans"] == 1
 
 
+def test_a_frozen_encoder_embeds_each_image_once(
+    stand_in: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path))
+    task = ImageFewShot(ClassData(torch.randint(0, 256, (36, 3, 4, 4), dtype=torch.uint8), np.arange(0, 37, 6),
+                                  list("abcdef")), {"train": [0, 1], "val": [2, 3], "test": [4, 5]}, seed=0, way=2,
+                        shot=1, query=2)  # fmt: skip
+    images = task.batch("test", [0, 1])
+    model = build(task.spec, name="resnet18", tune="frozen")
+    task.prepare(model)
+    ran: list[int] = []
+    features = Timm._features
+    monkeypatch.setattr(Timm, "_features", lambda self, net, x: ran.append(len(x)) or features(self, net, x))
+    embedded = task.batch("test", [0, 1])
+    assert ran == [12]  # those of the split alone
+    trained = build(task.spec, name="resnet18")
+    for before, after in ((images.support, embedded.support), (images.query, embedded.query)):
+        assert torch.allclose(trained(before.x.flatten(0, 1)), model(after.x.flatten(0, 1)), atol=1e-6)
+        assert torch.equal(before.y, after.y)
+    task.prepare(build(task.spec, name="resnet18", tune="frozen"))
+    ran.clear()
+    assert torch.equal(task.batch("test", [0, 1]).query.x, embedded.query.x)
+    assert not ran  # another run reads the cache
+    # Other preprocessing has other embeddings.
+    task.prepare(build(task.spec, name="resnet18", tune="frozen", mean=[0.1, 0.1, 0.1]))
+    assert not torch.equal(
+        task.batch("test", [0, 1]).query.x, embedded.query.x
+    )  # other preprocessing, other embeddings
+    assert not model.state_dict()
+    assert not list(model.parameters())
+
+
 @pytest.mark.parametrize(
     ("given", "kind", "words"),
     [
@@ -76,6 +113,8 @@ def test_inputs_are_standardised_and_resized(stand_in: dict[str, Any]) -> None:
         ({"name": "resnet18", "weights": "no/such"}, UserError, "model.weights=no/such: no such file"),
         ({"name": "resnet18", "weights": "x", "pretrained": True}, UserError, "give only one of them"),
         ({"name": "resnet18", "pretrained": True}, RunFailed, "its weights could not be downloaded (no network)"),
+        ({"name": "resnet18", "in_order": True}, UserError, "give the file as model.weights"),
+        ({"name": "resnet18", "weights": "no_such_package:x"}, UserError, "'no_such_package' is not installed"),
         ({"name": "vit", "resize": 7}, UserError, "3 channels and 7x7 pixels (sizes do not divide)"),
     ],
 )
@@ -118,3 +157,31 @@ def test_real_weights_come_from_a_file(real: Any, tmp_path: Any) -> None:
     assert torch.equal(first.eval()(x), second.eval()(x))
     with pytest.raises(UserError, match=r"^model.name=resnet18: timm cannot build it [^\n]*$"):
         build(name="resnet18", weights=str(tmp_path / "w.pth"))
+
+
+def test_weights_of_other_names_are_assigned_in_order(tmp_path: Path) -> None:
+    net, other = (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)) for _ in range(2))
+    file = tmp_path / "w.pth"
+    theirs = {f"other{i}": value for i, value in enumerate(other.state_dict().values())}
+    torch.save({**theirs, "classifier": torch.zeros(5, 2)}, file)
+    load_in_order(net, file, "model.weights=w")
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), theirs.values(), strict=True))
+    with pytest.raises(UserError, match=r"^model.weights=w: tensor other0 is \[2, 3\], and 0.weight of the network \["):
+        load_in_order(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)), file, "model.weights=w")
+    with pytest.raises(UserError, match=r"^model.weights=w: has 8 tensors, and the network 2 [^\n]*$"):
+        load_in_order(nn.Linear(3, 2), file, "model.weights=w")
+    file.write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"^model.weights=w: cannot be read as weights [^\n]*$"):
+        load_in_order(net, file, "model.weights=w")
+
+
+@pytest.mark.parametrize(
+    ("tune", "left"), [("norm", {"1.weight", "1.bias"}), ("lora", {"0.down.weight", "0.up.weight"})]
+)
+def test_trained_weights(tune: Any, left: set[str]) -> None:
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval()
+    x = torch.rand(4, 3)
+    before = net(x)
+    select_trained(net, tune, 1)
+    assert {name for name, _ in net.named_parameters()} == left
+    assert torch.equal(net(x), before)

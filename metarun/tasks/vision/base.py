@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from metarun.tasks.learner import Learner
+
+log = logging.getLogger("metarun")
 
 
 class ImageFewShot(FewShot):
@@ -48,6 +51,8 @@ class ImageFewShot(FewShot):
     crop: int = 0
     flip: bool = False
     jitter: float = 0.0
+    _encoder: Any = None
+    _embeddings: torch.Tensor | None = None
 
     @property
     def preparation(self) -> Preparation:
@@ -55,9 +60,44 @@ class ImageFewShot(FewShot):
         channels, height, width = self.spec.input_shape
         return Preparation(channels, height, width, self.resize, self.ink)
 
+    def prepare(self, model: Any) -> None:
+        """Take over the encoder if the model is a frozen one. Images are then embedded, each once, at first use."""
+        frozen = getattr(model, "is_frozen", False)
+        self._encoder, self._embeddings, self._embedded = model if frozen else None, None, set[Split]()
+        if frozen and self._augments:
+            log.warning("meta-training images are not augmented: model.tune=frozen embeds each image once")
+
+    @property
+    def _augments(self) -> bool:
+        return bool(self.augment or self.crop or self.flip or self.jitter)
+
+    def _embed(self, split: Split) -> None:
+        """Embed the images of a split."""
+        if split in self._embedded:
+            return
+        offsets = self.data.offsets
+        rows = torch.from_numpy(np.concatenate([np.arange(offsets[c], offsets[c + 1]) for c in self.classes[split]]))
+        embedded = self._encoder.encode(self.data.x[rows.to(self.data.x.device)]).to(self.device)
+        if self._embeddings is None:
+            self._embeddings = embedded.new_zeros(len(self.data.x), *embedded.shape[1:])
+        self._embeddings[rows.to(self.device)] = embedded
+        self._embedded.add(split)
+
+    def to(self, device: torch.device) -> ImageFewShot:
+        super().to(device)
+        if self._embeddings is not None:
+            self._embeddings = self._embeddings.to(device)
+        return self
+
+    def examples(self, index: torch.Tensor) -> torch.Tensor:
+        return super().examples(index) if self._embeddings is None else self._embeddings[index]
+
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
+        if self._encoder is not None:
+            self._embed(split)
+            return super().batch(split, indices, shape)
         batch = super().batch(split, indices, shape)
-        if split != "train" or not (self.augment or self.crop or self.flip or self.jitter):
+        if split != "train" or not self._augments:
             return batch
         support, query = batch.support, batch.query
         at = support.x.shape[1]
@@ -113,22 +153,23 @@ class ImageFewShot(FewShot):
             The figure.
         """
         shape = self.shape
-        batch, (drawn, _) = self.batch("test", [0]), self.rows("test", [0], shape)
+        batch, (drawn, rows) = self.batch("test", [0]), self.rows("test", [0], shape)
         learner.eval()
         with torch.no_grad():
             predicted = learner.adapt(batch.support)(batch.query.x)[0].argmax(-1).cpu()
         right = float((predicted == batch.query.y[0].cpu()).float().mean())
         each = shape.query or shape.shot
-        support = _displayed(batch.support.x[0]).reshape(shape.way, shape.shot, *self._pixels())
-        query = _displayed(batch.query.x[0]).reshape(shape.way, each, *self._pixels())
+        images = self.data.x[torch.from_numpy(rows[0].reshape(-1)).to(self.data.x.device)]
+        shown = _displayed(images).reshape(shape.way, -1, *self._pixels())
+        support, query = shown[:, : shape.shot], shown[:, shape.shot :] if shape.query else shown
         guesses, names = predicted.view(shape.way, each).tolist(), [self.data.names[c] for c in drawn[0]]
-        rows = [
+        sheet = [
             Row(names[label], list(support[label, :5]),
                 [Query(image, names[guess], guess == label)
                  for image, guess in zip(query[label, :10], guesses[label], strict=False)])
             for label in range(min(shape.way, 10))
         ]  # fmt: skip
-        figure = image_sheet(rows, "queries, with the predicted class", cell=0.8)
+        figure = image_sheet(sheet, "queries, with the predicted class", cell=0.8)
         figure.suptitle(f"One episode of unseen classes: {100 * right:.0f} % of its queries right; ✓ right, ✗ wrong")
         return figure
 
