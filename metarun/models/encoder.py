@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,13 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError, require
-from metarun.models.pretrained import Tune, embed_once, in_package, select_trained
+from metarun.models.pretrained import Embed, Tune, embed_once, in_package, pretrained_protocol, select_trained
 from metarun.models.tokens import pad
 from metarun.types import Fraction, PathOrName, Positive, Rate
 
 Pooling = Literal["mean", "cls", "max"]
-BATCH_SIZE = 64
-"""Number of texts of similar length that are embedded at once. Larger batches are no faster on a few cores."""
 
 
 class Encoder(nn.Module):
@@ -44,6 +42,7 @@ class Encoder(nn.Module):
         scale: Length of the features, which is the sharpness of a softmax over distances.
         metric: If true, learn the linear map M.
         dropout: Dropout rate of e before the learned part of M.
+        pretrained_on: Data that the weights were trained on and their overlap with the test data, for the protocol.
 
     Raises:
         UserError: The model is not found or cannot be read, or transformers is not installed.
@@ -64,6 +63,7 @@ class Encoder(nn.Module):
         scale: Rate,
         metric: bool,
         dropout: Fraction,
+        pretrained_on: str | None = None,
     ) -> None:
         super().__init__()
         require(dropout < 1, "model.dropout=1: must be less than 1")
@@ -80,6 +80,11 @@ class Encoder(nn.Module):
         if self.metric is not None:
             nn.init.zeros_(self.metric.weight)
         self.dropout = nn.Dropout(dropout)
+        self.tune, self.pretrained_on = tune, pretrained_on
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the facts needed to compare results of the encoder with others."""
+        return pretrained_protocol(self.name, self.tune, self.name, self.pretrained_on)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return embeddings [N, D] if the encoder is frozen, else token ids + 1, int32 [N, L]."""
@@ -91,20 +96,20 @@ class Encoder(nn.Module):
             "pooling": self.pooling,
             "max_tokens": self.max_tokens,
         }
-        embedded = embed_once(self.name, "texts", (len(texts), self.width), key, lambda: self._embed(texts))
+
+        def start() -> tuple[Tensor, Embed]:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            net, ids = load(self.folder).to(device).eval(), self.tokens(texts)
+            by_length = (ids > 0).sum(1).argsort(stable=True)
+            return by_length, lambda rows: pool_states(net, ids[rows].to(device), self.pooling)
+
+        embedded = embed_once(self.name, "texts", (len(texts), self.width), key, start)
         return nn.functional.normalize(embedded, dim=1) if self.normalize else embedded
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Return token ids + 1 of texts, int32 [N, L], padded with 0."""
         found = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"] if texts else []
         return pad([[1 + i for i in ids] for ids in found])
-
-    def _embed(self, texts: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield rows and their embeddings by the frozen encoder, in batches of texts of similar length."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        net, ids = load(self.folder).to(device).eval(), self.tokens(texts)
-        for rows in (ids > 0).sum(1).argsort(stable=True).split(BATCH_SIZE):
-            yield rows, pool_states(net, ids[rows].to(device), self.pooling)
 
     def example(self) -> Tensor:
         """Return an example input with two texts."""

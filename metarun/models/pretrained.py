@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from metarun import stopping
 from metarun.errors import require
 from metarun.models.lowrank import add, fix
 from metarun.progress import Progress
@@ -24,6 +27,13 @@ low-rank updates of linear and convolution layers (:class:`~metarun.models.lowra
 arXiv:2106.09685), which start at 0. ``all``: all weights. With ``norm`` and ``lora`` the other weights are not stored
 in checkpoints.
 """
+
+Embed = Callable[[Tensor], Tensor]
+"""A function from rows of the inputs [B] to their embeddings [B, F]."""
+BATCH_SIZE = 64
+"""Number of inputs that are embedded at once. Larger batches are no faster on a few cores."""
+BLOCK = 16 * BATCH_SIZE
+"""Number of inputs whose embeddings are one file of the cache."""
 
 
 def select_trained(net: nn.Module, tune: Tune, rank: int) -> None:
@@ -53,30 +63,64 @@ def embed_once(
     unit: str,
     shape: tuple[int, int],
     key: Mapping[str, Any],
-    compute: Callable[[], Iterator[tuple[Tensor, Tensor]]],
+    start: Callable[[], tuple[Tensor, Embed]],
 ) -> Tensor:
     """Return the embeddings of a frozen encoder, from the cache or computed with a progress bar and cached.
+
+    They are cached in blocks of :data:`BLOCK` inputs, so that an interrupted computation continues where it ended.
 
     Args:
         name: Name of the encoder, for the progress bar.
         unit: Name of the inputs in the plural.
         shape: Number of inputs and of features, (N, F).
         key: JSON values that hold everything the embeddings depend on: weights, preprocessing and inputs.
-        compute: Function that yields (rows [B], their embeddings [B, F]) until all rows are done.
+        start: Function that loads the encoder. It returns the order in which rows are embedded, [N], and the function
+            that embeds. It is called if some embedding is not in the cache.
 
     Returns:
         Embeddings [N, F] of the default dtype.
+
+    Raises:
+        Interrupted: A signal asked the process to stop.
     """
+    embeddings, done = torch.empty(shape), 0
+    with contextlib.ExitStack() as stack, torch.no_grad():
 
-    def build() -> Arrays:
-        embeddings = torch.empty(shape)
-        with Progress(f"{name}: embedding", shape[0], unit, summary=True) as progress, torch.no_grad():
-            for rows, embedded in compute():
-                embeddings[rows] = embedded.cpu().float()
-                progress.update(len(rows))
-        return {"embeddings": embeddings.numpy()}
+        @functools.cache
+        def started() -> tuple[Tensor, Embed, Progress]:
+            order, embed = start()
+            progress = Progress(f"{name}: embedding", shape[0], unit, done=done, summary=True)
+            return order, embed, stack.enter_context(progress)
 
-    return torch.from_numpy(cached("embeddings", key, build)["embeddings"]).to(torch.get_default_dtype())
+        def build(first: int) -> Arrays:
+            order, embed, progress = started()
+            rows, found = order[first : first + BLOCK], []
+            for batch in rows.split(BATCH_SIZE):
+                stopping.raise_if_requested()
+                found.append(embed(batch).cpu().float())
+                progress.update(len(batch))
+            return {"rows": rows.numpy(), "embeddings": torch.cat(found).numpy()}
+
+        for first in range(0, shape[0], BLOCK):
+            block = cached("embeddings", {**key, "rows": [first, BLOCK]}, functools.partial(build, first))
+            embeddings[torch.from_numpy(block["rows"])] = torch.from_numpy(block["embeddings"])
+            done += len(block["rows"])
+    return embeddings.to(torch.get_default_dtype())
+
+
+def pretrained_protocol(name: str, tune: Tune, weights: str | None, pretrained_on: str | None) -> dict[str, Any]:
+    """Return the facts needed to compare results of a pretrained encoder with others.
+
+    Args:
+        name: Name of the network.
+        tune: Weights that are trained.
+        weights: Name of its weights; ``None`` if they are random.
+        pretrained_on: Data of its pretraining and their overlap with the test classes, if that is known.
+    """
+    if weights is None:
+        return {"encoder": name, "weights": "random", "tune": tune}
+    data = pretrained_on or "not stated (may overlap the test data)"
+    return {"encoder": name, **({} if weights == name else {"weights": weights}), "tune": tune, "pretrained_on": data}
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,16 +13,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.errors import RunFailed, UserError, nearest, nearest_path, require
+from metarun.models.cards import Card, read_card
 from metarun.models.conv4 import as_float
-from metarun.models.pretrained import Tune, embed_once, fingerprint, in_package, select_trained
+from metarun.models.pretrained import (
+    Embed,
+    Tune,
+    embed_once,
+    fingerprint,
+    in_package,
+    pretrained_protocol,
+    select_trained,
+)
 from metarun.tasks.episode import Spec
 from metarun.types import PathOrName, Positive, Rate
 
 log = logging.getLogger("metarun")
 MIN_VERSION = (1, 0, 26)
 """First version of timm that loads all weight files without running code from them."""
-BATCH_SIZE = 64
-"""Number of images that a frozen encoder embeds at once."""
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of the file of weights in a folder."""
 Interpolation = Literal["bilinear", "bicubic"]
 
 
@@ -31,15 +40,17 @@ class Timm(nn.Module):
 
     Maps images [N, C, H, W], floats or uint8 in 0..255, to features [N, features]; with ``tune=frozen`` maps the
     embeddings of :meth:`encode` to themselves. Inputs are resized and then standardised as the card of the weights
-    says, which is timm's own card of the model unless keys say otherwise. The card's crop is not applied. The batch
-    norm is torch's own, so ``algorithm.norm=support`` does not work unless the encoder is frozen.
+    says: ``config.json`` beside a file of weights, else timm's own card of the model, unless keys say otherwise. The
+    card's crop is not applied. The batch norm is torch's own, so ``algorithm.norm=support`` does not work unless the
+    encoder is frozen.
 
     Args:
         spec: Shapes of the task.
         name: Name of a timm model, such as ``resnet18.a1_in1k`` or ``vit_tiny_patch16_224``, also ``hf-hub:...`` and
             ``local-dir:...``.
         pretrained: If true, use the published weights, from the cache of the Hugging Face hub or by download.
-        weights: File of weights to load instead, or ``package:path`` for a file inside an installed Python package.
+        weights: File of weights to load instead, a folder with weights and their ``config.json``, or ``package:path``
+            for a path inside an installed Python package.
         in_order: If true, the tensors of ``weights`` are assigned in order, whatever their names. It is for weights of
             another implementation of the same network. Numbers and shapes of the tensors must be equal.
         resize: Height and width in pixels to which images are resized on the device, for weights that were trained at
@@ -51,9 +62,11 @@ class Timm(nn.Module):
         tune: Weights to train, ``frozen``, ``norm``, ``lora`` or ``all``; see :data:`~metarun.models.pretrained.Tune`.
         rank: Rank of the low-rank updates.
         normalize: If true, scale features to length 1.
+        pretrained_on: Data that the weights were trained on and their overlap with the test classes, for the protocol.
 
     Raises:
-        UserError: timm is missing or too old, has no such model, or cannot build it for these images.
+        UserError: timm is missing or too old, has no such model, or cannot build it for these images, or the weights
+            or their card cannot be read.
         RunFailed: The weights cannot be downloaded.
     """
 
@@ -78,6 +91,7 @@ class Timm(nn.Module):
         tune: Tune = "all",
         rank: Positive = 8,
         normalize: bool = False,
+        pretrained_on: str | None = None,
     ) -> None:
         super().__init__()
         timm = import_timm()
@@ -92,22 +106,23 @@ class Timm(nn.Module):
             not in_order or weights is not None,
             "model.in_order=true assigns the tensors of a file in order: give the file as model.weights",
         )
-        file = None
-        if weights is not None:
-            file = Path(weights).expanduser()
-            file = file if file.exists() else in_package("model.weights", weights) or file
-            require(file.is_file(), f"model.weights={weights}: no such file{nearest_path(file)}")
+        where, file = f"model.weights={weights}", None if weights is None else weights_file(weights)
+        folder = name.partition("local-dir:")[2]
+        own = read_card(file.parent, where) if file else None
+        if folder:
+            own = read_card(Path(folder).expanduser(), f"model.name={name}")
+        if own is not None and own.architecture and plain is not None and own.architecture != plain:
+            raise UserError(f"{where}: its card is of {own.architecture}, not of model.name={name}")
+        known = timm.models.get_pretrained_cfg(name) if plain is not None else None
+        card = own or Card.of(vars(known) if known else {})
         channels, height, width = spec.input_shape
         # Weights that are assigned in order read colours; a grey image is then repeated in each.
         self.colours = 3 if in_order and channels == 1 else channels
-        known = timm.models.get_pretrained_cfg(name) if plain is not None else None
         if resize == "card":
-            size = getattr(known, "input_size", None)
-            require(size is not None, f"model.resize=card: timm has no card of {name}; give a number of pixels")
-            assert size is not None
-            self.size = (size[-2], size[-1])
-        else:
-            self.size = (height, width) if resize is None else (resize, resize)
+            require(card.size is not None, f"model.resize=card: there is no card of {name}; give a number of pixels")
+        self.size: tuple[int, int] = (height, width)
+        if resize is not None:
+            self.size = (resize, resize) if resize != "card" else card.size or self.size
         given: dict[str, Any] = {"num_classes": 0, "in_chans": self.colours, "pretrained": pretrained}
         if getattr(known, "fixed_input_size", False):
             given["img_size"] = self.size
@@ -117,25 +132,30 @@ class Timm(nn.Module):
             net: nn.Module = timm.create_model(name, **given)
         except (OSError, ConnectionError) as error:
             raise RunFailed(f"model.name={name}: its weights could not be downloaded ({_short(error)})") from error
-        except (RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
+        except Exception as error:  # of many kinds in timm, torch and safetensors
             raise UserError(
                 f"model.name={name}: timm cannot build it for images of {channels} channels and "
                 f"{self.size[0]}x{self.size[1]} pixels ({_short(error)})"
             ) from error
         if in_order and file is not None:
-            load_in_order(net, file, f"model.weights={weights}")
-        card = getattr(net, "pretrained_cfg", None) or {}
-        if file is not None and (mean is None or std is None):
+            load_in_order(net, file, where)
+        card = own or Card.of(getattr(net, "pretrained_cfg", None) or {})
+        if file is not None and own is None and (mean is None or std is None):
             log.warning(
                 "model.weights=%s has no card: images are standardised as timm's card of %s says; "
                 "model.mean and model.std say otherwise", weights, name
             )  # fmt: skip
-        self.interpolation = interpolation or ("bilinear" if card.get("interpolation") == "bilinear" else "bicubic")
-        for key, own, default in (("mean", mean, (0.485, 0.456, 0.406)), ("std", std, (0.229, 0.224, 0.225))):
-            values = torch.tensor(own or card.get(key) or default, dtype=torch.get_default_dtype())
+        self.interpolation = interpolation or ("bilinear" if card.interpolation == "bilinear" else "bicubic")
+        for key, chosen, default in (
+            ("mean", mean or card.mean, (0.485, 0.456, 0.406)),
+            ("std", std or card.std, (0.229, 0.224, 0.225)),
+        ):
+            values = torch.tensor(chosen or default, dtype=torch.get_default_dtype())
             values = values if len(values) == self.colours else values.mean().expand(self.colours)
             self.register_buffer(key, values.view(-1, 1, 1).clone(), persistent=False)
         self.name, self.normalize, self.input_shape = name, normalize, spec.input_shape
+        self.weights = file.name if file else name if pretrained or folder else None
+        self.tune, self.pretrained_on = tune, pretrained_on
         self.is_frozen = tune == "frozen"
         self.net: nn.Module | None = None
         self._frozen: tuple[nn.Module, ...] = ()  # in a tuple, so that its weights are not the model's
@@ -146,6 +166,10 @@ class Timm(nn.Module):
         else:
             select_trained(net, tune, rank)
             self.net = net
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the facts needed to compare results of the encoder with others."""
+        return pretrained_protocol(self.name, self.tune, self.weights, self.pretrained_on)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return embeddings [N, F] of images if the encoder is frozen, else the images.
@@ -167,14 +191,12 @@ class Timm(nn.Module):
             "normalize": self.normalize,
             "images": fingerprint({"": images}),
         }
-        return embed_once(self.name, "images", (len(images), self.width), key, lambda: self._embed(images))
+        return embed_once(self.name, "images", (len(images), self.width), key, lambda: self._start(net, images))
 
-    def _embed(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _start(self, net: nn.Module, images: Tensor) -> tuple[Tensor, Embed]:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        (net,) = self._frozen
         net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for rows in torch.arange(len(images)).split(BATCH_SIZE):
-            yield rows, self._features(net, images[rows].to(device))
+        return torch.arange(len(images)), lambda rows: self._features(net, images[rows].to(device))
 
     def example(self) -> Tensor:
         """Return an example input with two embeddings if the encoder is frozen, else two images."""
@@ -191,6 +213,22 @@ class Timm(nn.Module):
         x = x.expand(-1, self.colours, -1, -1)
         x = net((x - self.mean.to(x)) / self.std.to(x))
         return F.normalize(x, dim=1) if self.normalize else x
+
+
+def weights_file(weights: str) -> Path:
+    """Return the file that ``model.weights`` names: a file, a folder with one, or a path in an installed package.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    path = Path(weights).expanduser()
+    path = path if path.exists() else in_package("model.weights", weights) or path
+    if not path.is_dir():
+        require(path.is_file(), f"model.weights={weights}: no such file{nearest_path(path)}")
+        return path
+    found = [path / name for name in FILES if (path / name).is_file()]
+    require(bool(found), f"model.weights={weights}: the folder has none of {', '.join(FILES)}")
+    return found[0]
 
 
 def load_in_order(net: nn.Module, file: Path, where: str) -> None:

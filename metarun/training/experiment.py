@@ -134,7 +134,7 @@ class Experiment:
         """Return the facts that are needed to compare the results with others."""
         return {
             **self.task.protocol(),
-            **self.algorithm.protocol(),
+            **self.learner_protocol(),
             **({} if self.algorithm.precision == "float32" else {"precision": self.algorithm.precision}),
             "test_episodes": self.runner.test_episodes,
             "selection": f"{self.runner.select} on {self.runner.val_episodes} validation episodes"
@@ -142,6 +142,11 @@ class Experiment:
             else "last iteration",
             **({} if self.runner.patience is None else {"early_stopping": f"patience {self.runner.patience}"}),
         }
+
+    def learner_protocol(self) -> dict[str, Any]:
+        """Return the part of the protocol that the learner determines, including its pretrained encoder if any."""
+        pretrained = getattr(getattr(self.algorithm, "model", None), "protocol", dict)
+        return {**pretrained(), **self.algorithm.protocol()}
 
     def findings(self, split: Split, results: dict[str, Result]) -> dict[str, Any]:
         """Return the test results as plain values: estimates, references, the protocol and the adaptation curve."""
@@ -154,7 +159,7 @@ class Experiment:
             "metric": self.task.metric,
             "higher_is_better": self.task.higher_is_better,
             "protocol": self.protocol(),
-            "protocol_of_learner": list(self.algorithm.protocol()),
+            "protocol_of_learner": list(self.learner_protocol()),
             "adaptation": results[""].adaptation(self.task.metric),
         }
 
@@ -177,15 +182,17 @@ class Experiment:
         asked = dict(self.facts.pop("changes", {}))
         meta = directory.meta()
         kept = None if "runner.threads" in asked else meta.get("threads")
+        if new:  # first, so that a run that is stopped from here on can be resumed
+            facts = {**self.facts, "device": str(self.device)}
+            setup.store_facts(directory, self.task, self.algorithm, self.config, facts)
         threads = kept or self.runner.threads or setup.threads_for(self.algorithm, self.task, self.runner, self.device)
         torch.set_num_threads(threads)
         device.keep_freed_memory()
         if self.device.type == "cpu":  # a GPU's driver reserves addresses that it never uses
             device.limit_memory()
         device.forget_peak(self.device)
-        if new:
-            facts = {**self.facts, "device": str(self.device), "threads": threads}
-            setup.store_facts(directory, self.task, self.algorithm, self.config, facts)
+        if "threads" not in directory.meta():
+            directory.write_meta(threads=threads)
         progress = restored(self.algorithm, self.task, directory.path, self.device)
         require(
             progress.iteration <= self.runner.iterations,

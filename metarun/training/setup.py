@@ -95,6 +95,8 @@ def threads_for(algorithm: Algorithm, task: Task, runner: Runner, device: torch.
     if device.type != "cpu":
         return torch.get_num_threads()
     _, processes = distributed.local_rank_and_size()
+    if not runner.iterations:  # the run is tested only: a family that embeds its data at first use embeds no others
+        return choose_threads(algorithm, lambda: task.batch("test", range(runner.meta_batch), task.shape), processes)
     return choose_threads(algorithm, lambda: first_meta_batch(algorithm, task, runner), processes)
 
 

@@ -8,6 +8,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from metarun import stopping
+
 
 class StopRequest:
     """Within the block, the first SIGINT or SIGTERM is recorded in :attr:`signal`; a second one stops at once.
@@ -24,6 +26,7 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
+        stopping.listen(lambda: self.signal)
         if threading.current_thread() is threading.main_thread():
             handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), self._note)
             handlers |= dict.fromkeys(hangup_signals(), self._stop)
@@ -36,6 +39,7 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        stopping.forget()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -73,10 +73,10 @@ def choose_threads(algorithm: Algorithm, draw: Callable[[], Any], processes: int
     if cores == 1:
         return 1
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
     work = _Operations()
     try:
-        batch, learner = draw(), copy.deepcopy(algorithm)
+        batch, learner = draw(), copy.deepcopy(algorithm)  # on all threads: the first batch may embed a data set
+        torch.set_num_threads(1)
         started, used = time.perf_counter(), time.process_time()
         with contextlib.suppress(_Enough), distributed.alone(), forked_rng(torch.device("cpu")), work:
             _take_step(learner, batch)

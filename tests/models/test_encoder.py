@@ -19,7 +19,7 @@ from metarun.algorithms.gradient.rules import SGD
 from metarun.algorithms.metric.learner import EmbeddingLearner
 from metarun.config.build import construct
 from metarun.errors import UserError
-from metarun.models import encoder
+from metarun.models import encoder, pretrained
 from metarun.models.encoder import Encoder
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from tests.composed import composed
@@ -90,7 +90,7 @@ def test_cached_embeddings_are_those_of_the_encoder(
     frozen = made(bert, pooling=pooling, normalize=True, scale=2.0, tune="frozen")
     assert not [*frozen.parameters()]
     assert not frozen.state_dict()
-    monkeypatch.setattr(encoder, "BATCH_SIZE", 2)
+    monkeypatch.setattr(pretrained, "BATCH_SIZE", 2)
     state = torch.get_rng_state()
     embedded = frozen.encode(TEXTS)
     assert torch.equal(torch.get_rng_state(), state)  # a run draws the same whether its embeddings are cached or not

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +16,14 @@ import torch
 from torch import nn
 
 from metarun.config.build import construct
-from metarun.errors import RunFailed, UserError
+from metarun.errors import Interrupted, RunFailed, UserError
+from metarun.models import pretrained
 from metarun.models.pretrained import select_trained
 from metarun.models.timm import Timm, import_timm, load_in_order
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.tasks.fewshot import ClassData
 from metarun.tasks.vision.base import ImageFewShot
+from metarun.training.signals import StopRequest
 from tests.composed import composed
 
 SPEC = Spec("classification", "image", (3, 32, 32), 3)
@@ -97,13 +101,82 @@ def test_a_frozen_encoder_embeds_each_image_once(
     ran.clear()
     assert torch.equal(task.batch("test", [0, 1]).query.x, embedded.query.x)
     assert not ran  # another run reads the cache
-    # Other preprocessing has other embeddings.
     task.prepare(build(task.spec, name="resnet18", tune="frozen", mean=[0.1, 0.1, 0.1]))
     assert not torch.equal(
         task.batch("test", [0, 1]).query.x, embedded.query.x
     )  # other preprocessing, other embeddings
     assert not model.state_dict()
     assert not list(model.parameters())
+
+
+def test_embedding_stops_on_request_and_continues_after_its_blocks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path))
+    monkeypatch.setattr(pretrained, "BATCH_SIZE", 2)
+    monkeypatch.setattr(pretrained, "BLOCK", 4)
+    rows: list[int] = []
+
+    def embed(batch: torch.Tensor) -> torch.Tensor:
+        rows.extend(batch.tolist())
+        if stop is not None and len(rows) == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return batch[:, None].float()
+
+    def embeddings() -> torch.Tensor:
+        return pretrained.embed_once("net", "images", (11, 1), {"a": 1}, lambda: (torch.arange(11).flip(0), embed))
+
+    with StopRequest() as stop, pytest.raises(Interrupted):
+        embeddings()
+    assert rows == [10, 9, 8, 7, 6, 5]
+    rows.clear()
+    stop = None
+    assert torch.equal(embeddings(), torch.arange(11.0)[:, None])
+    assert rows == [6, 5, 4, 3, 2, 1, 0]  # the first block was kept
+    embeddings()
+    assert len(rows) == 7
+
+
+def test_protocols_tell_the_encoder_and_no_augmentation_of_a_frozen_one(stand_in: dict[str, Any]) -> None:
+    task = ImageFewShot(ClassData(torch.zeros(12, 3, 4, 4, dtype=torch.uint8), np.arange(0, 13, 2), list("abcdef")),
+                        {"train": [0, 1], "val": [2, 3], "test": [4, 5]}, seed=0, way=2, shot=1, query=1)  # fmt: skip
+    task.augment, task.flip = 0.1, True
+    model = build(task.spec, name="resnet18", tune="frozen", pretrained_on="ImageNet")
+    assert task.augmentation("augment", "flip") == {"augment": 0.1, "flip": True}
+    task.prepare(model)
+    assert task.augmentation("augment", "flip") == {"augment": 0.0, "flip": False}
+    assert model.protocol() == {"encoder": "resnet18", "weights": "random", "tune": "frozen"}
+    model.weights = "w.pth"
+    assert model.protocol() == {
+        "encoder": "resnet18", "weights": "w.pth", "tune": "frozen", "pretrained_on": "ImageNet"
+    }  # fmt: skip
+    model.pretrained_on = None
+    assert "overlap" in model.protocol()["pretrained_on"]
+
+
+def test_the_card_beside_the_weights_determines_the_preprocessing(stand_in: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    card = {"mean": [0.1, 0.2, 0.3], "std": [1, 0.5, 0.25], "input_size": [3, 16, 8], "interpolation": "bilinear"}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": card}))
+    model = build(name="resnet18", weights=str(tmp_path), resize="card", interpolation=None)
+    assert stand_in["checkpoint_path"] == str(tmp_path / "model.safetensors")
+    assert model.mean.flatten().tolist() == pytest.approx(card["mean"])
+    assert model.std.flatten().tolist() == card["std"]
+    assert (model.size, model.interpolation) == ((16, 8), "bilinear")
+    own = build(name="resnet18", weights=str(tmp_path), mean=[0.0, 0.0, 0.0])  # a key has the last word
+    assert not own.mean.any()
+    with pytest.raises(UserError, match=r"its card is of resnet18, not of model.name=vit$"):
+        build(name="vit", weights=str(tmp_path))
+    for text, words in (
+        ("{", "is no card"), ('{"mean": [0]}', "no mean and std"), ("[]", "is no card"),
+        (json.dumps({**card, "std": [0, 1, 1]}), "above 0"), (json.dumps({**card, "input_size": 224}), "is no card"),
+    ):  # fmt: skip
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=rf"^model.weights=[^\n]*{words}[^\n]*$"):
+            build(name="resnet18", weights=str(tmp_path))
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"the folder has none of model.safetensors"):
+        build(name="resnet18", weights=str(tmp_path))
 
 
 @pytest.mark.parametrize(

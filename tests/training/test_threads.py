@@ -47,6 +47,14 @@ def test_sequential_and_rollout_steps_use_one_thread(monkeypatch: pytest.MonkeyP
         assert setup.threads_for(run.algorithm, run.task, run.runner, run.device) == 1
 
 
+def test_a_run_without_training_draws_test_tasks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = build(compose(["task=vision/glyphs", "runner.iterations=0", "runner.device=cpu"]).config)
+    drawn, batch = [], run.task.batch
+    monkeypatch.setattr(run.task, "batch", lambda split, *given: drawn.append(split) or batch(split, *given))
+    setup.threads_for(run.algorithm, run.task, run.runner, run.device)
+    assert drawn == ["test"]
+
+
 def test_a_busy_machine_gets_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem(WORKLOADS["W2"].with_tasks(8), torch.device("cpu"), torch.float32)
     assert choose_threads(problem.learner(), lambda: problem.batch) == 2

@@ -64,8 +64,6 @@ class ImageFewShot(FewShot):
         """Take over the encoder if the model is a frozen one. Images are then embedded, each once, at first use."""
         frozen = getattr(model, "is_frozen", False)
         self._encoder, self._embeddings, self._embedded = model if frozen else None, None, set[Split]()
-        if frozen and self._augments:
-            log.warning("meta-training images are not augmented: model.tune=frozen embeds each image once")
 
     @property
     def _augments(self) -> bool:
@@ -75,6 +73,8 @@ class ImageFewShot(FewShot):
         """Embed the images of a split."""
         if split in self._embedded:
             return
+        if split == "train" and self._augments:
+            log.warning("meta-training images are not augmented: model.tune=frozen embeds each image once")
         offsets = self.data.offsets
         rows = torch.from_numpy(np.concatenate([np.arange(offsets[c], offsets[c + 1]) for c in self.classes[split]]))
         embedded = self._encoder.encode(self.data.x[rows.to(self.data.x.device)]).to(self.device)
@@ -135,9 +135,16 @@ class ImageFewShot(FewShot):
             x = jittered(x, on_device((1 + self.jitter * (2 * drawn(3, 5) - 1)).clip(0)))
         return x
 
-    def augmentation(self) -> dict[str, Any]:
-        """Return the augmentation of meta-training images, for :meth:`protocol`."""
-        return {"crop": self.crop, "flip": self.flip, "jitter": self.jitter}
+    def augmentation(self, *names: str) -> dict[str, Any]:
+        """Return keys of the augmentation of meta-training images, for :meth:`protocol`.
+
+        A frozen encoder embeds images without augmentation: the values are then 0 and false.
+
+        Args:
+            names: Attributes among ``augment``, ``crop``, ``flip`` and ``jitter``.
+        """
+        values = {name: getattr(self, name) for name in names}
+        return values if self._encoder is None else {name: type(value)() for name, value in values.items()}
 
     def picture(self, learner: Learner) -> Figure:
         """Plot one test episode: a row for each class with its support images, then query images with the predicted

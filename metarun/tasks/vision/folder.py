@@ -131,8 +131,7 @@ class Folder(ImageFewShot):
             **self.partition,
             "size": self.size,
             "colour": self.colour,
-            "augment": self.augment,
-            **self.augmentation(),
+            **self.augmentation("augment", "crop", "flip", "jitter"),
         }
 
 

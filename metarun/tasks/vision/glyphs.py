@@ -97,7 +97,7 @@ class Glyphs(ImageFewShot):
             **super().protocol(),
             "size": self.size,
             "split_seed": self.split_seed,
-            "augment": self.augment,
+            **self.augmentation("augment"),
         }
 
 

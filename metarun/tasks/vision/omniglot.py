@@ -135,7 +135,7 @@ class Omniglot(ImageFewShot):
     def protocol(self) -> dict[str, Any]:
         turned = {"rotations": self.rotations, "rotation_splits": list(self.turned)}
         seen = {} if self.held_out_val else {"train_on_val": True}
-        warped = {"augment": self.augment} if self.augment else {}
+        warped = {name: value for name, value in self.augmentation("augment").items() if value}
         return {**super().protocol(), **self.partition, **seen, **turned, **self.preprocessing, **warped}
 
 

@@ -139,7 +139,7 @@ class PublishedImages(ImageFewShot):
             "size": self.size,
             **resize,
             "whole": self.whole,
-            **self.augmentation(),
+            **self.augmentation("crop", "flip", "jitter"),
         }
 
     def _download(self) -> Path:
