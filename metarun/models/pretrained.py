@@ -32,7 +32,7 @@ Embed = Callable[[Tensor], Tensor]
 """A function from rows of the inputs [B] to their embeddings [B, F]."""
 BATCH_SIZE = 64
 """Number of inputs that are embedded at once. Larger batches are no faster on a few cores."""
-BLOCK = 16 * BATCH_SIZE
+BLOCK = 4 * BATCH_SIZE
 """Number of inputs whose embeddings are one file of the cache."""
 
 
