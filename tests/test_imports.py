@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    "errors", "types", "moved", "escape", "style", "streams", "progress", "strict_json", "untrusted", "locks",
+    "errors", "types", "moved", "escape", "style", "streams", "stopping", "progress", "strict_json", "untrusted", "locks",
     "distributed",
     "kernels", "tasks", "models", "algorithms", "engine", "evaluation", "tracking", "training",
     "config", "adapted", "runs", "search", "reports", "bench", "api", "cli", "__main__",

@@ -61,7 +61,11 @@ class ImageFewShot(FewShot):
         return Preparation(channels, height, width, self.resize, self.ink)
 
     def prepare(self, model: Any) -> None:
-        """Take over the encoder if the model is a frozen one. Images are then embedded, each once, at first use."""
+        """Take over the encoder if the model is a frozen one. Images are then embedded, each once, at first use.
+
+        Args:
+            model: The model. It is a frozen encoder if its attribute ``is_frozen`` is true.
+        """
         frozen = getattr(model, "is_frozen", False)
         self._encoder, self._embeddings, self._embedded = model if frozen else None, None, set[Split]()
 
