@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.functional import call_with
@@ -36,8 +37,6 @@ class Captured:
     """
 
     def __init__(self, algorithm: SupervisedAlgorithm, example: TaskBatch, capture: Capture) -> None:
-        from torch.fx.experimental.proxy_tensor import make_fx
-
         self._bind(algorithm)
         self.way = example.support.way, example.query.way
         self.names: list[str] = []
@@ -49,7 +48,7 @@ class Captured:
             buffers = {id(b) for b in algorithm.buffers()}
             held = [id(t) for _, t in self._state()] + 4 * [0]
             example_inputs = [t.clone() if i in buffers else t for i, t in zip(held, inputs, strict=True)]
-            graph = simplified(make_fx(self._gradient)(*example_inputs))
+            graph = simplified(traced(self._gradient, example_inputs))
             if capture == "compiled":
                 self.run = compiled(graph, inputs)
             elif device.type == "cuda":
@@ -98,6 +97,17 @@ class Captured:
         self.names = list(metrics)
         self.has = [g is not None for g in gradients]
         return [*(m.detach() for m in metrics.values()), *(g for g in gradients if g is not None)]
+
+
+def traced(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> GraphModule:
+    """Return the graph of the operations of ``function`` on ``inputs``."""
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    # Shapes are noted in a fake mode. Without one in use a new one is made for each operation, half of all the time.
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        return make_fx(function)(*inputs)
 
 
 def place_of(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
