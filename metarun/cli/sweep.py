@@ -28,7 +28,6 @@ from metarun.config.compose import (
     launch,
     named,
     of_sweeps,
-    remembering,
     resolve,
     sweep_directory,
 )
@@ -54,16 +53,15 @@ def sweep(words: list[str]) -> int:
     if len(jobs) > 100:
         log.info("metarun: checking %d combinations", len(jobs))
     configs = []
-    with remembering():
-        for each in jobs:
-            try:
-                configs.append(named(compose(each)))
-                check(configs[-1])
-            except UserError as error:
-                own = [asked for asked in each if any(asked not in other for other in jobs)]
-                why = f"{error}   this is the run of {shortened(' '.join(own))}" if own else str(error)
-                raise UserError(why) from None
-        directory = sweep_directory(settings, jobs[0])
+    for each in jobs:
+        try:
+            configs.append(named(compose(each)))
+            check(configs[-1])
+        except UserError as error:
+            own = [asked for asked in each if any(asked not in other for other in jobs)]
+            why = f"{error}   this is the run of {shortened(' '.join(own))}" if own else str(error)
+            raise UserError(why) from None
+    directory = sweep_directory(settings, jobs[0])
     log.info("metarun: %d runs; the state of each is kept in %s", len(jobs), directory)
     left, before = [], 0
     for each, config in zip(jobs, configs, strict=True):  # those of before come first, as launchers count on from them

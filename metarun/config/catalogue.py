@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from metarun.config.paths import is_users, options
+from metarun.config.paths import State, is_users, options, state_of
 from metarun.config.schema import Declaration, attributes, declaration, is_section
 from metarun.config.trust import look_in_current_directory, names_other_code
 from metarun.errors import UserError, shortened
@@ -83,10 +83,8 @@ def entry(group: str, name: str) -> Entry | None:
 
 
 def _entries(group: str, found: Mapping[str, Path], only: str | None = None) -> Iterator[Entry]:
-    load = cache(_load)
-
     def merged(name: str, keys: Keys, above: tuple[str, ...] = ()) -> dict[str, Any]:
-        path, content = found[name], load(found[name])
+        path, content = found[name], _load(found[name])
         if name in above:
             raise UserError(f"{path}: builds on itself (defaults: {' -> '.join((*above, name))})")
         listed = content.get("defaults")
@@ -104,7 +102,7 @@ def _entries(group: str, found: Mapping[str, Path], only: str | None = None) -> 
             section = merged(name, _own)
             if is_users(path) and names_other_code(section):
                 look_in_current_directory()
-            yield Entry(group, name, path, load(path), section, partial(merged, name))
+            yield Entry(group, name, path, _load(path), section, partial(merged, name))
 
 
 def _own(group: str, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,6 +173,12 @@ def examine(group: str, name: str, on_the_way: tuple[str, ...] = ()) -> None:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    """Return the content of an option's file, which the caller leaves as it is; it is parsed again after a change."""
+    return _parsed(path, state_of(path)) if path.is_file() else _parsed.__wrapped__(path, ())
+
+
+@cache
+def _parsed(path: Path, _: State) -> dict[str, Any]:
     try:
         content = parse_yaml(read_bytes(path, LARGEST_YAML, follow=True).decode())
     except UnicodeDecodeError:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from metarun.config.grammar import split, written
 from metarun.config.locations import absolute
 from metarun.config.origins import tuned
 from metarun.config.overrides import Override, apply, read_single, value_at
-from metarun.config.paths import conf_directory, is_group, misplaced, options, user_directories
+from metarun.config.paths import State, conf_directory, is_group, misplaced, options, user_directories, users_state
 from metarun.config.trust import look_in_current_directory, names_other_code
 from metarun.errors import UserError, nearest, require, shortened
 from metarun.moved import renamed, updated
@@ -123,7 +123,8 @@ def unresolved(words: Sequence[str], sections: Mapping[str, Mapping[str, Any]] |
         require(all(choice.key != group for choice in choices), f"{group} is given twice, by name and by value")
         ConfigStore.instance().store(_GIVEN, dict(section), group=group, provider="metarun")
     try:
-        config = _compose([*(choice.text for choice in choices), *(f"{group}={_GIVEN}" for group in sections or ())])
+        words = [*(choice.text for choice in choices), *(f"{group}={_GIVEN}" for group in sections or ())]
+        config = _hydras.__wrapped__(tuple(words), ()) if sections else _compose(words)
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         plain: dict[str, Any] = OmegaConf.to_container(own)  # type: ignore[assignment]
         apply(plain, (override for override in overrides if not is_group(override.key)))
@@ -161,7 +162,8 @@ def launch(
 def sweep_directory(settings: Sequence[Override], words: Sequence[str]) -> Path:
     """Return the directory of a sweep that starts now; ``words`` are those of one of its runs."""
     try:
-        return Path(_compose([*(setting.text for setting in settings), *words]).hydra.sweep.dir).expanduser()
+        config = _hydras.__wrapped__((*(setting.text for setting in settings), *words), ())  # it holds the time of day
+        return Path(config.hydra.sweep.dir).expanduser()
     except COMPOSING as error:
         raise UserError(explain(error)) from None
 
@@ -202,33 +204,20 @@ def for_hydra(override: Override) -> Override:
     return replace(override, sign="", parsed=name)
 
 
-_remembered: dict[tuple[str, ...], DictConfig] | None = None
-
-
-@contextmanager
-def remembering() -> Iterator[None]:
-    """Compose the same choices of options once within the block, during which their files are taken to stay the same.
-
-    Hydra takes most of the time of a composition, and the runs of a sweep differ in few options.
-    """
-    global _remembered
-    before, _remembered = _remembered, {}
-    try:
-        yield
-    finally:
-        _remembered = before
-
-
 def _compose(words: Sequence[str]) -> DictConfig:
-    """Return Hydra's configuration for these words, which the caller leaves as it is."""
-    if _remembered is not None and tuple(words) in _remembered:
-        return _remembered[tuple(words)]
+    """Return Hydra's configuration for these words, which the caller leaves as it is.
+
+    It is composed once while the user's files stay the same: Hydra takes most of the time of a composition, and the
+    runs of a sweep differ in few options.
+    """
+    return _hydras(tuple(words), users_state())
+
+
+@lru_cache(maxsize=256)
+def _hydras(words: tuple[str, ...], _: State) -> DictConfig:
     _prepare()
     with initialize_config_dir(config_dir=str(conf_directory()), version_base="1.3"):
-        config = hydra_compose("config", overrides=list(words), return_hydra_config=True)
-    if _remembered is not None:
-        _remembered[tuple(words)] = config
-    return config
+        return hydra_compose("config", overrides=list(words), return_hydra_config=True)
 
 
 def _prepare() -> None:

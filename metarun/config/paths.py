@@ -77,6 +77,21 @@ def user_options() -> Iterator[dict[str, Any]]:
                 yield content
 
 
+State = tuple[tuple[str, int, int], ...]
+"""Path, time of the last change in nanoseconds and size in bytes of each of some files."""
+
+
+def state_of(*paths: Path) -> State:
+    """Return what changes when one of these files is written, for results that are remembered while it is the same."""
+    found = ((path, path.stat()) for path in paths)
+    return tuple((str(path), status.st_mtime_ns, status.st_size) for path, status in found)
+
+
+def users_state() -> State:
+    """Return the state of every option file in the user's directories."""
+    return state_of(*(path for directory in user_directories() for path in sorted(directory.rglob("*.yaml"))))
+
+
 def options(group: str) -> Iterator[tuple[str, Path]]:
     """Yield (name, file) of every option of ``group``; a user's file shadows a shipped one of the same name."""
     seen = set()

@@ -123,16 +123,12 @@ def _is_shipped(name: str) -> bool:
 
 
 def _lineage(name: str) -> Iterator[Entry]:
-    """Return an iterator over the recipe and the recipes in its defaults."""
-    entries = {entry.name: entry for entry in catalogue("experiment")}
-
-    def walk(entry: Entry) -> Iterator[Entry]:
-        yield entry
-        for default in entry.content.get("defaults") or []:
-            if isinstance(default, str) and (parent := entries.get(default.removeprefix("/experiment/"))):
-                yield from walk(parent)
-
-    return walk(entries[name])
+    """Yield the recipe and the recipes in its defaults."""
+    if found := entry("experiment", name):
+        yield found
+        for default in found.content.get("defaults") or []:
+            if isinstance(default, str) and default != "_self_":
+                yield from _lineage(default.removeprefix("/experiment/"))
 
 
 def standing(name: str, result: Mapping[str, Any]) -> Standing:
