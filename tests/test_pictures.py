@@ -25,6 +25,7 @@ from metarun.tasks.rl.maze import distances
 from metarun.tasks.rl.rollout import Rollout
 from metarun.tasks.sheets import Query, Row, image_sheet, text_sheet
 from tests.composed import composed
+from tests.slow import slow_but
 
 LONG = "a class with a very long name, of a folder that somebody made on a rainy day"
 FAMILIES = {
@@ -86,9 +87,7 @@ def overlaps(figure: Figure) -> list[tuple[str, str]]:
 SLOW = ("vision/completion", "vision/generation", "vision/field", "rl/gridnavi", "rl/cartpole")
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in FAMILIES]
-)
+@pytest.mark.parametrize("family", slow_but({*FAMILIES} - {*SLOW}, FAMILIES))
 def test_no_texts_of_a_familys_picture_overlap(family: str) -> None:
     made = experiment(family, *FAMILIES[family])
     with style.applied():

@@ -24,6 +24,7 @@ from metarun.models.norm import BatchNorm
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.tasks.regression.sinusoid import Sinusoid
 from tests.composed import composed
+from tests.slow import slow_but
 
 WAY, SHOT, TASKS, LR = 3, 2, 2, 0.3
 SPEC = Spec("classification", "image", (1, 6, 6), WAY)
@@ -684,7 +685,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("third", [0, *(pytest.param(third, marks=pytest.mark.slow) for third in (1, 2))])
+@pytest.mark.parametrize("third", slow_but([0], range(3)))
 @pytest.mark.parametrize("rule", EVERY_RULE)
 @pytest.mark.parametrize("adapts", ADAPTS)
 def test_every_combination_of_pieces_steps_and_unrolled_ones_are_exact(adapts: str, rule: str, third: int) -> None:
@@ -797,13 +798,14 @@ LEARN_CLUSTERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_learns_clusters_by_neumann_series() -> None:
     changes = LEARN_CLUSTERS["imaml"] | {"outer__solver": "neumann", "outer__iterations": 20, "outer__step": 0.1}
     before, after = learned_clusters("imaml", **changes)
     assert after > before + 0.15, (before, after)
 
 
-@pytest.mark.parametrize("name", LEARN_CLUSTERS)
+@pytest.mark.parametrize("name", slow_but(["protomaml"], LEARN_CLUSTERS))
 def test_learns_clusters(name: str) -> None:
     before, after = learned_clusters(name, **LEARN_CLUSTERS[name])
     assert after > before + 0.15, (before, after)
@@ -826,7 +828,7 @@ LEARN_SINUSOIDS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", LEARN_SINUSOIDS)
+@pytest.mark.parametrize("name", slow_but(["cavia"], LEARN_SINUSOIDS))
 def test_learns_sinusoids(name: str) -> None:
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)

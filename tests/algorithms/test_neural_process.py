@@ -17,6 +17,7 @@ from metarun.models.attention import attend
 from metarun.models.linear import Linear
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from tests.composed import composed
+from tests.slow import slow_but
 
 SPEC = Spec("regression", "vector", (3,), 2)
 
@@ -177,7 +178,7 @@ def test_what_cannot_be_is_refused() -> None:
         learner("anp", heads=3)
 
 
-@pytest.mark.parametrize("name", ["cnp", "np", "anp"])
+@pytest.mark.parametrize("name", slow_but(["cnp"], ["cnp", "np", "anp"]))
 def test_learns_curves(name: str) -> None:
     """In seconds: a lower likelihood loss than the best that ignores the context."""
     torch.set_default_dtype(torch.float32)

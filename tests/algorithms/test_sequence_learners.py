@@ -16,6 +16,7 @@ from metarun.errors import UserError
 from metarun.models.linear import Linear
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from tests.composed import composed
+from tests.slow import slow_but
 
 CLASSES = Spec("classification", "vector", (4,), 3)
 SMALL: dict[str, dict[str, Any]] = {
@@ -160,7 +161,7 @@ def test_outer_loss_and_evaluation(name: str) -> None:
     assert not method.accepts(EpisodeShape(4, 1, 1))
 
 
-@pytest.mark.parametrize(("name", "steps"), [("snail", 120), ("mann", 500)])
+@pytest.mark.parametrize(("name", "steps"), slow_but([("snail", 120)], [("snail", 120), ("mann", 500)]))
 def test_learns_to_bind_labels(name: str, steps: int) -> None:
     """In seconds: classes are clusters around centres that are new in every task."""
     torch.set_default_dtype(torch.float32)

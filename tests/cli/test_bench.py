@@ -27,7 +27,7 @@ from metarun.tasks.episode import EpisodeShape, Spec
 
 CPU = torch.device("cpu")
 HERE = [peer for peer in peers.PEERS.values() if peers.installed(peer)]
-LONG = ("W2x5", "W3")
+LONG = ("W2x5", "W3", "W5-Reptile")
 """Workloads of five inner steps, which are checked among the slow tests; the others take one."""
 CELLS = [(name, i) for name, w in WORKLOADS.items() for i in [*METARUN, *HERE] if w.method in i.methods]
 
@@ -41,7 +41,7 @@ def small(name: str) -> Workload:
     size = 10 if "model.downsample=stride" in workload.words else 20
     return replace(
         workload,
-        words=(*workload.words, "model.width=4"),
+        words=(*workload.words, "model.width=4", "model.depth=2"),
         spec=Spec("classification", "image", (channels, size, size), 5),
         shape=EpisodeShape(5, 2, 3),
     )

@@ -14,6 +14,7 @@ import torch
 
 from metarun.cli import main
 from tests.cli.waiting import wait_for
+from tests.slow import slow_but
 
 COMMON = [
     "runner.precision=float64", "runner.plots=false", "runner.test_episodes=20", "runner.val_episodes=20",
@@ -69,7 +70,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return Made()
 
 
-@pytest.mark.parametrize("name", ["sinusoid", "bandit"])
+@pytest.mark.parametrize("name", slow_but(["sinusoid"], ["sinusoid", "bandit"]))
 def test_two_processes_learn_what_one_learns(name: str, tmp_path: Path, alone: dict[str, Path]) -> None:
     finish(*RUNS[name], *COMMON, "runner.devices=2", f"runner.directory={tmp_path}")
     assert distance(only(tmp_path), alone[name]) < 1e-9
@@ -105,7 +106,7 @@ def members(process: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds processes under /proc")
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("victim", slow_but([0], [0, 1]))
 def test_a_lost_process_ends_the_others_and_the_run_goes_on_in_one(
     victim: int, tmp_path: Path, alone: dict[str, Path]
 ) -> None:
@@ -125,6 +126,7 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on_in_one(
     assert distance(only(tmp_path), alone["sinusoid"]) < 1e-9
 
 
+@pytest.mark.slow
 def test_a_signal_stops_them_all_after_a_checkpoint_and_more_processes_go_on(
     tmp_path: Path, alone: dict[str, Path]
 ) -> None:
@@ -157,7 +159,11 @@ def test_torchrun(tmp_path: Path, alone: dict[str, Path]) -> None:
             ["runner.meta_batch=5"],
             "cannot be divided evenly among 2 processes (runner.devices); use 4 or 6",
         ),
-        (["algorithm=reptile", "runner.meta_batch=4"], "needs the full meta-batch; use runner.devices=1"),
+        pytest.param(
+            ["algorithm=reptile", "runner.meta_batch=4"],
+            "needs the full meta-batch; use runner.devices=1",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_cannot_be_divided_is_refused(words: list[str], says: str, tmp_path: Path) -> None:

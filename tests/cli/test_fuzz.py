@@ -6,7 +6,7 @@ from tests.script import script
 
 
 def test_random_command_lines() -> None:
-    statuses, failures = script("fuzz").fuzz(seed=1, count=100)
+    statuses, failures = script("fuzz").fuzz(seed=1, count=40)
     assert not failures, "\n".join(failures)
-    assert statuses[0] > 5
-    assert statuses[2] > 50
+    assert statuses[0] > 1
+    assert statuses[2] > 20

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.cli.waiting import wait_for
+from tests.slow import slow_but
 
 FAST = [
     "runner.checkpoint_seconds=0.1",
@@ -119,13 +120,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return Made()
 
 
-OFTEN = ("sinusoid", "bandit")
-"""Supervised and reinforcement learning; the other runs are killed among the slow tests."""
-
-
-@pytest.mark.parametrize(
-    "family", [each if each in OFTEN else pytest.param(each, marks=pytest.mark.slow) for each in RUNS]
-)
+@pytest.mark.parametrize("family", slow_but(["sinusoid"], RUNS))
 def test_killed_once(family: str, tmp_path: Path, undisturbed: dict[str, Path]) -> None:
     assert kill_and_resume(family, tmp_path, undisturbed[family], 0.5)
 
@@ -143,7 +138,7 @@ def test_killed_at_twenty_random_moments(tmp_path: Path, undisturbed: dict[str, 
     assert killed >= 18  # a kill in the last rows can come after the end
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", slow_but([signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]))
 def test_a_signal_stops_cleanly(number: int, tmp_path: Path, undisturbed: dict[str, Path]) -> None:
     process = subprocess.Popen(
         command(*RUNS["sinusoid"], *FAST, f"runner.directory={tmp_path}"),

@@ -15,11 +15,18 @@ import pytest
 from metarun.streams import Surviving
 from tests.cli.test_kill import environment
 from tests.cli.waiting import wait_for
+from tests.slow import slow_but
 
 SHORT = ["task=regression/sinusoid", "runner.meta_batch=2", "runner.iterations=60", "runner.validate_every=20",
          "runner.val_episodes=4", "runner.test_episodes=4", "runner.log_every=1", "runner.plots=false",
          "algorithm.test_steps=1", "runner.tune_above=null"]  # fmt: skip
 COMMAND = " ".join([sys.executable, "-m", "metarun", *SHORT])
+
+LINES = {
+    "reader gone": f"{COMMAND} 2>&1 | head -n 1",
+    "closed": f"{COMMAND} >&- 2>&- <&-; echo $?",
+    "disk full": f"{COMMAND} >/dev/full 2>/dev/full; echo $?",
+}
 
 
 def state(root: Path) -> str:
@@ -27,15 +34,7 @@ def state(root: Path) -> str:
     return str(json.loads(status.read_text())["state"])
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        f"{COMMAND} 2>&1 | head -n 1",
-        f"{COMMAND} >&- 2>&- <&-; echo $?",
-        f"{COMMAND} >/dev/full 2>/dev/full; echo $?",
-    ],
-    ids=["reader gone", "closed", "disk full"],
-)
+@pytest.mark.parametrize("line", slow_but([*LINES.values()][:1], LINES.values()), ids=LINES)
 def test_a_run_goes_on_to_its_end(line: str, tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment(), timeout=600)
     assert state(tmp_path) == "finished"

@@ -110,6 +110,7 @@ def assert_same(run: Path) -> None:
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_failed_and_killed_jobs_are_named_and_run_again() -> None:
     """One diverges, one is killed, one finishes; the same command again leaves the last as it is."""
     words = [*RECIPE, "algorithm.inner_lr=1e30,0.01,0.02", "algorithm.test_steps=1", "runner.iterations=300"]

@@ -27,6 +27,7 @@ from metarun.kernels.mode import TaskBatched
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.rng import derived_seed
 from metarun.training.experiment import Experiment
+from tests.slow import slow_but
 
 RUN = ["runner.device=cpu", "runner.threads=1", "tracker.wandb=disabled", "runner.plots=false", "name=precision",
        "runner.tune_above=null"]  # fmt: skip
@@ -123,10 +124,10 @@ def _autocast(self: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "words", [[*SINE, "algorithm=maml"], [*GLYPHS, "algorithm=protonet"],
-              *(pytest.param(words, marks=pytest.mark.slow) for words in (
-                  [*GLYPHS, "algorithm=maml"], ["task=regression/gp", "algorithm=cnp"], [*GLYPHS, "algorithm=snail"]
-              ))]
+    "words", slow_but([[*SINE, "algorithm=maml"]], [
+        [*SINE, "algorithm=maml"], [*GLYPHS, "algorithm=protonet"], [*GLYPHS, "algorithm=maml"],
+        ["task=regression/gp", "algorithm=cnp"], [*GLYPHS, "algorithm=snail"],
+    ])
 )  # fmt: skip
 def test_captured_steps_are_the_same_to_the_bit(words: list[str], caplog: pytest.LogCaptureFixture) -> None:
     learner, batch = problem(*words, "runner.precision=bfloat16", tasks=2)
@@ -210,9 +211,7 @@ LEARNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", [each if each == "maml" else pytest.param(each, marks=pytest.mark.slow) for each in LEARNS]
-)
+@pytest.mark.parametrize("name", slow_but(["maml"], LEARNS))
 def test_a_run_learns_as_in_float32(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "metarun")
     found = {}

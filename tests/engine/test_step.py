@@ -17,10 +17,13 @@ from metarun.engine.plan import Plan
 from metarun.engine.step import Engine, parts
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from tests.composed import composed
+from tests.slow import slow_but
 
 WAY, TASKS = 3, 4
 SPEC = Spec("classification", "image", (1, 8, 8), WAY)
 METHODS = [e.name for e in catalogue("algorithm") if str(e.section["_target_"]).endswith(".GradientLearner")]
+OFTEN = ("maml", "mamlpp", "anil", "lowrank", "ml3", "warpgrad_steps", "protonet")
+"""One of each way to build a step; the others are captured among the slow tests."""
 CONV4 = {"_target_": "metarun.models.conv4.Conv4", "width": 4, "depth": 2, "downsample": "pool", "halvings": None,
          "reduce": "flatten", "norm_scale": True}  # fmt: skip
 
@@ -51,7 +54,7 @@ def found_by(engine: Engine, plan: Plan, data: TaskBatch) -> list[torch.Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in engine.algorithm.parameters()]
 
 
-@pytest.mark.parametrize("name", [*METHODS, "protonet"])
+@pytest.mark.parametrize("name", slow_but(OFTEN, [*METHODS, "protonet"]))
 def test_a_captured_step_is_the_same_to_the_bit(name: str) -> None:
     if name == "protonet":
         section = composed("algorithm=protonet")["algorithm"] | {"norm": "transductive"}

@@ -2,9 +2,11 @@
 
 import metarun
 
-for algorithm in ("maml", "protonet"):
+for algorithm in ("maml", "cavia"):
     experiment = metarun.experiment(
-        task="vision/glyphs", algorithm=algorithm, runner={"iterations": 2, "val_episodes": 4, "test_episodes": 10}
+        task="regression/sinusoid",
+        algorithm=algorithm,
+        runner={"iterations": 2, "val_episodes": 4, "test_episodes": 10},
     )
-    accuracy = experiment.run().summary["test"]["accuracy"]
-    print(f"{algorithm}: {accuracy['mean']:.3f} ± {accuracy['ci95']:.3f}")
+    mse = experiment.run().summary["test"]["mse"]
+    print(f"{algorithm}: {mse['mean']:.3f} ± {mse['ci95']:.3f}")

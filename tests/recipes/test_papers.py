@@ -180,9 +180,9 @@ def test_recipes_of_generated_tasks_take_a_step() -> None:
     assert names
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("data_root")
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one a paper", "all"])
-def test_recipes_of_omniglot_take_a_step(every: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipes_of_omniglot_take_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     load, loaded = omniglot.load, {}
 
     def once(parts: Any, *how: Any) -> Any:
@@ -192,8 +192,6 @@ def test_recipes_of_omniglot_take_a_step(every: bool, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(omniglot, "load", once)
     names = [name for name in PAPERS if data_of(name) == "omniglot"]
-    if not every:
-        names = [*{name.partition("/")[0]: name for name in names}.values()]
     for name in names:
         take_a_step(name)
     assert names

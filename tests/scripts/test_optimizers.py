@@ -26,7 +26,9 @@ def optimizers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("words", "learned", "against"), [(QUADRATICS, "l2l", None), (SINUSOID, "ml3", "sgd")], ids=["l2l", "ml3"]
+    ("words", "learned", "against"),
+    [(QUADRATICS, "l2l", None), pytest.param(SINUSOID, "ml3", "sgd", marks=pytest.mark.slow)],
+    ids=["l2l", "ml3"],
 )
 def test_tuned_controls_beside_what_is_learned(
     optimizers: ModuleType, capsys: pytest.CaptureFixture[str], words: list[str], learned: str, against: str | None

@@ -136,6 +136,7 @@ def test_as_many_workers_as_trials(space: Path) -> None:
     assert sum(result["trials"].values()) == 2
 
 
+@pytest.mark.slow
 def test_killed_workers_lose_and_double_nothing(space: Path) -> None:
     """Two workers are killed in mid-trial; what they held is taken up again, from its checkpoint."""
     words = [*WORDS, "runner.iterations=400", "runner.validate_every=100", "runner.checkpoint_seconds=0"]

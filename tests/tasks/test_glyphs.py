@@ -117,6 +117,7 @@ def test_the_cache_gives_the_same_letters(task, monkeypatch):
     assert again.data.names == task.data.names
 
 
+@pytest.mark.slow
 def test_other_sizes_have_the_same_classes(task):
     small = Glyphs(0, **{**ARGUMENTS, "size": 20})
     assert small.spec.input_shape == (1, 20, 20)

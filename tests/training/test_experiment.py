@@ -91,7 +91,7 @@ def test_a_search_judges_what_has_nothing_to_learn_by_one_validation(tmp_path: P
     [
         ["task=regression/sinusoid"],
         ["task=vision/glyphs", "algorithm=baseline"],
-        ["task=nlp/formal_languages"],
+        pytest.param(["task=nlp/formal_languages"], marks=pytest.mark.slow),
         ["task=rl/bandit"],
     ],
 )
