@@ -120,6 +120,7 @@ def test_what_is_done_is_not_launched_and_equal_options_are_composed_once(monkey
         return hydra_compose(*given, **keys)
 
     monkeypatch.setattr(compose_module, "hydra_compose", counted)
+    compose_module._hydras.cache_clear()
     monkeypatch.setattr(sweep, "launch", lambda *_: pytest.fail("launched"))
     assert main(words) == 0
     assert composed.count(composed[0]) == 1
