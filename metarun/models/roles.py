@@ -44,6 +44,25 @@ class TextEncoder(Protocol):
         """Return two rows in the format of :meth:`encode`, from which the algorithm infers the number of features."""
 
 
+class InContext(Protocol):
+    """``in_context``: predicts examples from labelled ones, both of which it reads at once."""
+
+    def forward(self, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+        """Predict the queries of T tasks.
+
+        Args:
+            x: Support examples [T, N, ...].
+            y: Their labels [T, N, K]: one-hot classes, or standardised targets.
+            queries: Query examples [T, M, ...].
+
+        Returns:
+            Logits of K classes [T, M, K], or mean and unbounded deviation of K targets [T, M, 2 K].
+        """
+
+    def __call__(self, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+        """Call :meth:`forward`, as every torch module does."""
+
+
 class Denoiser(Protocol):
     """``denoiser``: predicts an image from its noisy version and a set of images of its class."""
 
@@ -213,6 +232,7 @@ class ContextPolicy(Protocol):
 
 ROLES: dict[str, type] = {
     "features": Features,
+    "in_context": InContext,
     "denoiser": Denoiser,
     "policy": Policy,
     "recurrent_policy": RecurrentPolicy,

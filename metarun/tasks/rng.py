@@ -53,7 +53,7 @@ def uniforms(seed: int, split: Split, indices: Sequence[int], count: int, stream
         split: Split of the tasks.
         indices: Numbers of the tasks, below 2^64.
         count: Numbers of a task.
-        stream: Number below 16 that separates different uses within a task, such as classes and examples.
+        stream: Number below 2^30 that separates different uses within a task, such as classes and examples.
     """
     blocks = -(-count // 2)  # two 53-bit uniforms a block of four words
     index = np.asarray(indices, dtype=np.uint64)[:, None]

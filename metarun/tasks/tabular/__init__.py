@@ -1,0 +1,1 @@
+"""Task families of tables: each task predicts one column of a table from the others."""
