@@ -28,7 +28,7 @@ class Algorithm(nn.Module, ABC):
     kinds: ClassVar[tuple[str, ...]]
     """Kinds of task family that it supports: classification, regression, sequence, generation, control (RL)."""
     roles: ClassVar[tuple[str, ...]] = ("features",)
-    """Roles of models that it supports: features, in_context, denoiser, policy, recurrent_policy, belief_policy, context_policy."""
+    """Roles of models that it supports, of those in :data:`metarun.models.roles.ROLES`."""
     modalities: ClassVar[tuple[str, ...]] = ()
     """Kinds of input that it supports if it reads inputs itself, not only through the model; empty: any."""
 

@@ -1,4 +1,4 @@
-"""Prior-fitted networks: the loss, what predictions may depend on, averaging over labels, and the area under the curve."""
+"""Prior-fitted networks: the loss, what predictions depend on, averaging over labels, the area under the curve."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_probabilities_are_averaged_over_cyclic_permutations(permutations: int) 
 
 
 def test_all_permutations_treat_classes_alike() -> None:
-    algorithm, batch = learner(permutations=3), tables(tasks=2)
+    algorithm, batch = learner(permutations=3), tables()
     support, query = batch.support, batch.query.x
     three = Labelled(support.x[1:], support.y[1:], 3)
     shifted = Labelled(three.x, (three.y + 1) % 3, 3)
@@ -221,7 +221,7 @@ def test_all_permutations_treat_classes_alike() -> None:
 def test_regression_is_a_gaussian_of_standardised_targets() -> None:
     batch = tables(VALUES)
     algorithm = learner(VALUES, model=Fixed(2, raw=0.7))
-    loss = float(algorithm.outer_loss(batch)[0])
+    loss = algorithm.outer_loss(batch)[0].item()
     total = []
     for t in range(2):
         for d in range(2):

@@ -76,7 +76,7 @@ def test_gaps_are_in_the_given_share_of_tables() -> None:
     x = Effects(0, 0, 0, 0, gaps=0.4).apply(draws(500), np.random.default_rng(0).normal(size=(500, 200, 8)))
     with_gaps = np.isnan(x).any((1, 2)).mean()
     assert with_gaps == pytest.approx(0.4, abs=0.1)
-    assert np.isnan(x).mean((1)).max() < 0.65
+    assert np.isnan(x).mean(1).max() < 0.65
 
 
 def test_categories_have_two_to_ten_values() -> None:

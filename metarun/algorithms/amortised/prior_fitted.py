@@ -87,12 +87,12 @@ class PriorFitted(SupervisedAlgorithm):
         """
         way = support.y.amax(1, keepdim=True) + 1
         classes = torch.arange(self.spec.output_size, device=x.device)
-        total = 0
+        predictions = []
         for shift in range(self.permutations):
             found = self.logits(Labelled(support.x, (support.y + shift) % way), x).softmax(-1)
             moved = torch.where(classes < way, (classes + shift) % way, classes)
-            total = total + found.gather(2, moved[:, None].expand_as(found))
-        return torch.log((total / self.permutations).clamp(min=torch.finfo(x.dtype).tiny))
+            predictions.append(found.gather(2, moved[:, None].expand_as(found)))
+        return torch.stack(predictions).mean(0).clamp(min=torch.finfo(x.dtype).tiny).log()
 
     def gaussian(self, support: Labelled, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and logarithm of the standard deviation of the targets of query rows, [T, M, D] each."""

@@ -22,7 +22,7 @@ def classes(draws: Draws, scores: Array, *, most: int, imbalance: float, ordered
     Returns:
         Classes [T, R]. A table's classes are 0..w-1 in random order, with w from 2 to ``most``.
     """
-    tables, rows, _ = scores.shape
+    rows = scores.shape[1]
     u = draws.uniform(4 + most)
     way = between(u[:, :1] ** 3, 2, most)
     spread = imbalance * u[:, 1:2] * draws.normal(most)

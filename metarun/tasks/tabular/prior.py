@@ -154,9 +154,9 @@ class TablePrior(Task):
         shape = shape or self.shape
         shot, columns = self.counts(split, indices, shape)
         draws = Draws(self.seed, split, indices)
-        x, scores = self.latent(draws, shot + shape.query, columns, max(shape.way, 1))
-        x = to_device(self.effects.apply(draws, x), self.device, torch.get_default_dtype())
-        x, y = self.targets(draws, x, scores, shape.way)
+        clean, scores = self.latent(draws, shot + shape.query, columns, max(shape.way, 1))
+        changed = to_device(self.effects.apply(draws, clean), self.device, torch.get_default_dtype())
+        x, y = self.targets(draws, changed, scores, shape.way)
         return TaskBatch(Labelled(x[:, :shot], y[:, :shot], shape.way), Labelled(x[:, shot:], y[:, shot:], shape.way))
 
     def targets(self, draws: Draws, x: Tensor, scores: Array, way: int) -> tuple[Tensor, Tensor]:
