@@ -108,6 +108,8 @@ TUNED_FOR_LAYERS = ("regression/sinusoid", "cavia", "linear")
 """The values that suit the pair name a layer and an initialisation, and this model has neither."""
 DISCRETE = ("rl/bandit", "rl/gridnavi", "rl/darkroom", "rl/mdp")
 """Families with actions that soft actor-critic cannot squash."""
+WITH_EXPERT = DISCRETE
+"""Families that tell optimal actions."""
 ON_A_GRID = ("regression/sinusoid", "regression/gp", "vision/completion")
 """Families with one or two coordinates, which a convolutional process puts on a grid."""
 TOO_WIDE = [
@@ -122,6 +124,7 @@ IDLE = [
         or cell == TUNED_FOR_LAYERS
         or cell in TOO_WIDE
         or (cell[1] == "pearl" and cell[0] in DISCRETE)
+        or (cell[1] == "dpt" and cell[0] not in WITH_EXPERT)
         or (cell[1] == "convcnp" and (cell[0] not in ON_A_GRID or cell[2] != "linear"))
     )
     and walked(*cell)
@@ -262,6 +265,7 @@ SMALL = {
     "algorithm=mann": ["algorithm.controller=8", "algorithm.slots=6", "algorithm.width=4", "runner.meta_batch=2",
                        "algorithm.train_query=null"],
     "algorithm=rl2": ["runner.meta_batch=6"],
+    "algorithm=dpt": ["runner.meta_batch=6"],
     "algorithm=rl2_trpo": ["runner.meta_batch=6"],
     "algorithm=varibad": ["runner.meta_batch=6"],
     "algorithm=pearl": ["runner.meta_batch=3", "algorithm.gradient_steps=2", "algorithm.tasks=3", "algorithm.context=8",
@@ -437,7 +441,7 @@ def test_nothing_to_adapt_is_refused(
     with pytest.raises(
         UserError,
         match=r"no parameters there to adapt|no layer to warp|a head with offsets|unknown key 'model.init'|too wide"
-        r"|are discrete|one or two coordinates",
+        r"|are discrete|one or two coordinates|does not tell",
     ):
         experiment(cell, own_data, request)
 

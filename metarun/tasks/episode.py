@@ -25,8 +25,11 @@ class Spec:
         output_size: Number of classes, target dimensions, symbols (sequences), discrete actions or dimensions of
             continuous actions.
         discrete_actions: True if actions are integers 0..output_size-1, false if they are vectors [output_size].
-        rewards: Distribution of rewards around means from U[0, 1] or N(1, 1), for families whose observations are
-            one-hot states.
+        rewards: Distribution of rewards, for families whose observations are one-hot states: 0 or 1 with means from
+            U[0, 1] (``bernoulli``), N(m, 1) with m from N(1, 1) (``gaussian``), N(m, .3^2) with m from U[0, 1]
+            (``uniform``).
+        has_expert: True if environments tell optimal actions
+            (:meth:`metarun.tasks.rl.base.Environment.optimal_actions`).
         train_classes: Number of classes of the meta-train split, for learners that classify among all of them; 0 where
             tasks have no classes in common.
         peak: Largest value of a target, if known. Errors are then reported in decibel too.
@@ -38,10 +41,11 @@ class Spec:
     input_shape: tuple[int, ...]
     output_size: int
     discrete_actions: bool = False
-    rewards: Literal["bernoulli", "gaussian"] | None = None
+    rewards: Literal["bernoulli", "gaussian", "uniform"] | None = None
     train_classes: int = 0
     peak: float | None = None
     evaluate_samples: SampleMetrics | None = None
+    has_expert: bool = False
 
 
 @dataclass(frozen=True)

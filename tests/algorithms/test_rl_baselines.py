@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.rl.baselines import Planner, Planning, RandomActions, pick, plan
+from metarun.algorithms.rl.baselines import Planner, Planning, RandomActions, pick
 from metarun.algorithms.rl.collect import Transition, collect
 from metarun.evaluation.evaluator import evaluate
 from metarun.tasks.episode import Spec
 from metarun.tasks.rl.bandit import Bandit
-from metarun.tasks.rl.mdp import TabularMDP
+from metarun.tasks.rl.mdp import TabularMDP, plan
 
 MDP = TabularMDP(2, states=3, actions=2, horizon=4, episodes=3)
 
@@ -90,6 +90,11 @@ def test_beliefs_of_a_bandit() -> None:
     # N(1, 1) and four observations of N(m, 1) that add up to 3: precision 5, mean (1 + 3) / 5.
     drawn = believed("gaussian", "sample", tries, won)[:, 1]
     assert (drawn.mean().item(), drawn.var().item()) == (pytest.approx(0.8, abs=0.01), pytest.approx(0.2, abs=0.01))
+    # N(.5, 1 / 12) and four of N(m, .09): the weight of the prior is .09 / (.09 + 4 / 12), as in the authors' code.
+    weight = 0.09 / (0.09 + 4 / 12)
+    drawn = believed("uniform", "sample", tries, won)[:, 1]
+    assert drawn.mean().item() == pytest.approx(weight * 0.5 + (1 - weight) * 3 / 4, abs=0.01)
+    assert drawn.var().item() == pytest.approx(1 / (12 + 4 / 0.09), rel=0.05)
 
 
 def test_a_share_of_actions_is_random_and_equals_are_drawn_from() -> None:

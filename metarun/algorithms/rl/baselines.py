@@ -11,8 +11,13 @@ from metarun.algorithms.base import Metrics
 from metarun.algorithms.rl.base import TrialLearner
 from metarun.algorithms.rl.collect import Act, Transition
 from metarun.tasks.episode import Spec
+from metarun.tasks.rl.bandit import UNIFORM_NOISE
 from metarun.tasks.rl.base import Environment
+from metarun.tasks.rl.mdp import plan
 from metarun.types import Fraction, NonNegative, Positive
+
+GAUSSIAN_PRIORS = {"gaussian": (1.0, 1.0, 1.0), "uniform": (0.5, 12.0, UNIFORM_NOISE**-2)}
+"""Mean and precision of the mean reward, and precision of a reward around it, by the distribution of rewards."""
 
 
 class Baseline(TrialLearner):
@@ -39,7 +44,8 @@ class Planning(Baseline):
     """Plans each episode by dynamic programming under the posterior of the task given the trial so far.
 
     The prior is the distribution of tasks: transitions are Dirichlet(1, .., 1); mean rewards are U[0, 1] if rewards are
-    0 or 1, else N(1, 1) with noise N(0, 1). ``belief`` chooses the process that is planned for:
+    0 or 1, else N(1, 1) with noise N(0, 1). For means from U[0, 1] with noise N(0, .09), it is the normal distribution
+    of their mean and variance, N(.5, 1 / 12). ``belief`` chooses the process that is planned for:
 
     - ``sample``: a draw from the posterior: Thompson sampling (Thompson 1933) on bandits, posterior sampling for
       reinforcement learning on decision processes (Strens 2000; Osband, Russo & Van Roy 2013, arXiv:1306.0940);
@@ -120,23 +126,17 @@ class Planner:
             draws = [torch._standard_gamma(x).clamp_min(1e-30) for x in (won, lost)] if drawn else [won, lost]
             reward = draws[0] / (draws[0] + draws[1])
         else:
-            mean = reward = (1 + self.paid) / (1 + self.tries)
+            prior, known, weight = GAUSSIAN_PRIORS[self.learner.spec.rewards or "gaussian"]
+            precision = known + weight * self.tries
+            mean = reward = (known * prior + weight * self.paid) / precision
             if drawn:
-                reward = mean + torch.randn_like(mean) / (1 + self.tries).sqrt()
+                reward = mean + torch.randn_like(mean) / precision.sqrt()
         if belief == "optimistic":
             reward = torch.maximum(reward, mean)
         if belief == "bound":
             total = self.tries.sum((-2, -1), keepdim=True)
             reward = mean + self.learner.bonus * (2 * total.clamp_min(1).log() / (1 + self.tries)).sqrt()
         return shares / shares.sum(-1, keepdim=True), reward
-
-
-def plan(moves: Tensor, reward: Tensor, horizon: int) -> list[Tensor]:
-    """Return the optimal values [..., S, A] at each step of an episode, by value iteration from the last step."""
-    values = [reward]
-    for _ in range(horizon - 1):
-        values.append(reward + (moves @ values[-1].amax(-1)[..., None, :, None])[..., 0])
-    return values[::-1]
 
 
 def pick(values: Tensor, state: Tensor) -> Tensor:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from metarun.tasks.learner import RLLearner
 
+UNIFORM_NOISE = 0.3
+"""Standard deviation of the noise of rewards whose means are uniform."""
+
 
 class Bandit(Task):
     """Multi-armed bandits; the return is the sum of the rewards of all pulls.
@@ -35,7 +38,8 @@ class Bandit(Task):
         arms: Number of arms (k in the table of Duan et al.).
         pulls: Number of pulls of a trial (n in the table of Duan et al.).
         rewards: ``bernoulli``: an arm pays 1 with probability p ~ U[0, 1], else 0 (Duan et al. 2016, arXiv:1611.02779,
-            section 3.1). ``gaussian``: it pays N(m, 1) with m ~ N(1, 1).
+            section 3.1). ``gaussian``: it pays N(m, 1) with m ~ N(1, 1). ``uniform``: N(m, .09) with m ~ U[0, 1] (Lee
+            et al. 2023, arXiv:2306.14892).
     """
 
     kind: ClassVar[str] = "control"
@@ -43,10 +47,10 @@ class Bandit(Task):
     metric: ClassVar[str] = "return"
 
     def __init__(
-        self, seed: int, *, arms: Positive, pulls: Positive, rewards: Literal["bernoulli", "gaussian"]
+        self, seed: int, *, arms: Positive, pulls: Positive, rewards: Literal["bernoulli", "gaussian", "uniform"]
     ) -> None:
         self.seed, self.arms, self.pulls, self.rewards = seed, arms, pulls, rewards
-        self.spec = Spec("control", self.modality, (1,), arms, discrete_actions=True, rewards=rewards)
+        self.spec = Spec("control", self.modality, (1,), arms, True, rewards=rewards, has_expert=True)
 
     def means(self, split: Split, indices: Sequence[int]) -> NDArray[np.float64]:
         """Return the mean reward of each arm of each task, [T, arms]."""
@@ -105,7 +109,8 @@ class Arms(Environment):
     def __init__(self, pays: Tensor, family: Bandit, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, horizon=1, episodes=family.pulls)
         self.device = pays.device
-        self.pays, self.noisy = pays[:, None], family.rewards == "gaussian"
+        self.pays, self.noisy = pays[:, None], family.rewards != "bernoulli"
+        self.noise = 1.0 if family.rewards == "gaussian" else UNIFORM_NOISE
 
     def reset(self, num_envs: int, generator: torch.Generator | None) -> Tensor:
         return self.pays.new_empty(self.tasks, num_envs, 0)
@@ -117,10 +122,13 @@ class Arms(Environment):
         mean = self.pays.expand(-1, action.shape[1], -1).gather(-1, action[..., None])[..., 0]
         noise = torch.empty_like(mean)
         if self.noisy:
-            paid = mean + drawn(noise, "normal_", generator=generator)
+            paid = mean + self.noise * drawn(noise, "normal_", generator=generator)
         else:
             paid = (drawn(noise, "uniform_", generator=generator) < mean).to(mean.dtype)
         return state, paid, torch.ones_like(action, dtype=torch.bool)
+
+    def optimal_actions(self, state: Tensor, time: int) -> Tensor:
+        return (self.pays == self.pays.amax(-1, keepdim=True)).expand(-1, state.shape[1], -1)
 
 
 @cache

@@ -103,6 +103,17 @@ class Environment(ABC):
         """
         return None
 
+    def optimal_actions(self, state: Tensor, time: int) -> Tensor:
+        """Return which actions are optimal for an agent that knows the task, [T, E, A] bool; at least one is.
+
+        Environments whose ``spec.has_expert`` is true implement it. Algorithms call it in meta-training only.
+
+        Args:
+            state: State [T, E, ...].
+            time: Number of the step in its episode, from 0.
+        """
+        raise NotImplementedError(f"{type(self).__name__} knows no optimal actions")
+
     def outcome(self) -> dict[str, Tensor]:
         """Return further results of each environment's last episode by name, [T, E] each, such as ``success``."""
         return {}
@@ -132,6 +143,9 @@ class Wrapper(Environment):
 
     def truncated(self) -> Tensor | None:
         return self.env.truncated()
+
+    def optimal_actions(self, state: Tensor, time: int) -> Tensor:
+        return self.env.optimal_actions(state, time)
 
     def outcome(self) -> dict[str, Tensor]:
         return self.env.outcome()

@@ -17,7 +17,7 @@ from metarun.errors import require
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment
-from metarun.tasks.rl.gridnavi import STEPS
+from metarun.tasks.rl.gridnavi import STEPS, toward
 from metarun.tasks.rl.recording import RecordingEnv, draw_path
 from metarun.tasks.rng import drawn, uniforms
 from metarun.tasks.to_device import to_device
@@ -83,7 +83,7 @@ class DarkRoom(Task):
         count = size ** (2 * self.targets)
         require(held_out < count, f"task.held_out={held_out}: the room has {count} tasks; hold out fewer")
         seen = (size**2 if self.numbered else 2,)
-        self.spec = Spec("control", self.modality, seen, len(STEPS), discrete_actions=True)
+        self.spec = Spec("control", self.modality, seen, len(STEPS), True, has_expert=True)
         shuffled = list(product(range(size), repeat=2 * self.targets))
         if order == "python":
             random.Random(0).shuffle(shuffled)
@@ -188,6 +188,9 @@ class Rooms(Environment):
             found = found.clamp(max=targets - 1)
         moved = torch.cat([cell, found[..., None]], -1)
         return moved, reached.to(torch.get_default_dtype()), torch.zeros_like(reached)
+
+    def optimal_actions(self, state: Tensor, time: int) -> Tensor:
+        return toward(self.target(state), state[..., :2])
 
     def target(self, state: Tensor) -> Tensor:
         """Return the cell to be found next, [T, E, 2]; the last one once all are found."""

@@ -62,7 +62,7 @@ class GridNavi(Task):
         self.seed, self.size, self.horizon, self.episodes = seed, size, horizon, episodes
         self.numbered = observation == "number"
         seen = (size**2 if self.numbered else 2,)
-        self.spec = Spec("control", self.modality, seen, len(STEPS), discrete_actions=True)
+        self.spec = Spec("control", self.modality, seen, len(STEPS), True, has_expert=True)
         cells = [(x, y) for x in range(size) for y in range(size)]
         self.possible = np.array([cell for cell in cells if max(cell) > 1])
 
@@ -175,3 +175,12 @@ class Grid(Environment):
         state = (state + self.moves[action]).clamp(0, self.last)
         reached = (state == self.goals).all(-1)
         return state, torch.where(reached, 1.0, -0.1).to(torch.get_default_dtype()), torch.zeros_like(reached)
+
+    def optimal_actions(self, state: Tensor, time: int) -> Tensor:
+        return toward(self.goals, state)
+
+
+def toward(goal: Tensor, cell: Tensor) -> Tensor:
+    """Return which :data:`STEPS` are on a shortest path from ``cell`` to ``goal``, [..., 2] each, as [..., 5] bool."""
+    x, y = (goal - cell).unbind(-1)
+    return torch.stack([(x == 0) & (y == 0), y > 0, x > 0, y < 0, x < 0], -1)

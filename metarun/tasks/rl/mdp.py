@@ -43,7 +43,7 @@ class TabularMDP(Task):
     ) -> None:
         self.seed, self.states, self.actions = seed, states, actions
         self.horizon, self.episodes = horizon, episodes
-        self.spec = Spec("control", self.modality, (states,), actions, discrete_actions=True, rewards="gaussian")
+        self.spec = Spec("control", self.modality, (states,), actions, True, "gaussian", has_expert=True)
 
     def tables(self, split: Split, indices: Sequence[int]) -> tuple[Array, Array]:
         """Return the transition probabilities [T, S, A, S] and the mean rewards [T, S, A]."""
@@ -92,7 +92,9 @@ class Tables(Environment):
     def __init__(self, moves: Tensor, pays: Tensor, family: TabularMDP, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
         self.device = moves.device
-        self.up_to, self.pays = moves.cumsum(-1), pays
+        self.moves, self.up_to, self.pays = moves, moves.cumsum(-1), pays
+        self.values: list[Tensor] = []
+        """Value of each action [T, S, A], by the step of the episode; empty until it is asked for."""
         self.numbers = torch.arange(family.states, device=self.device)
 
     def reset(self, num_envs: int, generator: torch.Generator | None) -> Tensor:
@@ -108,3 +110,23 @@ class Tables(Environment):
         u = drawn(torch.empty_like(noise), "uniform_", generator=generator)
         moved = (u[..., None] >= self.up_to[task, state, action]).sum(-1).clamp(max=len(self.numbers) - 1)
         return moved, reward, torch.zeros_like(action, dtype=torch.bool)
+
+    def optimal_actions(self, state: Tensor, time: int) -> Tensor:
+        self.values = self.values or plan(self.moves, self.pays, self.horizon)
+        values = self.values[time]
+        best = values == values.amax(-1, keepdim=True)
+        return best.gather(1, state[..., None].expand(*state.shape, best.shape[-1]))
+
+
+def plan(moves: Tensor, reward: Tensor, horizon: int) -> list[Tensor]:
+    """Return the optimal values [..., S, A] at each step of an episode, by value iteration from the last step.
+
+    Args:
+        moves: Transition probabilities [..., S, A, S].
+        reward: Mean rewards [..., S, A].
+        horizon: Steps of an episode.
+    """
+    values = [reward]
+    for _ in range(horizon - 1):
+        values.append(reward + (moves @ values[-1].amax(-1)[..., None, :, None])[..., 0])
+    return values[::-1]

@@ -1,4 +1,4 @@
-"""An environment that records the states it goes through, from which paths are drawn."""
+"""Environments that record the states that they go through, for pictures of paths, or optimal actions."""
 
 from __future__ import annotations
 
@@ -49,6 +49,18 @@ class RecordingEnv(Wrapper):
         count = int(rollout.mask[task, number, start : start + self.horizon].sum())
         made = self.steps[len(self.steps) - length + start :][:count]
         return torch.stack([made[0][0][task, number], *(after[task, number] for _, after in made)]).cpu()
+
+
+class ExpertEnv(Wrapper):
+    """Records which actions are optimal, [T, E, A], before each step of a trial."""
+
+    def __init__(self, env: Environment) -> None:
+        super().__init__(env)
+        self.optimal: list[Tensor] = []
+
+    def observe(self, state: Tensor) -> Tensor:
+        self.optimal.append(self.env.optimal_actions(state, len(self.optimal) % self.horizon))
+        return super().observe(state)
 
 
 def draw_path(ax: Axes, cells: Tensor) -> None:
