@@ -263,7 +263,7 @@ def test_newton_finds_the_logistic_optimum() -> None:
 
 # Gradients through every solver, and of whole learners
 
-SOLVERS = ["r2d2", "r2d2_logistic", "metaoptnet", "matching_fce", "softkmeans", "feat"]
+SOLVERS = ["r2d2", "r2d2_logistic", "metaoptnet", "matching_fce", "softkmeans", "tim", "bdcspn", "ptmap", "feat"]
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -273,6 +273,8 @@ def test_gradients_by_support_query_and_parameters(name: str) -> None:
         "r2d2_logistic": ["penalty=2"],
         "metaoptnet": ["smoothing=0.1"],
         "feat": ["dropout=0"],
+        "tim": ["refine.steps=3"],
+        "ptmap": ["refine.steps=3"],
     }
     made = head(name, *keys.get(name, []))
     support, query = episodes(shot=4 if name == "metaoptnet" else SHOT)
@@ -439,6 +441,123 @@ def test_laplacian() -> None:
             y = logits.softmax(-1)
         assert close(found[t].log_softmax(-1), logits.log_softmax(-1))
         assert not close(found[t].log_softmax(-1), alone.log_softmax(-1))
+
+
+def normalised(x: Tensor) -> Tensor:
+    return x / x.square().sum(-1, keepdim=True).sqrt()
+
+
+def means(x: Tensor, y: Tensor) -> Tensor:
+    return torch.stack([x[y == c].mean(0) for c in range(WAY)])
+
+
+@pytest.mark.parametrize("confident", [1, 2, 12])
+def test_prototype_rectification(confident: int) -> None:
+    made = head("bdcspn", f"refine.confident={confident}")
+    support, query = episodes()
+    found = made.fit(support)(query.x)
+    for t in range(TASKS):
+        s, q = normalised(support.x[t]), normalised(query.x[t])
+        q = q + s.mean(0) - q.mean(0)
+        rectified = []
+        former = normalised(means(s, support.y[t]))
+        cosines = normalised(q) @ former.T
+        for c in range(WAY):
+            own = sorted((n for n in range(len(q)) if cosines[n].argmax() == c), key=lambda n, c=c: -cosines[n, c])
+            members = [*s[support.y[t] == c], *(q[n] for n in own[:confident])]
+            weights = [(10 * normalised(m) @ former[c]).exp() for m in members]
+            rectified.append(sum(w * m for w, m in zip(weights, members, strict=True)) / sum(weights))
+        logits = 10 * normalised(q) @ normalised(torch.stack(rectified)).T
+        assert close(found[t], logits)
+
+
+def test_mutual_information() -> None:
+    weight, alpha, scale, steps = 0.3, 0.2, 4.0, 3
+    made = head("tim", f"scale={scale}", f"refine.support_weight={weight}", f"refine.conditional_weight={alpha}",
+                f"refine.steps={steps}")  # fmt: skip
+    support, query = episodes()
+    found = made.fit(support)(query.x)
+    for t in range(TASKS):
+        s, q, y = normalised(support.x[t]), normalised(query.x[t]), support.y[t]
+        one_hot = nn.functional.one_hot(y, WAY).double()
+        w = means(s, y)
+
+        def predicted(x: Tensor, w: Tensor) -> Tensor:
+            return (-scale * (x[:, None] - w).square().sum(-1)).softmax(-1)
+
+        for _ in range(steps):
+            p = predicted(q, w)
+            a = p ** (1 + alpha) / (p ** (1 + alpha)).sum(0).sqrt()
+            a = a / a.sum(1, keepdim=True)
+            at = w.clone().requires_grad_()
+            # The objective for fixed assignments, of whose minimum the update is a preconditioned gradient step.
+            objective = -weight / len(s) * (one_hot * predicted(s, at).log()).sum()
+            objective = objective - (1 + alpha) / len(q) * (a * predicted(q, at).log()).sum()
+            (gradient,) = torch.autograd.grad(objective, at)
+            curvature = 2 * scale * (weight / len(s) * one_hot.sum(0) + (1 + alpha) / len(q) * a.sum(0))
+            w = w - gradient / curvature[:, None]
+        assert close(found[t].softmax(-1), predicted(q, w))
+
+
+def test_mutual_information_of_queries_and_predictions_grows() -> None:
+    support, query = episodes(scale=0.5)
+
+    def information(steps: int) -> Tensor:
+        p = head("tim", f"refine.steps={steps}").fit(support)(query.x).softmax(-1)
+        return (p * p.log()).sum(-1).mean(1) - (p.mean(1) * p.mean(1).log()).sum(-1)
+
+    assert (information(30) > information(1) + 0.01).all()
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_optimal_transport(steps: int) -> None:
+    made = head("ptmap", f"refine.steps={steps}", "refine.sinkhorn_steps=300", "refine.rate=0.3", "scale=1")
+    support, query = episodes()
+    found = made.fit(support)(query.x)
+
+    def transport(cost: Tensor) -> Tensor:
+        """Sinkhorn's algorithm with logarithms."""
+        log = -cost
+        for _ in range(300):
+            log = log - log.logsumexp(0) + torch.tensor(len(cost) / WAY).log()
+            log = log - log.logsumexp(1, keepdim=True)
+        return log.exp()
+
+    for t in range(TASKS):
+        s, q = (normalised(x.sign() * (x.abs() + 1e-6).sqrt()) for x in (support.x[t], query.x[t]))
+        s, q = normalised(s - s.mean(0)), normalised(q - q.mean(0))
+        centres = means(s, support.y[t])
+        for _ in range(steps):
+            share = transport((q[:, None] - centres).square().sum(-1))
+            for c in range(WAY):
+                own = s[support.y[t] == c]
+                mean = (own.sum(0) + share[:, c] @ q) / (len(own) + share[:, c].sum())
+                centres[c] = centres[c] + 0.3 * (mean - centres[c])
+        assert torch.allclose(found[t].exp(), transport((q[:, None] - centres).square().sum(-1)), atol=1e-8)
+        assert torch.allclose(found[t].exp().sum(0), torch.tensor(QUERY * 1.0), atol=1e-8)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e4])
+def test_optimal_transport_is_finite_for_every_scale(scale: float) -> None:
+    support, query = episodes()
+    assert (
+        head("ptmap", f"scale={scale}")
+        .float()
+        .fit(replace(support, x=support.x.float()))(query.x.float())
+        .isfinite()
+        .all()
+    )
+
+
+@pytest.mark.parametrize("name", ["tim", "ptmap"])
+def test_refinements_of_squared_distances_refuse_others(name: str) -> None:
+    with pytest.raises(UserError, match=r"^algorithm.head.distance=cosine: \w+ needs euclidean$"):
+        head(name, "distance=cosine")
+
+
+@pytest.mark.parametrize("name", ["softkmeans", "laplacianshot", "tim", "bdcspn", "ptmap"])
+def test_protocols_say_that_inference_is_transductive(name: str) -> None:
+    assert head(name).protocol()["inference"].startswith("transductive: ")
 
 
 # Classifiers of all base classes

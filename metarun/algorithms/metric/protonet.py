@@ -11,8 +11,12 @@ from torch import Tensor
 from metarun.algorithms.metric.head import Head, Similarity, membership
 from metarun.algorithms.metric.transductive import Refinement
 from metarun.algorithms.supervised import Adapted
+from metarun.errors import require
 from metarun.tasks.episode import Labelled, Spec
 from metarun.types import Distance, Rate
+
+SMALL = 1e-6
+"""Number that is added to features before the power transform, whose slope at 0 is infinite."""
 
 
 class Prototypes(Head):
@@ -20,10 +24,12 @@ class Prototypes(Head):
 
     ``distance`` is ``euclidean`` (squared, as in the paper) or ``cosine``. It is multiplied by ``scale``, which is the
     initial value of a learned factor with ``learn_scale``. ``features`` are transformed first: ``none``, ``l2``
-    (normalised to length 1), or ``centred_l2`` (minus the mean of the base classes, then normalised). These are UN, L2N
-    and CL2N of SimpleShot (Wang, Chao, Weinberger & van der Maaten 2019, arXiv:1911.04623, section 3). The mean is that
-    of the first 100 meta-training batches, then a moving average with weight .01. ``refine`` is the transductive
-    refinement of the prototypes by the whole query set.
+    (normalised to length 1), ``centred_l2`` (minus the mean of the base classes, then normalised), or ``power`` (square
+    roots, then normalised). The first three are UN, L2N and CL2N of SimpleShot (Wang, Chao, Weinberger & van der Maaten
+    2019, arXiv:1911.04623, section 3). The mean is that of the first 100 meta-training batches, then a moving average
+    with weight .01. The last is the power transform of PT-MAP (Hu, Gripon & Pateux 2020, arXiv:2006.03806, section
+    3.2); negative features keep their sign. ``refine`` is the transductive refinement of the prototypes by the whole
+    query set.
     """
 
     running_mean: Tensor
@@ -35,10 +41,14 @@ class Prototypes(Head):
         distance: Distance,
         scale: Rate,
         learn_scale: bool,
-        features: Literal["none", "l2", "centred_l2"],
+        features: Literal["none", "l2", "centred_l2", "power"],
         refine: Refinement,
     ) -> None:
         super().__init__()
+        require(
+            distance == "euclidean" or not refine.euclidean,
+            f"algorithm.head.distance={distance}: {type(refine).__name__} needs euclidean",
+        )
         self.similarity, self.features, self.refine = Similarity(distance, scale, learn_scale), features, refine
         self.observes = features == "centred_l2"
 
@@ -62,6 +72,8 @@ class Prototypes(Head):
     def transformed(self, x: Tensor) -> Tensor:
         if self.features == "none":
             return x
+        if self.features == "power":
+            x = x.sign() * (x.abs() + SMALL).sqrt()
         return F.normalize(x - self.running_mean if self.observes else x, dim=-1)
 
     def extra_repr(self) -> str:
