@@ -107,6 +107,10 @@ def support_for(spec: dict[str, Any], root: Path) -> Path:
                 Image.fromarray(noise.integers(0, 256, (30, 30), dtype=np.uint8)).save(root / label / f"{i}.png")
         return root
     table = root / "table.csv"
+    if spec["modality"] == "table":
+        rows = [f"{i},{i * i % 7},{i % 2}" for i in range(6)]
+        table.write_text("\n".join(["a,b,y0", *rows]) + "\n")
+        return table
     if spec["modality"] == "text":
         table.write_text("text,label\nbook a table,eat\na table for two,eat\nplay jazz,hear\nmore jazz,hear\n")
         return table
@@ -119,9 +123,15 @@ def support_for(spec: dict[str, Any], root: Path) -> Path:
 def adapts(run: Path) -> bool:
     """Whether the run's learner was applied to a user's own task; control and generation are refused."""
     spec = (RunDirectory(run).inputs() or {}).get("spec", {"kind": "control"})
-    possible = spec["kind"] not in ("control", "generation") and spec["modality"] in ("image", "text", "vector")
+    possible = spec["kind"] not in ("control", "generation") and spec["modality"] in (
+        "image",
+        "text",
+        "vector",
+        "table",
+    )
     support = support_for(spec, Path("own")) if possible else Path()
-    assert main(["adapt", str(run), "--support", str(support)]) == (0 if possible else 2)
+    target = ["--target=y0"] if spec.get("modality") == "table" else []
+    assert main(["adapt", str(run), "--support", str(support), *target]) == (0 if possible else 2)
     return possible
 
 

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.errors import RunFailed, UserError, require
-from metarun.moved import updated
-from metarun.tasks.episode import EpisodeShape, Labelled, Spec
+from metarun.tasks.episode import EpisodeShape, Labelled
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.rng import forked_rng
-from metarun.tasks.vision.images import Preparation
-from metarun.training.checkpoint import fixed_head, misfit, read, take_vocabulary
-from metarun.untrusted import plain
+from metarun.training.checkpoint import fixed_head
 
 FILE = "learner.pt"
-DTYPES = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.float64, torch.bfloat16)}
 AT_ONCE = 2048
 """Approximate number of examples in one forward pass. With transductive normalisation, queries of one pass interact."""
 
@@ -86,6 +84,7 @@ class AdaptedLearner:
         self.algorithm, self.inputs, self.support = algorithm.eval(), inputs, support
         self.classes, self.steps, self.seed = list(classes), steps, seed
         self._answer = self._adapted(support)
+        self.temperature = 1.0
 
     @classmethod
     def adapt(
@@ -171,6 +170,31 @@ class AdaptedLearner:
         Returns:
             The score, and the number of examples that were not evaluated.
         """
+        tested, answer = self._left_out
+        y = self.support.y[0]
+        if not len(tested):
+            return LeaveOneOut(None, 0, len(y))
+        good = torch.isfinite(answer).flatten(1).all(1)
+        evaluated = int(good.sum())
+        score = float(self._score(answer, y[tested])[good].mean()) if evaluated else None
+        return LeaveOneOut(score, evaluated, len(y) - len(tested), len(tested) - evaluated)
+
+    def calibrate(self) -> None:
+        """Set the temperature of the probabilities to the one of the smallest leave-one-out loss, within 1/4..4.
+
+        Nothing changes in regression, or with fewer than 20 support examples to evaluate.
+        """
+        tested, answer = self._left_out
+        if not self.classes or len(tested) < 20:
+            return
+        logits, y = answer[:, : len(self.classes)], self.support.y[0][tested]
+        temperatures = torch.logspace(-2, 2, 41, base=2).tolist()
+        losses = [float(F.cross_entropy(logits / temperature, y)) for temperature in temperatures]
+        self.temperature = temperatures[min(range(len(losses)), key=losses.__getitem__)]
+
+    @cached_property
+    def _left_out(self) -> tuple[Tensor, Tensor]:
+        """Indices of the support examples that can be left out, and the prediction of each by all others."""
         x, y = self.support.x[0], self.support.y[0]
         count = len(y)
         alone = torch.zeros(count, dtype=torch.bool, device=y.device)
@@ -178,23 +202,19 @@ class AdaptedLearner:
             alone = torch.bincount(y, minlength=len(self.classes))[y] == 1
         tested = torch.arange(count, device=y.device)[~alone]
         if count < 2 or not len(tested):
-            return LeaveOneOut(None, 0, count)
-        scores, finite = [], []
+            return tested[:0], y.new_zeros(0)
+        answers = []
         for part in tested.split(max(1, AT_ONCE // count)):
             rest = torch.stack([torch.cat([torch.arange(i), torch.arange(i + 1, count)]) for i in part.tolist()])
             rest = rest.to(y.device)
-            answer = self._adapted(Labelled(x[rest], y[rest], self.support.way))(x[part][:, None])[:, 0]
-            scores.append(self._score(answer, y[part]))
-            finite.append(torch.isfinite(answer).flatten(1).all(1))
-        good = torch.cat(finite)
-        evaluated = int(good.sum())
-        score = float(torch.cat(scores)[good].mean()) if evaluated else None
-        return LeaveOneOut(score, evaluated, int(alone.sum()), len(tested) - evaluated)
+            answers.append(self._adapted(Labelled(x[rest], y[rest], self.support.way))(x[part][:, None])[:, 0])
+        return tested, torch.cat(answers)
 
     def save(self, folder: Path, sections: Mapping[str, Any]) -> Path:
-        """Save everything that :func:`load` needs in one file of tensors and plain values; reading it runs no code.
+        """Save everything that :func:`metarun.adapted.load` needs in one file of tensors and plain values.
 
-        The vocabulary and statistics of a text model are part of its state. No training text is stored.
+        Reading the file runs no code. The vocabulary and statistics of a text model are part of its state. No training
+        text is stored.
 
         Args:
             folder: Folder of the file.
@@ -216,6 +236,7 @@ class AdaptedLearner:
                 "classes": self.classes,
                 "steps": self.steps,
                 "seed": self.seed,
+                "temperature": self.temperature,
             },
             path,
         )
@@ -236,7 +257,7 @@ class AdaptedLearner:
         nothing = answer.new_zeros(len(answer), 0).cpu()
         if not self.classes:
             return Predictions([], nothing, answer.cpu())
-        probabilities = answer[:, : len(self.classes)].softmax(-1).cpu()
+        probabilities = (answer[:, : len(self.classes)] / self.temperature).softmax(-1).cpu()
         return Predictions([self.classes[i] for i in probabilities.argmax(-1).tolist()], probabilities, nothing)
 
     def _score(self, answer: Tensor, y: Tensor) -> Tensor:
@@ -262,85 +283,3 @@ def fitting_way(algorithm: SupervisedAlgorithm, classes: int) -> int:
     if classes > outputs:
         raise UserError(fixed_head(classes, outputs, "the support set has {way} classes", most=True))
     return outputs
-
-
-def load(path: str | Path, trust: bool | Sequence[str] = False) -> AdaptedLearner:
-    """Load a learner that ``metarun adapt`` saved. It predicts as it did then.
-
-    The file is treated as data: only metarun's own classes are built.
-
-    Args:
-        path: The folder or file.
-        trust: Permission for other classes: ``True``, or import paths of your own modules or classes.
-
-    Raises:
-        UserError: There is no adapted learner, it is damaged, or it names code that is not permitted.
-    """
-    from metarun.config.check import check_section
-    from metarun.config.environment import resolved
-    from metarun.config.trust import Trust, admit
-
-    file = Path(path).expanduser()
-    file = file / FILE if file.is_dir() else file
-    require(file.is_file(), f"{path}: holds no adapted learner ({FILE}); `metarun adapt` makes one")
-    kept = read(file, torch.device("cpu"), str(file))
-    require(kept.get("format") in (1, 2), f"{file}: not an adapted learner, or written by another version of metarun")
-    sections: Any = kept.get("sections")
-    require(plain(sections) and set(sections) == {"model", "algorithm"}, f"{file} is damaged: it has no sections")
-    sections = updated(sections)
-    admit(sections, str(file), Trust.of(trust))
-    sections = resolved(sections)
-    for section, values in sections.items():
-        check_section(section, values)
-    try:
-        inputs = _inputs_of_format_1(kept) if kept["format"] == 1 else Inputs.from_dict(kept["inputs"], str(file))
-        algorithm = rebuilt(sections, inputs.spec, kept["parameters"], str(file), DTYPES[kept["dtype"]])
-        algorithm.load_state_dict(kept["parameters"])
-        algorithm.precision = kept.get("precision", "float32")
-        support = Labelled(*kept["support"])
-        return AdaptedLearner(algorithm, inputs, support, kept["classes"], steps=kept["steps"], seed=kept["seed"])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file} is damaged: its parts do not fit together ({reason})") from None
-
-
-def rebuilt(
-    sections: Mapping[str, Any],
-    spec: Spec,
-    parameters: Mapping[str, Any],
-    where: str,
-    dtype: torch.dtype,
-    objects: Mapping[str, Any] | None = None,
-) -> SupervisedAlgorithm:
-    """Build the algorithm and the model that ``sections`` describe, in the shapes of ``parameters``.
-
-    No data are needed: the vocabulary of a text model is in ``parameters``.
-
-    Args:
-        sections: Configuration of ``model`` and ``algorithm``.
-        spec: Description of the task family.
-        parameters: Stored parameters of the algorithm.
-        where: Name of their file, for messages.
-        dtype: Type of the parameters.
-        objects: Components that already exist, by section.
-
-    Raises:
-        UserError: The parameters do not fit.
-    """
-    from metarun.config.build import component
-
-    model = component("model", sections, objects or {}, spec=spec, texts=[])
-    take_vocabulary(model, parameters)
-    algorithm = component("algorithm", sections, objects or {}, model=model, spec=spec)
-    if reason := misfit(algorithm, parameters):
-        raise UserError(f"{where}: {reason}")
-    return algorithm.to(dtype)
-
-
-def _inputs_of_format_1(kept: Mapping[str, Any]) -> Inputs:
-    """Return the input conversion of old learners, from when all images were cropped and texts were stored."""
-    spec = Spec(**{**kept["spec"], "input_shape": tuple(kept["spec"]["input_shape"])})
-    if spec.modality != "image":
-        return Inputs(spec)
-    channels, height, width = spec.input_shape
-    return Inputs(spec, Preparation(channels, height, width, ink="light" if kept["dark_paper"] else None))

@@ -11,6 +11,7 @@ import numpy as np
 from metarun import style
 from metarun.adapted.learner import AdaptedLearner, Predictions
 from metarun.adapted.sources import Source
+from metarun.adapted.tables import importance, importance_figure
 from metarun.tasks.episode import Spec
 from metarun.tasks.sheets import Query, Row, image_sheet, text_sheet
 
@@ -24,7 +25,13 @@ CLASSES, SUPPORT, TEXTS, QUERIES = 20, 5, 2, 8
 def sheet(
     spec: Spec, given: Source, asked: Source | None, learner: AdaptedLearner, predictions: Predictions | None
 ) -> Figure:
-    """Plot support set and queries with their predictions: images as tiles, texts as lines, numbers as a graph."""
+    """Plot support set and queries with their predictions: images as tiles, texts as lines, numbers as a graph.
+
+    Of a table, plot the importance of its columns.
+    """
+    if spec.modality == "table":
+        assert given.columns is not None
+        return importance_figure(given.columns[0], *importance(learner, given, asked))
     if spec.kind == "regression":
         return _numbers(spec, given, asked, learner, predictions)
     rows, remark = _rows(spec, given, asked, learner, predictions)

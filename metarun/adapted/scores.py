@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from metarun.adapted.learner import AdaptedLearner, LeaveOneOut, Predictions
 from metarun.adapted.sources import Source
+from metarun.adapted.tables import classifiers
 from metarun.evaluation.statistics import over_episodes, proportion_interval
 
 
@@ -50,7 +51,8 @@ def score(learner: AdaptedLearner, given: Source, asked: Source, x: Any, predict
     """Score predictions of queries with known answers.
 
     For classes the baselines are chance and the nearest class mean of raw features: pixels, or words of a text by their
-    frequency. For numbers it is the mean of the support set's targets.
+    frequency. For numbers it is the mean of the support set's targets. For tables they are the most frequent class, or
+    that mean, and scikit-learn's models.
 
     Args:
         learner: The adapted learner.
@@ -64,15 +66,20 @@ def score(learner: AdaptedLearner, given: Source, asked: Source, x: Any, predict
         errors = np.square(predictions.values.double().numpy() - known).mean(1)
         mean = over_episodes([errors])
         constant = float(np.square(known - targets.mean(0)).mean())
-        return Score("mse", mean.mean, mean.low, mean.high, mean.n, {"mean of the support set": constant})
+        baselines = {"mean of the support set": constant, **classifiers(given, asked)}
+        return Score("mse", mean.mean, mean.low, mean.high, mean.n, baselines)
     known = np.array([learner.classes.index(target) for target in asked.targets])
     right = sum(a == b for a, b in zip(asked.targets, predictions.labels, strict=True))
+    low, high = proportion_interval(right, len(known))
+    if learner.inputs.spec.modality == "table":
+        frequent = Counter(given.targets).most_common(1)[0][0]
+        baselines = {"most frequent class": asked.targets.count(frequent) / len(known), **classifiers(given, asked)}
+        return Score("accuracy", right / len(known), low, high, len(known), baselines)
     if learner.inputs.spec.modality == "text":
         support, queries = word_frequencies(given.items, asked.items)
     else:
         support, queries = (np.asarray(part.cpu()).reshape(len(part), -1) for part in (learner.support.x[0], x))
     nearest = nearest_mean(support, learner.support.y[0].cpu().numpy(), queries)
-    low, high = proportion_interval(right, len(known))
     baselines = {"chance": 1 / len(learner.classes), "nearest mean of raw features": float((nearest == known).mean())}
     return Score("accuracy", right / len(known), low, high, len(known), baselines)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from metarun.errors import UserError, nearest, nearest_path, require
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.tables import Table, parse_number, read_table
+from metarun.tasks.tabular.encoding import Encoding, is_gap
 from metarun.tasks.vision.folder import by_folder
 from metarun.tasks.vision.images import ENDINGS, is_clutter, is_image
 from metarun.tasks.vision.sources import listing
@@ -18,6 +19,8 @@ from metarun.tasks.vision.sources import listing
 Labels = Literal["auto", "labelled", "unlabelled"]
 """States whether queries have known answers; ``auto`` detects and reports it."""
 NAMED = 3
+MOST_ROWS = 500
+"""Largest number of support rows of a table."""
 
 
 @dataclass
@@ -35,16 +38,21 @@ class Source:
     targets: list[Any] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     columns: tuple[list[str], list[str]] | None = None
+    encoding: Encoding | None = None
+    """The reading of a table's columns."""
 
     def names(self) -> list[str]:
         """Return the name of each input for a table."""
+        if self.encoding is not None:
+            return [f"row {i}" for i in range(1, len(self.items) + 1)]
         return [str(item) if not isinstance(item, list) else " ".join(f"{v:g}" for v in item) for item in self.items]
 
 
-def support(inputs: Inputs, path: Path) -> Source:
+def support(inputs: Inputs, path: Path, target: str | None = None) -> Source:
     """Read a support set: a folder with one folder of images for each class, or a table.
 
-    Tables of texts have a label column. Tables of numbers have the inputs first, then the targets.
+    Tables of texts have a label column. Tables of numbers have the inputs first, then the targets. Learners of tables
+    read columns of any type, and predict the column ``target``.
 
     Raises:
         UserError: Something is missing or ambiguous.
@@ -58,6 +66,9 @@ def support(inputs: Inputs, path: Path) -> Source:
         targets = [name for name, each in found.classes.items() for _ in each]
         return Source(files, targets, found.notes)
     table = read(option, path)
+    if spec.modality == "table":
+        return _table_support(inputs, table, target)
+    require(target is None, f"--target is for learners of tables; this one reads {spec.modality} inputs")
     if spec.modality == "text":
         text, label = (column_of(table, option, inputs.columns[name], name) for name in ("text", "label"))
         texts, labels = table.texts(text), table.texts(label, "a class")
@@ -94,9 +105,65 @@ def query(inputs: Inputs, path: Path, classes: Sequence[str], given: Source, lab
     if inputs.spec.modality == "image":
         return _image_queries(path, classes, labels)
     table = read("--query", path)
+    if inputs.spec.modality == "table":
+        return _table_queries(inputs, table, classes, given, labels)
     if inputs.spec.modality == "text":
         return _text_queries(inputs, table, classes, labels)
     return _number_queries(inputs, table, given, labels)
+
+
+def _table_support(inputs: Inputs, table: Table, target: str | None) -> Source:
+    others = f"   columns: {', '.join(table.columns[:20])}{', ...' if len(table.columns) > 20 else ''}"
+    require(target is not None, f"--target is missing: the column of {table.path} to predict{others}")
+    assert target is not None
+    require(target in table.columns, f"--target {target}: {table.path} has no such column"
+            f"{nearest(target, table.columns)}{others}")  # fmt: skip
+    notes = list(table.notes)
+    kept = [(where, row) for where, row in table.rows if not is_gap(row.get(target))]
+    if len(kept) < len(table.rows):
+        notes.append(f"{len(table.rows) - len(kept)} rows without '{target}' are not used")
+    require(bool(kept), f"--target {target}: has no values in {table.path}")
+    if len(kept) > MOST_ROWS:
+        notes.append(f"{MOST_ROWS} of {len(kept)} rows are used, evenly spread")
+        kept = [kept[i * len(kept) // MOST_ROWS] for i in range(MOST_ROWS)]
+    table = replace(table, rows=kept)
+    encoding, types = Encoding.of(table, target)
+    rows, gaps = encoding.rows(table)
+    twice = len(rows) - len({str(row) for row in rows})
+    if twice:
+        gaps.append(f"{twice} row{'s are copies' if twice > 1 else ' is a copy'} of others")
+    if len(encoding.columns) > (trained := inputs.spec.input_shape[0]):
+        notes.append(f"{len(encoding.columns)} columns; the learner was trained on at most {trained}")
+    targets = _table_targets(inputs, table, target)
+    told = [f"{len(rows)} rows; {target} from {len(encoding.columns)} columns", *types, *gaps, *notes]
+    return Source(rows, targets, told, ([c.name for c in encoding.columns], [target]), encoding)
+
+
+def _table_targets(inputs: Inputs, table: Table, target: str) -> list[Any]:
+    """Return the classes of a column as strings, or its numbers in rows of one."""
+    if inputs.spec.kind == "regression":
+        return table.numbers([target])
+    return [str(row[target]).strip() for _, row in table.rows]
+
+
+def _table_queries(inputs: Inputs, table: Table, classes: Sequence[str], given: Source, labels: Labels) -> Source:
+    assert given.encoding is not None
+    encoding = given.encoding
+    rows, gaps = encoding.rows(table)
+    read = {encoding.target, *(column.name for column in encoding.columns)}
+    other = [name for name in table.columns if name not in read]
+    notes = [f"{len(rows)} rows", *([f"not used: {', '.join(other)}"] if other else []), *gaps, *table.notes]
+    source = Source(rows, notes=notes, columns=given.columns)
+    answers = [row.get(encoding.target) for _, row in table.rows]
+    there = not all(is_gap(answer) for answer in answers)
+    require(there or labels != "labelled", f"--query {table.path}: has no values of '{encoding.target}'")
+    if inputs.spec.kind == "regression":
+        if there and labels != "unlabelled":
+            source.targets = table.numbers([encoding.target])
+        return source
+    found = [None if is_gap(answer) else str(answer).strip() for answer in answers]
+    where = [place for place, _ in table.rows]
+    return _with_classes(source, found, where, classes, labels, f"column '{encoding.target}'")
 
 
 def _image_queries(path: Path, classes: Sequence[str], labels: Labels) -> Source:

@@ -37,6 +37,7 @@ class Request:
     query: str | None
     out: str | None
     steps: int | None
+    target: str | None
     labels: Literal["auto", "labelled", "unlabelled"]
     changes: list[str]
     """Overrides, ``key=value``."""
@@ -59,11 +60,13 @@ def run(arguments: Arguments) -> int:
     meta_trained = learner_of(directory, config, facts, changes)
     algorithm, inputs = meta_trained.algorithm, meta_trained.inputs
     inputs.check()
-    given = sources.support(inputs, Path(asked.support).expanduser())
+    given = sources.support(inputs, Path(asked.support).expanduser(), asked.target)
     tell("support", given)
     learner = AdaptedLearner.adapt(
         algorithm, inputs, given.items, given.targets, steps=asked.steps, seed=meta_trained.seed
     )
+    if inputs.spec.modality == "table":
+        learner.calibrate()
     queries = predictions = None
     if asked.query is not None:
         path = Path(asked.query).expanduser()
@@ -177,7 +180,7 @@ def contents(modality: str, source: Source, x: Tensor) -> list[Hashable]:
     """Return one value for each input; identical inputs have equal values. Images are compared as prepared (``x``)."""
     if modality == "image":
         return [row.tobytes() for row in x.cpu().numpy()]
-    return [item if isinstance(item, str) else tuple(item) for item in source.items]
+    return [str(item) for item in source.items]  # a gap, NaN, is not equal to itself
 
 
 def folder_for_results(out: str | None, run: Path) -> Path:
@@ -203,7 +206,16 @@ def read(arguments: Arguments) -> Request:
         "labelled" if labelled else "unlabelled" if unlabelled else "auto"
     )
     require(query is not None or labels == "auto", f"--{labels} needs --query")
-    return Request(names[0], support, query, arguments["--out"], arguments["--steps"], labels, arguments.overrides)
+    return Request(
+        names[0],
+        support,
+        query,
+        arguments["--out"],
+        arguments["--steps"],
+        arguments["--target"],
+        labels,
+        arguments.overrides,
+    )
 
 
 def score_of(targets: Sequence[Any], predictions: Predictions, which: Sequence[int]) -> float:

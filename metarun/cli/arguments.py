@@ -112,7 +112,7 @@ class Command(NamedTuple):
     summary: str
     usage: str
     about: str
-    examples: tuple[tuple[str, str], tuple[str, str]]
+    examples: tuple[tuple[str, str], ...]
     page: str
     options: tuple[Option, ...] = ()
     keys: tuple[Key, ...] = ()

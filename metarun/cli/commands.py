@@ -122,13 +122,14 @@ _DECLARED = (
     ),
     Command(
         "adapt",
-        "apply a run's learner to your own images, texts or numbers",
+        "apply a run's learner to your own images, texts, numbers or tables",
         "RUN --support PATH [--query PATH] [key=value ...] [options]",
         "Adapt the learner of a run to your own examples and predict the queries. It writes predictions.csv, "
         "sheet.png, result.json and learner.pt, and prints the leave-one-out score of the examples.",
         (
             ("metarun adapt RUN --support photos/known --query photos/new", "folders of images"),
             ("metarun adapt RUN --support known.csv --query new.csv --steps 20", "texts or numbers"),
+            ("metarun adapt RUN --support my.csv --query new.csv --target price_class", "a table"),
         ),
         "data",
         (
@@ -136,6 +137,7 @@ _DECLARED = (
                    "text,label or of numbers", "PATH", "required"),
             Option("--query", "inputs to predict: images, or a CSV file; those with known answers are scored", "PATH",
                    "none"),
+            Option("--target", "for learners of tables: the column to predict", "COLUMN", "none"),
             Option("--labelled", "the queries' folders, or their label column, are their classes, all of which are in "
                    "the support set", default="if they look so"),
             Option("--unlabelled", "only predict, whatever folders and columns are called"),

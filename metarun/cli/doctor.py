@@ -24,6 +24,7 @@ _EXTRAS = {
     "rl-metaworld": "metaworld",
     "procgen": "procgen",
     "search": "optuna",
+    "tabular": "sklearn",
     "slurm": "submitit",
     "ray": "ray",
 }

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from metarun.adapted import sources
-from metarun.adapted.learner import AdaptedLearner, rebuilt
+from metarun.adapted.learner import AdaptedLearner
+from metarun.adapted.stored import rebuilt
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.config.build import build
 from metarun.config.check import check

@@ -20,7 +20,7 @@ from metarun.tasks.vision.images import FILTERS, Preparation
 
 COLUMNS = {"text": "text", "label": "label"}
 """Columns of a table of texts, unless the run's own file had others."""
-READABLE = "adapt predicts from images, texts and numbers"
+READABLE = "adapt predicts from images, texts, numbers and tables"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Inputs:
     def check(self) -> None:
         """Raise :class:`UserError` for families whose inputs cannot be read from files."""
         spec = self.spec
-        if spec.kind in ("control", "generation") or spec.modality not in ("image", "text", "vector"):
+        if spec.kind in ("control", "generation") or spec.modality not in ("image", "text", "vector", "table"):
             purpose = "making images" if spec.kind == "generation" else spec.modality
             raise UserError(f"{READABLE}; this run's learner is for {purpose}")
         require(
@@ -88,7 +88,8 @@ class Inputs:
 
         Args:
             items: Images (paths, Pillow images, arrays or tensors [H, W], [H, W, C] or [C, H, W] of uint8 or of floats
-                in 0..1, or a batch of them with one more dimension), texts, or rows of numbers.
+                in 0..1, or a batch of them with one more dimension), texts, or rows of numbers (NaN marks a gap of a
+                table).
             model: Model whose ``encode`` turns texts into ids, and images into embeddings if it is frozen.
 
         Raises:
@@ -102,6 +103,8 @@ class Inputs:
             return model.encode(pixels) if getattr(model, "is_frozen", False) else pixels
         if self.spec.modality == "text":
             return model.encode(_texts(items))
+        if self.spec.modality == "table":
+            return _table_rows(items)
         return _numbers(items, self.spec.input_shape)
 
     def _image(self, item: Any, number: int) -> NDArray[np.uint8]:
@@ -192,6 +195,22 @@ def _numbers(items: Any, shape: tuple[int, ...]) -> Tensor:
         )
     require(bool(np.isfinite(values).all()), "a number is not finite; a learner reads finite numbers")
     return torch.as_tensor(values.astype(np.float64), dtype=torch.get_default_dtype())
+
+
+def _table_rows(items: Any) -> Tensor:
+    """Return rows of any number of columns [N, C]; NaN marks a gap."""
+    if isinstance(items, Tensor):
+        items = items.detach().cpu().numpy()
+    try:
+        values = np.asarray(items if isinstance(items, np.ndarray) else _sequence(items, "rows of a table"), np.float64)
+    except (TypeError, ValueError):
+        raise TypeError("rows of a table must be numbers, as many in each row; NaN marks a gap") from None
+    values = values[None] if values.ndim == 1 else values
+    require(values.size > 0, "there is nothing to read")
+    if values.ndim != 2:
+        raise TypeError(f"an array of shape {list(values.shape)} is no table [rows, columns]")
+    require(not np.isinf(values).any(), "a number is infinite; NaN marks a gap")
+    return torch.as_tensor(values, dtype=torch.get_default_dtype())
 
 
 def _sequence(items: Any, what: str) -> Sequence[Any]:

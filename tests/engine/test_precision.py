@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.adapted.learner import AdaptedLearner, load
+from metarun.adapted import AdaptedLearner, load
 from metarun.cli import main
 from metarun.config.build import build
 from metarun.config.compose import compose

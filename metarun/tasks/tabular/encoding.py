@@ -1,0 +1,202 @@
+"""Columns of a user's table as numbers: types are inferred from the support rows, and every oddity is told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from math import isfinite, nan
+from typing import Any, Literal
+
+from metarun.errors import UserError, nearest, require
+from metarun.tasks.tables import LARGEST, Table, is_blank, parse_number, shown
+
+GAPS = {"?", "na", "n/a", "nan", "null", "none", "-"}
+"""Words for a missing value, in lower case."""
+DATES = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y")
+LEVELS = 30
+"""Largest number of categories of a column that also holds numbers, or whose words are mostly different."""
+MOST_COLUMNS = 100
+Type = Literal["numbers", "categories", "dates"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """Reading of a column.
+
+    Attributes:
+        name: Name of the column.
+        type: Type of its values.
+        levels: Its categories, sorted; the number of a category is its place. Empty for other types.
+        format: Format of its dates.
+    """
+
+    name: str
+    type: Type
+    levels: tuple[str, ...] = ()
+    format: str = ""
+
+    def number(self, value: Any) -> float:
+        """Return a cell as a number; NaN for a gap and for what the support rows do not have."""
+        if is_gap(value):
+            return nan
+        if self.type == "categories":
+            word = str(value).strip()
+            return float(self.levels.index(word)) if word in self.levels else nan
+        if self.type == "dates":
+            date = parse_date(str(value), self.format)
+            return nan if date is None else date
+        number = parse_number(value)
+        return number if number is not None and isfinite(number) and abs(number) <= LARGEST else nan
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Reading of a table's input columns, fixed by the support rows.
+
+    Attributes:
+        columns: The columns that are used.
+        target: Name of the column to predict.
+    """
+
+    columns: tuple[Column, ...]
+    target: str
+
+    @classmethod
+    def of(cls, table: Table, target: str) -> tuple[Encoding, list[str]]:
+        """Infer the types of all columns but the target.
+
+        Returns:
+            The encoding, and notes on the types and on columns that are not used.
+
+        Raises:
+            UserError: There are too many columns, none is of use, or one mixes numbers and words.
+        """
+        names = [name for name in table.columns if name != target]
+        require(
+            len(names) <= MOST_COLUMNS,
+            f"{table.path}: has {len(names):,} columns beside '{target}'; at most {MOST_COLUMNS} are read, leave some "
+            "out",
+        )
+        used, notes = [], []
+        for name in names:
+            cells = [(where, row.get(name)) for where, row in table.rows]
+            if reason := useless(name, [value for _, value in cells]):
+                notes.append(f"not used: {name} ({reason})")
+                continue
+            column, remark = _typed(name, cells)
+            used.append(column)
+            notes += [f"{name}: {remark}"] if remark else []
+        reasons = "; ".join(notes) or "there is no other column"
+        require(bool(used), f"{table.path}: no column can predict '{target}': {reasons}")
+        types = {each: [c.name for c in used if c.type == each] for each in ("numbers", "categories", "dates")}
+        told = [f"{each}: {', '.join(found)}" for each, found in types.items() if found]
+        return cls(tuple(used), target), ["; ".join(told), *notes]
+
+    def rows(self, table: Table) -> tuple[list[list[float]], list[str]]:
+        """Return the rows as numbers, with NaN for gaps, and notes on cells that are read as gaps.
+
+        Raises:
+            UserError: A column is missing.
+        """
+        for column in self.columns:
+            if column.name not in table.columns:
+                raise UserError(
+                    f"{table.path}: no column '{column.name}', which is an input of the support set"
+                    f"{nearest(column.name, table.columns)}   available: {', '.join(table.columns)}"
+                )
+        found, notes, gaps = [], [], 0
+        for where, row in table.rows:
+            values = []
+            for column in self.columns:
+                cell = row.get(column.name)
+                values.append(column.number(cell))
+                if is_gap(cell):
+                    gaps += 1
+                elif values[-1] != values[-1]:
+                    known = nearest(str(cell).strip(), column.levels) if column.levels else ""
+                    reason = (
+                        "is none of the support set's categories"
+                        if column.levels
+                        else f"cannot be read as one of the {column.type}"
+                    )
+                    notes.append(f"{where}: '{column.name}' is {shown(cell)}, which {reason}; read as a gap{known}")
+            found.append(values)
+        if len(notes) > 6:
+            notes = [*notes[:5], f"and {len(notes) - 5} more such cells"]
+        return found, [*([f"{gaps} gap{'s' * (gaps > 1)}"] if gaps else []), *notes]
+
+
+def is_gap(value: Any) -> bool:
+    """Return whether a cell is empty or holds a word for a missing value."""
+    return is_blank(value) or (isinstance(value, str) and value.strip().lower() in GAPS)
+
+
+def parse_date(text: str, form: str) -> float | None:
+    """Return a date as days since 2000, or ``None`` if it has another form."""
+    try:
+        return (datetime.strptime(text.strip(), form) - datetime(2000, 1, 1)).total_seconds() / 86400
+    except ValueError:
+        return None
+
+
+def useless(name: str, values: Sequence[Any]) -> str | None:
+    """Return why a column tells nothing about other rows, or ``None``."""
+    given = [str(value).strip() for value in values if not is_gap(value)]
+    if not given:
+        return "no values"
+    different = len(set(given))
+    if different == 1:
+        return f"always {shown(given[0])}"
+    found = [parse_number(value) for value in given]
+    numbers = [number for number in found if number is not None]
+    if len(numbers) == len(values) >= 10:
+        steps = {b - a for a, b in pairwise(numbers)}
+        named = name.lower() in ("id", "index", "row", "unnamed: 0") or name.lower().endswith(("_id", " id"))
+        if steps == {1.0} or (named and different == len(given)):
+            return "it numbers the rows"
+    if not numbers and different > max(LEVELS, len(given) // 2) and not _format(given):
+        return f"texts, {different} different ones in {len(given)} rows"
+    return None
+
+
+def _infinite(count: int) -> str:
+    if count == 0:
+        return ""
+    return "1 infinite number is read as a gap" if count == 1 else f"{count} infinite numbers are read as gaps"
+
+
+def _format(texts: Sequence[str]) -> str:
+    """Return the format of all of the dates, or an empty string if they are not dates of one format."""
+    return next((form for form in DATES if all(parse_date(text, form) is not None for text in texts)), "")
+
+
+def _typed(name: str, cells: Sequence[tuple[str, Any]]) -> tuple[Column, str]:
+    """Return a column by its values, and a remark."""
+    given = [(where, value) for where, value in cells if not is_gap(value)]
+    words = [(where, str(value).strip()) for where, value in given if parse_number(value) is None]
+    if not words:
+        infinite = sum(not isfinite(parse_number(value) or 0.0) for _, value in given)
+        return Column(name, "numbers"), _infinite(infinite)
+    texts = [str(value).strip() for _, value in given]
+    if form := _format(texts):
+        return Column(name, "dates", format=form), ""
+    counts = Counter(texts)
+    if len(words) < len(given):
+        where, word = words[0]
+        require(
+            len(counts) <= LEVELS,
+            f"{where}: '{name}' is {shown(word)} and other rows have numbers ({len(given) - len(words)} of "
+            f"{len(given)}); correct the cell, leave it empty, or leave the column out",
+        )
+        remark = f"numbers and words, such as {shown(word)}, are read as categories"
+    else:
+        remark = ""
+    levels = tuple(sorted(counts))
+    for level in levels:
+        others = [other for other in levels if counts[other] > 2]
+        if counts[level] == 1 and (hint := nearest(level, others)):
+            remark = f"{shown(level)} occurs once{hint}"
+    return Column(name, "categories", levels), remark
