@@ -24,7 +24,7 @@ from metarun.types import Decay, Fraction, Positive, Rate
 
 
 class Explorer(RecurrentAgent):
-    """Takes random actions in some trials of a meta-batch, and the policy's in the others.
+    """Takes the policy's actions in a share ``on_policy`` of the trials, the first ones, and random ones in the others.
 
     A random trial draws from (1 - c) p + c e with p ~ Dirichlet(1, .., 1), e a random action and c from 0, .1, .., 1.
     """
@@ -36,16 +36,16 @@ class Explorer(RecurrentAgent):
     def __call__(self, transition: Transition) -> Tensor:
         shape, like = transition.previous_reward.shape, transition.observation
         if not self.inputs:
-            shares = like.new_empty(*shape, self.actions).exponential_()
+            shares = like.new_empty(shape.numel(), self.actions).exponential_()
             single = torch.rand_like(shares)
             single = (single == single.amax(-1, keepdim=True)).to(shares.dtype)
-            c = torch.randint(11, (*shape, 1), device=like.device) / 10
+            c = torch.randint(11, (len(shares), 1), device=like.device) / 10
             self.logits = ((1 - c) * shares / shares.sum(-1, keepdim=True) + c * single).clamp_min(1e-30).log()
-            self.own = torch.rand(*shape, 1, device=like.device) < self.on_policy
-        if self.on_policy == 0:
-            self.inputs.append(self.model.encode(*transition).flatten(0, 1))
-            return self.logits
-        return torch.where(self.own, super().__call__(transition), self.logits)
+        self.inputs.append(self.model.encode(*transition).flatten(0, 1))
+        if own := round(self.on_policy * shape.numel()):
+            output, _, *self.state = self.model(self.inputs[-1][None, :own], *self.state)
+            return torch.cat([output[0], self.logits[own:]]).view(*shape, -1)
+        return self.logits.view(*shape, -1)
 
 
 class OfflineAgent(RecurrentAgent):
