@@ -31,6 +31,7 @@ LONG = "a class with a very long name, of a folder that somebody made on a rainy
 FAMILIES = {
     "regression/sinusoid": ["algorithm=maml", "algorithm.test_steps=2"],
     "regression/gp": ["algorithm=cnp"],
+    "regression/gp task.kernel=sawtooth": ["algorithm=cnp"],
     "nlp/formal_languages": ["task.shot=3", "task.query=2", "task.lengths=[3,9]"],
     "vision/glyphs": ["algorithm=protonet", "task.way=10", "task.query=7", "task.test_ways=[]", "model.width=4"],
     "vision/field": ["algorithm.test_steps=1", "task.images.size=12"],
@@ -51,7 +52,7 @@ FAMILIES = {
 def experiment(family: str, *words: str) -> Any:
     """The experiment of a family with an untrained learner."""
     common = ["tracker.wandb=disabled", "runner.device=cpu", "runner.threads=1", "runner.plots=false"]
-    return build(composed(f"task={family}", *words, *common))
+    return build(composed(*f"task={family}".split(), *words, *common))
 
 
 def drawn(figure: Figure) -> tuple[FigureCanvasAgg, list[tuple[str, Any]]]:

@@ -184,3 +184,26 @@ def test_normals_are_standard_and_apart_by_stream() -> None:
     assert np.array_equal(normals(0, "train", [7], 10, stream=2)[0], z[7])
     assert not np.array_equal(z, normals(0, "train", range(4000), 10, stream=1))
     assert uniforms(0, "train", [0], 20, stream=2).shape == (1, 20)
+
+
+def test_sawtooth_waves_rise_or_fall_by_their_scale_in_each_period() -> None:
+    family = task(kernel="sawtooth", scale=[0.5, 2.0], period=[0.3, 0.6], noise=0.0)
+    x = np.tile(np.linspace(-2, 2, 4001), (40, 1))
+    waves = family.draw("val", range(40), x)
+    u = uniforms(0, "val", range(40), 3)
+    scale, period = 0.5 + 1.5 * u[:, 1], 0.3 + 0.3 * u[:, 2]
+    rising = set()
+    for wave, s, p in zip(waves, scale, period, strict=True):
+        assert wave.min() >= 0
+        assert wave.max() == pytest.approx(s, rel=0.01)
+        steps = np.diff(wave) / 0.001
+        jumps = np.abs(steps) > 2 * s / p
+        slope = steps[~jumps].mean()
+        np.testing.assert_allclose(steps[~jumps], slope, rtol=1e-6)
+        assert abs(slope) == pytest.approx(s / p, rel=1e-6)
+        assert abs(jumps.sum() - 4 / p) <= 1
+        rising.add(slope > 0)
+    assert rising == {True, False}
+    noisy = task(kernel="sawtooth", scale=[0.5, 2.0], period=[0.3, 0.6], noise=0.1).draw("val", range(40), x)
+    assert (noisy - waves).std() == pytest.approx(0.1, rel=0.02)
+    assert family.references("test", range(3)) == {}

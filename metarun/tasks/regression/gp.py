@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from metarun.tasks.learner import Learner
 
 Array = NDArray[np.float64]
-Kernel = Literal["rbf", "matern52", "periodic", "weakly_periodic", "mixture"]
+Kernel = Literal["rbf", "matern52", "periodic", "weakly_periodic", "mixture", "sawtooth"]
 
 
 class GaussianProcesses(Task):
@@ -40,7 +40,9 @@ class GaussianProcesses(Task):
         kernel: ``rbf``: s^2 exp(-d^2 / 2 l^2). ``matern52``: s^2 (1 + r + r^2 / 3) exp(-r) with r = sqrt(5) d / l.
             ``periodic``: s^2 exp(-2 sin^2(pi d / p) / l^2). ``weakly_periodic``: s^2 exp(-d^2 / 2 l^2 - 2 sin^2(pi d /
             p)). ``mixture``: s^2 times the sum of exp(-d^2 / 2 l^2) over both ends l of ``length``. The last two are of
-            Gordon et al. (2020, arXiv:1910.13556, appendix C.1), the mixture with noise.
+            Gordon et al. (2020, arXiv:1910.13556, appendix C.1), the mixture with noise. ``sawtooth`` is no Gaussian
+            process but waves s ((x / p - c) mod 1) with c ~ U[0, 1], rising or falling. Their true posterior is not
+            computed.
         length: Smallest and largest length scale l.
         scale: Smallest and largest scale s.
         period: Smallest and largest period p.
@@ -125,13 +127,21 @@ class GaussianProcesses(Task):
             return scale**2 * np.exp(-0.5 * (apart / length) ** 2 - 2 * wave**2)
         return scale**2 * np.exp(-2 * (wave / length) ** 2)
 
+    def sawtooth(self, split: Split, indices: Sequence[int], x: Array) -> Array:
+        """Return the noiseless sawtooth waves of the tasks at ``x`` [T, N], as [T, N]."""
+        _, scale, period, direction, phase = uniforms(self.seed, split, indices, 5)[..., None].swapaxes(0, 1)
+        scale, period = (low + (high - low) * u for (low, high), u in ((self.scale, scale), (self.period, period)))
+        return scale * ((np.where(direction < 0.5, -x, x) / period - phase) % 1)
+
     def draw(self, split: Split, indices: Sequence[int], x: Array) -> Array:
         """Return the noisy values of the tasks' curves at ``x`` [T, N], as [T, N]."""
+        z = normals(self.seed, split, indices, x.shape[1], stream=2)
+        if self.kernel == "sawtooth":
+            return self.sawtooth(split, indices, x) + self.noise * z
         K = self.covariance(split, indices, x, x)
         # Points that nearly coincide make K singular in float64 without noise.
         diagonal = np.arange(x.shape[1])
         K[:, diagonal, diagonal] += max(self.noise**2, 1e-8 * max(self.scale) ** 2)
-        z = normals(self.seed, split, indices, x.shape[1], stream=2)
         return (np.linalg.cholesky(K) @ z[..., None])[..., 0]
 
     def counts(self, split: Split, indices: Sequence[int], shape: EpisodeShape) -> tuple[int, int]:
@@ -169,11 +179,13 @@ class GaussianProcesses(Task):
         return (gain @ y[..., None])[..., 0], np.sqrt(np.maximum(variance, 1e-10))
 
     def references(self, split: Split, indices: Sequence[int]) -> dict[str, float]:
-        """Return the errors of the true posterior, which no learner can beat.
+        """Return the errors of the true posterior, which no learner can beat; none for sawtooth waves.
 
         With a ``floor``, the reference is the same mean with deviations of at least that. A learner that is evaluated
         on the context as well can repeat each context value, and only the floor limits its certainty.
         """
+        if self.kernel == "sawtooth":
+            return {}
         squares, nlls, with_context = [], [], []
         for first in range(0, len(indices), self.together):
             some = list(indices[first : first + self.together])
@@ -202,7 +214,7 @@ class GaussianProcesses(Task):
             "data": f"Gaussian processes, {self.kernel}",
             "length": [*self.length],
             "scale": [*self.scale],
-            **({"period": [*self.period]} if self.kernel == "periodic" else {}),
+            **({"period": [*self.period]} if self.kernel in ("periodic", "sawtooth") else {}),
             "noise": self.noise,
             "shot": [self.least_shot, self.shape.shot],
             "query": f"{self.least_query} to {self.shape.query} points beside the context"
@@ -225,11 +237,13 @@ class GaussianProcesses(Task):
             bands = [] if gaussians is None else [g.cpu().numpy() for g in gaussians(x[..., None])]
         sx, sy = (part[..., 0].double().cpu().numpy() for part in (support.x, support.y))
         grid = x.double().cpu().numpy()
-        mean, std = self.posterior("test", indices, sx, sy, grid)
+        known = None if self.kernel == "sawtooth" else self.posterior("test", indices, sx, sy, grid)
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         for task, ax in enumerate(figure.subplots(1, 3, sharey=True)):
-            ax.fill_between(grid[task], *(mean[task] + sign * 2 * std[task] for sign in (-1, 1)), color="0.9", lw=0)
-            ax.plot(grid[task], mean[task], "--", color=style.TRUTH, label="true posterior, ± 2 standard deviations")
+            if known is not None:
+                mean, std = (part[task] for part in known)
+                ax.fill_between(grid[task], mean - 2 * std, mean + 2 * std, color="0.9", lw=0)
+                ax.plot(grid[task], mean, "--", color=style.TRUTH, label="true posterior, ± 2 standard deviations")
             for sample in range(min(4, len(bands[0])) if bands else 0):
                 m, s = bands[0][sample, task, :, 0], bands[1][sample, task, :, 0]
                 ax.fill_between(grid[task], m - 2 * s, m + 2 * s, color=style.LATE, alpha=0.12, lw=0)
