@@ -131,7 +131,7 @@ IDLE = [
 ]
 """The body alone adapts, and has no parameters; or is warped, and has no layers; ...: refused when built."""
 WORKING = [cell for cell in FITTING if cell not in IDLE and walked(*cell)]
-ON_META = [cell for cell in WORKING if cell[0] not in ALIKE and cell[0] not in SIMULATED]
+ON_META = [cell for cell in WORKING if cell[0] not in ALIKE and cell[0] not in SIMULATED and cell[2] != "scikit_learn"]
 
 
 def cost(cell: Cell) -> tuple[bool, ...]:
@@ -255,6 +255,8 @@ SMALL = {
     "model=text_cnn": ["model.embedding=8", "model.filters=4"],
     "task=regression/functions": ["task.size=3", "task.shot=4"],
     "task=tabular/prior": ["task.way=3", "task.columns=[2,3]", "task.least_shot=5", "task.shot=6", "task.query=4"],
+    "task=tabular/csv": ["task.way=3", "task.splits=2", "task.train=0.4", "task.val=0.2", "runner.meta_batch=2"],
+    "task=tabular/sklearn": ["task.splits=2", "task.train=0.4", "task.val=0.2", "task.shot=9", "runner.meta_batch=2"],
     "task=tabular/prior_regression": ["task.columns=[2,3]", "task.least_shot=5", "task.shot=6", "task.query=4"],
     "model=table_transformer": ["model.width=8", "model.row_width=8", "model.heads=2", "runner.meta_batch=2"],
     "algorithm=in_context": ["algorithm.width=8", "runner.meta_batch=2"],
@@ -314,7 +316,12 @@ def own_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
             f"P{r}": [{"tokens": ["who", f"made{r}", "what", str(i)], **about} for i in range(6)] for r in relations
         }
         (root / f"{name}_wiki.json").write_text(json.dumps(sentences))
+    (root / "tables").mkdir()
+    for name in "abcde":
+        lines = [f"{i * i % 11},{'ox'[i % 2]},{'yes' if i % 3 else 'no'}" for i in range(12)]
+        (root / "tables" / f"{name}.csv").write_text("\n".join(["a,b,class", *lines]))
     return {
+        "tabular/csv": [f"task.root={root}/tables"],
         **{f"vision/{name}": [f"task.root={image_set(name, root / name)}"] for name in IMAGE_SETS},
         "vision/folder": [f"task.root={root}/images"],
         "nlp/text": [f"task.file={root}/texts.jsonl"],
@@ -355,6 +362,8 @@ def experiment(cell: Cell, own_data: dict[str, list[str]], request: pytest.Fixtu
 def choices(cell: Cell, own_data: dict[str, list[str]], request: pytest.FixtureRequest) -> list[str]:
     """The words of a command line for the cell; skips where it needs what is not there."""
     task, algorithm, model = cell
+    if model == "scikit_learn" or task == "tabular/sklearn":
+        pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     if model == "timm":
         pytest.importorskip("timm", reason="timm does not import here", exc_type=Exception)
     if "robot" in TASKS[task].section:

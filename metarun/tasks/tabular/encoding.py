@@ -174,7 +174,7 @@ def _format(texts: Sequence[str]) -> str:
 
 
 def _typed(name: str, cells: Sequence[tuple[str, Any]]) -> tuple[Column, str]:
-    """Return a column by its values, and a remark."""
+    """Return a column by its values, and a remark: a misspelling is looked for in words of letters alone."""
     given = [(where, value) for where, value in cells if not is_gap(value)]
     words = [(where, str(value).strip()) for where, value in given if parse_number(value) is None]
     if not words:
@@ -197,6 +197,6 @@ def _typed(name: str, cells: Sequence[tuple[str, Any]]) -> tuple[Column, str]:
     levels = tuple(sorted(counts))
     for level in levels:
         others = [other for other in levels if counts[other] > 2]
-        if counts[level] == 1 and (hint := nearest(level, others)):
+        if counts[level] == 1 and level.isalpha() and (hint := nearest(level, others)):
             remark = f"{shown(level)} occurs once{hint}"
     return Column(name, "categories", levels), remark
