@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from metarun import strict_json
@@ -41,7 +42,8 @@ def print_summary(summary: Mapping[str, Any]) -> int:
     table.add_column("mean", justify="right")
     table.add_column("± 95 % CI", justify="right")
     for name, estimate in summary["test"].items():
-        table.add_row(printable(name), number(estimate["mean"]), number(estimate["ci95"]))
+        half = estimate["ci95"]  # not known of a single task, nor of tasks that are one group
+        table.add_row(printable(name), number(estimate["mean"]), number(half) if isfinite(half) else "unknown")
     for name, value in summary.get("references", {}).items():
         table.add_row(Text(printable(f"{name} (reference)"), style="dim"), number(value), "")
     console.print(table)

@@ -123,6 +123,14 @@ def test_a_summary_of_a_stranger_is_printed_as_it_is(capsys: pytest.CaptureFixtu
     assert "\x1b" not in said
 
 
+def test_an_interval_that_is_not_known_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = {"test": {"mse": {"mean": 1.0, "ci95": float("nan"), "n": 1}}, "adaptation": [], "protocol": {}}
+    assert print_summary(summary) == 0
+    said = capsys.readouterr().out
+    assert "unknown" in said
+    assert "nan" not in said
+
+
 def test_a_report_of_a_stranger_s_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd = "=1+1<script>alert(1)</script>|`x`[y](javascript:z)\x1b[31m$\\frac{"
     meta = json.loads((run / "meta.json").read_text())
