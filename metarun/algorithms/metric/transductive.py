@@ -224,7 +224,6 @@ class OptimalTransport(Refinement):
             factors: Factors of the classes [T, way, 1] to start from, such as those of similar costs.
         """
         tiny = torch.finfo(logits.dtype).tiny ** 0.5
-        tiny = torch.finfo(logits.dtype).tiny ** 0.5
         kernel = (logits - logits.amax(1, keepdim=True)).exp().clamp(min=tiny).contiguous()
         each = logits.shape[2] / logits.shape[1]
         for _ in range(self.sinkhorn_steps):
