@@ -1,0 +1,89 @@
+"""Estimators of scikit-learn: its own checks, a pipeline with cross-validation, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from metarun.algorithms.amortised.prior_fitted import PriorFitted
+from metarun.config.build import construct
+from metarun.config.catalogue import entry
+from metarun.tasks.episode import Spec
+
+pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+
+from sklearn.impute import SimpleImputer
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from metarun.sklearn import TabularInContext, TabularInContextRegressor
+
+
+class Kernel(torch.nn.Module):
+    """Kernel regression on standardised columns in place of the transformer, which would have to be trained."""
+
+    role = "in_context"
+
+    def __init__(self, is_classifier: bool) -> None:
+        super().__init__()
+        self.is_classifier = is_classifier
+        self.sharpness = torch.nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        mean, std = x.nanmean(1, keepdim=True), x.nan_to_num().std(1, keepdim=True) + 1e-9
+        rows, asked = (((part - mean) / std).nan_to_num() for part in (x, queries))
+        apart = (asked[:, :, None] - rows[:, None]).square().mean(-1)
+        recalled = (-self.sharpness * apart).softmax(-1) @ y
+        return (recalled + 1e-3).log() if self.is_classifier else torch.cat([recalled, 0 * recalled], -1)
+
+
+def learner(kind: Any = "classification") -> PriorFitted:
+    section = entry("algorithm", "prior_fitted")
+    assert section is not None
+    spec = Spec(kind, "table", (10,), 10 if kind == "classification" else 1)
+    model = Kernel(kind == "classification")
+    return construct({**section.section, "decay_over": None}, model=model, spec=spec)
+
+
+@pytest.fixture(autouse=True)
+def _runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs named by the kind of their learner. (A check hashes parameters, and modules have no stable hash.)"""
+    monkeypatch.setattr("metarun.sklearn._loaded", learner)
+
+
+@parametrize_with_checks([TabularInContext("classification"), TabularInContextRegressor("regression")])
+def test_scikit_learns_own_checks(estimator: Any, check: Callable[[Any], None]) -> None:
+    check(estimator)
+
+
+def test_it_works_in_a_pipeline_and_in_cross_validation() -> None:
+    noise = np.random.default_rng(0)
+    x = noise.normal(size=(60, 3))
+    y = np.where(x[:, 1] > 0, "up", "down")
+    x[noise.random(x.shape) < 0.05] = np.nan
+    model = make_pipeline(SimpleImputer(), TabularInContext(learner()))
+    assert cross_val_score(model, x, y, cv=3).mean() > 0.8
+
+
+def test_of_many_rows_some_are_used_and_every_class_keeps_one() -> None:
+    x = np.arange(50.0)[:, None]
+    y = np.repeat(["a", "b"], [49, 1])
+    fitted = TabularInContext(learner(), most_rows=10).fit(x, y)
+    assert len(fitted.X_) == 10
+    assert set(fitted.labels_) == {0, 1}
+    assert fitted.predict([[49.0], [3.0]]).tolist() == ["b", "a"]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    x = np.arange(24.0)[:, None]
+    with pytest.raises(ValueError, match="run is None"):
+        TabularInContext().fit(x, x[:, 0] > 3)
+    with pytest.raises(ValueError, match="y has 12 classes; the learner of this run takes up to 10"):
+        TabularInContext(learner()).fit(x, np.arange(24) // 2)
+    with pytest.raises(ValueError, match=r"needs a run of algorithm=prior_fitted on regression"):
+        TabularInContextRegressor(learner()).fit(x, x[:, 0])
