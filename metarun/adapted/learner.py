@@ -84,7 +84,7 @@ class AdaptedLearner:
         self.algorithm, self.inputs, self.support = algorithm.eval(), inputs, support
         self.classes, self.steps, self.seed = list(classes), steps, seed
         self._answer = self._adapted(support)
-        self.temperature = 1.0
+        self.temperature = algorithm.temperature or 1.0
 
     @classmethod
     def adapt(

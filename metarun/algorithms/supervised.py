@@ -19,6 +19,9 @@ from metarun.types import Decay
 Adapted = Callable[[Tensor], Tensor]
 """An adapted learner: query inputs [T, Nq, ...] -> predictions [T, Nq, outputs] of T tasks."""
 
+OnPredictions = Callable[[Tensor, Tensor], None]
+"""A function of logits [T, N, way] and labels [T, N] of T tasks."""
+
 
 class SupervisedAlgorithm(Algorithm):
     """The base class of learners from support sets that are trained by the gradient of a loss on query sets.
@@ -54,6 +57,12 @@ class SupervisedAlgorithm(Algorithm):
     """True if it can be tested on other numbers of classes; False with a head of fixed size."""
     iteration: int = 0
     """The current outer step, from 0."""
+    on_predictions: OnPredictions | None = None
+    """Function that :meth:`evaluate` calls in classification with the logits [T, Nq, way] after the last adaptation
+    step and the labels [T, Nq]."""
+    temperature: float | None = None
+    """Number, fitted on validation tasks, by which logits are divided for the probabilities of predictions. Losses and
+    metrics do not use it."""
     batch_tasks: bool = True
     """True if inner loops may run on all tasks at once where that is exact; false: one task after another."""
 
@@ -172,8 +181,19 @@ class SupervisedAlgorithm(Algorithm):
 
     def evaluate(self, batch: TaskBatch) -> Metrics:
         self.eval()
+        last: list[Tensor] = []
+
+        def recorded(learner: Adapted) -> Adapted:
+            return lambda x: last.__setitem__(slice(None), [learner(x)]) or last[0]
+
+        listens = self.on_predictions is not None and self.spec.kind == "classification"
         with torch.no_grad(), self.computing():
-            results = [self.query_metrics(learner, batch.query) for learner in self.adaptations(batch.support)]
+            results = [
+                self.query_metrics(recorded(learner) if listens else learner, batch.query)
+                for learner in self.adaptations(batch.support)
+            ]
+            if self.on_predictions is not None and last:
+                self.on_predictions(last[0], batch.query.y)
         return {name: torch.stack([each[name] for each in results], dim=1) for name in results[0]}
 
     def query_metrics(self, learner: Adapted, query: Labelled) -> Metrics:

@@ -50,6 +50,14 @@ def print_summary(summary: Mapping[str, Any]) -> int:
     for name, of in summary.get("robust", {}).items():
         interval = f"[{number(of['low'])}, {number(of['high'])}]"
         console.print(printable(f"{name}, interquartile mean   {number(of['iqm'])} {interval}"))
+    for name, rows in summary.get("calibration", {}).items():
+        for row in rows:
+            measured = ", ".join(
+                f"{measure} {number(row[key]['mean'])} ± {number(row[key]['ci95'])}"
+                for key, measure in (("ece", "expected error"), ("nll", "log-loss"), ("brier", "Brier score"))
+            )
+            at = "" if row["temperature"] == 1 else f" at the fitted temperature {number(row['temperature'])}"
+            console.print(printable(f"calibration{name}{at}   {measured}"))
     points = summary["adaptation"]
     if 1 < len(points) <= MOST_POINTS:
         at, words = (

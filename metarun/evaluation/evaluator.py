@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from math import nan, sqrt
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.algorithms.base import Algorithm
+from metarun.algorithms.supervised import OnPredictions, SupervisedAlgorithm
 from metarun.errors import Interrupted
+from metarun.evaluation.calibration import Calibration
 from metarun.evaluation.statistics import interquartile_mean, percentiles, standard_error, stratified_bootstrap
 from metarun.progress import Progress
 from metarun.tasks.base import Task
@@ -94,10 +99,13 @@ class Result:
         curves: Values of each metric, [n, k + 1], for n tasks after 0..k adaptation steps. The last column is the
             final result. Learners that do not adapt in steps have one column.
         together: Number of consecutive tasks that depend on each other.
+        calibration: In classification, sums of the probabilities of each task (:mod:`metarun.evaluation.calibration`)
+            by temperature, [n, COLUMNS].
     """
 
     curves: dict[str, Tensor]
     together: int = 1
+    calibration: Mapping[float, NDArray[np.float64]] = field(default_factory=dict)
 
     def final(self) -> dict[str, Estimate]:
         """Return the mean of each metric after the last adaptation step."""
@@ -169,6 +177,7 @@ def evaluate(
     batch: int,
     shape: EpisodeShape | None = None,
     stopped: Callable[[], int | None] = lambda: None,
+    on_predictions: OnPredictions | None = None,
 ) -> Result:
     """Adapt a learner to the fixed tasks of a split and measure it on each of them.
 
@@ -180,6 +189,7 @@ def evaluate(
         batch: Number of tasks per batch.
         shape: Ways, shots and queries of an episode; ``None`` for the task's own.
         stopped: Returns the number of a signal once the process was asked to stop, else ``None``.
+        on_predictions: Function that is called with the logits of a classifier and the labels of each batch.
 
     Returns:
         The metrics of each task, on the CPU.
@@ -188,7 +198,10 @@ def evaluate(
         Interrupted: ``stopped`` returned a signal before a batch.
     """
     curves: dict[str, Tensor] = {}
-    with Progress("validating" if split == "val" else "testing", episodes, "tasks") as progress:
+    with (
+        Progress("validating" if split == "val" else "testing", episodes, "tasks") as progress,
+        watching(algorithm, on_predictions),
+    ):
         for first in range(0, episodes, batch):
             if (signal := stopped()) is not None:
                 raise Interrupted(signal)
@@ -201,3 +214,33 @@ def evaluate(
                 curves[name][first : first + len(indices)] = values
             progress.update(len(indices))
     return Result({name: values.cpu() for name, values in curves.items()}, task.tested_together)
+
+
+@contextmanager
+def watching(algorithm: Algorithm, on_predictions: OnPredictions | None) -> Iterator[None]:
+    """Let a function see the predictions of a classifier that the block evaluates.
+
+    Args:
+        algorithm: Any learner.
+        on_predictions: Function of logits [T, N, way] and labels [T, N].
+    """
+    if isinstance(algorithm, SupervisedAlgorithm):
+        algorithm.on_predictions = on_predictions
+    try:
+        yield
+    finally:
+        if isinstance(algorithm, SupervisedAlgorithm):
+            algorithm.on_predictions = None
+
+
+def calibration(results: Mapping[str, Result]) -> dict[str, Any]:
+    """Return ``{"calibration": ...}`` with the measures of each suffix at each temperature, ``{}`` without classes."""
+    found = {
+        suffix: [
+            {"temperature": temperature, **Calibration(sums, result.together).as_dict()}
+            for temperature, sums in result.calibration.items()
+        ]
+        for suffix, result in results.items()
+        if result.calibration
+    }
+    return {"calibration": found} if found else {}

@@ -25,6 +25,7 @@ def draw_run(directory: RunDirectory, summary: dict[str, Any], task: Task, algor
     figures: dict[str, Callable[[], Figure | None]] = {
         "learning_curve": lambda: learning_curve(list(directory.rows()), summary, task.metric, train, test),
         "adaptation_curve": lambda: adaptation_curve(summary, task.metric),
+        "reliability": lambda: reliability(summary),
         "what_was_learned": lambda: task.picture(algorithm),
     }
     for name, draw in figures.items():
@@ -114,6 +115,27 @@ def learning_curve(
     ax.grid(visible=True)
     style.legend(figure, ax)
     figure.suptitle(f"Learning curve: {metric} while meta-training")
+    return figure
+
+
+def reliability(summary: dict[str, Any]) -> Figure | None:
+    """Plot accuracy over confidence on the test tasks, without and with the fitted temperature; areas are shares."""
+    rows = summary.get("calibration", {}).get("")
+    if not rows:
+        return None
+    figure = Figure(figsize=(5, 4.6), layout="constrained")
+    ax = figure.subplots()
+    ax.plot([0, 1], [0, 1], "--", color=style.TRUTH, lw=1, label="calibrated")
+    for row, colour in zip(rows, (style.EARLY, style.LATE), strict=False):
+        share, confidence, accuracy = zip(*row["reliability"], strict=True)
+        at = "no temperature" if row["temperature"] == 1 else f"temperature {row['temperature']:.3g}"
+        label = f"{at}: error {row['ece']['mean']:.3f}"
+        ax.plot(confidence, accuracy, color=colour, lw=1)
+        ax.scatter(confidence, accuracy, s=[10 + 400 * each for each in share], color=colour, label=label, alpha=0.7)
+    ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    ax.grid(visible=True)
+    style.legend(figure, ax)
+    figure.suptitle("Reliability of predicted probabilities on meta-test tasks")
     return figure
 
 

@@ -7,6 +7,7 @@ import io
 import logging
 import zipfile
 from collections.abc import Iterator, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Algorithm
+from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.errors import RunFailed, UserError, require
 from metarun.tasks.base import Task
 from metarun.tasks.episode import Spec
@@ -82,6 +84,13 @@ def read(path: Path, device: torch.device, what: str) -> dict[str, Any]:
 def iteration(state: Mapping[str, Any]) -> int:
     """Return the iteration at which a checkpoint was written."""
     return int(state["progress"]["iteration"] if "progress" in state else state["iteration"])
+
+
+def set_temperature(algorithm: Algorithm, state: Mapping[str, Any]) -> None:
+    """Give a classifier the temperature of a checkpoint. Checkpoints of earlier versions have none."""
+    found = state.get("progress", state).get("temperature")
+    if isinstance(algorithm, SupervisedAlgorithm):
+        algorithm.temperature = found if isinstance(found, float) and 0 < found < inf else None
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

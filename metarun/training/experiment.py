@@ -16,8 +16,10 @@ from metarun.engine import precision
 from metarun.engine.step import Engine
 from metarun.engine.tuning import Tuned
 from metarun.errors import require
-from metarun.evaluation.evaluator import Result, evaluate, final, robust, warn_of_divergence
+from metarun.evaluation.calibration import TemperatureSums
+from metarun.evaluation.evaluator import Result, calibration, evaluate, final, robust, warn_of_divergence
 from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape
 from metarun.tracking import sinks
 from metarun.tracking.console import Display
 from metarun.tracking.files import MetricsFile, logging_to
@@ -111,23 +113,31 @@ class Experiment:
             A result for each episode shape that the learner accepts, by the suffix in :meth:`Task.variants`.
         """
         return {
-            suffix: evaluate(
-                self.algorithm,
-                self.task,
-                split,
-                self._episodes(split),
-                batch=self.runner.eval_batch,
-                shape=shape,
-                stopped=lambda: stop.signal if stop else None,
-            )
+            suffix: self._evaluate(split, shape, stop)
             for suffix, shape in self.task.variants().items()
             if self.algorithm.accepts(shape)
         }
+
+    def _evaluate(self, split: Split, shape: EpisodeShape | None, stop: StopRequest | None) -> Result:
+        fitted = getattr(self.algorithm, "temperature", None)
+        sums = TemperatureSums([1.0] if fitted is None else dict.fromkeys([1.0, fitted]))
+        result = evaluate(
+            self.algorithm,
+            self.task,
+            split,
+            self._episodes(split),
+            batch=self.runner.eval_batch,
+            shape=shape,
+            stopped=lambda: stop.signal if stop else None,
+            on_predictions=sums.add,
+        )
+        return replace(result, calibration=sums.tables())
 
     def load(self, path: Path) -> int:
         """Load the meta-parameters of a checkpoint and return its iteration."""
         state = checkpoint.load(path, self.device)
         checkpoint.restore(self.algorithm, self.task, path, state)
+        checkpoint.set_temperature(self.algorithm, state)
         return checkpoint.iteration(state)
 
     def protocol(self) -> dict[str, Any]:
@@ -156,6 +166,7 @@ class Experiment:
             "test": {name: estimate.as_dict() for name, estimate in final(results).items()},
             "references": self.task.references(split, range(self._episodes(split))),
             **robust(self.task, results),
+            **calibration(results),
             "metric": self.task.metric,
             "higher_is_better": self.task.higher_is_better,
             "protocol": self.protocol(),
@@ -243,6 +254,8 @@ class Experiment:
                 tested = outputs.best if self.runner.selects_best and outputs.best.is_file() else outputs.last
                 if tested == outputs.best:
                     self.load(tested)
+                else:
+                    checkpoint.set_temperature(self.algorithm, {"progress": progress.state()})
                 results = {}
                 if self.runner.test_episodes:
                     held_out = "held-out " if self.protocol().get("held_out_tasks", True) else ""

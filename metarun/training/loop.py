@@ -11,6 +11,7 @@ from metarun import distributed
 from metarun.algorithms.base import Algorithm
 from metarun.engine.step import Engine
 from metarun.errors import Interrupted, RunFailed
+from metarun.evaluation.calibration import Logits
 from metarun.evaluation.evaluator import evaluate
 from metarun.tasks.base import Task
 from metarun.tasks.rng import seed_generators
@@ -152,7 +153,7 @@ def validate(task: Task, algorithm: Algorithm, runner: Runner, stop: StopRequest
 
     If a signal interrupts the evaluation, the progress is unchanged, and the resumed run repeats the validation.
     """
-    progress = outputs.progress
+    progress, predictions = outputs.progress, Logits()
     try:
         result = evaluate(
             algorithm,
@@ -161,9 +162,11 @@ def validate(task: Task, algorithm: Algorithm, runner: Runner, stop: StopRequest
             runner.val_episodes,
             batch=runner.eval_batch,
             stopped=lambda: stop.signal,
+            on_predictions=predictions.add,
         )
     except Interrupted:
         return
+    progress.temperature = predictions.temperature()
     row: dict[str, Any] = {"iteration": progress.iteration}
     for name, estimate in result.final().items():
         row |= {f"val/{name}": estimate.mean, f"val/{name}_ci95": estimate.ci95}

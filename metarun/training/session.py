@@ -44,6 +44,8 @@ class Progress:
         self.cpu_seconds = 0.0
         """CPU time of the main process, all threads; NaN in runs whose checkpoints are from before it was measured."""
         self.metrics_size = 0
+        self.temperature: float | None = None
+        """Temperature fitted on the last validation."""
         self.ended_by: str | None = None
         """Key of the budget that ended training before ``runner.iterations``, if any."""
         self.clock: list[tuple[int, float]] = []
@@ -127,7 +129,14 @@ class Outputs:
 
     def save_best(self, algorithm: Algorithm) -> None:
         """Write best.pt, which is tested if ``runner.select`` is ``best``."""
-        checkpoint.save(self.best, {"algorithm": algorithm.checkpoint(), "iteration": self.progress.iteration})
+        checkpoint.save(
+            self.best,
+            {
+                "algorithm": algorithm.checkpoint(),
+                "iteration": self.progress.iteration,
+                "temperature": self.progress.temperature,
+            },
+        )
 
     def write_results(self, results: Mapping[str, Result], summary: dict[str, Any], tested: Path) -> None:
         """Write the test results: the last row of metrics.jsonl, test.npz and summary.json.

@@ -7,17 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import metarun
+from metarun.adapted.learner import load
 from metarun.algorithms.gradient.adapts import ParameterSubset
 from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.algorithms.gradient.losses import TaskLoss
 from metarun.algorithms.gradient.outer import Unrolled
 from metarun.algorithms.gradient.rules import SGD
+from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.config.build import build
 from metarun.config.compose import compose
 from metarun.models.mlp import MLP
 from metarun.tasks.base import Task
 from metarun.tasks.regression.sinusoid import Sinusoid
+from metarun.tracking.rundir import RunDirectory
 from metarun.tracking.settings import Tracker
 from metarun.training.experiment import Experiment
 from metarun.training.settings import Runner
@@ -47,6 +52,35 @@ def test_a_run_from_python(tmp_path: Path) -> None:
     assert summary["test"]["mse"]["n"] == 8
     (stored,) = tmp_path.glob("notebook/*_s0/summary.json")
     assert json.loads(stored.read_text()) == summary
+
+
+def test_a_classifier_is_calibrated_on_validation_tasks_and_keeps_the_temperature(tmp_path: Path) -> None:
+    words = ["task=vision/glyphs", "algorithm=protonet", "model.width=4", "task.test_ways=[3]", "algorithm.train_way=3",
+             "runner.iterations=2", "runner.validate_every=1", "runner.val_episodes=4", "runner.test_episodes=6",
+             "runner.meta_batch=2", "runner.device=cpu", "runner.plots=false", "tracker.wandb=disabled",
+             f"runner.directory={tmp_path}"]  # fmt: skip
+    experiment = build(compose(words).config)
+    summary = experiment.run()
+    (run,) = tmp_path.glob("*/*_s0")
+    for suffix in ("", "_3way"):
+        plain, fitted = summary["calibration"][suffix]
+        assert plain["nll"]["mean"] == pytest.approx(summary["test"][f"loss{suffix}"]["mean"], rel=1e-5)
+        assert plain["nll"]["ci95"] == pytest.approx(summary["test"][f"loss{suffix}"]["ci95"], rel=1e-4)
+        assert fitted["temperature"] != plain["temperature"] == 1
+    assert "ece" not in (run / "metrics.jsonl").read_text()
+    assert isinstance(experiment.algorithm, SupervisedAlgorithm)
+    assert experiment.algorithm.on_predictions is None
+    learner = metarun.load(run).learner
+    assert learner.algorithm.temperature == fitted["temperature"]
+    images = torch.randint(0, 256, (4, 28, 28), dtype=torch.uint8)
+    adapted = learner.adapt(list(images), ["a", "a", "b", "b"])
+    cooled = adapted.predict(images).probabilities
+    learner.algorithm.temperature = None
+    logits = adapted.predict(images).probabilities.log()
+    torch.testing.assert_close(cooled, (logits / fitted["temperature"]).softmax(-1), rtol=1e-4, atol=1e-6)
+    learner.algorithm.temperature = fitted["temperature"]
+    adapted.save(tmp_path, RunDirectory(run).config())
+    torch.testing.assert_close(load(tmp_path).predict(images).probabilities, cooled)
 
 
 @pytest.mark.parametrize(
