@@ -57,11 +57,10 @@ def test_a_run_from_python(tmp_path: Path) -> None:
 def test_a_classifier_is_calibrated_on_validation_tasks_and_keeps_the_temperature(tmp_path: Path) -> None:
     words = ["task=vision/glyphs", "algorithm=protonet", "model.width=4", "task.test_ways=[3]", "algorithm.train_way=3",
              "runner.iterations=2", "runner.validate_every=1", "runner.val_episodes=4", "runner.test_episodes=6",
-             "runner.meta_batch=2", "runner.device=cpu", "runner.plots=false", "tracker.wandb=disabled",
-             f"runner.directory={tmp_path}"]  # fmt: skip
+             "runner.meta_batch=2", "runner.device=cpu", "runner.plots=false", "tracker.wandb=disabled"]  # fmt: skip
     experiment = build(compose(words).config)
-    summary = experiment.run()
-    (run,) = tmp_path.glob("*/*_s0")
+    directory = RunDirectory.create(tmp_path, "run", 0)
+    summary, run = experiment.run(directory), directory.path
     for suffix in ("", "_3way"):
         plain, fitted = summary["calibration"][suffix]
         assert plain["nll"]["mean"] == pytest.approx(summary["test"][f"loss{suffix}"]["mean"], rel=1e-5)
