@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import metarun
-from metarun.adapted.learner import load
+from metarun.adapted.stored import load
 from metarun.algorithms.gradient.adapts import ParameterSubset
 from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.algorithms.gradient.losses import TaskLoss
@@ -74,10 +74,10 @@ def test_a_classifier_is_calibrated_on_validation_tasks_and_keeps_the_temperatur
     images = torch.randint(0, 256, (4, 28, 28), dtype=torch.uint8)
     adapted = learner.adapt(list(images), ["a", "a", "b", "b"])
     cooled = adapted.predict(images).probabilities
-    learner.algorithm.temperature = None
+    adapted.temperature = 1.0
     logits = adapted.predict(images).probabilities.log()
     torch.testing.assert_close(cooled, (logits / fitted["temperature"]).softmax(-1), rtol=1e-4, atol=1e-6)
-    learner.algorithm.temperature = fitted["temperature"]
+    adapted.temperature = fitted["temperature"]
     adapted.save(tmp_path, RunDirectory(run).config())
     torch.testing.assert_close(load(tmp_path).predict(images).probabilities, cooled)
 
