@@ -106,6 +106,21 @@ def test_who_acts_in_a_trial() -> None:
     assert not free.state  # the policy is not asked
 
 
+def test_the_temperature_divides_what_actions_are_sampled_from() -> None:
+    learner, env = dpt(BANDIT, temperature=0.5), BANDIT.batch("test", range(5))
+    act, asked = learner.agent(env), []
+
+    def watched(transition: Any) -> Tensor:
+        asked.append((transition, act(transition)))
+        return asked[-1][1]
+
+    collect(env, BANDIT.spec, watched, 1, 6, env.generator())
+    inputs = torch.stack([learner.model.encode(*transition).flatten(0, 1) for transition, _ in asked])
+    with torch.no_grad():
+        expected = learner.model(inputs)[0] / 0.5
+    torch.testing.assert_close(torch.stack([said[:, 0] for _, said in asked]), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_offline_actions_are_the_most_probable_after_a_random_context() -> None:
     learner, env = dpt(GRID), GRID.batch("test", range(300))
     agent = OfflineAgent(learner.model, 5, 8)

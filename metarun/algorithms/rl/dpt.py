@@ -11,7 +11,7 @@ from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.rl.advantage import masked_mean
 from metarun.algorithms.rl.base import TrialLearner, by_step
-from metarun.algorithms.rl.collect import Transition, collect
+from metarun.algorithms.rl.collect import Act, Transition, collect
 from metarun.algorithms.rl.ppo import descend
 from metarun.algorithms.rl.rl2 import RecurrentAgent
 from metarun.algorithms.schedule import Schedule
@@ -75,15 +75,13 @@ class DPT(TrialLearner):
     A meta-batch is ``rollouts`` trials of each task. The policy acts in a share ``on_policy`` of them; in the others,
     actions are random, with their own probabilities in each trial as in the authors' bandits. Since actions depend on
     the task through the history alone, the best prediction given a history is the same in both. Adam minimises the mean
-    cross-entropy over all steps in ``epochs`` passes over the meta-batch in ``minibatches`` parts, with gradients
-    clipped to ``max_grad_norm``.
+    cross-entropy over all steps in ``epochs`` passes of ``minibatches`` parts, gradients clipped to ``max_grad_norm``.
 
-    Unlike the authors', a history is in order, it includes the current episode, and dark rooms are explored by walks
-    instead of uniformly drawn states. The label is a uniform draw from all optimal actions, not the first one: an exact
-    posterior sampler then finds goals of a 10 x 10 dark room twice as fast.
+    Unlike the authors', a history is in order and includes the current episode, and all optimal actions are labels, not
+    the first alone: posterior sampling then explores dark rooms twice as fast.
 
-    The evaluation samples actions in trials without a given context. ``offline_return`` is the return of the last
-    episode of a trial with the most probable actions, after uniformly random ones in all others.
+    At test, actions are sampled at ``temperature`` (1: posterior sampling) without a given context. ``offline_return``
+    is that of the last episode, with the most probable actions, after random ones in all others.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("recurrent_policy",)
@@ -97,6 +95,7 @@ class DPT(TrialLearner):
         rollouts: Positive,
         test_rollouts: Positive,
         on_policy: Fraction,
+        temperature: Rate,
         epochs: Positive,
         minibatches: Positive,
         max_grad_norm: Rate,
@@ -110,14 +109,15 @@ class DPT(TrialLearner):
             "rl/mdp, rl/gridnavi, rl/darkroom   or algorithm=rl2",
         )
         super().__init__(model, spec, test_rollouts)
-        self.trials, self.on_policy = rollouts, on_policy
+        self.trials, self.on_policy, self.temperature = rollouts, on_policy, temperature
         self.epochs, self.minibatches, self.max_grad_norm = epochs, minibatches, max_grad_norm
         self.schedule = Schedule(outer_lr, decay_over=decay_over, decay=decay)
         self.model.value.requires_grad_(False)
         self.optimizer = Adam([p for p in self.parameters() if p.requires_grad], lr=outer_lr)
 
-    def agent(self, env: Environment) -> RecurrentAgent:
-        return RecurrentAgent(self.model)
+    def agent(self, env: Environment) -> Act:
+        agent = RecurrentAgent(self.model)
+        return lambda transition: agent(transition) / self.temperature
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
@@ -147,4 +147,4 @@ class DPT(TrialLearner):
         return found
 
     def protocol(self) -> dict[str, Any]:
-        return {"trials": self.test_rollouts, "optimizer": "supervised"}
+        return {"trials": self.test_rollouts, "optimizer": "supervised", "temperature": self.temperature}
