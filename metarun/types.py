@@ -35,6 +35,14 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 NormPolicy = Literal["transductive", "support", "running"]
 Decay = Literal["linear", "cosine"]
+Tune = Literal["frozen", "norm", "lora", "all"]
+"""Weights of an encoder that are trained.
+
+``frozen``: none, each input is embedded once. ``norm``: scales and shifts of the normalisation layers. ``lora``:
+low-rank updates of linear and convolution layers (:class:`~metarun.models.lowrank.LowRankLayer`; Hu et al. 2022,
+arXiv:2106.09685), which start at 0. ``all``: all weights. With ``norm`` and ``lora`` the other weights are not stored
+in checkpoints.
+"""
 Precision = Literal["float32", "float64", "bfloat16", "tf32"]
 Distance = Literal["euclidean", "cosine"]
 ImportPath = Annotated[str, "the import path of code that is run"]

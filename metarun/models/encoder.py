@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError, require
-from metarun.models.pretrained import Embed, Tune, embed_once, in_package, pretrained_protocol, select_trained
+from metarun.models.pretrained import Embed, embed_once, in_package, pretrained_protocol, select_trained
 from metarun.models.tokens import pad
-from metarun.types import Fraction, PathOrName, Positive, Rate
+from metarun.types import Fraction, PathOrName, Positive, Rate, Tune
 
 Pooling = Literal["mean", "cls", "max"]
 
@@ -36,7 +36,7 @@ class Encoder(nn.Module):
         pooling: ``mean`` or ``max`` over all tokens including the special ones, as in Sentence-BERT (Reimers & Gurevych
             2019, arXiv:1908.10084, section 3), or ``cls`` for the first token.
         normalize: If true, scale embeddings to length 1.
-        tune: Weights to train, ``frozen``, ``norm``, ``lora`` or ``all``; see :data:`~metarun.models.pretrained.Tune`.
+        tune: Weights to train, ``frozen``, ``norm``, ``lora`` or ``all``; see :data:`~metarun.types.Tune`.
         rank: Rank of the low-rank updates.
         max_tokens: Number of tokens after which a text is cut.
         scale: Length of the features, which is the sharpness of a softmax over distances.

@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,7 @@ from metarun.errors import require
 from metarun.models.lowrank import add, fix
 from metarun.progress import Progress
 from metarun.tasks.files import Arrays, cached
-
-Tune = Literal["frozen", "norm", "lora", "all"]
-"""Weights of an encoder that are trained.
-
-``frozen``: none, each input is embedded once. ``norm``: scales and shifts of the normalisation layers. ``lora``:
-low-rank updates of linear and convolution layers (:class:`~metarun.models.lowrank.LowRankLayer`; Hu et al. 2022,
-arXiv:2106.09685), which start at 0. ``all``: all weights. With ``norm`` and ``lora`` the other weights are not stored
-in checkpoints.
-"""
+from metarun.types import Tune
 
 Embed = Callable[[Tensor], Tensor]
 """A function from rows of the inputs [B] to their embeddings [B, F]."""
@@ -41,7 +33,7 @@ def select_trained(net: nn.Module, tune: Tune, rank: int) -> None:
 
     Args:
         net: Pretrained network.
-        tune: Weights to train; see :data:`Tune`.
+        tune: Weights to train; see :data:`~metarun.types.Tune`.
         rank: Rank of the low-rank updates.
     """
     if tune == "norm":

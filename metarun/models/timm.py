@@ -17,7 +17,6 @@ from metarun.models.cards import Card, read_card
 from metarun.models.conv4 import as_float
 from metarun.models.pretrained import (
     Embed,
-    Tune,
     embed_once,
     fingerprint,
     in_package,
@@ -25,7 +24,7 @@ from metarun.models.pretrained import (
     select_trained,
 )
 from metarun.tasks.episode import Spec
-from metarun.types import PathOrName, Positive, Rate
+from metarun.types import PathOrName, Positive, Rate, Tune
 
 log = logging.getLogger("metarun")
 MIN_VERSION = (1, 0, 26)
@@ -57,9 +56,9 @@ class Timm(nn.Module):
             another size; ``card`` for the size in the card. With ``None``, models for a fixed size (vision transformers
             among them) are built for that of the images.
         interpolation: Interpolation of resizing, with antialiasing; ``None`` for the card's.
-        mean: Mean of each colour in 0..1 that is subtracted; ``None`` for the card's.
-        std: Deviation of each colour by which images are divided; ``None`` for the card's.
-        tune: Weights to train, ``frozen``, ``norm``, ``lora`` or ``all``; see :data:`~metarun.models.pretrained.Tune`.
+        mean: Mean of each colour in 0..1 that is subtracted; ``card`` for the card's.
+        std: Deviation of each colour by which images are divided; ``card`` for the card's.
+        tune: Weights to train, ``frozen``, ``norm``, ``lora`` or ``all``; see :data:`~metarun.types.Tune`.
         rank: Rank of the low-rank updates.
         normalize: If true, scale features to length 1.
         pretrained_on: Data that the weights were trained on and their overlap with the test classes, for the protocol.
@@ -84,16 +83,18 @@ class Timm(nn.Module):
         pretrained: bool,
         weights: PathOrName | None,
         resize: Positive | Literal["card"] | None,
-        in_order: bool = False,
+        in_order: bool | None = None,
         interpolation: Interpolation | None = "bilinear",
-        mean: Sequence[float] | None = None,
-        std: Sequence[Rate] | None = None,
-        tune: Tune = "all",
-        rank: Positive = 8,
-        normalize: bool = False,
+        mean: Sequence[float] | Literal["card"] | None = None,
+        std: Sequence[Rate] | Literal["card"] | None = None,
+        tune: Tune | None = None,
+        rank: Positive | None = None,
+        normalize: bool | None = None,
         pretrained_on: str | None = None,
     ) -> None:
         super().__init__()
+        tune, rank = tune or "all", rank or 8
+        mean, std = (None if value == "card" else value for value in (mean, std))
         timm = import_timm()
         plain = name.split(":", 1)[-1].split(".")[0] if ":" not in name else None
         if plain is not None and not timm.is_model(plain):
@@ -153,7 +154,7 @@ class Timm(nn.Module):
             values = torch.tensor(chosen or default, dtype=torch.get_default_dtype())
             values = values if len(values) == self.colours else values.mean().expand(self.colours)
             self.register_buffer(key, values.view(-1, 1, 1).clone(), persistent=False)
-        self.name, self.normalize, self.input_shape = name, normalize, spec.input_shape
+        self.name, self.normalize, self.input_shape = name, bool(normalize), spec.input_shape
         self.weights = file.name if file else name if pretrained or folder else None
         self.tune, self.pretrained_on = tune, pretrained_on
         self.is_frozen = tune == "frozen"
