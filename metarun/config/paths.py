@@ -89,7 +89,8 @@ def state_of(*paths: Path) -> State:
 
 def users_state() -> State:
     """Return the state of every option file in the user's directories."""
-    return state_of(*(path for directory in user_directories() for path in sorted(directory.rglob("*.yaml"))))
+    files = (path for directory in user_directories() for path in sorted(directory.rglob("*.yaml")))
+    return state_of(*(path for path in files if path.is_file()))  # a link may lead nowhere
 
 
 def options(group: str) -> Iterator[tuple[str, Path]]:

@@ -106,7 +106,11 @@ def test_without_queries_support_and_query_stay_one() -> None:
 def test_nothing_asked_for_leaves_bytes_and_the_protocol_says_what_is_done() -> None:
     assert family().batch("train", [0]).support.x.dtype == torch.uint8
     assert family(crop=2, flip=True).batch("train", [0]).support.x.dtype == torch.uint8
-    assert family(crop=2, flip=True, jitter=0.4).augmentation() == {"crop": 2, "flip": True, "jitter": 0.4}
+    assert family(crop=2, flip=True, jitter=0.4).augmentation("crop", "flip", "jitter") == {
+        "crop": 2,
+        "flip": True,
+        "jitter": 0.4,
+    }
 
 
 def test_on_the_meta_device() -> None:
