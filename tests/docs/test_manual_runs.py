@@ -25,7 +25,6 @@ BUDGET = {
 ELSEWHERE = {
     "task.sampler=my_poles": "tests/cli/test_cli.py: own environments, as the page writes them",
     "--trust=my_module": "tests/cli/test_users_code.py: a run of a user's own class",
-    "--shell-completion": "tests/cli/test_completion.py: in real shells",
     "-sc": "tests/cli/test_completion.py: in real shells",
     "hydra/launcher=submitit_slurm": "tests/cli/test_submitit.py: an emulated SLURM",
     "workloads=end_to_end": "tests/cli/test_bench.py: on small workloads",
