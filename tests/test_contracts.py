@@ -237,6 +237,8 @@ SMALL = {
     "task=vision/folder": ["task.way=2", "task.query=2", "task.test_ways=[]"],
     "task=nlp/text": ["task.way=2", "task.query=2", "task.test_ways=[]"],
     **{f"algorithm={name}": ["algorithm.train_way=null", "algorithm.train_query=2"] for name in EPISODIC},
+    # Many steps from random features multiply rounding errors.
+    "algorithm=tim": ["algorithm.train_way=null", "algorithm.train_query=2", "algorithm.head.refine.steps=3"],
     "algorithm=r2d2": ["algorithm.train_way=null"],
     **{
         f"algorithm={name}": [
