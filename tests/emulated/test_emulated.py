@@ -48,6 +48,7 @@ CELLS = [cell_of(name) for name in ALGORITHMS]
 FURTHER = [cell for cell in WORKING if cell not in CELLS or cell[1] in LONG]
 READ_BACK = {
     "algorithms/rl/trpo.py": "the line search of TRPO decides on the host",
+    "models/scikit_learn.py": "the models of scikit-learn run on the host",
     "algorithms/amortised/baselines.py": "least squares by singular values, of a baseline that learns nothing",
 }
 """Files with lines that make the host wait within a meta-step, and why they may."""
