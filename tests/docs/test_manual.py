@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 import importlib
 import itertools
 import re
@@ -11,7 +10,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import cache as cache_of
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +21,6 @@ from metarun.cli.arguments import Command, parse
 from metarun.cli.commands import COMMANDS
 from metarun.cli.help import DOCS, command_help, overview, summary, topics
 from metarun.cli.sweep import _jobs
-from metarun.config import compose as compose_module
 from metarun.config.catalogue import catalogue
 from metarun.config.check import check
 from metarun.config.compose import compose, named
@@ -141,15 +138,6 @@ def test_help_of_a_command(command: Command, capsys: pytest.CaptureFixture[str])
         assert main(words) == 0
         assert capsys.readouterr().out == f"{shown}\n"
     assert max(map(len, shown.splitlines())) <= 100
-
-
-@pytest.fixture(scope="module", autouse=True)
-def choices_composed_once() -> Iterator[None]:
-    """Hydra takes a fifth of a second for a set of options; many commands choose the same."""
-    with pytest.MonkeyPatch.context() as patch:
-        once = cache_of(lambda choices, original=compose_module._compose: original(list(choices)))
-        patch.setattr(compose_module, "_compose", lambda choices: copy.deepcopy(once(tuple(choices))))
-        yield
 
 
 def test_there_are_commands_to_examine() -> None:
