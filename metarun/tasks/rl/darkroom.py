@@ -17,7 +17,7 @@ from metarun.errors import require
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment
-from metarun.tasks.rl.gridnavi import STEPS, toward
+from metarun.tasks.rl.gridnavi import STEPS, observed, toward
 from metarun.tasks.rl.recording import RecordingEnv, draw_path
 from metarun.tasks.rng import drawn, uniforms
 from metarun.tasks.to_device import to_device
@@ -174,10 +174,7 @@ class Rooms(Environment):
         return state
 
     def observe(self, state: Tensor) -> Tensor:
-        dtype = torch.get_default_dtype()
-        if self.numbers is None:
-            return 2 * state[..., :2].to(dtype) / (self.size - 1) - 1
-        return ((state[..., 0] * self.size + state[..., 1])[..., None] == self.numbers).to(dtype)
+        return observed(state[..., :2], self.size, self.numbers)
 
     def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         cell = (state[..., :2] + self.moves[action]).clamp(0, self.size - 1)

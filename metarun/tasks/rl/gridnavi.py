@@ -166,10 +166,7 @@ class Grid(Environment):
         return torch.zeros(self.tasks, num_envs, 2, dtype=torch.long, device=self.device)
 
     def observe(self, state: Tensor) -> Tensor:
-        if self.numbers is None:
-            return 2 * state.to(torch.get_default_dtype()) / self.last - 1
-        number = state[..., 0] * (self.last + 1) + state[..., 1]
-        return (number[..., None] == self.numbers).to(torch.get_default_dtype())
+        return observed(state, self.last + 1, self.numbers)
 
     def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         state = (state + self.moves[action]).clamp(0, self.last)
@@ -178,6 +175,23 @@ class Grid(Environment):
 
     def optimal_actions(self, state: Tensor, time: int) -> Tensor:
         return toward(self.goals, state)
+
+
+def observed(cell: Tensor, size: int, numbers: Tensor | None) -> Tensor:
+    """Return observations of cells.
+
+    Args:
+        cell: Cells, [..., 2].
+        size: Cells on each side of the grid.
+        numbers: Numbers of all cells, [size * size]; ``None`` for coordinates.
+
+    Returns:
+        The cell's number, one-hot, [..., size * size], or its coordinates scaled to -1..1, [..., 2].
+    """
+    dtype = torch.get_default_dtype()
+    if numbers is None:
+        return 2 * cell.to(dtype) / (size - 1) - 1
+    return ((cell[..., 0] * size + cell[..., 1])[..., None] == numbers).to(dtype)
 
 
 def toward(goal: Tensor, cell: Tensor) -> Tensor:
