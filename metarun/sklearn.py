@@ -36,7 +36,7 @@ AT_ONCE = 1024
 
 
 class _InContext(BaseEstimator):
-    """What classifier and regressor share: the support rows, and the learner of the run."""
+    """The base class of classifier and regressor, which holds the support rows and the learner of the run."""
 
     _kind: str
 

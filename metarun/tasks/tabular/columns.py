@@ -1,4 +1,4 @@
-"""What real tables do to their columns: categories, skewed scales, rounding, copies and gaps."""
+"""Effects that make synthetic columns like those of real tables: categories, skew, rounding, copies and gaps."""
 
 from __future__ import annotations
 
