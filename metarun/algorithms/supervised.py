@@ -150,6 +150,25 @@ class SupervisedAlgorithm(Algorithm):
             self.schedule.apply(self.optimizer, self.iteration)
             self.optimizer.step()
 
+    # Statistics that meta-training takes from the features of its tasks, such as their mean.
+
+    @property
+    def keeps_statistics(self) -> bool:
+        """True if :meth:`observe` has an effect."""
+        return False
+
+    @property
+    def has_observed(self) -> bool:
+        """True unless it keeps statistics and none of them has been taken yet. Predictions would then be wrong."""
+        return True
+
+    def observe(self, batches: Iterable[TaskBatch]) -> None:
+        """Take the statistics anew from meta-training tasks, without training.
+
+        Args:
+            batches: Meta-batches; none forgets the statistics.
+        """
+
     # What a recording of the outer step, repeated on other meta-batches, must know.
 
     @property

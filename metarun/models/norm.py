@@ -128,6 +128,13 @@ class BatchNorm(nn.Module):
         )
 
 
+def is_initial(layer: nn.Module) -> bool:
+    """Return whether a layer is batch normalisation by running statistics that have never been updated."""
+    if not isinstance(layer, BatchNorm) or layer.policy != "running":
+        return False
+    return not layer.running_mean.any() and bool((layer.running_var == 1).all())
+
+
 def is_channels_last(x: Tensor) -> bool:
     """Return whether ``x`` holds images [N, C, H, W] with the channels of a pixel side by side in memory."""
     return x.dim() == 4 and x.stride(1) == 1

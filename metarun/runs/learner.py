@@ -114,6 +114,7 @@ def learner_of(
     algorithm = rebuilt(config, inputs.spec, parameters, f"checkpoint {path}", dtype, objects).to(device)
     precision.settle(algorithm, runner.precision, device)
     algorithm.restore(state["algorithm"])
+    checkpoint.require_statistics(algorithm, path)
     checkpoint.set_temperature(algorithm, state)
     return TrainedLearner(algorithm, inputs, checkpoint.iteration(state), config["seed"])
 

@@ -126,6 +126,18 @@ def restore(algorithm: Algorithm, task: Task, path: Path, state: Mapping[str, An
         raise UserError(f"checkpoint {path} does not fit this model and algorithm ({reason})") from None
 
 
+def require_statistics(algorithm: Algorithm, path: Path) -> None:
+    """Raise :class:`UserError` if the learner of the checkpoint ``path`` lacks statistics of meta-training features.
+
+    Runs without iterations of earlier versions took none, and centred features by zero instead of their mean.
+    """
+    require(
+        not isinstance(algorithm, SupervisedAlgorithm) or algorithm.has_observed,
+        f"checkpoint {path}: the run was not meta-trained and kept no mean of the training features, which its head "
+        "needs; make the run again",
+    )
+
+
 @contextlib.contextmanager
 def encoding_anew(algorithm: Algorithm, task: Task) -> Iterator[None]:
     """Let ``task`` encode its inputs again if the block changes the encoding of the algorithm's model."""

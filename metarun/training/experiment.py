@@ -137,6 +137,7 @@ class Experiment:
         """Load the meta-parameters of a checkpoint and return its iteration."""
         state = checkpoint.load(path, self.device)
         checkpoint.restore(self.algorithm, self.task, path, state)
+        checkpoint.require_statistics(self.algorithm, path)
         checkpoint.set_temperature(self.algorithm, state)
         return checkpoint.iteration(state)
 
@@ -250,6 +251,8 @@ class Experiment:
             task, iterations = self.task, self.runner.iterations
             with Display(iterations, progress.iteration, task.metric, task.higher_is_better) as display:
                 outputs = Outputs(directory, progress, metrics, sink, display, self.on_validation)
+                if not progress.iteration:
+                    setup.take_statistics(self.algorithm, self.task, self.runner)
                 meta_train(self.task, self.engine, self.runner, self.seed, Session(progress, stop, outputs))
                 tested = outputs.best if self.runner.selects_best and outputs.best.is_file() else outputs.last
                 if tested == outputs.best:

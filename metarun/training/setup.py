@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
-from metarun import distributed
+from metarun import distributed, stopping
 from metarun.algorithms.base import Algorithm
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.engine import precision
 from metarun.engine.step import Engine
 from metarun.engine.tuning import Tuned, tuned
 from metarun.errors import UserError, require
+from metarun.models.norm import is_initial
 from metarun.tasks.base import Task
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.rng import derived_seed
@@ -26,6 +27,8 @@ from metarun.training.threads import choose_threads
 
 log = logging.getLogger("metarun")
 
+OBSERVED_BATCHES = 100
+"""Number of meta-batches from which a run without iterations takes the statistics of meta-training features."""
 PLANNED = {"runner.meta_batch", "runner.chunk", "runner.precision", "runner.device", "runner.tune_above"}
 """Keys on which the execution plan of a step depends. If one of them changes, the plan is chosen again."""
 
@@ -133,6 +136,38 @@ def plan_steps(engine: Engine, task: Task, runner: Runner, directory: RunDirecto
     if step is not None:
         engine.plan = step.plan
         log.info("step: %s", step)
+
+
+def take_statistics(algorithm: Algorithm, task: Task, runner: Runner) -> None:
+    """Prepare the statistics that a learner takes from meta-training tasks, before the first iteration.
+
+    A run without iterations takes them from :data:`OBSERVED_BATCHES` meta-batches, without training. Otherwise they
+    begin anew, also if the run was evaluated without iterations before. Statistics of normalisation layers are not
+    taken: a warning says so.
+
+    Raises:
+        Interrupted: A signal asked the process to stop.
+    """
+    if not isinstance(algorithm, SupervisedAlgorithm):
+        return
+    if initial := sum(is_initial(layer) for layer in algorithm.modules() if not runner.iterations):
+        log.warning(
+            "nothing is meta-trained, so %d normalisation layers use their initial statistics, mean 0 and variance 1; "
+            "algorithm.norm=transductive uses those of each batch",
+            initial,
+        )
+    if not algorithm.keeps_statistics:
+        return
+
+    def batches() -> Iterator[Any]:
+        shape, size = algorithm.train_shape(task.shape), runner.meta_batch
+        for iteration in range(OBSERVED_BATCHES if not runner.iterations else 0):
+            stopping.raise_if_requested()
+            yield task.batch("train", meta_batch_indices(iteration, size), shape)
+
+    if not runner.iterations:
+        log.info("nothing is meta-trained: the mean of the features is taken from %d meta-batches", OBSERVED_BATCHES)
+    algorithm.observe(batches())
 
 
 def measure_precision(engine: Engine, task: Task, runner: Runner, seed: int, directory: RunDirectory) -> None:

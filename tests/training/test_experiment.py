@@ -16,14 +16,18 @@ from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.algorithms.gradient.losses import TaskLoss
 from metarun.algorithms.gradient.outer import Unrolled
 from metarun.algorithms.gradient.rules import SGD
+from metarun.algorithms.metric.learner import EmbeddingLearner
+from metarun.algorithms.metric.protonet import Prototypes
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.config.build import build
 from metarun.config.compose import compose
+from metarun.errors import UserError
 from metarun.models.mlp import MLP
 from metarun.tasks.base import Task
 from metarun.tasks.regression.sinusoid import Sinusoid
 from metarun.tracking.rundir import RunDirectory
 from metarun.tracking.settings import Tracker
+from metarun.training import checkpoint, setup
 from metarun.training.experiment import Experiment
 from metarun.training.settings import Runner
 
@@ -154,3 +158,47 @@ def test_test_tasks_are_not_touched_before_the_end(
     experiment.run()
     assert tests == ["test"]
     assert drawn.index("test") > max(i for i, split in enumerate(drawn) if split == "val")
+
+
+def test_without_iterations_features_are_centred_by_the_mean_of_the_training_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "OBSERVED_BATCHES", 3)
+    words = ["task=vision/glyphs", "task.test_ways=[]", "algorithm=simpleshot", "model.width=4",
+             "algorithm.train_way=8", "runner.iterations=0", "runner.test_episodes=2", "runner.meta_batch=2",
+             "runner.device=cpu", "runner.validate_every=0", "runner.plots=false", "runner.threads=1",
+             "tracker.wandb=disabled"]  # fmt: skip
+    experiment = build(compose(words).config)
+    run = RunDirectory.create(tmp_path, "run", 0)
+    experiment.run(run)
+    learner, task = experiment.algorithm, experiment.task
+    assert isinstance(learner, EmbeddingLearner)
+    assert isinstance(learner.head, Prototypes)
+    with torch.no_grad():
+        batches = [task.batch("train", [2 * i, 2 * i + 1], learner.train_shape(task.shape)) for i in range(3)]
+        mean = torch.stack([learner.embed(batch.support.x).flatten(0, 1).mean(0) for batch in batches]).mean(0)
+    assert mean.abs().max() > 0.01
+    torch.testing.assert_close(learner.head.running_mean, mean)
+    last = run.path / "checkpoints" / "last.pt"
+    assert metarun.evaluate(run.path, "runner.test_episodes=2")["test"]["accuracy"]["n"] == 2
+    # Runs of earlier versions centred by zero. Their learners are refused, and training begins with no mean.
+    state = checkpoint.load(last, torch.device("cpu"))
+    state["algorithm"]["parameters"]["head.running_count"].zero_()
+    checkpoint.save(last, state)
+    with pytest.raises(UserError, match="kept no mean of the training features"):
+        metarun.evaluate(run.path)
+    with pytest.raises(UserError, match="kept no mean of the training features"):
+        _ = metarun.load(run.path).learner
+    trained = build(compose([*words, "runner.iterations=1"]).config).run(RunDirectory.create(tmp_path, "trained", 0))
+    resumed = metarun.load(run.path).resume("runner.iterations=1").summary
+    assert resumed["test"] == trained["test"]
+
+
+def test_untrained_normalisation_layers_are_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    words = ["task=vision/glyphs", "algorithm=protonet", "model.width=4", "task.test_ways=[]", "runner.iterations=0",
+             "runner.test_episodes=2", "runner.device=cpu", "runner.plots=false", "runner.threads=1",
+             "tracker.wandb=disabled"]  # fmt: skip
+    for norm, said in (("running", True), ("transductive", False)):
+        caplog.clear()
+        build(compose([*words, f"algorithm.norm={norm}"]).config).run(RunDirectory.create(tmp_path, norm, 0))
+        assert any("initial statistics" in record.getMessage() for record in caplog.records) == said

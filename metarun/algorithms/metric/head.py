@@ -46,6 +46,14 @@ class Head(nn.Module):
             features: Embedded examples [N, F] or [N, channels, height, width].
         """
 
+    @property
+    def has_observed(self) -> bool:
+        """True unless it keeps statistics and none of them has been taken yet."""
+        return True
+
+    def forget(self) -> None:
+        """Forget the statistics: :meth:`observe` begins anew."""
+
     def fit(self, support: Labelled) -> Adapted:
         """Fit to support sets.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -67,6 +67,21 @@ class EmbeddingLearner(SupervisedAlgorithm):
     @property
     def is_capturable(self) -> bool:
         return not self.head.observes
+
+    @property
+    def keeps_statistics(self) -> bool:
+        return self.head.observes
+
+    @property
+    def has_observed(self) -> bool:
+        return self.head.has_observed
+
+    def observe(self, batches: Iterable[TaskBatch]) -> None:
+        self.head.forget()
+        self.eval()
+        with torch.no_grad(), self.computing():
+            for batch in batches:
+                self.head.observe(torch.cat(self.together(batch.support.x, batch.query.x), 1).flatten(0, 1))
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         s, q = self.together(batch.support.x, batch.query.x)

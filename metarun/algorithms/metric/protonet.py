@@ -27,9 +27,9 @@ class Prototypes(Head):
     (normalised to length 1), ``centred_l2`` (minus the mean of the base classes, then normalised), or ``power`` (square
     roots, then normalised). The first three are UN, L2N and CL2N of SimpleShot (Wang, Chao, Weinberger & van der Maaten
     2019, arXiv:1911.04623, section 3). The mean is that of the first 100 meta-training batches, then a moving average
-    with weight .01. The last is the power transform of PT-MAP (Hu, Gripon & Pateux 2020, arXiv:2006.03806, section
-    3.2); negative features keep their sign. ``refine`` is the transductive refinement of the prototypes by the whole
-    query set.
+    with weight .01. A run without iterations takes it from 100 batches too, without training. The last is the power
+    transform of PT-MAP (Hu, Gripon & Pateux 2020, arXiv:2006.03806, section 3.2); negative features keep their sign.
+    ``refine`` is the transductive refinement of the prototypes by the whole query set.
     """
 
     running_mean: Tensor
@@ -62,6 +62,15 @@ class Prototypes(Head):
         if self.observes:
             self.running_count += 1
             self.running_mean.lerp_(features.mean(0), (1 / self.running_count).clamp(min=0.01))
+
+    @property
+    def has_observed(self) -> bool:
+        return not self.observes or bool(self.running_count)
+
+    def forget(self) -> None:
+        if self.observes:
+            self.running_count.zero_()
+            self.running_mean.zero_()
 
     def fit(self, support: Labelled) -> Adapted:
         x = self.transformed(support.x)
