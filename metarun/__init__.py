@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Head,
         ImageFewShot,
         Labelled,
+        LearnedOptimizer,
         Predictions,
         RLAlgorithm,
         Rollout,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         evaluate,
         experiment,
         load,
+        load_optimizer,
         make,
         uniforms,
     )
@@ -55,6 +57,7 @@ __all__ = [
     "Head",
     "ImageFewShot",
     "Labelled",
+    "LearnedOptimizer",
     "Predictions",
     "RLAlgorithm",
     "Rollout",
@@ -75,6 +78,7 @@ __all__ = [
     "evaluate",
     "experiment",
     "load",
+    "load_optimizer",
     "make",
     "uniforms",
 ]

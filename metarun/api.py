@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from metarun.adapted.learner import AdaptedLearner, Predictions
+from metarun.adapted.optimizer import LearnedOptimizer
+from metarun.adapted.optimizer_file import load_optimizer
 from metarun.algorithms.base import Algorithm
 from metarun.algorithms.gradient.pieces import Rule
 from metarun.algorithms.metric.head import Head
@@ -54,6 +56,7 @@ __all__ = [
     "Head",
     "ImageFewShot",
     "Labelled",
+    "LearnedOptimizer",
     "Predictions",
     "RLAlgorithm",
     "Rollout",
@@ -74,6 +77,7 @@ __all__ = [
     "evaluate",
     "experiment",
     "load",
+    "load_optimizer",
     "make",
     "uniforms",
 ]

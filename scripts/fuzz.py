@@ -104,7 +104,7 @@ class Lines:
     def _command(self) -> list[str]:
         command = self.random.choice([c for c in COMMANDS if c not in SLOW] * 8 + list(SLOW))
         words = [command]
-        if command in ("eval", "resume", "adapt"):
+        if command in ("eval", "resume", "adapt", "export"):
             words.append(self.random.choice([self.run] * 6 + [".", "nowhere", "/dev/null", "é", "\udcff", "a=b", "~"]))
             words += [self._override() for _ in range(self.random.choice([0, 1, 1, 2]))]
         elif command == "show":

@@ -252,6 +252,13 @@ def refuse_words(arguments: Arguments) -> None:
         raise UserError(f"{arguments.command.name} takes no '{shortened(words[0])}'   usage: {arguments.command.words}")
 
 
+def refuse_overrides(arguments: Arguments) -> None:
+    """Raise :class:`UserError` if a command that changes no keys got ``key=value``."""
+    if arguments.overrides:
+        word, name = shortened(arguments.overrides[0]), arguments.command.name
+        raise UserError(f"{name} changes no keys, and takes no '{word}'   usage: {arguments.command.words}")
+
+
 def is_name(command: Command, word: str) -> bool:
     """Return whether a word names something, rather than sets a key. A path may contain ``=``."""
     if not command.takes_names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from metarun.cli.arguments import Command, Key, Option, at_least, days
+from metarun.export import FORMATS
 from metarun.reports.status import STATUSES
 
 
@@ -143,6 +144,23 @@ _DECLARED = (
             Option("--unlabelled", "only predict, whatever folders and columns are called"),
             Option("--steps", "adaptation steps", "N", "those of the run's test", read=at_least(0)),
             Option("--out", "output folder", "DIR", "RUN/adapted/<time>"),
+            TRUST, CONFIG_DIR,
+        ),
+    ),
+    Command(
+        "export",
+        "write what was learned for use outside of metarun",
+        "SOURCE --to FORMAT [options]",
+        "Write what was learned in a format that other programs read. Formats: "
+        + "; ".join(f"{name}, {each.help}" for name, each in FORMATS.items()) + ".",
+        (
+            ("metarun export RUN --to optimizer", "the update rule of a learned optimizer"),
+            ("metarun export RUN --to optimizer --out shipped", "into another folder"),
+        ),
+        "optimizers",
+        (
+            Option("--to", "format", "FORMAT", "required", choices=tuple(FORMATS)),
+            Option("--out", "output folder", "DIR", "a folder named as the format, beside the source"),
             TRUST, CONFIG_DIR,
         ),
     ),

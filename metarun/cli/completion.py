@@ -122,7 +122,7 @@ def _offers(command: Command, before: Sequence[str], word: str, first: bool) -> 
             return [name for name, _ in options("search")]
         case "reproduce" if not words:
             return [name for name, _ in options("experiment")]
-        case "eval" | "resume" | "adapt" if not words:
+        case "eval" | "resume" | "adapt" | "export" if not words:
             return runs(word)
         case "eval" | "resume" | "adapt":
             return _keys_of_run(Path(words[0]), CHANGES[command.name], word)

@@ -41,6 +41,7 @@ RUNS = {
     "numbers": ["task=regression/sinusoid", "algorithm=maml", "name=numbers"],
     "curves": ["experiment=neural_process/cnp", "name=curves"],
     "acting": ["experiment=maml/navigation", "name=acting"],
+    "optimizer": ["task=regression/quadratics", "algorithm=l2l_mlp", "name=optimizer"],
 }
 """Runs for the commands that take one: each command of a page is for runs of some kind."""
 PLACES = {"outputs/multirun/2026-01-31_12-00-00-000000": "outputs/glyphs-protonet", "outputs/*half_cheetah_dir/*":
@@ -53,6 +54,8 @@ def kind_of(line: str) -> str:
     """The run that a command is for."""
     if "known.csv" in line:
         return "texts"
+    if "--to optimizer" in line:
+        return "optimizer"
     if "points.csv" in line:
         return "numbers"
     if "task.together" in line:

@@ -62,6 +62,7 @@ COMMANDS = {
     "resume": ["runner.iterations=4"],
     "eval": [],
     "adapt": ["--support", "s.csv"],
+    "export": ["--to", "optimizer"],
 }
 
 

@@ -20,7 +20,7 @@ from metarun.untrusted import read_json, read_text
 
 NAMES = (".lock", "metarun.log", "metrics.jsonl", "status.json", "summary.json", "meta.json", "test.npz", "config.yaml",
          "checkpoints", "checkpoints/last.pt", "plots", "evaluations", "adapted", "wandb", "wandb_id")  # fmt: skip
-COMMANDS = (["resume", "runner.iterations=4"], ["eval"], ["adapt", "--support=s.csv"])
+COMMANDS = (["resume", "runner.iterations=4"], ["eval"], ["adapt", "--support=s.csv"], ["export", "--to=optimizer"])
 
 
 def attack(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

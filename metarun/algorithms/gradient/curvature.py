@@ -28,6 +28,8 @@ class MetaCurvature(Rule):
             a diagonal one.
     """
 
+    fits_any_parameters = False
+
     def __init__(self, *, whole_up_to: Count) -> None:
         super().__init__()
         self.whole_up_to = whole_up_to

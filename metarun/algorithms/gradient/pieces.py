@@ -86,6 +86,8 @@ class Rule(nn.Module):
 
     carries: bool = False
     """True if the state is carried from task to task. Tasks are then adapted to one after another."""
+    fits_any_parameters: bool = True
+    """True if its learned values fit parameters of any number and shape, so that it can be exported as an optimizer."""
 
     def prepare(self, parameters: Parameters, lr: float, steps: int) -> None:
         """Called once before training.
@@ -99,6 +101,9 @@ class Rule(nn.Module):
 
     def init(self, parameters: Parameters) -> State:
         """Return the state before the first step on a task; by default it is empty.
+
+        A rule that :attr:`fits_any_parameters` keeps three kinds of tensors, in nested dictionaries: those under the
+        name of a parameter, those with a row for each entry of all parameters in their order, and scalars [].
 
         Args:
             parameters: Initial values of the parameters that adapt, by name.

@@ -17,6 +17,8 @@ class MetaSGD(Rule):
     Li et al. 2017, arXiv:1707.09835, equation 1. All of alpha starts at ``algorithm.inner_lr``.
     """
 
+    fits_any_parameters = False
+
     def prepare(self, parameters: Parameters, lr: float, steps: int) -> None:
         self.rates = nn.ParameterList(torch.full_like(p, lr) for p in parameters.values())
 
@@ -31,6 +33,8 @@ class LSLR(Rule):
     weight and bias each have their own. All start at ``algorithm.inner_lr``. Steps after the last of
     meta-training take its rates.
     """
+
+    fits_any_parameters = False
 
     def prepare(self, parameters: Parameters, lr: float, steps: int) -> None:
         self.rates = nn.Parameter(torch.full((max(steps, 1), len(parameters)), lr))

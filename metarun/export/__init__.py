@@ -1,0 +1,45 @@
+"""Files that leave metarun: learners and optimizers in formats that other programs read, one module for each format.
+
+This module names the formats and imports nothing, so that the command line knows them at once. The module of a format
+has a function ``export(request)``, which writes the files and yields lines to print.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from metarun.config.trust import Trust
+
+
+class Format(NamedTuple):
+    """A format.
+
+    Attributes:
+        module: Module below ``metarun.export`` that writes it.
+        source: The thing that is exported, as the user names it: ``LEARNER`` or ``RUN``.
+        help: The files that are written, one clause.
+    """
+
+    module: str
+    source: str
+    help: str
+
+
+class Request(NamedTuple):
+    """The checked command line.
+
+    Attributes:
+        source: The learner or run.
+        out: Output folder; ``None`` for a folder beside the source.
+        trust: Permissions for code that is not metarun's.
+    """
+
+    source: str
+    out: str | None
+    trust: Trust
+
+
+FORMATS = {
+    "optimizer": Format("optimizer", "RUN", "optimizer.pt, which metarun.load_optimizer makes a torch optimizer of"),
+}
