@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.errors import RunFailed, UserError, require
+from metarun.models.pretrained import BATCH_SIZE, Embedder, embedder_of
 from metarun.tasks.episode import EpisodeShape, Labelled
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.rng import forked_rng
@@ -140,7 +141,28 @@ class AdaptedLearner:
             UserError: An image cannot be read, or a number is not finite.
             RunFailed: A prediction is not finite because the adaptation diverged.
         """
-        return self.predict_prepared(self.inputs.tensor(items, self.algorithm.model))
+        return self.predict_prepared(self.embed(self.inputs.raw(items, self.algorithm.model)))
+
+    @cached_property
+    def embedder(self) -> Embedder | None:
+        """The frozen encoder of the learner, on the device of its support set; ``None`` if it has none."""
+        found = embedder_of(self.algorithm.model)
+        return None if found is None else found.to(self.support.x.device)
+
+    def embed(self, raw: Tensor) -> Tensor:
+        """Embed inputs if the learner has a frozen encoder. Nothing is cached, unlike in :meth:`Inputs.tensor`.
+
+        Args:
+            raw: Inputs [N, ...] as converted by :meth:`Inputs.raw`.
+
+        Returns:
+            The inputs that the learner reads, embeddings [N, F] or the same.
+        """
+        if self.embedder is None:
+            return raw
+        device = self.support.x.device
+        with torch.no_grad():
+            return torch.cat([self.embedder(part.to(device)) for part in raw.split(BATCH_SIZE)])
 
     def predict_prepared(self, x: Tensor) -> Predictions:
         """Predict inputs that are tensors already.
@@ -155,7 +177,8 @@ class AdaptedLearner:
             RunFailed: A prediction is not finite because the adaptation diverged.
         """
         x = x.to(self.support.x.device)
-        answer = torch.cat([self._answer(part[None])[0] for part in x.split(AT_ONCE)])
+        with torch.no_grad():
+            answer = torch.cat([self._answer(part[None])[0] for part in x.split(AT_ONCE)])
         bad = int((~torch.isfinite(answer).flatten(1).all(1)).sum())
         if bad:
             raise RunFailed(
@@ -207,7 +230,8 @@ class AdaptedLearner:
         for part in tested.split(max(1, AT_ONCE // count)):
             rest = torch.stack([torch.cat([torch.arange(i), torch.arange(i + 1, count)]) for i in part.tolist()])
             rest = rest.to(y.device)
-            answers.append(self._adapted(Labelled(x[rest], y[rest], self.support.way))(x[part][:, None])[:, 0])
+            with torch.no_grad():
+                answers.append(self._adapted(Labelled(x[rest], y[rest], self.support.way))(x[part][:, None])[:, 0])
         return tested, torch.cat(answers)
 
     def save(self, folder: Path, sections: Mapping[str, Any]) -> Path:
@@ -242,13 +266,27 @@ class AdaptedLearner:
         )
         return path
 
+    def output(self, x: Tensor) -> Tensor:
+        """Compute predictions in one pass, as a part of another computation.
+
+        Args:
+            x: Inputs [N, ...] as converted by :meth:`Inputs.tensor`, on the device of the support set.
+
+        Returns:
+            Probabilities [N, classes], or values [N, outputs] in regression.
+        """
+        return self._output(self._answer(x[None])[0])
+
+    def _output(self, answer: Tensor) -> Tensor:
+        return (answer[:, : len(self.classes)] / self.temperature).softmax(-1) if self.classes else answer
+
     def _adapted(self, support: Labelled) -> Callable[[Tensor], Tensor]:
         """Return the predictor [T, Nq, ...] -> [T, Nq, outputs] adapted to T support sets."""
         with torch.no_grad(), forked_rng(support.x.device, self.seed), self.algorithm.computing():
             *_, adapted = self.algorithm.adaptations(support, self.steps)
 
         def answer(x: Tensor) -> Tensor:
-            with torch.no_grad(), self.algorithm.computing():
+            with self.algorithm.computing():
                 return adapted(x)
 
         return answer
@@ -257,7 +295,7 @@ class AdaptedLearner:
         nothing = answer.new_zeros(len(answer), 0).cpu()
         if not self.classes:
             return Predictions([], nothing, answer.cpu())
-        probabilities = (answer[:, : len(self.classes)] / self.temperature).softmax(-1).cpu()
+        probabilities = self._output(answer).cpu()
         return Predictions([self.classes[i] for i in probabilities.argmax(-1).tolist()], probabilities, nothing)
 
     def _score(self, answer: Tensor, y: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from metarun.adapted import tensors
 from metarun.adapted.learner import FILE, AdaptedLearner
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.errors import UserError, require
@@ -18,16 +19,19 @@ from metarun.tasks.vision.images import Preparation
 from metarun.training.checkpoint import misfit, read, take_vocabulary
 from metarun.untrusted import plain
 
+if TYPE_CHECKING:
+    from metarun.config.trust import Trust
+
 DTYPES = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.float64, torch.bfloat16)}
 
 
-def load(path: str | Path, trust: bool | Sequence[str] = False) -> AdaptedLearner:
+def load(path: str | Path, trust: bool | Sequence[str] | Trust = False) -> AdaptedLearner:
     """Load a learner that ``metarun adapt`` saved. It predicts as it did then.
 
     The file is treated as data: only metarun's own classes are built.
 
     Args:
-        path: The folder or file.
+        path: The folder or file, of ``metarun adapt`` or of ``metarun export --to safetensors``.
         trust: Permission for other classes: ``True``, or import paths of your own modules or classes.
 
     Raises:
@@ -37,10 +41,8 @@ def load(path: str | Path, trust: bool | Sequence[str] = False) -> AdaptedLearne
     from metarun.config.environment import resolved
     from metarun.config.trust import Trust, admit
 
-    file = Path(path).expanduser()
-    file = file / FILE if file.is_dir() else file
-    require(file.is_file(), f"{path}: holds no adapted learner ({FILE}); `metarun adapt` makes one")
-    kept = read(file, torch.device("cpu"), str(file))
+    file = located(path)
+    kept = tensors.read(file) if file.name == tensors.FILE else read(file, torch.device("cpu"), str(file))
     require(kept.get("format") in (1, 2), f"{file}: not an adapted learner, or written by another version of metarun")
     sections: Any = kept.get("sections")
     require(plain(sections) and set(sections) == {"model", "algorithm"}, f"{file} is damaged: it has no sections")
@@ -61,6 +63,20 @@ def load(path: str | Path, trust: bool | Sequence[str] = False) -> AdaptedLearne
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file} is damaged: its parts do not fit together ({reason})") from None
+
+
+def located(path: str | Path) -> Path:
+    """Return the file of an adapted learner, which is in the folder ``path`` or is ``path``.
+
+    Raises:
+        UserError: There is none.
+    """
+    given = Path(path).expanduser()
+    files = [given / FILE, given / tensors.FILE] if given.is_dir() else [given]
+    found = next((file for file in files if file.is_file()), None)
+    require(found is not None, f"{path}: holds no adapted learner ({FILE}); `metarun adapt` makes one")
+    assert found is not None
+    return found
 
 
 def rebuilt(

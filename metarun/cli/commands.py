@@ -151,15 +151,17 @@ _DECLARED = (
         "export",
         "write what was learned for use outside of metarun",
         "SOURCE --to FORMAT [options]",
-        "Write what was learned in a format that other programs read. Formats: "
+        "Write what was learned in a format that other programs read. A learner is one that `adapt` saved; its files "
+        "are read again, and the largest difference of their predictions for random queries is printed. Formats: "
         + "; ".join(f"{name}, {each.help}" for name, each in FORMATS.items()) + ".",
         (
-            ("metarun export RUN --to optimizer", "the update rule of a learned optimizer"),
-            ("metarun export RUN --to optimizer --out shipped", "into another folder"),
+            ("metarun export ADAPTED --to onnx", "a learner that adapt saved, for ONNX Runtime"),
+            ("metarun export RUN --to optimizer --out shipped", "the update rule of a learned optimizer"),
         ),
-        "optimizers",
+        "deploy",
         (
             Option("--to", "format", "FORMAT", "required", choices=tuple(FORMATS)),
+            Option("--queries", "number of random queries that check a learner's files", "N", "100", read=at_least(1)),
             Option("--out", "output folder", "DIR", "a folder named as the format, beside the source"),
             TRUST, CONFIG_DIR,
         ),

@@ -42,8 +42,10 @@ class Trust:
     expressions: bool = False
 
     @classmethod
-    def of(cls, given: bool | str | Collection[str], expressions: bool = False) -> Trust:
-        """Build permissions from ``True``, ``False`` or import paths."""
+    def of(cls, given: bool | str | Collection[str] | Trust, expressions: bool = False) -> Trust:
+        """Build permissions from ``True``, ``False`` or import paths. Permissions are returned as they are."""
+        if isinstance(given, Trust):
+            return given
         if isinstance(given, bool):
             return cls(given, expressions=expressions)
         return cls(False, frozenset([given] if isinstance(given, str) else given), expressions)

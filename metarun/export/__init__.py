@@ -32,14 +32,19 @@ class Request(NamedTuple):
     Attributes:
         source: The learner or run.
         out: Output folder; ``None`` for a folder beside the source.
+        queries: Number of random queries on which the files are checked.
         trust: Permissions for code that is not metarun's.
     """
 
     source: str
     out: str | None
+    queries: int
     trust: Trust
 
 
 FORMATS = {
+    "onnx": Format("onnx", "LEARNER", "learner.onnx, for ONNX Runtime (needs metarun[export])"),
+    "torch.export": Format("graph", "LEARNER", "learner.pt2, for torch.export.load"),
+    "safetensors": Format("tensors", "LEARNER", "learner.safetensors with learner.json, which metarun loads again"),
     "optimizer": Format("optimizer", "RUN", "optimizer.pt, which metarun.load_optimizer makes a torch optimizer of"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError, require
-from metarun.models.pretrained import Embed, embed_once, in_package, pretrained_protocol, select_trained
+from metarun.models.pretrained import Embed, Embedder, embed_once, in_package, pretrained_protocol, select_trained
 from metarun.models.tokens import pad
 from metarun.types import Fraction, PathOrName, Positive, Rate, Tune
 
@@ -81,6 +82,7 @@ class Encoder(nn.Module):
             nn.init.zeros_(self.metric.weight)
         self.dropout = nn.Dropout(dropout)
         self.tune, self.pretrained_on = tune, pretrained_on
+        self.is_frozen = tune == "frozen"
 
     def protocol(self) -> dict[str, Any]:
         """Return the facts needed to compare results of the encoder with others."""
@@ -106,6 +108,18 @@ class Encoder(nn.Module):
         embedded = embed_once(self.name, "texts", (len(texts), self.width), key, start)
         return nn.functional.normalize(embedded, dim=1) if self.normalize else embedded
 
+    def embedder(self) -> Embedder | None:
+        """Return the network if it is frozen: token ids + 1 [N, L], 0 for padding, to embeddings [N, F]."""
+        return self._loaded if self.is_frozen else None
+
+    @functools.cached_property
+    def _loaded(self) -> Embedder:  # not registered as a module, so that its weights are not the model's
+        def embed(net: nn.Module, ids: Tensor) -> Tensor:
+            found = pool_states(net, ids, self.pooling).to(torch.get_default_dtype())
+            return nn.functional.normalize(found, dim=1) if self.normalize else found
+
+        return Embedder(load(self.folder).eval().requires_grad_(False), embed)
+
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Return token ids + 1 of texts, int32 [N, L], padded with 0."""
         found = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"] if texts else []
@@ -130,11 +144,13 @@ class Encoder(nn.Module):
 def pool_states(net: nn.Module, ids: Tensor, pooling: Pooling) -> Tensor:
     """Return the pooled states [N, D] of tokens given as ids + 1 [N, L], with 0 for padding."""
     here = ids > 0
-    try:  # drop columns that are padding in all texts
-        used = max(int(here.any(0).sum()), 1)
-    except RuntimeError:  # values cannot be read on the meta device
-        used = ids.shape[1]
-    ids, here = ids[:, :used].long(), here[:, :used]
+    if not torch.compiler.is_exporting():
+        try:  # drop columns that are padding in all texts
+            used = max(int(here.any(0).sum()), 1)
+        except RuntimeError:  # values cannot be read on the meta device
+            used = ids.shape[1]
+        ids, here = ids[:, :used], here[:, :used]
+    ids = ids.long()
     blank = getattr(net.config, "pad_token_id", None) or 0  # some models compute positions from it
     states = net(input_ids=torch.where(here, ids - 1, blank), attention_mask=here.long()).last_hidden_state
     if pooling == "cls":

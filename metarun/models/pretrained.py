@@ -28,6 +28,28 @@ BLOCK = 4 * BATCH_SIZE
 """Number of inputs whose embeddings are one file of the cache."""
 
 
+class Embedder(nn.Module):
+    """A frozen encoder as a module: prepared inputs [N, ...] -> embeddings [N, F].
+
+    Args:
+        net: The network.
+        embed: Function of the network and of inputs, images or token ids, that returns embeddings.
+    """
+
+    def __init__(self, net: nn.Module, embed: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self._embed = net, embed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._embed(self.net, x)
+
+
+def embedder_of(model: Any) -> Embedder | None:
+    """Return the frozen encoder of a model that is given embeddings; ``None`` for other models."""
+    embedder = getattr(model, "embedder", None)
+    return embedder() if callable(embedder) else None
+
+
 def select_trained(net: nn.Module, tune: Tune, rank: int) -> None:
     """Fix the weights of a network that are not trained, in place.
 

@@ -17,6 +17,7 @@ from metarun.models.cards import Card, read_card
 from metarun.models.conv4 import as_float
 from metarun.models.pretrained import (
     Embed,
+    Embedder,
     embed_once,
     fingerprint,
     in_package,
@@ -193,6 +194,10 @@ class Timm(nn.Module):
             "images": fingerprint({"": images}),
         }
         return embed_once(self.name, "images", (len(images), self.width), key, lambda: self._start(net, images))
+
+    def embedder(self) -> Embedder | None:
+        """Return the network if it is frozen: images [N, C, H, W], floats or uint8 in 0..255, to embeddings [N, F]."""
+        return Embedder(self._frozen[0], self._features) if self._frozen else None
 
     def _start(self, net: nn.Module, images: Tensor) -> tuple[Tensor, Embed]:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -84,13 +84,30 @@ class Inputs:
         )
 
     def tensor(self, items: Any, model: Any) -> Tensor:
-        """Convert ``items`` to a tensor [N, ...]; one item is a batch of one.
+        """Convert ``items`` to a tensor [N, ...] that the learner reads; one item is a batch of one.
+
+        Args:
+            items: As in :meth:`raw`.
+            model: Model whose ``encode`` turns texts into ids, and images into embeddings if it is frozen. Embeddings
+                are cached.
+
+        Raises:
+            TypeError: An item has the wrong type or shape.
+            UserError: An image cannot be read, a number is not finite, or there are no items.
+        """
+        if self.spec.modality == "text":
+            return model.encode(_texts(items))
+        found = self.raw(items, model)
+        return model.encode(found) if self.spec.modality == "image" and is_frozen(model) else found
+
+    def raw(self, items: Any, model: Any) -> Tensor:
+        """Convert ``items`` to a tensor [N, ...] that is not yet embedded by a frozen encoder.
 
         Args:
             items: Images (paths, Pillow images, arrays or tensors [H, W], [H, W, C] or [C, H, W] of uint8 or of floats
                 in 0..1, or a batch of them with one more dimension), texts, or rows of numbers (NaN marks a gap of a
                 table).
-            model: Model whose ``encode`` turns texts into ids, and images into embeddings if it is frozen.
+            model: Model that turns texts into ids.
 
         Raises:
             TypeError: An item has the wrong type or shape.
@@ -99,10 +116,9 @@ class Inputs:
         if self.spec.modality == "image":
             images = [self._image(item, i) for i, item in enumerate(_listed_images(items), start=1)]
             require(len(images) > 0, "there is nothing to read")
-            pixels = torch.from_numpy(np.stack(images))
-            return model.encode(pixels) if getattr(model, "is_frozen", False) else pixels
+            return torch.from_numpy(np.stack(images))
         if self.spec.modality == "text":
-            return model.encode(_texts(items))
+            return (model.tokens if is_frozen(model) else model.encode)(_texts(items))
         if self.spec.modality == "table":
             return _table_rows(items)
         return _numbers(items, self.spec.input_shape)
@@ -113,6 +129,11 @@ class Inputs:
             return self.preparation(Path(item).expanduser())
         name = f"image {number}"
         return self.preparation(item if _is_pillow(item) else _pixels(item, name), name)
+
+
+def is_frozen(model: Any) -> bool:
+    """Return whether a model is a frozen encoder, which is given embeddings instead of images or token ids."""
+    return bool(getattr(model, "is_frozen", False))
 
 
 def _is_pillow(item: Any) -> bool:

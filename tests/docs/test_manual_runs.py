@@ -100,6 +100,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "label,text\nrefund,money back\nrefund,return it\nhours,when open\nhours,till when\n"
         )
         Path("new.csv").write_text("text\nI want my money\nwhen do you close\n")
+        (run,) = Path("outputs/glyphs-protonet").iterdir()
+        assert main(["adapt", str(run), "--support", "photos/known", "--out", "adapted"]) == 0
     return root
 
 
@@ -115,6 +117,7 @@ def test_a_command_of_the_manual_runs(
     name = RUNS[kind_of(line)][-1].removeprefix("name=")
     run = str(max((place / "outputs" / name).iterdir()))
     words = [PLACES.get(word, word) for word in shlex.split(line)[1:]]
+    words = [str(place / "adapted") if word == "ADAPTED" else word for word in words]
     words = [run if word == "RUN" else word.replace("=RUN", f"={run}") for word in words]
     command, rest = split(words) if words != ["--version"] else ("help", [])
     options = parse(COMMANDS[command], rest).options
