@@ -35,8 +35,9 @@ from metarun.runs.learner import TrainedLearner
 from metarun.runs.run import Run, Table, torch_settings
 from metarun.runs.words import value_words, words_of
 from metarun.tasks.base import Task
+from metarun.tasks.class_data import ClassData
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
-from metarun.tasks.fewshot import ClassData, FewShot
+from metarun.tasks.fewshot import FewShot
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rl.rollout import Rollout
 from metarun.tasks.rng import uniforms

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Algorithm, Metrics
 from metarun.algorithms.schedule import Schedule
+from metarun.algorithms.unknown import detection_metrics
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.types import Decay
 
@@ -114,7 +116,7 @@ class SupervisedAlgorithm(Algorithm):
         self.optimizer = kind(parameters, lr=outer_lr) if parameters else None
 
     def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
-        return shape and shape.changed(self.train_way, self.train_shot, self.train_query)
+        return shape and replace(shape, unknown=0).changed(self.train_way, self.train_shot, self.train_query)
 
     def accepts(self, shape: EpisodeShape | None) -> bool:
         if shape is None or self.any_way or self.spec.kind != "classification":
@@ -198,22 +200,38 @@ class SupervisedAlgorithm(Algorithm):
         *_, adapted = self.adaptations(support)
         return adapted
 
+    def prototype_distance(self, support: Labelled) -> Adapted | None:
+        """Return a function of query inputs [T, Nq, ...] to their distance to the nearest prototype [T, Nq].
+
+        Args:
+            support: Support sets: x [T, Ns, ...], y [T, Ns].
+
+        Returns:
+            The function; ``None`` for a learner without prototypes.
+        """
+        return None
+
     def evaluate(self, batch: TaskBatch) -> Metrics:
         self.eval()
-        last: list[Tensor] = []
-
-        def recorded(learner: Adapted) -> Adapted:
-            return lambda x: last.__setitem__(slice(None), [learner(x)]) or last[0]
-
-        listens = self.on_predictions is not None and self.spec.kind == "classification"
+        classifies, results = self.spec.kind == "classification", []
         with torch.no_grad(), self.computing():
-            results = [
-                self.query_metrics(recorded(learner) if listens else learner, batch.query)
-                for learner in self.adaptations(batch.support)
-            ]
-            if self.on_predictions is not None and last:
-                self.on_predictions(last[0], batch.query.y)
+            distances = self._distances(batch)
+            for learner in self.adaptations(batch.support):
+                recorded = _Recorded(learner, batch.unknown)
+                metrics = self.query_metrics(recorded if classifies else learner, batch.query)
+                if recorded.of_unknown is not None:
+                    metrics = {**metrics, **detection_metrics(recorded.of_known, recorded.of_unknown, distances)}
+                results.append(metrics)
+            if self.on_predictions is not None and classifies:
+                self.on_predictions(recorded.of_known, batch.query.y)
         return {name: torch.stack([each[name] for each in results], dim=1) for name in results[0]}
+
+    def _distances(self, batch: TaskBatch) -> tuple[Tensor, Tensor] | None:
+        """Return the distances of known [T, Nq] and unknown queries [T, Nu] to the nearest prototype."""
+        distance = None if batch.unknown is None else self.prototype_distance(batch.support)
+        if distance is None or batch.unknown is None:
+            return None
+        return split_queries(distance(torch.cat([batch.query.x, batch.unknown], 1)), batch.query.x)
 
     def query_metrics(self, learner: Adapted, query: Labelled) -> Metrics:
         """Evaluate an adapted learner on query sets. A learner that predicts distributions overrides this.
@@ -226,6 +244,27 @@ class SupervisedAlgorithm(Algorithm):
             Each metric as [T].
         """
         return prediction_metrics(self.spec, learner(query.x), query.y)
+
+
+class _Recorded:
+    """An adapted learner that keeps its last predictions, and predicts unknown queries together with the others."""
+
+    def __init__(self, learner: Adapted, unknown: Tensor | None) -> None:
+        self.learner, self.unknown = learner, unknown
+        self.of_known: Tensor
+        self.of_unknown: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.unknown is None:
+            self.of_known = self.learner(x)
+        else:
+            self.of_known, self.of_unknown = split_queries(self.learner(torch.cat([x, self.unknown], 1)), x)
+        return self.of_known
+
+
+def split_queries(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Split values [T, Nq + Nu, ...] into those of the queries ``known`` [T, Nq, ...] and those of the others."""
+    return values[:, : known.shape[1]], values[:, known.shape[1] :]
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:

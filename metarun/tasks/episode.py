@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -88,6 +88,9 @@ class TaskBatch:
 
     support: Labelled
     query: Labelled
+    unknown: Tensor | None = field(default=None, kw_only=True)
+    """Queries [T, Nu, ...] of classes that are not in the support set. A learner should recognise that it does not know
+    them. They are for evaluation only and have no labels."""
 
     def map(self, f: Callable[[Tensor], Tensor]) -> TaskBatch:
         """Apply a function to each tensor.
@@ -98,7 +101,8 @@ class TaskBatch:
         Returns:
             A copy with the results.
         """
-        return TaskBatch(self.support.map(f), self.query.map(f))
+        unknown = None if self.unknown is None else f(self.unknown)
+        return TaskBatch(self.support.map(f), self.query.map(f), unknown=unknown)
 
 
 @dataclass(frozen=True)
@@ -114,12 +118,15 @@ class EpisodeShape:
         query: Query examples per class, or per task.
         named: Labels are the numbers 0..C-1 of the split's classes, the same in every episode, instead of 0..way-1.
             :attr:`Labelled.way` is then C.
+        unknown: Classes beside the ``way`` ones whose examples are queries too (:attr:`TaskBatch.unknown`), as many of
+            each as of a known class.
     """
 
     way: int
     shot: int
     query: int
     named: bool = False
+    unknown: int = 0
 
     def changed(self, way: int | None = None, shot: int | None = None, query: int | None = None) -> EpisodeShape:
         """Return a copy with other values.

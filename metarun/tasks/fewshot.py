@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from metarun.errors import UserError, require
 from metarun.tasks.base import Task
+from metarun.tasks.class_data import ClassData
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.record import DataRecord
 from metarun.tasks.rng import choose, uniforms
@@ -24,68 +24,6 @@ MAX_COMPARED_BYTES = 4 << 30
 """Largest data in which duplicates are searched; the search takes seconds."""
 MANY_DUPLICATES = 0.01
 """Share of duplicates from which on a user is warned that scores are too high."""
-
-
-class ClassData:
-    """Examples sorted by class.
-
-    Args:
-        x: Examples [N, ...]; class c owns rows ``offsets[c]:offsets[c + 1]``. A function that loads them is called at
-            first use, after episodes have been checked against the data.
-        offsets: First row of each class, and N: [C + 1].
-        names: Names of the C classes.
-        digests: Hashes of the content of each class, by which a run recognises its data later, or a function that
-            returns them. Default: hashes of the rows of ``x``. An empty sequence turns the comparison off.
-        places: Absolute paths that the data were read from.
-    """
-
-    def __init__(
-        self,
-        x: Tensor | Callable[[], Tensor],
-        offsets: np.ndarray,
-        names: list[str],
-        digests: Sequence[str] | Callable[[], Sequence[str]] | None = None,
-        places: Sequence[str] = (),
-    ) -> None:
-        self._x, self.offsets, self.names, self._digests, self.places = x, offsets, names, digests, tuple(places)
-
-    @property
-    def x(self) -> Tensor:
-        if not isinstance(self._x, Tensor):
-            self._x = self._x()
-        return self._x
-
-    @x.setter
-    def x(self, x: Tensor) -> None:
-        self._x = x
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """Number of examples of each class, [C]."""
-        return np.diff(self.offsets)
-
-    @property
-    def digests(self) -> Sequence[str]:
-        """Hash of each class's content, [C]; empty if content is not compared."""
-        if self._digests is None:
-            rows = zip(self.offsets, self.offsets[1:], strict=False)
-            self._digests = [content_hash(self.x[a:b].cpu().contiguous().numpy().tobytes()) for a, b in rows]
-        elif callable(self._digests):
-            self._digests = self._digests()
-        return self._digests
-
-    def to(self, device: torch.device) -> ClassData:
-        """Return a copy with ``x`` on a device.
-
-        Args:
-            device: The device.
-        """
-        return ClassData(self.x.to(device), self.offsets, self.names, self._digests, self.places)
-
-
-def content_hash(content: bytes) -> str:
-    """Return a short hash of ``content`` for :attr:`ClassData.digests`."""
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 class DoesNotFit(UserError):
@@ -110,6 +48,9 @@ class FewShot(Task):
     order drawn, and rows are ordered by label, then by example. With ``query=0`` an episode is an optimisation problem:
     the query set is the support set.
 
+    An evaluated episode can have queries of ``unknown`` further classes. The rest of the episode is the same to the bit
+    as without them.
+
     A subclass loads its data, calls ``super().__init__`` and usually overrides :meth:`protocol`.
 
     Attributes:
@@ -133,6 +74,8 @@ class FewShot(Task):
         shot: int,
         query: int,
         test_ways: Sequence[int] = (),
+        unknown: int = 0,
+        outside: Mapping[Split, np.ndarray] | None = None,
         input_shape: tuple[int, ...] | None = None,
         name: str = "",
     ) -> None:
@@ -146,6 +89,9 @@ class FewShot(Task):
             shot: Support examples of a class.
             query: Query examples of a class.
             test_ways: Further ways to test at the same shot.
+            unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
+            outside: Rows of ``data`` of each split, of classes in no split, from which all unknown queries are drawn.
+                Default: unknown queries are of other classes of the split.
             input_shape: Shape of one model input; that of ``data.x`` if omitted.
             name: Name of the data in messages and results; the class's name if omitted.
 
@@ -155,7 +101,8 @@ class FewShot(Task):
         self.data = data
         self.classes = {split: np.asarray(ids, dtype=np.int64) for split, ids in classes.items()}
         self.seed = seed
-        self.shape: EpisodeShape = EpisodeShape(way, shot, query)
+        self.shape: EpisodeShape = EpisodeShape(way, shot, query, unknown=unknown)
+        self.outside = outside
         self.test_ways = tuple(test_ways)
         self.name = name or type(self).__name__
         shape = tuple(data.x.shape[1:]) if input_shape is None else input_shape
@@ -166,7 +113,7 @@ class FewShot(Task):
         """Check the family's own episode shapes; errors name the family's keys."""
         try:
             for split in self.classes:
-                self.check(split, self.shape)
+                self.check(split, self.shape if split != "train" else replace(self.shape, unknown=0))
         except DoesNotFit as error:
             raise DoesNotFit(f"task.{error}", error.why, error.limit, *error.parts) from None
         for other in self.test_ways:
@@ -179,6 +126,15 @@ class FewShot(Task):
     def check(self, split: Split, shape: EpisodeShape) -> None:
         ids = self.classes[split]
         require(shape.way >= 2, f"task.way={shape.way}: an episode needs at least 2 classes")
+        most = len(ids) - (0 if self.outside else shape.unknown)
+        if shape.unknown and shape.way > most:
+            raise DoesNotFit(
+                f"way={shape.way} + unknown={shape.unknown} is more than the {len(ids)} classes of the '{split}' split "
+                f"of {self.name}{self.remedy_for_few_classes}",
+                f"'{split}' has {len(ids)} classes, {shape.unknown} of them unknown",
+                most,
+                "way",
+            )
         if shape.way > len(ids):
             raise DoesNotFit(
                 f"way={shape.way} is more than the {len(ids)} classes of the '{split}' split of {self.name}; "
@@ -196,6 +152,11 @@ class FewShot(Task):
                 f"class '{name}' has {smallest} examples",
                 smallest,
                 *(("query", "shot") if shape.query else ("shot",)),
+            )
+        if self.outside and shape.unknown * (shape.query or shape.shot) > len(self.outside[split]):
+            raise UserError(
+                f"unknown={shape.unknown} times {shape.query or shape.shot} queries is more than the "
+                f"{len(self.outside[split])} examples outside the classes of the '{split}' split of {self.name}"
             )
 
     def to(self, device: torch.device) -> FewShot:
@@ -218,6 +179,25 @@ class FewShot(Task):
         u = uniforms(self.seed, split, indices, shape.way * per_class, stream=1).reshape(-1, per_class)
         example = choose(u, self.data.sizes[drawn].reshape(-1)).reshape(len(indices), shape.way, per_class)
         return drawn, self.data.offsets[drawn][..., None] + example
+
+    def unknown_rows(self, split: Split, indices: Sequence[int], shape: EpisodeShape) -> np.ndarray:
+        """Choose the unknown queries of episodes.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            indices: Numbers of the T tasks.
+            shape: Size of the episodes.
+
+        Returns:
+            Rows of the data, [T, unknown * queries of a class].
+        """
+        each, tasks = shape.query or shape.shot, len(indices)
+        u = uniforms(self.seed, split, indices, shape.unknown * each, stream=6)
+        if self.outside:
+            return self.outside[split][choose(u, len(self.outside[split]))]
+        drawn = self.draw(split, indices, shape.way + shape.unknown)[:, shape.way :]
+        example = choose(u.reshape(-1, each), self.data.sizes[drawn].reshape(-1)).reshape(tasks, shape.unknown, each)
+        return (self.data.offsets[drawn][..., None] + example).reshape(tasks, -1)
 
     def draw(self, split: Split, indices: Sequence[int], way: int) -> np.ndarray:
         """Draw the classes of episodes.
@@ -261,8 +241,10 @@ class FewShot(Task):
             y = labels.expand(tasks, -1, part.shape[2]).reshape(tasks, -1)
             return Labelled(self.examples(index), y, way)
 
-        learned = gather(support)
-        return TaskBatch(learned, gather(query) if shape.query else learned)
+        learned, unknown = gather(support), None
+        if shape.unknown:
+            unknown = self.examples(to_device(self.unknown_rows(split, indices, shape), self.device))
+        return TaskBatch(learned, gather(query) if shape.query else learned, unknown=unknown)
 
     def examples(self, index: Tensor) -> Tensor:
         """Return model inputs [T, N, ...].
@@ -334,5 +316,6 @@ class FewShot(Task):
             "way": self.shape.way,
             "shot": self.shape.shot,
             "query": self.shape.query,
+            **({"unknown": self.shape.unknown} if self.shape.unknown else {}),
             "classes": {split: len(ids) for split, ids in self.classes.items()},
         }

@@ -20,8 +20,8 @@ from metarun.errors import Interrupted, RunFailed, UserError
 from metarun.models import pretrained
 from metarun.models.pretrained import select_trained
 from metarun.models.timm import Timm, import_timm, load_in_order
+from metarun.tasks.class_data import ClassData
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
-from metarun.tasks.fewshot import ClassData
 from metarun.tasks.vision.base import ImageFewShot
 from metarun.training.signals import StopRequest
 from tests.composed import composed

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from metarun.tasks.fewshot import ClassData
+from metarun.tasks.class_data import ClassData
 from metarun.tasks.vision.base import ImageFewShot, jittered, shifted
 from metarun.types import SPLITS
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from metarun.errors import UserError
+from metarun.tasks.class_data import ClassData
 from metarun.tasks.episode import EpisodeShape
-from metarun.tasks.fewshot import ClassData, FewShot
+from metarun.tasks.fewshot import FewShot
 from metarun.tasks.splits import split_classes
+from metarun.types import Split
 
 
 class Numbers(FewShot):
@@ -21,11 +23,20 @@ class Numbers(FewShot):
 SIZES = np.array([7, 9, 12, 8] * 6)
 
 
-def numbers(seed: int = 0, way: int = 3, shot: int = 2, query: int = 4, test_ways: tuple[int, ...] = (5,)) -> Numbers:
+def numbers(
+    seed: int = 0,
+    way: int = 3,
+    shot: int = 2,
+    query: int = 4,
+    test_ways: tuple[int, ...] = (5,),
+    unknown: int = 0,
+    outside: dict[Split, np.ndarray] | None = None,
+) -> Numbers:
     offsets = np.concatenate([[0], np.cumsum(SIZES)])
     data = ClassData(torch.arange(offsets[-1])[:, None], offsets, [f"c{i}" for i in range(len(SIZES))])
     classes = {"train": range(12), "val": range(12, 16), "test": range(16, 24)}
-    return Numbers(data, classes, seed=seed, way=way, shot=shot, query=query, test_ways=test_ways)
+    shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways, "unknown": unknown}
+    return Numbers(data, classes, seed=seed, outside=outside, **shape)
 
 
 def tensors(batch):
@@ -106,6 +117,7 @@ def test_runs_on_meta_and_leaves_a_copied_task_where_it_is():
         ({"way": 1}, "way=1"),
         ({"way": 5, "test_ways": ()}, "way=5 is more than the 4 classes of the 'val' split"),
         ({"test_ways": (9,)}, "way=9 is more than the 8 classes of the 'test' split"),
+        ({"way": 3, "unknown": 2}, "task.way=3 + unknown=2 is more than the 4 classes of the 'val' split"),
         ({"shot": 5, "query": 3}, "shot=5 + query=3 is more than the 7 examples of class 'c0'"),
     ],
 )
@@ -113,6 +125,37 @@ def test_impossible_episodes_are_refused(given, words):
     with pytest.raises(UserError, match=r"^[^\n]*$") as error:
         numbers(**given)
     assert words in str(error.value)
+
+
+def test_unknown_queries_are_of_other_classes_and_change_nothing_else():
+    with_unknown, without = numbers(unknown=1, test_ways=()), numbers(test_ways=())
+    for split in ("val", "test"):
+        found, plain = (task.batch(split, range(60)) for task in (with_unknown, without))
+        assert plain.unknown is None
+        assert all(torch.equal(a, b) for a, b in zip(tensors(found), tensors(plain), strict=True))
+        assert found.unknown.shape == (60, 4, 1)
+        others = set()
+        for support, rows in zip(found.support.x[..., 0], found.unknown[..., 0], strict=True):
+            assert len(set(rows.tolist())) == 4
+            (unknown,) = set(class_of(rows))
+            assert unknown not in class_of(support)
+            others.add(unknown)
+        assert others == set(with_unknown.classes[split])
+        alone = torch.cat([with_unknown.batch(split, [i]).unknown for i in range(60)])
+        assert torch.equal(found.unknown, alone)
+    moved = found.map(lambda values: values[:2])
+    assert moved.unknown.shape == (2, 4, 1)
+
+
+def test_unknown_queries_from_outside_the_classes():
+    outside = {"train": np.arange(0), "val": np.arange(100, 109), "test": np.arange(120, 140)}
+    task = numbers(unknown=2, outside=outside, test_ways=(), way=4)
+    for split in ("val", "test"):
+        rows = task.batch(split, range(200)).unknown[..., 0]
+        assert all(len(set(each.tolist())) == 8 for each in rows) if split == "test" else rows.shape == (200, 8)
+        assert set(rows.flatten().tolist()) == set(outside[split])
+    with pytest.raises(UserError, match="unknown=3 times 4 queries is more than the 9 examples outside"):
+        numbers(unknown=3, outside=outside)
 
 
 def test_split_classes_is_seeded_disjoint_and_exact_without_groups():

@@ -94,6 +94,20 @@ def test_clinc150_and_banking77(data_root: Path) -> None:
     for other in ({"dataset": "OOS"}, {"dataset": "banking77"}, {"dataset": "clinc150", "by_domain": True}):
         with pytest.raises(UserError, match=r"task\.seen_classes=true"):
             Intents(0, **{**INTENTS, "seen_classes": True, **other})
+    scope: dict[str, Any] = {**INTENTS, "dataset": "clinc150", "unknown": 3, "out_of_scope": True, "seen_classes": True}
+    unknown = Intents(0, **scope)
+    assert unknown.train_texts == parts.train_texts
+    assert unknown.record().classes == parts.record().classes
+    for split in ("val", "test"):
+        rows = unknown.unknown_rows(split, range(40), unknown.shape)  # type: ignore[arg-type]
+        drawn = {unknown.texts[row] for row in rows.flatten()}
+        assert rows.shape == (40, 3 * 5)
+        assert drawn <= {text for text, _ in published[f"oos_{split}"]}
+        assert len(drawn) > 95
+    for wrong, words in (({"unknown": 0}, "no effect"), ({"dataset": "OOS", "seen_classes": False}, "no out-of-scope"),
+                         ({"unknown": 21}, "more than the 100 examples outside")):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            Intents(0, **{**scope, **wrong})
     banking = Intents(0, **{**INTENTS, "dataset": "banking77"})
     assert len(banking.texts) == 13083
     check_partition(banking, (46, 12, 19))

@@ -55,7 +55,7 @@ class BaseClassifier(EmbeddingLearner):
 
     def train_shape(self, shape: EpisodeShape | None) -> EpisodeShape | None:
         batch = {"way": self.classes_a_batch, "shot": self.examples_a_class, "query": 0}
-        return shape and replace(shape.changed(**batch), named=True)
+        return shape and replace(shape.changed(**batch), named=True, unknown=0)
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         features, y = self.read(batch.support.x.flatten(0, 1)), batch.support.y.flatten()

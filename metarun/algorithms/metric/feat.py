@@ -27,6 +27,8 @@ class SetToSet(Head):
     the fixed scale ``contrast_scale``). It needs as many examples of each class as of any other, as episodes have.
     """
 
+    has_prototypes = True
+
     def __init__(
         self,
         *,
@@ -61,6 +63,10 @@ class SetToSet(Head):
     def fit(self, support: Labelled) -> Adapted:
         centres = self.transformed(prototypes(support.x, support.y, support.way))
         return lambda query: self.similarity(query, centres)
+
+    def distance(self, support: Labelled) -> Adapted:
+        centres = self.transformed(prototypes(support.x, support.y, support.way))
+        return lambda query: self.similarity.nearest(query, centres)
 
     def loss(self, support: Labelled, query: Labelled, prediction: Tensor) -> Tensor:
         loss = super().loss(support, query, prediction)

@@ -27,6 +27,8 @@ class Head(nn.Module):
     kinds: ClassVar[tuple[str, ...]] = ("classification",)
     maps: ClassVar[bool] = False
     """True if it reads feature maps [channels, height, width] of models that have them, instead of vectors."""
+    has_prototypes: ClassVar[bool] = False
+    """True if :meth:`distance` is implemented."""
     observes: bool = False
     """True if :meth:`observe` has an effect."""
 
@@ -62,6 +64,17 @@ class Head(nn.Module):
 
         Returns:
             A function of embedded queries [T, Nq, ...] to logits [T, Nq, way], or to values [T, Nq, D].
+        """
+        raise NotImplementedError
+
+    def distance(self, support: Labelled) -> Adapted:
+        """Return the distance of queries to the nearest prototype of the support set.
+
+        Args:
+            support: Embedded support sets, as for :meth:`fit`.
+
+        Returns:
+            A function of embedded queries [T, Nq, ...] to distances [T, Nq].
         """
         raise NotImplementedError
 
@@ -106,6 +119,15 @@ class Similarity(nn.Module):
             return self.scale * (F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).transpose(-1, -2))
         near = 2 * a @ b.transpose(-1, -2) - b.square().sum(-1)[..., None, :]
         return near if self.log_scale is None and self.start == 1 else self.scale * near
+
+    def nearest(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the distance of each of a [..., N, F] to the nearest of b [..., M, F], [..., N].
+
+        It is the squared Euclidean distance, or 1 minus the cosine. The scale has no effect.
+        """
+        if self.distance == "cosine":
+            return 1 - (F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).transpose(-1, -2)).amax(-1)
+        return a.square().sum(-1) - (2 * a @ b.transpose(-1, -2) - b.square().sum(-1)[..., None, :]).amax(-1)
 
     def extra_repr(self) -> str:
         return f"{self.distance}, scale={self.start}"

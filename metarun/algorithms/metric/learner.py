@@ -94,16 +94,22 @@ class EmbeddingLearner(SupervisedAlgorithm):
         return loss, {**{name: value.mean() for name, value in metrics.items()}, "loss": loss.detach()}
 
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
+        yield self._on_embeddings(support, self.head.fit)
+
+    def prototype_distance(self, support: Labelled) -> Adapted | None:
+        return self._on_embeddings(support, self.head.distance) if self.head.has_prototypes else None
+
+    def _on_embeddings(self, support: Labelled, fit: Callable[[Labelled], Adapted]) -> Adapted:
+        """Return a function of inputs, given ``fit``, which fits a function of embeddings to embedded support sets."""
         if self.norm == "running":
-            answer = self.head.fit(replace(support, x=self.embed(support.x)))
-            yield lambda x: answer(self.embed(x))
-            return
+            answer = fit(replace(support, x=self.embed(support.x)))
+            return lambda x: answer(self.embed(x))
 
         def adapted(x: Tensor) -> Tensor:
             s, q = self.together(support.x, x)
-            return self.head.fit(replace(support, x=s))(q)
+            return fit(replace(support, x=s))(q)
 
-        yield adapted
+        return adapted
 
     def embed(self, x: Tensor) -> Tensor:
         """[T, N, ...] -> [T, N, features], all tasks at once."""

@@ -32,6 +32,7 @@ class Prototypes(Head):
     ``refine`` is the transductive refinement of the prototypes by the whole query set.
     """
 
+    has_prototypes = True
     running_mean: Tensor
     running_count: Tensor
 
@@ -77,6 +78,10 @@ class Prototypes(Head):
         centres = prototypes(x, support.y, support.way)
         known = Labelled(x, support.y, support.way)
         return lambda q: self.refine(self.similarity, known, centres, self.transformed(q))
+
+    def distance(self, support: Labelled) -> Adapted:
+        centres = prototypes(self.transformed(support.x), support.y, support.way)
+        return lambda q: self.similarity.nearest(self.transformed(q), centres)
 
     def transformed(self, x: Tensor) -> Tensor:
         if self.features == "none":

@@ -10,7 +10,7 @@ from metarun.errors import require
 from metarun.tasks.files import find
 from metarun.tasks.nlp.base import TextFewShot
 from metarun.tasks.tables import decoded, json_lines
-from metarun.types import SPLITS, DataPath, Positive
+from metarun.types import SPLITS, Count, DataPath, Positive
 
 SPLIT: dict[str, tuple[Sequence[int], Sequence[int], Sequence[int]]] = {
     "20news": ((1, 5, 10, 11, 13, 14, 16, 18), (4, 6, 7, 12, 17), (0, 2, 3, 8, 9, 15, 19)),
@@ -42,6 +42,7 @@ class Bao(TextFewShot):
         shot: Support texts of a class.
         query: Query texts of a class.
         test_ways: Further ways to test.
+        unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
 
     Raises:
         UserError: A file or a row is missing or malformed; the message names file and line.
@@ -58,6 +59,7 @@ class Bao(TextFewShot):
         shot: Positive,
         query: Positive,
         test_ways: Sequence[Positive],
+        unknown: Count = 0,
     ) -> None:
         name = f"{dataset}.json"
         path = find(root, name, f"text/bao/{name}") if root else find(None, f"text/bao/{name}")
@@ -85,6 +87,7 @@ class Bao(TextFewShot):
             shot=shot,
             query=query,
             test_ways=test_ways,
+            unknown=unknown,
             name=dataset,
             places=[Path(str(path))],
         )

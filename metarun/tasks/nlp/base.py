@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from metarun.tasks.fewshot import ClassData, FewShot, content_hash
+from metarun.tasks.class_data import ClassData, content_hash
+from metarun.tasks.fewshot import FewShot
 from metarun.tasks.sheets import Query, Row, text_sheet
 from metarun.types import Split
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from metarun.tasks.learner import Learner
+
+
+OUTSIDE = "out of scope"
+"""Name of the texts that belong to no class."""
 
 
 class TextFewShot(FewShot):
@@ -43,6 +48,8 @@ class TextFewShot(FewShot):
         test_ways: Sequence[int],
         name: str,
         places: Sequence[Path] = (),
+        unknown: int = 0,
+        outside: Mapping[Split, Sequence[str]] | None = None,
     ) -> None:
         """Build the family.
 
@@ -54,11 +61,17 @@ class TextFewShot(FewShot):
             shot: Support texts of a class.
             query: Query texts of a class.
             test_ways: Further ways to test at the same shot.
+            unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
             name: Name of the data in messages and results.
             places: Files that the texts were read from.
+            outside: Texts of no class, by split, from which all unknown queries are drawn. Default: unknown queries are
+                of other classes of the split.
         """
+        known, outside = len(examples), outside or {}
+        examples = {**examples, **{f"{OUTSIDE} ({split})": texts for split, texts in outside.items()}}
         self.texts = [text for each in examples.values() for text in each]
         offsets = np.cumsum([0, *(len(each) for each in examples.values())])
+        rows = {split: np.arange(*offsets[known + i :][:2]) for i, split in enumerate(outside)}
         ids = torch.zeros(len(self.texts), 0, dtype=torch.int32)
         digests = [content_hash(json.dumps(list(each)).encode()) for each in examples.values()]
         super().__init__(
@@ -69,6 +82,8 @@ class TextFewShot(FewShot):
             shot=shot,
             query=query,
             test_ways=test_ways,
+            unknown=unknown,
+            outside=rows,
             input_shape=(),
             name=name,
         )

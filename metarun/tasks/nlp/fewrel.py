@@ -12,7 +12,7 @@ from metarun.tasks.fewshot import DoesNotFit
 from metarun.tasks.files import find
 from metarun.tasks.nlp.base import TextFewShot
 from metarun.tasks.splits import split_classes
-from metarun.types import DataPath, Fraction, Positive
+from metarun.types import Count, DataPath, Fraction, Positive
 
 
 class FewRel(TextFewShot):
@@ -31,6 +31,7 @@ class FewRel(TextFewShot):
         shot: Support sentences of a class.
         query: Query sentences of a class.
         test_ways: Further ways to test.
+        unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
         val: Fraction of train_wiki's relations for meta-validation.
         split_seed: Seed of that split.
 
@@ -50,6 +51,7 @@ class FewRel(TextFewShot):
         test_ways: Sequence[Positive],
         val: Fraction,
         split_seed: int,
+        unknown: Count = 0,
     ) -> None:
         paths = [_open(root, name) for name in ("train_wiki.json", "val_wiki.json")]
         known, held_out = (_read(path, markers) for path in paths)
@@ -78,6 +80,7 @@ class FewRel(TextFewShot):
             shot=shot,
             query=query,
             test_ways=test_ways,
+            unknown=unknown,
             name="FewRel",
             places=paths,
         )

@@ -16,7 +16,7 @@ from metarun.tasks.nlp.base import TextFewShot, by_class
 from metarun.tasks.nlp.folds import FOLDS
 from metarun.tasks.splits import split_classes
 from metarun.tasks.tables import decoded, json_lines, text
-from metarun.types import SPLITS, DataPath, Fraction, Positive
+from metarun.types import SPLITS, Count, DataPath, Fraction, Positive, Split
 
 _CLINC = "https://raw.githubusercontent.com/clinc/oos-eval/master/data/"
 _BANKING = "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/master/banking_data/"
@@ -66,19 +66,23 @@ class Intents(TextFewShot):
 
     Args:
         seed: Seed of the episodes.
-        dataset: ``clinc150``: CLINC150 (Larson et al. 2019), 150 intents of 150 sentences, without the out-of-scope
-            ones. ``banking77``: BANKING77 (Casanueva et al. 2020), 77 intents, training and test part together.
-            ``BANKING77``, ``HWU64``, ``Liu``, ``OOS``: the class folds of ProtAugment (Dopierre, Gravier & Logerais
-            2021), on which later work reports; OOS is CLINC150 again.
+        dataset: ``clinc150``: CLINC150 (Larson et al. 2019), 150 intents of 150 sentences; its out-of-scope sentences
+            are of no class (``out_of_scope``). ``banking77``: BANKING77 (Casanueva et al. 2020), 77 intents, training
+            and test part together. ``BANKING77``, ``HWU64``, ``Liu``, ``OOS``: the class folds of ProtAugment
+            (Dopierre, Gravier & Logerais 2021), on which later work reports; OOS is CLINC150 again, without the
+            out-of-scope sentences.
         root: A data root, or the folder of the files.
         way: Classes of an episode.
         shot: Support sentences of a class.
         query: Query sentences of a class.
         test_ways: Further ways to test.
+        unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
         fold: Number of the fold, 1 to 5; for the four data sets with published folds.
         val: Fraction of the classes for meta-validation (clinc150 and banking77).
         test: Fraction of the classes for meta-test (clinc150 and banking77).
         by_domain: If true, whole domains go to one split (clinc150).
+        out_of_scope: If true, unknown queries are the out-of-scope sentences of the split's published part instead of
+            sentences of other intents: ``unknown`` times ``query`` of them (clinc150).
         seen_classes: If true, all splits have all intents, each with the sentences of its published part (clinc150).
             This protocol is for encoders that are not trained on the data.
         split_seed: Seed of the split.
@@ -103,11 +107,21 @@ class Intents(TextFewShot):
         by_domain: bool,
         seen_classes: bool,
         split_seed: int,
+        unknown: Count = 0,
+        out_of_scope: bool = False,
     ) -> None:
         self.partition: dict[str, Any]
         require(
             dataset == "clinc150" or not seen_classes,
             f"task.seen_classes=true: {dataset} has no published parts; use clinc150",
+        )
+        require(
+            dataset == "clinc150" or not out_of_scope,
+            f"task.out_of_scope=true: {dataset} has no out-of-scope sentences; use clinc150",
+        )
+        require(
+            unknown > 0 or not out_of_scope,
+            "task.out_of_scope=true has no effect with task.unknown=0; task.unknown=K: K * task.query sentences",
         )
         if dataset in FOLDS:
             require(fold <= 5, f"task.fold={fold}: {dataset} has folds 1 to 5")
@@ -121,13 +135,13 @@ class Intents(TextFewShot):
             self.partition = {"split": f"fold {fold}"}
         elif seen_classes:
             require(not by_domain, "task.seen_classes=true and task.by_domain=true exclude each other")
-            parts = _clinc150(root)
+            parts = _clinc150(root, "")
             examples = by_class((text, f"{label} ({part})") for part, text, label in parts)
             classes = {s: [i for i, name in enumerate(examples) if name.endswith(f"({s})")] for s in SPLITS}
             self.partition = {"split": "published parts of every class"}
         else:
             labelled = (
-                [(text, label) for _, text, label in _clinc150(root)] if dataset == "clinc150" else _banking77(root)
+                [(text, label) for _, text, label in _clinc150(root, "")] if dataset == "clinc150" else _banking77(root)
             )
             examples = by_class(labelled)
             groups = list(range(len(examples)))
@@ -156,6 +170,8 @@ class Intents(TextFewShot):
             shot=shot,
             query=query,
             test_ways=test_ways,
+            unknown=unknown,
+            outside=_out_of_scope(root) if out_of_scope else None,
             name=dataset,
             places=[_open(root, place.removeprefix("text/")) for place in read],
         )
@@ -193,18 +209,24 @@ def _json(path: Path) -> Any:
         raise _damaged(path, error) from None
 
 
-def _clinc150(root: str | None) -> list[tuple[str, str, str]]:
-    """Return (part, text, intent) of every sentence."""
+def _clinc150(root: str | None, prefix: Literal["", "oos_"]) -> list[tuple[str, str, str]]:
+    """Return (part, text, intent) of every sentence in scope, or of the others (``oos_``)."""
     path = _open(root, "clinc150/data_full.json")
     parts = _json(path)
     try:
         rows: list[tuple[str, str, str]] = [
-            (part, sentence, label) for part in SPLITS for sentence, label in parts[part]
+            (part, sentence, label) for part in SPLITS for sentence, label in parts[prefix + part]
         ]
         require(all(isinstance(value, str) for row in rows for value in row), f"{path}: a sentence is no text")
         return rows
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"{type(error).__name__} {error}") from None
+
+
+def _out_of_scope(root: str | None) -> dict[Split, list[str]]:
+    """Return the out-of-scope sentences of each split."""
+    rows = _clinc150(root, "oos_")
+    return {split: [sentence for part, sentence, _ in rows if part == split] for split in SPLITS}
 
 
 def _domains(root: str | None, names: list[str]) -> list[int]:

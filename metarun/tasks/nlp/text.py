@@ -11,7 +11,7 @@ from metarun.tasks.fewshot import DoesNotFit
 from metarun.tasks.nlp.base import TextFewShot, by_class
 from metarun.tasks.splits import split_classes
 from metarun.tasks.tables import read_table
-from metarun.types import SPLITS, DataPath, Fraction, Positive, Split
+from metarun.types import SPLITS, Count, DataPath, Fraction, Positive, Split
 
 
 class Text(TextFewShot):
@@ -30,6 +30,7 @@ class Text(TextFewShot):
         shot: Support texts of a class.
         query: Query texts of a class.
         test_ways: Further ways to test.
+        unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
         min_texts: Classes with fewer texts are left out.
         duplicates: ``drop`` keeps one of the identical texts of a class. ``keep`` keeps all, although a query text can
             then be in the support set too.
@@ -64,6 +65,7 @@ class Text(TextFewShot):
         test: Fraction,
         split_seed: int,
         order: Literal["content", "file"] = "file",
+        unknown: Count = 0,
     ) -> None:
         require(file is not None, "task.file is not set: name a .csv, .tsv or .jsonl file with texts")
         path = Path(str(file)).expanduser()
@@ -118,6 +120,7 @@ class Text(TextFewShot):
             shot=shot,
             query=query,
             test_ways=test_ways,
+            unknown=unknown,
             name=path.name,
             places=[path],
         )

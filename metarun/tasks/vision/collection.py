@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.errors import UserError, require
-from metarun.tasks.fewshot import ClassData
+from metarun.tasks.class_data import ClassData
 from metarun.tasks.files import Allocate, mapped, recalled, remember
 from metarun.tasks.vision.images import Source, decode, read_image
 from metarun.tasks.vision.sources import Collection, listing

@@ -42,6 +42,7 @@ class Folder(ImageFewShot):
         shot: Support images of a class.
         query: Query images of a class.
         test_ways: Further ways to test.
+        unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
         size: Height and width in pixels.
         colour: ``rgb`` or ``grey``.
         val: Fraction of the classes for meta-validation, unless the user has a split; at least 2 of 6 classes.
@@ -77,6 +78,7 @@ class Folder(ImageFewShot):
         crop: Count,
         flip: bool,
         jitter: NonNegative,
+        unknown: Count = 0,
     ) -> None:
         require(
             root is not None, "task.root is not set: name the folder that holds one folder of images for each class"
@@ -114,7 +116,7 @@ class Folder(ImageFewShot):
                 f"task.root={root}: {len(images.names)} classes leave {len(classes[split])} for '{split}', and an "
                 "episode needs 2; add classes (6 are enough), or change task.val or task.test",
             )
-        shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
+        shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways, "unknown": unknown}
         input_shape = (1 if colour == "grey" else 3, size, size)
         super().__init__(
             images.data(),

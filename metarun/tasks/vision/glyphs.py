@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from metarun.errors import UserError, require
-from metarun.tasks.fewshot import ClassData
+from metarun.tasks.class_data import ClassData
 from metarun.tasks.files import Arrays, cached
 from metarun.tasks.splits import split_classes
 from metarun.tasks.vision.base import ImageFewShot
@@ -59,6 +59,7 @@ class Glyphs(ImageFewShot):
         shot: Support images of a class.
         query: Query images of a class.
         test_ways: Further ways to test.
+        unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
         size: Height and width in pixels, at least 8.
         val: Largest fraction of the classes for meta-validation.
         test: Largest fraction of the classes for meta-test.
@@ -82,6 +83,7 @@ class Glyphs(ImageFewShot):
         test: Fraction,
         split_seed: int,
         augment: NonNegative,
+        unknown: Count = 0,
     ) -> None:
         require(size >= 8, f"task.size={size}: letters need at least 8 pixels")
         stored = cached("glyphs", fingerprint(size), lambda: build(size))
@@ -89,7 +91,7 @@ class Glyphs(ImageFewShot):
         self.groups = stored["groups"]
         self.size, self.split_seed, self.augment = size, split_seed, augment
         classes = split_classes(self.groups, val=val, test=test, seed=split_seed)
-        shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
+        shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways, "unknown": unknown}
         super().__init__(data, classes, seed=seed, name="glyphs", **shape)  # type: ignore[arg-type]
 
     def protocol(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from metarun.errors import UserError, require
 from metarun.tasks.archives import DAMAGE, refuse_bomb
-from metarun.tasks.fewshot import ClassData, content_hash
+from metarun.tasks.class_data import ClassData, content_hash
 from metarun.tasks.files import Arrays, cached, download, find, recalled, remember
 from metarun.tasks.rng import permutation, uniforms
 from metarun.tasks.vision.base import ImageFewShot
@@ -52,6 +52,7 @@ class Omniglot(ImageFewShot):
         shot: Support drawings of a class.
         query: Query drawings of a class.
         test_ways: Further ways to test.
+        unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
         split: ``random``: 1200 characters for meta-training and validation, 423 for test (Finn et al. 2017; Nichol et
             al. 2018). ``vinyals``: 1028/172/423 characters by alphabet (Vinyals et al. 2016; Snell et al. 2017).
             ``lake``: the 659 characters of the evaluation set for test, and whole background alphabets with at least
@@ -90,6 +91,7 @@ class Omniglot(ImageFewShot):
         resize: Literal["nearest", "antialias"],
         invert: bool,
         augment: NonNegative,
+        unknown: Count = 0,
     ) -> None:
         turns = 1 if rotations == "none" else 4
         parts = [Part(root, part) for part in CHARACTERS]
@@ -118,7 +120,7 @@ class Omniglot(ImageFewShot):
         self.resize, self.ink, self.augment = resize, "light" if invert else "dark", augment
         self.preprocessing = {"size": size, "resize": resize, "invert": invert}
         self.partition = {"split": split} if split == "vinyals" else {"split": split, "split_seed": split_seed}
-        shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways}
+        shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways, "unknown": unknown}
         super().__init__(data, classes, seed=seed, name="omniglot", input_shape=(1, size, size), **shape)  # type: ignore[arg-type]
 
     def draw(self, split: Split, indices: Sequence[int], way: int) -> NDArray[np.int64]:

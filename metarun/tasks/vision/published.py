@@ -38,6 +38,7 @@ class PublishedImages(ImageFewShot):
         shot: Support images of a class.
         query: Query images of a class.
         test_ways: Further ways to test.
+        unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
         size: Height and width in pixels.
         whole: If false, an incomplete copy of the data is accepted.
         crop: Padding of random crops of meta-training images, in pixels; see
@@ -87,6 +88,7 @@ class PublishedImages(ImageFewShot):
         flip: bool,
         jitter: NonNegative,
         resize: Resize,
+        unknown: Count = 0,
     ) -> None:
         base = locate(root, self.folders, self.layouts) or self._download()
         self.size, self.whole = size, whole
@@ -115,6 +117,7 @@ class PublishedImages(ImageFewShot):
             shot=shot,
             query=query,
             test_ways=test_ways,
+            unknown=unknown,
         )
 
     @abstractmethod
