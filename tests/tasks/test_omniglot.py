@@ -19,7 +19,16 @@ from metarun.tasks.vision.omniglot import Omniglot, Part
 from tests.composed import composed
 
 ARGUMENTS = {
-    **{"root": None, "way": 5, "shot": 1, "query": 5, "test_ways": [20], "split": "vinyals", "split_seed": 0},
+    **{
+        "root": None,
+        "way": 5,
+        "shot": 1,
+        "query": 5,
+        "test_ways": [20],
+        "unknown": 0,
+        "split": "vinyals",
+        "split_seed": 0,
+    },
     **{"val_classes": 100, "train_on_val": False, "rotations": "none", "rotation_splits": ["train", "val", "test"]},
     **{"size": 28, "resize": "nearest", "invert": True, "augment": 0.0},
 }

@@ -59,7 +59,7 @@ class Bao(TextFewShot):
         shot: Positive,
         query: Positive,
         test_ways: Sequence[Positive],
-        unknown: Count = 0,
+        unknown: Count,
     ) -> None:
         name = f"{dataset}.json"
         path = find(root, name, f"text/bao/{name}") if root else find(None, f"text/bao/{name}")

@@ -51,7 +51,7 @@ class FewRel(TextFewShot):
         test_ways: Sequence[Positive],
         val: Fraction,
         split_seed: int,
-        unknown: Count = 0,
+        unknown: Count,
     ) -> None:
         paths = [_open(root, name) for name in ("train_wiki.json", "val_wiki.json")]
         known, held_out = (_read(path, markers) for path in paths)

@@ -107,8 +107,8 @@ class Intents(TextFewShot):
         by_domain: bool,
         seen_classes: bool,
         split_seed: int,
-        unknown: Count = 0,
-        out_of_scope: bool = False,
+        unknown: Count,
+        out_of_scope: bool,
     ) -> None:
         self.partition: dict[str, Any]
         require(

@@ -65,7 +65,7 @@ class Text(TextFewShot):
         test: Fraction,
         split_seed: int,
         order: Literal["content", "file"] = "file",
-        unknown: Count = 0,
+        unknown: Count,
     ) -> None:
         require(file is not None, "task.file is not set: name a .csv, .tsv or .jsonl file with texts")
         path = Path(str(file)).expanduser()

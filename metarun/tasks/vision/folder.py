@@ -78,7 +78,7 @@ class Folder(ImageFewShot):
         crop: Count,
         flip: bool,
         jitter: NonNegative,
-        unknown: Count = 0,
+        unknown: Count,
     ) -> None:
         require(
             root is not None, "task.root is not set: name the folder that holds one folder of images for each class"

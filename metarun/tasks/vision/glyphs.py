@@ -83,7 +83,7 @@ class Glyphs(ImageFewShot):
         test: Fraction,
         split_seed: int,
         augment: NonNegative,
-        unknown: Count = 0,
+        unknown: Count,
     ) -> None:
         require(size >= 8, f"task.size={size}: letters need at least 8 pixels")
         stored = cached("glyphs", fingerprint(size), lambda: build(size))

@@ -91,7 +91,7 @@ class Omniglot(ImageFewShot):
         resize: Literal["nearest", "antialias"],
         invert: bool,
         augment: NonNegative,
-        unknown: Count = 0,
+        unknown: Count,
     ) -> None:
         turns = 1 if rotations == "none" else 4
         parts = [Part(root, part) for part in CHARACTERS]

@@ -88,7 +88,7 @@ class PublishedImages(ImageFewShot):
         flip: bool,
         jitter: NonNegative,
         resize: Resize,
-        unknown: Count = 0,
+        unknown: Count,
     ) -> None:
         base = locate(root, self.folders, self.layouts) or self._download()
         self.size, self.whole = size, whole
