@@ -255,6 +255,8 @@ SMALL = {
     "model=mlp": ["model.hidden=[8,8]"],
     "model=ngram_bag": ["model.buckets=256", "model.dim=32", "model.rank=4"],
     "model=text_cnn": ["model.embedding=8", "model.filters=4"],
+    "task=optimization/networks": ["task.examples=64", "task.widths=[2,4]", "runner.meta_batch=3"],
+    "algorithm=learned_optimizer": ["algorithm.inner_steps=4", "algorithm.unroll=2", "algorithm.test_steps=3"],
     "task=regression/functions": ["task.size=3", "task.shot=4"],
     "task=tabular/prior": ["task.way=3", "task.columns=[2,3]", "task.least_shot=5", "task.shot=6", "task.query=4"],
     "task=tabular/csv": ["task.way=3", "task.splits=2", "task.train=0.4", "task.val=0.2", "runner.meta_batch=2"],

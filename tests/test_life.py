@@ -123,7 +123,7 @@ def support_for(spec: dict[str, Any], root: Path) -> Path:
 def adapts(run: Path) -> bool:
     """Whether the run's learner was applied to a user's own task; control and generation are refused."""
     spec = (RunDirectory(run).inputs() or {}).get("spec", {"kind": "control"})
-    possible = spec["kind"] not in ("control", "generation") and spec["modality"] in (
+    possible = spec["kind"] not in ("control", "generation", "optimization") and spec["modality"] in (
         "image",
         "text",
         "vector",

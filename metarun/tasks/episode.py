@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-Kind = Literal["classification", "regression", "sequence", "generation", "control"]
+Kind = Literal["classification", "regression", "sequence", "generation", "control", "optimization"]
 SampleMetrics = Callable[[Callable[[Tensor], Tensor], "TaskBatch"], dict[str, Tensor]]
 """Evaluates a generative learner: (adapted learner, its tasks) -> each metric as [T]."""
 
@@ -18,7 +18,8 @@ class Spec:
     """Description of a task family, from which a model and an algorithm are built.
 
     Attributes:
-        kind: The kind of prediction: class labels, values, the next symbol, new examples, or actions (``control``).
+        kind: The kind of prediction: class labels, values, the next symbol, new examples, actions (``control``), or the
+            steps of an optimizer (``optimization``).
         modality: The type of an input, such as ``image``, ``text`` or ``vector``. A model lists those that it reads.
         input_shape: Shape of one example without batch dimensions: ``(channels, height, width)`` for images,
             ``(features,)`` for vectors and observations, ``()`` where the model chooses it (text).

@@ -75,8 +75,13 @@ class Inputs:
     def check(self) -> None:
         """Raise :class:`UserError` for families whose inputs cannot be read from files."""
         spec = self.spec
-        if spec.kind in ("control", "generation") or spec.modality not in ("image", "text", "vector", "table"):
-            purpose = "making images" if spec.kind == "generation" else spec.modality
+        if spec.kind in ("control", "generation", "optimization") or spec.modality not in (
+            "image",
+            "text",
+            "vector",
+            "table",
+        ):
+            purpose = {"generation": "making images", "optimization": "training"}.get(spec.kind, spec.modality)
             raise UserError(f"{READABLE}; this run's learner is for {purpose}")
         require(
             spec.modality != "image" or (len(spec.input_shape) == 3 and spec.input_shape[0] in (1, 3)),

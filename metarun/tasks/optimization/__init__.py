@@ -1,0 +1,1 @@
+"""Task families whose tasks are training problems, for learned optimizers."""
