@@ -28,17 +28,13 @@ class PersistentEvolution(Algorithm):
 
     Each problem of a meta-batch is trained by ``pairs`` pairs of particles, optimizers with meta-parameters theta + e
     and theta - e. An outer step takes the next ``unroll`` training steps of all problems with a new e ~ N(0,
-    ``sigma``^2) for each pair. With the sum d of a pair's e since the training began,
+    ``sigma``^2) for each pair. With the sum d of a pair's e since the training began, the mean over problems and pairs
+    of d (L+ - L-) / (2 sigma^2) estimates the gradient, without truncation bias. L is the mean over the window of the
+    training losses before each step, each at most ``cap``, in units of that of constant predictions. A training ends
+    after a log-uniform number of ``unroll`` to ``inner_steps`` steps, so problems are at different stages. Problem t of
+    the current meta-batch then takes its place. Unfinished trainings are part of the checkpoint.
 
-        mean over problems and pairs of d (L+ - L-) / (2 sigma^2)
-
-    estimates the gradient, without truncation bias. L is the mean over the window of the training losses before each
-    step, each at most ``cap`` and in units of that of constant predictions. A training ends after a log-uniform number
-    of ``unroll`` to ``inner_steps`` steps, so problems are at different stages. Problem t of the current meta-batch
-    then takes its place. Unfinished trainings are part of the checkpoint.
-
-    The rule has no model to adapt: every problem has its own network. Metric: the training loss on the next minibatch
-    after 0, ..., ``test_steps`` steps.
+    The model has no effect. Metric: the training loss on the next minibatch after 0, ..., ``test_steps`` steps.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("optimization",)
@@ -66,14 +62,11 @@ class PersistentEvolution(Algorithm):
         self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
         self.unroll, self.pairs, self.sigma, self.cap = min(unroll, inner_steps), pairs, sigma, cap
         rule.prepare({}, inner_lr, inner_steps)
-        require(
-            bool([*rule.parameters()]) and rule.fits_any_parameters and not rule.carries,
-            f"algorithm.rule: {type(rule).__name__} has no learned values, or none that fit the parameters of any network",
-        )
+        fits = bool([*rule.parameters()]) and rule.fits_any_parameters and not rule.carries
+        require(fits, f"algorithm.rule: {type(rule).__name__} has no learned values that fit any network's parameters")
         self.schedule = Schedule(outer_lr, decay_over=decay_over, decay=decay)
         self.optimizer = Adam(self.rule.parameters(), lr=outer_lr)
-        self.kept: list[dict[str, Any]] = []
-        """The unfinished training of each problem, tensors and plain values; empty before the first outer step."""
+        self.kept: list[dict[str, Any]] = []  # the unfinished training of each problem: tensors and plain values
 
     @torch.no_grad()
     def meta_step(self, batch: list[Problem], iteration: int) -> Metrics:
@@ -81,18 +74,12 @@ class PersistentEvolution(Algorithm):
         self.schedule.apply(self.optimizer, iteration)
         if len(self.kept) != len(batch):
             self.kept = [self.begin(problem) for problem in batch]
+        pairs = zip(self.kept, batch, strict=True)
+        self.kept = [kept if kept["step"] < kept["steps"] else self.begin(problem) for kept, problem in pairs]
         theta = self.theta()
-        total = {name: torch.zeros_like(p) for name, p in theta.items()}
-        losses = []
-        for t, problem in enumerate(batch):
-            if self.kept[t]["step"] >= self.kept[t]["steps"]:
-                self.kept[t] = self.begin(problem)
-            gradient, loss = self.window(self.kept[t], theta)
-            losses.append(loss)
-            for name, value in gradient.items():
-                total[name] += value / len(batch)
-        for name, value in total.items():
-            self.get_parameter(name).grad = value
+        gradients, losses = zip(*(self.window(kept, theta) for kept in self.kept), strict=True)
+        for name in theta:
+            self.get_parameter(name).grad = torch.stack([gradient[name] for gradient in gradients]).mean(0)
         self.optimizer.step()
         return {"loss": torch.stack(losses).mean()}
 
@@ -106,8 +93,8 @@ class PersistentEvolution(Algorithm):
         parameters = {n: p.expand(2 * self.pairs, *p.shape).clone() for n, p in problem.initial.items()}
         drift = {n: p.new_zeros(self.pairs, *p.shape) for n, p in self.theta().items()}
         state = vmap(self.rule.init)(parameters)
-        training = {"steps": steps, "step": 0, "parameters": parameters, "state": state, "drift": drift}
-        return {"problem": problem.as_dict(), **training}
+        return {"problem": dict(vars(problem)), "steps": steps, "step": 0, "parameters": parameters, "state": state,
+                "drift": drift}  # fmt: skip
 
     def window(self, kept: dict[str, Any], theta: Parameters) -> tuple[Parameters, Tensor]:
         """Take the next steps of a training; return its part of the gradient and the mean loss []."""
@@ -115,10 +102,9 @@ class PersistentEvolution(Algorithm):
                  for n, p in theta.items()}  # fmt: skip
         kept["drift"] = {n: drift + noise[n] for n, drift in kept["drift"].items()}
         particles = {n: torch.cat([p + noise[n], p - noise[n]]) for n, p in theta.items()}
-        last = min(kept["step"] + self.unroll, kept["steps"])
-        losses, parameters, state = self.unrolled(
-            Problem(**kept["problem"]), particles, kept["parameters"], kept["state"], range(kept["step"], last)
-        )
+        problem, last = Problem(**kept["problem"]), min(kept["step"] + self.unroll, kept["steps"])
+        steps = range(kept["step"], last)
+        losses, parameters, state = self.unrolled(problem, particles, kept["parameters"], kept["state"], steps)
         kept.update(parameters=parameters, state=state, step=last)
         mean = losses.nan_to_num(nan=self.cap).clamp(max=self.cap).mean(0)
         differences = finite(mean[: self.pairs] - mean[self.pairs :]) / (2 * self.sigma**2 * self.pairs)
@@ -127,18 +113,7 @@ class PersistentEvolution(Algorithm):
     def unrolled(
         self, problem: Problem, particles: Parameters, parameters: Parameters, state: State, steps: range
     ) -> tuple[Tensor, Parameters, State]:
-        """Train a problem's network with M optimizers at once.
-
-        Args:
-            problem: The problem.
-            particles: Meta-parameters of the optimizers, [M, ...] each.
-            parameters: Parameters of the networks, [M, ...] each.
-            state: State of the rule, [M, ...] each.
-            steps: Numbers of the steps.
-
-        Returns:
-            The losses before each step [len(steps), M], and the new parameters and state.
-        """
+        """Train M networks by M optimizers; return losses before each step [steps, M], new parameters and state."""
         losses = []
         for step in steps:
             gradients, loss = vmap(grad_and_value(problem.loss), (0, None, None))(parameters, *problem.minibatch(step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import sqrt
 from typing import Any, ClassVar
 
@@ -93,14 +94,14 @@ class Networks(Task):
         way, widths = 2 + int(u[1] * (self.way - 1)), [self.width(each) for each in u[8:16]]
         if u[2] < self.conv:
             channels = [1, *widths[: 1 + int(2 * u[3])]]
-            shapes = [(after, before, 3, 3) for before, after in zip(channels, channels[1:], strict=False)]
+            shapes = [(after, before, 3, 3) for before, after in pairwise(channels)]
             side = self.size
             for _ in shapes:
                 side = (side + 1) // 2
             sizes = [channels[-1] * side**2, way]
         else:
             shapes, sizes = [], [self.size**2, *widths[: int(u[3] * (self.depth + 1))], way]
-        shapes += [(after, before) for before, after in zip(sizes, sizes[1:], strict=False)]
+        shapes += [(after, before) for before, after in pairwise(sizes)]
         gain = 0.5 * 4 ** u[4]
         weights = [gain / sqrt(np.prod(shape[1:])) * drawn for shape, drawn in self.normal(split, index, shapes)]
         initial = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,10 +54,6 @@ class Problem:
             x = F.conv2d(x, weight, bias, stride=2, padding=1) if conv else F.linear(x.flatten(1), weight, bias)
         raw = (x - y).square().mean() if y.is_floating_point() else F.cross_entropy(x, y)
         return raw / self.unit
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return its attributes by name."""
-        return dict(vars(self))
 
 
 def unit_of(y: Tensor, outputs: int) -> float:
