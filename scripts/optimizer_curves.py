@@ -4,9 +4,9 @@
     metarun export RUN --to optimizer
     python scripts/optimizer_curves.py RUN/optimizer/optimizer.pt --out curves.png --json curves.json
 
-It trains a multilayer perceptron and a Conv-4 on letters, and a small transformer on the characters of this manual, with
-the same initial weights and minibatches for every optimizer, for several seeds. The table has the mean training loss of
-the last tenth of the steps, with its 95 % interval over seeds, and the milliseconds of a step of the optimizer alone.
+It trains a perceptron and a Conv-4 on letters, and a small transformer on the characters of the manual, for several
+seeds, with the same initial weights and minibatches for every optimizer. The table has the mean training loss of the
+last tenth of the steps, with its 95 % interval over seeds, and the milliseconds of a step of the optimizer alone.
 """
 
 from __future__ import annotations

@@ -75,12 +75,8 @@ class Inputs:
     def check(self) -> None:
         """Raise :class:`UserError` for families whose inputs cannot be read from files."""
         spec = self.spec
-        if spec.kind in ("control", "generation", "optimization") or spec.modality not in (
-            "image",
-            "text",
-            "vector",
-            "table",
-        ):
+        unread = spec.kind in ("control", "generation", "optimization")
+        if unread or spec.modality not in ("image", "text", "vector", "table"):
             purpose = {"generation": "making images", "optimization": "training"}.get(spec.kind, spec.modality)
             raise UserError(f"{READABLE}; this run's learner is for {purpose}")
         require(
