@@ -112,7 +112,7 @@ class Evolution(TruncatedUnroll):
 class _WithMeta(nn.Module):
     """Holds a learner, so that its parameters can be replaced while a function of it runs."""
 
-    def __init__(self, learner: InnerLoopLearner, f: Callable[..., Any]) -> None:
+    def __init__(self, learner: nn.Module, f: Callable[..., Any]) -> None:
         super().__init__()
         self.learner, self.f = learner, f
 
@@ -120,7 +120,7 @@ class _WithMeta(nn.Module):
         return self.f(*arguments)
 
 
-def with_meta(learner: InnerLoopLearner, f: Callable[..., Any]) -> Callable[..., Any]:
+def with_meta(learner: nn.Module, f: Callable[..., Any]) -> Callable[..., Any]:
     """``f``, which uses ``learner``, as a function of the learner's meta-parameters and its own arguments."""
     held = _WithMeta(learner, f)
     return lambda meta, *arguments: call_with({f"learner.{n}": p for n, p in meta.items()}, held, *arguments)

@@ -94,7 +94,7 @@ class Networks(Task):
         way, widths = 2 + int(u[1] * (self.way - 1)), [self.width(each) for each in u[8:16]]
         if u[2] < self.conv:
             channels = [1, *widths[: 1 + int(2 * u[3])]]
-            shapes = [(after, before, 3, 3) for before, after in pairwise(channels)]
+            shapes: list[tuple[int, ...]] = [(after, before, 3, 3) for before, after in pairwise(channels)]
             side = self.size
             for _ in shapes:
                 side = (side + 1) // 2
@@ -104,7 +104,7 @@ class Networks(Task):
         shapes += [(after, before) for before, after in pairwise(sizes)]
         gain = 0.5 * 4 ** u[4]
         weights = [gain / sqrt(np.prod(shape[1:])) * drawn for shape, drawn in self.normal(split, index, shapes)]
-        initial = {}
+        initial: dict[str, Any] = {}
         for i, weight in enumerate(weights):
             initial |= {f"{i}.weight": weight, f"{i}.bias": np.zeros(len(weight))}
         x, y = self.classes(split, index, way)
