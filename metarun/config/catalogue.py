@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from metarun.config.paths import State, is_users, options, state_of
+from metarun.config.paths import State, is_users, option_file, options, state_of
 from metarun.config.schema import Declaration, attributes, declaration, is_section
 from metarun.config.trust import look_in_current_directory, names_other_code
 from metarun.errors import UserError, shortened
@@ -158,7 +158,7 @@ def examine(group: str, name: str, on_the_way: tuple[str, ...] = ()) -> None:
     here = f"{group}/{name}"
     if here in on_the_way:
         raise UserError(f"{' -> '.join([*on_the_way, here])}: an option cannot build on itself")
-    path = dict(options(group)).get(name)
+    path = option_file(group, name)
     if path is None:
         return  # Hydra reports the file that names it
     defaults = _load(path).get("defaults") or []

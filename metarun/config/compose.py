@@ -28,7 +28,7 @@ from metarun.config.grammar import split, written
 from metarun.config.locations import absolute
 from metarun.config.origins import tuned
 from metarun.config.overrides import Override, apply, read_single, value_at
-from metarun.config.paths import State, conf_directory, is_group, misplaced, options, user_directories, users_state
+from metarun.config.paths import State, conf_directory, is_group, misplaced, option_file, options, user_directories, users_state
 from metarun.config.trust import look_in_current_directory, names_other_code
 from metarun.errors import UserError, nearest, require, shortened
 from metarun.moved import renamed, updated
@@ -189,14 +189,15 @@ def for_hydra(override: Override) -> Override:
         return override
     if group in _DERIVED:
         raise UserError(f"{shortened(override.word)}: the option follows from {_DERIVED[group]}")
-    names = [name for name, _ in options(group)]
     if override.sign == "~" or name is None:
         if group not in _OPTIONAL:
-            raise UserError(f"{shortened(override.word)}: a run needs an option of {group}: {', '.join(names)}")
+            names = ", ".join(name for name, _ in options(group))
+            raise UserError(f"{shortened(override.word)}: a run needs an option of {group}: {names}")
         return replace(override, sign="~", parsed=None)
     if isinstance(name, (int, float)):
         name = str(override.parsed)
-    if not isinstance(name, str) or name not in names:
+    if not isinstance(name, str) or option_file(group, name) is None:
+        names = [name for name, _ in options(group)]
         text = name if isinstance(name, str) else written(name)
         hint = misplaced(group, text) or nearest(text, names)
         raise UserError(f"unknown {group} '{shortened(text)}'{hint}   available: {', '.join(names)}")

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from metarun.errors import RunFailed, UserError, nearest_path
@@ -103,6 +103,15 @@ def options(group: str) -> Iterator[tuple[str, Path]]:
             if name not in seen and path.is_file():
                 seen.add(name)
                 yield name, path
+
+
+def option_file(group: str, name: str) -> Path | None:
+    """Return the file of one option, the user's before the shipped one; None if there is no such option."""
+    plain = PurePosixPath(name)
+    if plain.as_posix() != name or plain.is_absolute() or ".." in plain.parts:
+        return None
+    files = (directory / group / f"{name}.yaml" for directory in [*user_directories(), conf_directory()])
+    return next((path for path in files if os.path.isfile(path)), None)  # False for names that no file can have
 
 
 def misplaced(group: str, name: str) -> str:

@@ -13,7 +13,7 @@ from metarun.config.compose import changed, compose
 from metarun.config.environment import resolved
 from metarun.config.locations import absolute, absolute_path, path_keys
 from metarun.config.overrides import apply, read, read_single, value_at, word
-from metarun.config.paths import options
+from metarun.config.paths import option_file
 from metarun.config.schema import declaration
 from metarun.config.trust import Trust, admit
 from metarun.errors import UserError, shortened
@@ -164,7 +164,7 @@ def _composed_anew(choices: Mapping[str, str]) -> dict[str, Any]:
     """Compose the configuration of these options anew, without options that no longer exist or fit."""
     known = choices if isinstance(choices, Mapping) else {}
     groups = (*OPEN, *CLOSED, "images", "experiment")
-    existing = [f"{group}={known[group]}" for group in groups if known.get(group) in dict(options(group))]
+    existing = [f"{group}={known[group]}" for group in groups if option_file(group, str(known.get(group)))]
     try:
         return compose(existing).config
     except UserError:
