@@ -344,6 +344,7 @@ def test_evolution_learns_an_initialisation() -> None:
     assert error() < 0.1 * before, (before, error())
 
 
+@pytest.mark.slow
 def test_persistent_evolution_learns_an_optimizer() -> None:
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)

@@ -460,7 +460,7 @@ SOLVERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", slow_but(["cg"], SOLVERS))
 @pytest.mark.parametrize("norm", NORMS)
 def test_implicit_gradient_against_the_hessian_written_out(norm: str, solver: str) -> None:
     """5 (H + (5 + damping) I)^-1 g with H a whole matrix, at whatever phi the inner loop ends."""
@@ -501,7 +501,7 @@ def test_neumann_series_is_its_sum_and_converges_to_the_solution() -> None:
     assert errors[-1] < 1e-13
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", slow_but(["cg"], SOLVERS))
 def test_implicit_gradient_converges_to_the_unrolled_one_where_the_inner_problem_is_convex(solver: str) -> None:
     """A linear head alone adapts, pulled to its start: the body's direct gradient, and the head's through the pull."""
     data, model = batch(), body()
@@ -805,7 +805,8 @@ def test_learns_clusters_by_neumann_series() -> None:
     assert after > before + 0.15, (before, after)
 
 
-@pytest.mark.parametrize("name", slow_but(["protomaml"], LEARN_CLUSTERS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEARN_CLUSTERS)
 def test_learns_clusters(name: str) -> None:
     before, after = learned_clusters(name, **LEARN_CLUSTERS[name])
     assert after > before + 0.15, (before, after)

@@ -151,6 +151,7 @@ def test_first_order_has_no_gradient_and_is_refused() -> None:
         build("ml3", body(), outer={**TRUNCATED, "first_order": True})
 
 
+@pytest.mark.slow
 def test_learns_to_fit_sinusoids_faster_than_by_their_squared_error() -> None:
     """In seconds: better on new tasks, from the same starts, than descent of the squared error by the same steps.
 

@@ -20,7 +20,6 @@ from metarun.algorithms.gradient.learner import GradientLearner
 from metarun.errors import UserError
 from metarun.tasks.episode import TaskBatch
 from metarun.tasks.regression.quadratics import Quadratics
-from tests.slow import slow_but
 
 LEARNED = ["l2l", "l2l_mlp"]
 
@@ -287,7 +286,8 @@ def test_what_cannot_be_windowed_is_refused() -> None:
 # They learn.
 
 
-@pytest.mark.parametrize("name", slow_but(["l2l"], LEARNED))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEARNED)
 def test_learns_to_optimize_quadratics(name: str) -> None:
     """In seconds: better on new quadratics, after 20 steps, than descent at the best of many rates."""
     torch.set_default_dtype(torch.float32)

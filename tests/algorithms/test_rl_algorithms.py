@@ -718,7 +718,7 @@ def rl2_trpo(spec: Spec, hidden: int = 32, attends: bool = False, **changed: Any
 
 
 @SPECS
-@pytest.mark.parametrize("attends", [False, True], ids=["gru", "transformer"])
+@pytest.mark.parametrize("attends", slow_but([False], [False, True]), ids=["gru", "transformer"])
 def test_metric_of_a_recurrent_policy_is_the_mean_square_of_its_score(spec: Spec, attends: bool) -> None:
     """E[score score^T] over episodes' steps, the expectation by hand over all actions, or a quadrature of Gaussians."""
     learner = rl2_trpo(spec, hidden=4, attends=attends).double()
@@ -746,7 +746,8 @@ def test_metric_of_a_recurrent_policy_is_the_mean_square_of_its_score(spec: Spec
     torch.testing.assert_close(columns, expected, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("attends", slow_but([False], [False, True]), ids=["gru", "transformer"])
+@pytest.mark.slow
+@pytest.mark.parametrize("attends", [False, True], ids=["gru", "transformer"])
 def test_rl2_by_trpo_learns_a_bandit(attends: bool) -> None:
     task = bandit(2, 5)
     learner = rl2_trpo(task.spec, attends=attends, discount=1.0, gae_lambda=0.9)
@@ -766,6 +767,7 @@ def test_rl2_by_trpo_learns_a_bandit(attends: bool) -> None:
 # Any device
 
 
+@pytest.mark.slow  # beside the contract tables' cells
 @pytest.mark.parametrize("task", [bandit(3, 4), navigation(episodes=2)], ids=["bandit", "navigation"])
 @pytest.mark.parametrize("make", [maml, rl2, rl2_trpo])
 def test_steps_run_on_the_meta_device(

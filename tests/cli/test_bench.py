@@ -110,6 +110,7 @@ def test_the_replica_of_the_wrapper_leaves_its_module_alone() -> None:
     assert all(p.grad is not None for p in net.parameters())
 
 
+@pytest.mark.slow
 def test_compared(capsys: pytest.CaptureFixture[str]) -> None:
     def fails(problem: Problem) -> PreparedStep:
         raise ValueError("not today\nnor tomorrow")
@@ -145,6 +146,7 @@ def test_a_step_s_time_and_memory() -> None:
     assert 60 < measure_added_memory(ready, CPU) < 90
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own() -> None:
     rows = [Row(METARUN[0])]
     measure_memory(WORKLOADS["W1"].with_tasks(1000), rows, CPU, threads=1)

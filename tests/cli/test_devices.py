@@ -106,7 +106,8 @@ def members(process: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds processes under /proc")
-@pytest.mark.parametrize("victim", slow_but([0], [0, 1]))
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_lost_process_ends_the_others_and_the_run_goes_on_in_one(
     victim: int, tmp_path: Path, alone: dict[str, Path]
 ) -> None:
@@ -152,18 +153,12 @@ def test_torchrun(tmp_path: Path, alone: dict[str, Path]) -> None:
     assert distance(only(tmp_path), alone["sinusoid"]) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (
-            ["runner.meta_batch=5"],
-            "cannot be divided evenly among 2 processes (runner.devices); use 4 or 6",
-        ),
-        pytest.param(
-            ["algorithm=reptile", "runner.meta_batch=4"],
-            "needs the full meta-batch; use runner.devices=1",
-            marks=pytest.mark.slow,
-        ),
+        (["runner.meta_batch=5"], "cannot be divided evenly among 2 processes (runner.devices); use 4 or 6"),
+        (["algorithm=reptile", "runner.meta_batch=4"], "needs the full meta-batch; use runner.devices=1"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(words: list[str], says: str, tmp_path: Path) -> None:

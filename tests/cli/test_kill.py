@@ -26,7 +26,7 @@ FAST = [
 ]
 RUNS = {
     "sinusoid": [
-        "task=regression/sinusoid", "runner.iterations=1200", "runner.validate_every=150", "runner.log_every=7",
+        "task=regression/sinusoid", "runner.iterations=600", "runner.validate_every=150", "runner.log_every=7",
     ],
     "glyphs": [
         "task=vision/glyphs", "model.width=8", "algorithm.train_way=5", "task.test_ways=[]",
@@ -138,7 +138,8 @@ def test_killed_at_twenty_random_moments(tmp_path: Path, undisturbed: dict[str, 
     assert killed >= 18  # a kill in the last rows can come after the end
 
 
-@pytest.mark.parametrize("number", slow_but([signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]))
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_cleanly(number: int, tmp_path: Path, undisturbed: dict[str, Path]) -> None:
     process = subprocess.Popen(
         command(*RUNS["sinusoid"], *FAST, f"runner.directory={tmp_path}"),

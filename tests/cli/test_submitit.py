@@ -46,6 +46,7 @@ def status(run: Path) -> dict[str, object]:
     return json.loads((run / "status.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_preempted_job_is_queued_again_and_ends_as_if_undisturbed() -> None:
     process = sweep(*RECIPE, ONLY_WHEN_ASKED)
     wait_for(lambda: any(rows(run) > 20 for run in runs()), process)

@@ -210,6 +210,7 @@ def test_no_memory_before_the_first_step(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux")
+@pytest.mark.slow
 def test_a_meta_batch_larger_than_memory_is_told(tmp_path: Path) -> None:
     """Without a limit the system would kill the process, and nothing would be said."""
     lines = [

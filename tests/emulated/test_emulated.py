@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,16 @@ from tests.emulated import runs
 from tests.emulated.build import library, obstacle
 from tests.emulated.process import Emulated
 from tests.emulated.runs import Report
-from tests.test_contracts import ALGORITHMS, SIMULATED, WORKING, bert, choices, own_data  # noqa: F401 (fixtures)
+from tests.slow import slow_but
+from tests.test_contracts import (  # noqa: F401 (fixtures)
+    ALGORITHMS,
+    SIMULATED,
+    WORKING,
+    bert,
+    choices,
+    covering,
+    own_data,
+)
 
 PREFERRED = [
     ("regression/sinusoid", "mlp"),
@@ -45,7 +54,24 @@ def cell_of(algorithm: str) -> tuple[str, str, str]:
 LONG = ("imaml", "flow", "mamlpp", "lslr", "protomaml")
 """Their recordings take long: captured in the slow tests alone."""
 CELLS = [cell_of(name) for name in ALGORITHMS]
-FURTHER = [cell for cell in WORKING if cell not in CELLS or cell[1] in LONG]
+
+
+def classes_of(cell: tuple[str, str, str]) -> set[str]:
+    """The classes that an algorithm's section names: its own, and those of its inner loop, loss, head and so on."""
+
+    def named(section: Mapping[str, Any]) -> Iterator[str]:
+        for key, value in section.items():
+            if key == "_target_":
+                yield value
+            elif isinstance(value, Mapping):
+                yield from named(value)
+
+    return {*named(ALGORITHMS[cell[1]].section)}
+
+
+CHOSEN = covering(CELLS, classes_of)
+"""Have every class that an algorithm is made of; the other algorithms are walked among the slow tests."""
+FURTHER = [cell for cell in WORKING if cell not in CHOSEN or cell[1] in LONG]
 READ_BACK = {
     "algorithms/rl/trpo.py": "the line search of TRPO decides on the host",
     "models/scikit_learn.py": "the models of scikit-learn run on the host",
@@ -68,9 +94,11 @@ def emulated() -> Iterator[Emulated]:
 
 def test_every_algorithm_is_walked() -> None:
     assert [algorithm for _, algorithm, _ in CELLS] == [*ALGORITHMS]
+    assert {*CELLS} <= {*CHOSEN, *FURTHER}
+    assert set.union(*map(classes_of, CELLS)) == set.union(*map(classes_of, CHOSEN))
 
 
-@pytest.mark.parametrize("cell", CELLS, ids="-".join)
+@pytest.mark.parametrize("cell", CHOSEN, ids="-".join)
 def test_the_device_does_what_the_cpu_does(
     cell: tuple[str, str, str],
     emulated: Emulated,
@@ -171,7 +199,7 @@ def assert_alike(ours: list[dict[str, float]], theirs: list[dict[str, float]], t
 
 
 @pytest.mark.usefixtures("texts")
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", slow_but(["maml", "rl2"], WHOLE))
 def test_a_run_goes_on_on_the_other_device(name: str, emulated: Emulated) -> None:
     run = {device: emulated(runs.train, [*WHOLE[name], *SMALL, "runner.iterations=2", f"runner.device={device}"])
            for device in ("cpu", "cuda")}  # fmt: skip
@@ -193,7 +221,7 @@ def test_a_run_goes_on_on_the_other_device(name: str, emulated: Emulated) -> Non
 
 
 @pytest.mark.usefixtures("texts")
-@pytest.mark.parametrize("name", ["maml", "protonet", "cnp"])
+@pytest.mark.parametrize("name", slow_but(["protonet"], ["maml", "protonet", "cnp"]))
 def test_adapt_is_the_same(name: str, emulated: Emulated) -> None:
     noise = np.random.default_rng(0)
     if name == "maml":

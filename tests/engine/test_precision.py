@@ -211,7 +211,8 @@ LEARNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", slow_but(["maml"], LEARNS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEARNS)
 def test_a_run_learns_as_in_float32(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "metarun")
     found = {}

@@ -24,6 +24,7 @@ from metarun.models.encoder import Encoder
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from tests.composed import composed
 from tests.models.tiny_bert import tiny_bert
+from tests.slow import slow_but
 
 TEXTS = ["book a flight to rome", "weather", "is my card blocked about my flight to rome", "block my card", "", "zzz a"]
 VALUES: dict[str, Any] = {
@@ -152,7 +153,7 @@ def test_a_metric_starts_as_the_identity_and_dropout_leaves_that_be(bert: Path) 
     torch.testing.assert_close(model.eval()(x), 2 * x)
 
 
-@pytest.mark.parametrize("tune", ["frozen", "all", "lora"])
+@pytest.mark.parametrize("tune", slow_but(["frozen"], ["frozen", "all", "lora"]))
 def test_learners_learn(bert: Path, tune: str) -> None:
     """A prototypical network and MAML, unrolled to the second order."""
     model = made(bert, tune=tune, metric=tune == "frozen")

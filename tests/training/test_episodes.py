@@ -39,6 +39,7 @@ def test_meta_batches_follow_one_another_and_processes_share_each_of_them() -> N
             assert sorted(chain(*batch)) == [*range(8 * i, 8 * i + 8)]
 
 
+@pytest.mark.slow
 def test_two_processes_draw_what_one_draws() -> None:
     with mp.Manager() as manager:
         alone, together = manager.dict(), manager.dict()

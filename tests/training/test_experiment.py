@@ -127,7 +127,7 @@ def test_a_search_judges_what_has_nothing_to_learn_by_one_validation(tmp_path: P
     "words",
     [
         ["task=regression/sinusoid"],
-        ["task=vision/glyphs", "algorithm=baseline"],
+        ["task=vision/glyphs", "algorithm=baseline", "model.width=4", "task.test_ways=[]"],
         pytest.param(["task=nlp/formal_languages"], marks=pytest.mark.slow),
         ["task=rl/bandit"],
     ],
