@@ -28,7 +28,16 @@ from metarun.config.grammar import split, written
 from metarun.config.locations import absolute
 from metarun.config.origins import tuned
 from metarun.config.overrides import Override, apply, read_single, value_at
-from metarun.config.paths import State, conf_directory, is_group, misplaced, option_file, options, user_directories, users_state
+from metarun.config.paths import (
+    State,
+    conf_directory,
+    is_group,
+    misplaced,
+    option_file,
+    options,
+    user_directories,
+    users_state,
+)
 from metarun.config.trust import look_in_current_directory, names_other_code
 from metarun.errors import UserError, nearest, require, shortened
 from metarun.moved import renamed, updated
