@@ -12,9 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from metarun.adapted.learner import AdaptedLearner, Predictions
+from metarun.adapted.learner import AdaptedLearner
 from metarun.adapted.optimizer import LearnedOptimizer
 from metarun.adapted.optimizer_file import load_optimizer
+from metarun.adapted.predictions import Predictions
 from metarun.algorithms.base import Algorithm
 from metarun.algorithms.gradient.pieces import Rule
 from metarun.algorithms.metric.head import Head

@@ -7,7 +7,8 @@ learner = load("outputs/glyphs-protonet/.../adapted/...")
 learner.predict(["a.png", "b.png"]).labels
 """
 
-from metarun.adapted.learner import AdaptedLearner, Predictions
+from metarun.adapted.learner import AdaptedLearner
+from metarun.adapted.predictions import Predictions
 from metarun.adapted.stored import load
 
 __all__ = ["AdaptedLearner", "Predictions", "load"]

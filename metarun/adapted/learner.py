@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -13,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metarun.adapted.columns import Columns
+from metarun.adapted.predictions import LeaveOneOut, Predictions
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.errors import RunFailed, UserError, require
-from metarun.models.pretrained import BATCH_SIZE, Embedder, embedder_of
+from metarun.models.pretrained import BATCH_SIZE, Embedder, embedder_of, encoder_stamp
 from metarun.tasks.episode import EpisodeShape, Labelled
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.rng import forked_rng
@@ -26,42 +27,16 @@ AT_ONCE = 2048
 """Approximate number of examples in one forward pass. With transductive normalisation, queries of one pass interact."""
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """Predictions for N inputs.
-
-    Attributes:
-        labels: Most probable class of each input; empty in regression.
-        probabilities: [N, classes] in the order of :attr:`AdaptedLearner.classes`; empty in regression.
-        values: [N, outputs] in regression; empty otherwise.
-    """
-
-    labels: list[str]
-    probabilities: Tensor
-    values: Tensor
-
-
-@dataclass(frozen=True)
-class LeaveOneOut:
-    """Leave-one-out evaluation: each support example is predicted by the learner adapted to all others.
-
-    Attributes:
-        score: Accuracy, or mean squared error; ``None`` if no example could be evaluated.
-        evaluated: Number of evaluated examples.
-        left_out: Number of examples that are the only one of their class and therefore not evaluated.
-        diverged: Number of examples whose prediction was not finite; they are not evaluated.
-    """
-
-    score: float | None
-    evaluated: int
-    left_out: int
-    diverged: int = 0
-
-
 class AdaptedLearner:
     """A learner adapted to one task.
 
     A learner with a fixed number of outputs can be adapted to fewer classes, and then predicts only these.
+
+    Attributes:
+        temperature: Number by which logits are divided for probabilities.
+        abstain: Probability below which ``metarun predict`` and ``metarun serve`` name no class; ``None``: always one.
+        columns: The columns of the support set's table, if it was one.
+        about: Plain values on its origin and scores, for its model card.
 
     Args:
         algorithm: The algorithm with its meta-parameters.
@@ -86,6 +61,9 @@ class AdaptedLearner:
         self.classes, self.steps, self.seed = list(classes), steps, seed
         self._answer = self._adapted(support)
         self.temperature = algorithm.temperature or 1.0
+        self.abstain: float | None = None
+        self.columns: Columns | None = None
+        self.about: dict[str, Any] = {}
 
     @classmethod
     def adapt(
@@ -193,21 +171,24 @@ class AdaptedLearner:
         Returns:
             The score, and the number of examples that were not evaluated.
         """
-        tested, answer = self._left_out
+        tested, answer = self.left_out
         y = self.support.y[0]
         if not len(tested):
             return LeaveOneOut(None, 0, len(y))
         good = torch.isfinite(answer).flatten(1).all(1)
         evaluated = int(good.sum())
-        score = float(self._score(answer, y[tested])[good].mean()) if evaluated else None
-        return LeaveOneOut(score, evaluated, len(y) - len(tested), len(tested) - evaluated)
+        if not evaluated:
+            return LeaveOneOut(None, 0, len(y) - len(tested), len(tested))
+        score = float(self._score(answer, y[tested])[good].mean())
+        rows, predictions = tested[good].tolist(), self._predictions(answer[good])
+        return LeaveOneOut(score, evaluated, len(y) - len(tested), len(tested) - evaluated, rows, predictions)
 
     def calibrate(self) -> None:
         """Set the temperature of the probabilities to the one of the smallest leave-one-out loss, within 1/4..4.
 
         Nothing changes in regression, or with fewer than 20 support examples to evaluate.
         """
-        tested, answer = self._left_out
+        tested, answer = self.left_out
         if not self.classes or len(tested) < 20:
             return
         logits, y = answer[:, : len(self.classes)], self.support.y[0][tested]
@@ -216,7 +197,7 @@ class AdaptedLearner:
         self.temperature = temperatures[min(range(len(losses)), key=losses.__getitem__)]
 
     @cached_property
-    def _left_out(self) -> tuple[Tensor, Tensor]:
+    def left_out(self) -> tuple[Tensor, Tensor]:
         """Indices of the support examples that can be left out, and the prediction of each by all others."""
         x, y = self.support.x[0], self.support.y[0]
         count = len(y)
@@ -261,6 +242,10 @@ class AdaptedLearner:
                 "steps": self.steps,
                 "seed": self.seed,
                 "temperature": self.temperature,
+                "abstain": self.abstain,
+                "columns": self.columns and self.columns.as_dict(),
+                "about": self.about,
+                "encoder": encoder_stamp(self.algorithm.model),
             },
             path,
         )

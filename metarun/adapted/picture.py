@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metarun import style
-from metarun.adapted.learner import AdaptedLearner, Predictions
+from metarun.adapted.learner import AdaptedLearner
+from metarun.adapted.predictions import Predictions
 from metarun.adapted.sources import Source
 from metarun.adapted.tables import importance, importance_figure
 from metarun.tasks.episode import Spec
@@ -68,7 +69,7 @@ def _rows(
     shown = queries_by_class(classes, asked, predictions, QUERIES) if asked and predictions else {}
     homes = Counter(asked.targets or predictions.labels) if asked and predictions else Counter()
     images = spec.modality == "image"
-    support: Any = _pixels(learner.support.x[0]) if images else given.items
+    support: Any = _pixels(learner.inputs.raw(given.items, None)) if images else given.items
     rows = []
     for name in classes:
         members = [i for i, target in enumerate(given.targets) if target == name]
@@ -76,7 +77,7 @@ def _rows(
         if asked and predictions and chosen:
             items: Any = [asked.items[i] for i in chosen]
             if images:
-                items = _pixels(learner.inputs.tensor(items, learner.algorithm.model))
+                items = _pixels(learner.inputs.raw(items, None))
             for i, item in zip(chosen, items, strict=True):
                 right = asked.targets[i] == predictions.labels[i] if asked.targets else None
                 queries.append(Query(item, predictions.labels[i], right, float(predictions.probabilities[i].max())))

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.adapted.learner import AdaptedLearner, LeaveOneOut, Predictions
+from metarun.adapted.learner import AdaptedLearner
+from metarun.adapted.predictions import LeaveOneOut, Predictions
 from metarun.adapted.sources import Source
 from metarun.adapted.tables import classifiers
 from metarun.evaluation.statistics import over_episodes, proportion_interval
+
+NEAREST_MEAN = "nearest mean of raw features"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,54 @@ class Score:
         return f"{self.name} {self.value:.4g} on {self.n} queries, {self.beside}"
 
 
-def score(learner: AdaptedLearner, given: Source, asked: Source, x: Any, predictions: Predictions) -> Score:
+@dataclass(frozen=True)
+class Coverage:
+    """Predictions of support examples by leave-one-out, of which only probable ones are kept.
+
+    Attributes:
+        threshold: Probability below which no class is named.
+        total: Number of examples.
+        answered: Number of examples for which a class is named.
+        right: Number of examples for which the right class is named.
+    """
+
+    threshold: float
+    total: int
+    answered: int
+    right: int
+
+    @classmethod
+    def of(cls, alone: LeaveOneOut, targets: Sequence[str], threshold: float) -> Coverage:
+        """Count the leave-one-out predictions of support examples with these ``targets``."""
+        if alone.predictions is None:
+            return cls(threshold, 0, 0, 0)
+        confident, labels = alone.predictions.confident(threshold), alone.predictions.labels
+        right = sum(
+            sure and label == targets[row] for sure, label, row in zip(confident, labels, alone.rows, strict=True)
+        )
+        return cls(threshold, len(labels), sum(confident), right)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts as plain values, with coverage, accuracy and its interval; ``None`` without examples."""
+        accuracy, interval = None, None
+        if self.answered:
+            accuracy, interval = self.right / self.answered, list(proportion_interval(self.right, self.answered))
+        coverage = self.answered / self.total if self.total else None
+        return {"threshold": self.threshold, "coverage": coverage, "accuracy": accuracy, "ci95": interval,
+                "answered": self.answered, "examples": self.total}  # fmt: skip
+
+    def __str__(self) -> str:
+        start = f"with no class below probability {self.threshold:g}: "
+        if not self.total:
+            return f"{start}not evaluated, since it needs two examples of a class"
+        coverage = f"coverage {self.answered / self.total:.3g} ({self.answered} of {self.total})"
+        if not self.answered:
+            return f"{start}{coverage}"
+        low, high = proportion_interval(self.right, self.answered)
+        return f"{start}{coverage}, accuracy {self.right / self.answered:.3g}, 95 % interval [{low:.3g}, {high:.3g}]"
+
+
+def score(learner: AdaptedLearner, given: Source, asked: Source, predictions: Predictions) -> Score:
     """Score predictions of queries with known answers.
 
     For classes the baselines are chance and the nearest class mean of raw features: pixels, or words of a text by their
@@ -58,7 +108,6 @@ def score(learner: AdaptedLearner, given: Source, asked: Source, x: Any, predict
         learner: The adapted learner.
         given: The support set.
         asked: The queries, with targets.
-        x: The queries as tensors.
         predictions: Predictions for them.
     """
     if not learner.classes:
@@ -75,26 +124,75 @@ def score(learner: AdaptedLearner, given: Source, asked: Source, x: Any, predict
         frequent = Counter(given.targets).most_common(1)[0][0]
         baselines = {"most frequent class": asked.targets.count(frequent) / len(known), **classifiers(given, asked)}
         return Score("accuracy", right / len(known), low, high, len(known), baselines)
-    if learner.inputs.spec.modality == "text":
-        support, queries = word_frequencies(given.items, asked.items)
-    else:
-        support, queries = (np.asarray(part.cpu()).reshape(len(part), -1) for part in (learner.support.x[0], x))
+    support, queries = raw_features(learner, given.items, asked.items)
     nearest = nearest_mean(support, learner.support.y[0].cpu().numpy(), queries)
-    baselines = {"chance": 1 / len(learner.classes), "nearest mean of raw features": float((nearest == known).mean())}
+    baselines = {"chance": 1 / len(learner.classes), NEAREST_MEAN: float((nearest == known).mean())}
     return Score("accuracy", right / len(known), low, high, len(known), baselines)
 
 
-def of_leave_one_out(learner: AdaptedLearner, alone: LeaveOneOut) -> str:
+def score_alone(learner: AdaptedLearner, given: Source, alone: LeaveOneOut) -> Score | None:
+    """Return the leave-one-out accuracy of a classifier with its interval, beside baselines on the same examples.
+
+    Args:
+        learner: The adapted learner.
+        given: The support set.
+        alone: Its leave-one-out evaluation.
+
+    Returns:
+        The score; ``None`` in regression, or if no example could be evaluated.
+    """
+    if alone.score is None or not learner.classes:
+        return None
+    low, high = proportion_interval(round(alone.score * alone.evaluated), alone.evaluated)
+    if learner.inputs.spec.modality == "table":
+        frequent = Counter(given.targets).most_common(1)[0][0]
+        shown = sum(given.targets[row] == frequent for row in alone.rows) / alone.evaluated
+        baselines = {"most frequent class": shown}
+    else:
+        features, _ = raw_features(learner, given.items, [])
+        nearest = nearest_mean_of_others(features, learner.support.y[0].cpu().numpy())[alone.rows]
+        baselines = {"chance": 1 / len(learner.classes), NEAREST_MEAN: float(nearest.mean())}
+    return Score("accuracy", alone.score, low, high, alone.evaluated, baselines)
+
+
+def of_leave_one_out(alone: LeaveOneOut, found: Score | None) -> str:
     """Describe the score of support examples, each predicted by a learner that has not seen it; empty if unknown."""
     if alone.score is None:
         return ""
-    if not learner.classes:
+    if found is None:
         return f"leave-one-out mse {alone.score:.4g} on {alone.evaluated} support examples"
-    low, high = proportion_interval(round(alone.score * alone.evaluated), alone.evaluated)
-    return (
-        f"leave-one-out accuracy {alone.score:.4g}, 95 % interval [{low:.3g}, {high:.3g}], on {alone.evaluated} "
-        f"support examples; chance {1 / len(learner.classes):.3g}"
-    )
+    return f"leave-one-out accuracy {found.value:.4g} on {found.n} support examples, {found.beside}"
+
+
+def raw_features(
+    learner: AdaptedLearner, items: Sequence[Any], others: Sequence[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return features of two lists of inputs that need no learning: pixels, word frequencies, or the numbers."""
+    if learner.inputs.spec.modality == "text":
+        return word_frequencies(items, others)
+    raw = [learner.inputs.raw(part, None).numpy() for part in (items, others) if len(part)]
+    flat = [part.reshape(len(part), -1) for part in raw]
+    return flat[0], flat[1] if len(flat) > 1 else flat[0][:0]
+
+
+def nearest_mean_of_others(features: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return for each example whether its class mean, taken without it, is the nearest of all class means.
+
+    It is false for the only example of a class.
+
+    Args:
+        features: Features of the examples [N, features].
+        labels: Class of each example, 0..C-1.
+    """
+    counts, rows = np.bincount(labels), np.arange(len(labels))
+    means = np.stack([features[labels == label].mean(0, dtype=np.float64) for label in range(len(counts))])
+    parts = [part.astype(np.float64) for part in np.array_split(features, -(-len(features) // 256))]
+    apart = np.concatenate([np.square(part).sum(1)[:, None] - 2 * part @ means.T for part in parts])
+    apart += np.square(means).sum(1)
+    own = counts[labels]
+    with np.errstate(divide="ignore", invalid="ignore"):  # without itself, its class mean is n / (n - 1) times as far
+        apart[rows, labels] *= np.square(own / (own - 1))
+    return (own > 1) & (apart.argmin(1) == labels)
 
 
 def nearest_mean(support: NDArray[Any], labels: NDArray[Any], queries: NDArray[Any]) -> NDArray[np.int64]:
@@ -118,7 +216,7 @@ def word_frequencies(support: Sequence[str], queries: Sequence[str]) -> tuple[ND
     words = sorted(set().union(*counts[0]))
 
     def vectors(texts: Sequence[Counter[str]]) -> NDArray[Any]:
-        found = np.array([[text[word] for word in words] for text in texts], dtype=np.float64)
+        found = np.array([[text[word] for word in words] for text in texts], np.float64).reshape(-1, len(words))
         return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
 
     return vectors(counts[0]), vectors(counts[1])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from metarun.adapted.columns import Columns
 from metarun.errors import UserError, nearest, nearest_path, require
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.tables import Table, parse_number, read_table
@@ -40,6 +41,10 @@ class Source:
     columns: tuple[list[str], list[str]] | None = None
     encoding: Encoding | None = None
     """The reading of a table's columns."""
+
+    def read_columns(self) -> Columns | None:
+        """Return the columns by which other files of the same form are read; ``None`` for images and texts."""
+        return None if self.columns is None else Columns(*self.columns, self.encoding)
 
     def names(self) -> list[str]:
         """Return the name of each input for a table."""

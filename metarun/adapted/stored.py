@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from metarun.adapted import tensors
+from metarun.adapted.columns import Columns
 from metarun.adapted.learner import FILE, AdaptedLearner
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.errors import UserError, require
+from metarun.models.pretrained import encoder_stamp
 from metarun.moved import updated
 from metarun.tasks.episode import Labelled, Spec
 from metarun.tasks.inputs import Inputs
@@ -59,10 +61,20 @@ def load(path: str | Path, trust: bool | Sequence[str] | Trust = False) -> Adapt
         support = Labelled(*kept["support"])
         learner = AdaptedLearner(algorithm, inputs, support, kept["classes"], steps=kept["steps"], seed=kept["seed"])
         learner.temperature = float(kept.get("temperature", 1.0))
-        return learner
+        learner.abstain = kept.get("abstain")
+        learner.columns = Columns.from_dict(kept["columns"]) if kept.get("columns") else None
+        about = kept.get("about", {})
+        require(plain(about) and isinstance(about, dict), f"{file} is damaged: its facts are no plain values")
+        learner.about = about
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file} is damaged: its parts do not fit together ({reason})") from None
+    stamp = kept.get("encoder")
+    require(
+        stamp is None or stamp == encoder_stamp(algorithm.model),
+        f"{file}: the encoder's weights or preprocessing have changed since it was adapted; `metarun adapt` again",
+    )
+    return learner
 
 
 def located(path: str | Path) -> Path:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from metarun import strict_json, style
 from metarun.cli.arguments import Arguments
 from metarun.errors import RunFailed, UserError, require
-from metarun.escape import for_csv, printable
-from metarun.runs.stored import latest_here, recorded, reread
+from metarun.escape import printable
+from metarun.runs.stored import latest_here
 from metarun.tasks.same_data import named
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from metarun.adapted.learner import LeaveOneOut, Predictions
+    from metarun.adapted.learner import AdaptedLearner
+    from metarun.adapted.predictions import LeaveOneOut, Predictions
+    from metarun.adapted.scores import Score
     from metarun.adapted.sources import Source
     from metarun.tasks.record import DataRecord
 
@@ -32,83 +32,108 @@ log = logging.getLogger("metarun")
 class Request:
     """The checked command line."""
 
-    run: str
+    run: str | None
     support: str
     query: str | None
     out: str | None
     steps: int | None
     target: str | None
+    abstain: float | None
     labels: Literal["auto", "labelled", "unlabelled"]
     changes: list[str]
     """Overrides, ``key=value``."""
 
 
 def run(arguments: Arguments) -> int:
-    """Run the command. It writes predictions.csv, sheet.png, result.json and learner.pt to the output folder."""
+    """Run the command. It writes predictions.csv, sheet.png, confusion.png, result.json and learner.pt to the output
+    folder.
+    """
     asked, trust = read(arguments), arguments.trust
     if asked.out is not None:
         require(not Path(asked.out).expanduser().is_file(), f"--out {asked.out}: there is a file of that name")
     # Imported here because they import torch.
     from metarun.adapted import scores, sources
     from metarun.adapted.learner import AdaptedLearner
-    from metarun.adapted.picture import sheet
-    from metarun.runs.learner import learner_of
+    from metarun.adapted.temperature import fit_temperature
+    from metarun.models.pretrained import fingerprint
+    from metarun.runs.origin import origin_of_run, pretrained_origin
 
-    directory, config, facts, changes = reread(
-        "adapt", [asked.run, *asked.changes], allowed=("task.", "algorithm.", "runner."), trust=trust
-    )
-    meta_trained = learner_of(directory, config, facts, changes)
+    path = Path(asked.support).expanduser()
+    if asked.run is None:
+        sources.refuse_missing("--support", path)
+        origin = pretrained_origin(path)
+    else:
+        origin = origin_of_run([asked.run, *asked.changes], trust)
+    meta_trained = origin.learner
     algorithm, inputs = meta_trained.algorithm, meta_trained.inputs
     inputs.check()
-    given = sources.support(inputs, Path(asked.support).expanduser(), asked.target)
+    given = sources.support(inputs, path, asked.target)
     tell("support", given)
     learner = AdaptedLearner.adapt(
         algorithm, inputs, given.items, given.targets, steps=asked.steps, seed=meta_trained.seed
     )
+    learner.columns, learner.abstain = given.read_columns(), asked.abstain
+    require(
+        asked.abstain is None or bool(learner.classes), "--abstain is for classes, and this learner predicts numbers"
+    )
     if inputs.spec.modality == "table":
         learner.calibrate()
+    elif asked.run is None:
+        fit_temperature(learner)
     queries = predictions = None
     if asked.query is not None:
-        path = Path(asked.query).expanduser()
-        queries = sources.query(inputs, path, learner.classes, given, asked.labels)
+        queries = sources.query(inputs, Path(asked.query).expanduser(), learner.classes, given, asked.labels)
         tell("query", queries)
         x = inputs.tensor(queries.items, algorithm.model)
     score = "accuracy" if learner.classes else "mse"
     result: dict[str, Any] = {
-        "run": str(directory.path),
+        "run": str(origin.run) if origin.run else None,
+        "learner": origin.name,
         "iterations": meta_trained.iteration,
-        "changes": changes,
+        "changes": origin.changes,
         "support": {"path": asked.support, "examples": len(given.items), "classes": learner.classes,
                     "notes": given.notes},
     }  # fmt: skip
+    start = "" if origin.run else f"{origin.name}, "
     print(
-        f"adapted to {len(given.items)} examples" + (f" of {len(learner.classes)} classes" if learner.classes else "")
+        f"{start}adapted to {len(given.items)} examples"
+        + (f" of {len(learner.classes)} classes" if learner.classes else "")
     )
-    result["support"]["meta_trained_on"] = report_seen_classes(learner.classes, recorded(directory))
+    result["support"]["meta_trained_on"] = report_seen_classes(learner.classes, origin.record)
     alone = learner.leave_one_out()
-    support = contents(inputs.spec.modality, given, learner.support.x[0])
-    result["leave_one_out"] = report_leave_one_out(score, alone, support)
+    support = contents(learner, given)
+    found_alone = scores.score_alone(learner, given, alone)
+    result["leave_one_out"] = report_leave_one_out(score, alone, support, found_alone)
+    if asked.abstain is not None:
+        kept = scores.Coverage.of(alone, given.targets, asked.abstain)
+        print(kept)
+        result["leave_one_out"]["abstention"] = kept.as_dict()
     if queries is not None:
         predictions = learner.predict_prepared(x)
         known = set(support)
-        in_support = [content in known for content in contents(inputs.spec.modality, queries, x)]
+        in_support = [content in known for content in contents(learner, queries)]
         result["query"] = {"path": asked.query, "examples": len(queries.items), "notes": queries.notes}
         result["query"] |= report_queries(score, queries, predictions, in_support)
     found = None
     if queries is not None and predictions is not None and queries.targets:
-        found = scores.score(learner, given, queries, x, predictions)
+        found = scores.score(learner, given, queries, predictions)
         print(f"  {found.beside}")
         result["query"] |= {"ci95": [found.low, found.high], "baselines": found.baselines}
-    out = folder_for_results(asked.out, directory.path)
-    if queries is not None:
-        write_table(out / "predictions.csv", inputs.spec.modality, queries, learner.classes, predictions)
-    learner.save(out, config)
-    with style.applied():
-        figure = sheet(inputs.spec, given, queries, learner, predictions)
-        about = f"{directory.path.resolve().parent.name}/{directory.path.resolve().name}"
-        told = str(found) if found else scores.of_leave_one_out(learner, alone)
-        style.entitle(figure, f"{about}, adapted to {len(given.items)} examples", told)
-        figure.savefig(out / "sheet.png")
+    out = folder_for_results(asked.out, origin.folder)
+    if queries is not None and predictions is not None:
+        write_table(out / "predictions.csv", queries, learner, predictions)
+    sizes = dict(sorted(Counter(given.targets).items())) if learner.classes else {}
+    learner.about = {
+        "origin": origin.about(),
+        "support": {"examples": len(given.items), "classes": sizes, "content": fingerprint(
+            {"x": learner.support.x, "y": learner.support.y})[:32]},
+        "leave_one_out": result["leave_one_out"],
+        "query": {key: value for key, value in result.get("query", {}).items() if key not in ("path", "notes")},
+        "steps": asked.steps,
+    }  # fmt: skip
+    learner.save(out, origin.sections)
+    told = str(found) if found else scores.of_leave_one_out(alone, found_alone)
+    draw(out, learner, (given, alone), (queries, predictions), (origin.name, told))
     (out / "result.json").write_text(strict_json.dumps(result, indent=1))
     print(printable(f"results    {out}"))
     if alone.diverged:
@@ -117,6 +142,45 @@ def run(arguments: Arguments) -> int:
             "smaller algorithm.inner_lr"
         )
     return 0
+
+
+def draw(
+    out: Path,
+    learner: AdaptedLearner,
+    support: tuple[Source, LeaveOneOut],
+    query: tuple[Source | None, Predictions | None],
+    title: tuple[str, str],
+) -> None:
+    """Write the sheet of support set and queries, and the confusion matrices of classes with known answers.
+
+    Args:
+        out: Folder of the pictures.
+        learner: The adapted learner.
+        support: The support set with its leave-one-out evaluation.
+        query: The queries with their predictions.
+        title: Name of the learner's origin, and its score in words.
+    """
+    from metarun.adapted.confusion import confusion, confusion_figure
+    from metarun.adapted.picture import sheet
+
+    (given, alone), (queries, predictions) = support, query
+    lines = (f"{title[0]}, adapted to {len(given.items)} examples", title[1])
+    with style.applied():
+        figure = sheet(learner.inputs.spec, given, queries, learner, predictions)
+        style.entitle(figure, *lines)
+        figure.savefig(out / "sheet.png")
+        panels = []
+        if learner.classes and alone.predictions is not None:
+            targets = [given.targets[row] for row in alone.rows]
+            counts = confusion(learner.classes, targets, alone.predictions.labels)
+            panels.append((f"support set by leave-one-out, {len(targets)} examples", counts))
+        if learner.classes and queries is not None and predictions is not None and queries.targets:
+            counts = confusion(learner.classes, queries.targets, predictions.labels)
+            panels.append((f"{len(queries.targets)} queries", counts))
+        if panels:
+            figure = confusion_figure(learner.classes, panels)
+            style.entitle(figure, *lines)
+            figure.savefig(out / "confusion.png")
 
 
 def tell(option: str, source: Source) -> None:
@@ -135,23 +199,29 @@ def report_seen_classes(classes: Sequence[str], record: DataRecord | None) -> li
     return seen
 
 
-def report_leave_one_out(score: str, alone: LeaveOneOut, support: Sequence[Hashable]) -> dict[str, Any]:
+def report_leave_one_out(
+    score: str, alone: LeaveOneOut, support: Sequence[Hashable], found: Score | None
+) -> dict[str, Any]:
     """Print the leave-one-out score and return its entry of result.json.
 
     Args:
         score: Name of the score.
         alone: The leave-one-out result.
         support: Content of each support example, to count duplicates.
+        found: The accuracy with its interval and baselines; ``None`` in regression.
     """
     twins = sum(count for count in Counter(support).values() if count > 1)
     if alone.score is not None:
         print(f"leave-one-out {score} {alone.score:.4g} on {alone.evaluated} of them")
+        if found is not None:
+            print(f"  {found.beside}")
         if twins:
             print(f"  {twins} of which have a duplicate in the support set, which stays when one of them is left out")
     elif not alone.diverged:
         print("no leave-one-out score: it needs two examples of a class")
-    found = {score: alone.score, "judged": alone.evaluated, "only_one_of_their_class": alone.left_out}
-    return {**found, "diverged": alone.diverged, "with_identical": twins}
+    beside = {} if found is None else {"ci95": [found.low, found.high], "baselines": found.baselines}
+    counts = {"judged": alone.evaluated, "only_one_of_their_class": alone.left_out}
+    return {score: alone.score, **counts, "diverged": alone.diverged, "with_identical": twins, **beside}
 
 
 def report_queries(score: str, queries: Source, predictions: Predictions, known: Sequence[bool]) -> dict[str, Any]:
@@ -176,16 +246,16 @@ def report_queries(score: str, queries: Source, predictions: Predictions, known:
     return found
 
 
-def contents(modality: str, source: Source, x: Tensor) -> list[Hashable]:
-    """Return one value for each input; identical inputs have equal values. Images are compared as prepared (``x``)."""
-    if modality == "image":
-        return [row.tobytes() for row in x.cpu().numpy()]
+def contents(learner: AdaptedLearner, source: Source) -> list[Hashable]:
+    """Return one value for each input; identical inputs have equal values. Images are compared as prepared."""
+    if learner.inputs.spec.modality == "image":
+        return [sha256(row.tobytes()).digest() for row in learner.inputs.raw(source.items, None).numpy()]
     return [str(item) for item in source.items]  # a gap, NaN, is not equal to itself
 
 
-def folder_for_results(out: str | None, run: Path) -> Path:
-    """Create the folder ``--out``, or a new one in the run directory."""
-    folder = Path(out or run / "adapted" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").expanduser()
+def folder_for_results(out: str | None, below: Path) -> Path:
+    """Create the folder ``--out``, or a new one in the folder ``below``."""
+    folder = Path(out or below / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -197,9 +267,11 @@ def folder_for_results(out: str | None, run: Path) -> Path:
 def read(arguments: Arguments) -> Request:
     """Check the names and options; raises :class:`UserError` if they do not go together."""
     names, support, query = arguments.names, arguments["--support"], arguments["--query"]
-    require(bool(names), f"adapt needs a run directory: {arguments.command.words}{latest_here()}")
-    require(len(names) == 1, f"adapt takes one run, not {len(names)}: {arguments.command.words}")
+    require(len(names) <= 1, f"adapt takes one run, not {len(names)}: {arguments.command.words}")
     require(support is not None, "--support is missing: the examples to adapt to")
+    require(
+        bool(names) or not arguments.overrides, f"adapt changes keys of a run: {arguments.command.words}{latest_here()}"
+    )
     labelled, unlabelled = arguments["--labelled"], arguments["--unlabelled"]
     require(not (labelled and unlabelled), "--labelled and --unlabelled exclude each other")
     labels: Literal["auto", "labelled", "unlabelled"] = (
@@ -207,12 +279,13 @@ def read(arguments: Arguments) -> Request:
     )
     require(query is not None or labels == "auto", f"--{labels} needs --query")
     return Request(
-        names[0],
+        names[0] if names else None,
         support,
         query,
         arguments["--out"],
         arguments["--steps"],
         arguments["--target"],
+        arguments["--abstain"],
         labels,
         arguments.overrides,
     )
@@ -228,21 +301,10 @@ def score_of(targets: Sequence[Any], predictions: Predictions, which: Sequence[i
     return float((answers - torch.tensor([targets[i] for i in which], dtype=answers.dtype)).square().mean())
 
 
-def write_table(path: Path, modality: str, asked: Any, classes: list[str], predictions: Any) -> None:
-    """Write a row for each input: its name, its target if known, and the prediction."""
-    known = ["known"] if asked.targets else []
-    if classes:
-        header = ["predicted", *(f"p_{name}" for name in classes)]
-        numbers = predictions.probabilities.tolist()
-        found = [[label, *(f"{p:.6g}" for p in row)] for label, row in zip(predictions.labels, numbers, strict=True)]
-        targets = [[target] for target in asked.targets]
-    else:
-        header = [f"predicted_{i}" for i in range(predictions.values.shape[1])]
-        found = [[f"{v:.8g}" for v in row] for row in predictions.values.tolist()]
-        targets = [[" ".join(f"{v:g}" for v in target)] for target in asked.targets]
-    targets = targets or [[] for _ in found]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(map(for_csv, [{"image": "file", "text": "text"}.get(modality, "input"), *known, *header]))
-        for name, target, prediction in zip(asked.names(), targets, found, strict=True):
-            writer.writerow(map(for_csv, [name, *target, *prediction]))
+def write_table(path: Path, queries: Source, learner: AdaptedLearner, predictions: Predictions) -> None:
+    """Write a row for each query: its name, its target if known, and the prediction."""
+    from metarun.adapted.streamed import PredictionsFile
+
+    targets = queries.targets if learner.classes else [" ".join(f"{v:g}" for v in each) for each in queries.targets]
+    with PredictionsFile(path, learner, known=bool(targets)) as table:
+        table.add(queries.names(), predictions, targets)

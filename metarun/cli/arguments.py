@@ -34,6 +34,17 @@ def days(text: str) -> float:
     return number
 
 
+def probability(text: str) -> float:
+    """Return a probability; raises ValueError for any other text."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise ValueError("a probability from 0 to 1")
+    return number
+
+
 class Option(NamedTuple):
     """An option of a command, ``--name`` or ``--name VALUE``.
 

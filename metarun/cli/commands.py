@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from metarun.cli.arguments import Command, Key, Option, at_least, days
+from metarun.cli.arguments import Command, Key, Option, at_least, days, probability
 from metarun.export import FORMATS
 from metarun.reports.status import STATUSES
 
@@ -124,11 +124,12 @@ _DECLARED = (
     Command(
         "adapt",
         "apply a run's learner to your own images, texts, numbers or tables",
-        "RUN --support PATH [--query PATH] [key=value ...] [options]",
-        "Adapt the learner of a run to your own examples and predict the queries. It writes predictions.csv, "
-        "sheet.png, result.json and learner.pt, and prints the leave-one-out score of the examples.",
+        "[RUN] --support PATH [--query PATH] [key=value ...] [options]",
+        "Adapt the learner of a run to your own examples and predict the queries. Without a run, a pretrained encoder "
+        "of images or texts is used, if one is installed. It writes predictions.csv, sheet.png, confusion.png, "
+        "result.json and learner.pt, and prints the leave-one-out score of the examples.",
         (
-            ("metarun adapt RUN --support photos/known --query photos/new", "folders of images"),
+            ("metarun adapt --support photos/known", "without a run: nearest prototypes of a pretrained encoder"),
             ("metarun adapt RUN --support known.csv --query new.csv --steps 20", "texts or numbers"),
             ("metarun adapt RUN --support my.csv --query new.csv --target price_class", "a table"),
         ),
@@ -142,8 +143,31 @@ _DECLARED = (
             Option("--labelled", "the queries' folders, or their label column, are their classes, all of which are in "
                    "the support set", default="if they look so"),
             Option("--unlabelled", "only predict, whatever folders and columns are called"),
+            Option("--abstain", "name no class if its probability is below P; print what that leaves", "P", "none",
+                   read=probability),
             Option("--steps", "adaptation steps", "N", "those of the run's test", read=at_least(0)),
             Option("--out", "output folder", "DIR", "RUN/adapted/<time>"),
+            TRUST, CONFIG_DIR,
+        ),
+    ),
+    Command(
+        "predict",
+        "predict new inputs by a learner that adapt saved",
+        "LEARNER --query PATH [options]",
+        "Predict images, texts, numbers or tables by a learner that `adapt` saved. Neither the run nor its data are "
+        "needed. Folders of any number of images are read while they are predicted. The result is a CSV file with a "
+        "row for each input.",
+        (
+            ("metarun predict ADAPTED --query photos/new", "a folder of images"),
+            ("metarun predict ADAPTED --query photos/new --abstain .6 --out found.csv", "no class if in doubt"),
+        ),
+        "deploy",
+        (
+            Option("--query", "inputs: an image, a folder of images at any depth, a CSV or JSONL file, or a .txt file "
+                   "with a text on each line", "PATH", "required"),
+            Option("--abstain", "name no class if its probability is below P", "P", "the learner's own",
+                   read=probability),
+            Option("--out", "CSV file", "FILE", "predicted_<time>.csv beside the learner"),
             TRUST, CONFIG_DIR,
         ),
     ),

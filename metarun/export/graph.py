@@ -49,5 +49,5 @@ def dynamic_shapes(whole: Whole) -> tuple[dict[int, Any], ...]:
     """Return the dimensions of each input that vary: the number of queries, and of tokens."""
     sizes: dict[int, Any] = {0: Dim("queries")}
     if whole.reads_tokens:
-        sizes[1] = Dim("tokens")
+        sizes[1] = Dim("tokens", min=2, max=whole.longest)
     return tuple(sizes for _ in whole.names)

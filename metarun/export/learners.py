@@ -41,6 +41,7 @@ class Whole(nn.Module):
         self.learner, self.algorithm, self.embedder = learner, learner.algorithm, learner.embedder
         self.reads_tokens = isinstance(learner.algorithm.model, Encoder)
         self.names = ["input_ids", "attention_mask"] if self.reads_tokens else ["x"]
+        self.longest: int = getattr(learner.algorithm.model, "max_tokens", 0)  # tokens of a text
         self.result = "probabilities" if learner.classes else "values"
         self.eval()
 
@@ -106,9 +107,10 @@ def random_inputs(whole: Whole, count: int) -> tuple[Tensor, ...]:
     learner = whole.learner
     if whole.reads_tokens:
         encoder: Any = learner.algorithm.model
-        ids = torch.randint(len(encoder.tokenizer), (count, LONGEST), generator=random)
-        lengths = torch.randint(3, LONGEST + 1, (count, 1), generator=random)
-        mask = (torch.arange(LONGEST) < lengths).long()
+        longest = min(LONGEST, whole.longest)
+        ids = torch.randint(len(encoder.tokenizer), (count, longest), generator=random)
+        lengths = torch.randint(2, longest + 1, (count, 1), generator=random)
+        mask = (torch.arange(longest) < lengths).long()
         return ids * mask, mask
     if learner.embedder is not None:
         channels, *size = learner.inputs.spec.input_shape

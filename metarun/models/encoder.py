@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,12 +93,7 @@ class Encoder(nn.Module):
         """Return embeddings [N, D] if the encoder is frozen, else token ids + 1, int32 [N, L]."""
         if self.net is not None:
             return self.tokens(texts)
-        key = {
-            "files": stamp(self.folder),
-            "texts": hashlib.sha256("\0".join(texts).encode()).hexdigest(),
-            "pooling": self.pooling,
-            "max_tokens": self.max_tokens,
-        }
+        key = {**self._encoding(), "texts": hashlib.sha256("\0".join(texts).encode()).hexdigest()}
 
         def start() -> tuple[Tensor, Embed]:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -107,6 +103,14 @@ class Encoder(nn.Module):
 
         embedded = embed_once(self.name, "texts", (len(texts), self.width), key, start)
         return nn.functional.normalize(embedded, dim=1) if self.normalize else embedded
+
+    def stamp(self) -> str:
+        """Return a hash of everything but the texts that embeddings depend on."""
+        encoding = {**self._encoding(), "normalize": self.normalize}
+        return hashlib.sha256(json.dumps(encoding, sort_keys=True).encode()).hexdigest()
+
+    def _encoding(self) -> dict[str, Any]:
+        return {"files": stamp(self.folder), "pooling": self.pooling, "max_tokens": self.max_tokens}
 
     def embedder(self) -> Embedder | None:
         """Return the network if it is frozen: token ids + 1 [N, L], 0 for padding, to embeddings [N, F]."""

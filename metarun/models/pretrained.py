@@ -50,6 +50,11 @@ def embedder_of(model: Any) -> Embedder | None:
     return embedder() if callable(embedder) else None
 
 
+def encoder_stamp(model: Any) -> str | None:
+    """Return a hash of the weights and preprocessing of a model's frozen encoder; ``None`` for other models."""
+    return model.stamp() if getattr(model, "is_frozen", False) else None
+
+
 def select_trained(net: nn.Module, tune: Tune, rank: int) -> None:
     """Fix the weights of a network that are not trained, in place.
 

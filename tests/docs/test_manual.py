@@ -229,7 +229,7 @@ def test_an_unknown_topic_gets_the_nearest(capsys: pytest.CaptureFixture[str]) -
     assert main(["help", "algoritms"]) == 2
     assert "did you mean 'algorithms'" in capsys.readouterr().err
     assert main(["help", "adapt"]) == 0
-    assert "usage: metarun adapt RUN" in capsys.readouterr().out
+    assert "usage: metarun adapt [RUN]" in capsys.readouterr().out
 
 
 def test_help_imports_no_torch() -> None:

@@ -13,6 +13,7 @@ from metarun.config.catalogue import entry
 from metarun.tasks.episode import Spec
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.vision.images import Preparation
+from tests.models.tiny_bert import tiny_bert
 
 
 def options(**chosen: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -55,3 +56,11 @@ def numbers(folder: Path, **settings: Any) -> AdaptedLearner:
     x = torch.linspace(-1, 1, 6)[:, None]
     spec = Spec("regression", "vector", (1,), 1)
     return saved(folder, spec, x, (2 * x).tolist(), {"option": "mlp"}, {"option": "maml"}, steps=3, **settings)
+
+
+def texts(folder: Path, **settings: Any) -> AdaptedLearner:
+    """Prototypes of a small frozen BERT for two classes of sentences."""
+    known = {"flight": ["book a flight to rome", "a flight"], "card": ["my card is blocked", "block my card"]}
+    items, names = [text for each in known.values() for text in each], [n for n, each in known.items() for _ in each]
+    model = {"option": "encoder", "name": str(tiny_bert(folder / "bert")), "max_tokens": 20}
+    return saved(folder, Spec("classification", "text", (), 2), items, names, model, {"option": "protonet"}, **settings)

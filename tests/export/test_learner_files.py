@@ -15,7 +15,7 @@ from metarun.export import FORMATS
 from metarun.export.learners import Whole, largest_difference, random_inputs
 from tests.export import learners
 
-MAKERS = {"images": learners.images, "numbers": learners.numbers}
+MAKERS = {"images": learners.images, "numbers": learners.numbers, "texts": learners.texts}
 
 
 @pytest.mark.parametrize("made", MAKERS)
