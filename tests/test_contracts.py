@@ -22,12 +22,13 @@ from PIL import Image
 
 import metarun.config.catalogue
 from metarun.cli import main
-from metarun.config.build import build
+from metarun.config.build import build, construct
 from metarun.config.catalogue import catalogue
 from metarun.config.check import CLOSED, INJECTED, check, misfit
 from metarun.config.compose import compose
 from metarun.config.schema import declaration, is_section
 from metarun.errors import UserError
+from metarun.tasks.rl.histories import columns, write
 from metarun.tasks.vision.published import class_list
 from metarun.training.experiment import Experiment
 from metarun.types import SPLITS
@@ -274,6 +275,7 @@ SMALL = {
                        "algorithm.train_query=null"],
     "algorithm=rl2": ["runner.meta_batch=6"],
     "algorithm=dpt": ["runner.meta_batch=6"],
+    "algorithm=ad": ["runner.meta_batch=6", "algorithm.context=5"],
     "algorithm=rl2_trpo": ["runner.meta_batch=6"],
     "algorithm=varibad": ["runner.meta_batch=6"],
     "algorithm=pearl": ["runner.meta_batch=3", "algorithm.gradient_steps=2", "algorithm.tasks=3", "algorithm.context=8",
@@ -390,7 +392,18 @@ def choices(cell: Cell, own_data: dict[str, list[str]], request: pytest.FixtureR
         and (key not in ("task=vision", "task=nlp") or task not in WITHOUT_WAYS)
         for o in overrides
     ]
-    return [*words, *small, *own_data.get(task, []), *COMMON]
+    words += [*small, *own_data.get(task, []), *COMMON]
+    return [*words, *histories(words)] if algorithm == "ad" else words
+
+
+def histories(words: list[str]) -> list[str]:
+    """Learning histories of random steps, in the working directory."""
+    spec = construct(compose(words).config["task"], seed=0).spec
+    steps = np.random.default_rng(0).random((2, 8, sum(columns(spec)))).astype(np.float32)
+    if spec.discrete_actions:
+        steps[:, :, columns(spec)[0]] = np.arange(8) % spec.output_size
+    write(Path("histories"), 0, steps, spec)
+    return ["algorithm.histories=histories"]
 
 
 def evaluated(run: Experiment) -> dict[str, Any]:

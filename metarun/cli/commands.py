@@ -191,6 +191,25 @@ _DECLARED = (
         ),
     ),
     Command(
+        "collect",
+        "store the learning histories of RL learners, for algorithm=ad",
+        "key=value ... --out DIR [options]",
+        "Train an RL learner of its own on each of many tasks, and write every step that it took from the first to the "
+        "last. algorithm=ad learns from the folder. The same command again continues.",
+        (
+            ("metarun collect task=rl/darkroom algorithm=pretrain_trpo --out histories", "TRPO on 100 dark rooms"),
+            ("metarun collect task=rl/bandit algorithm=rl2 --tasks 10 --out histories", "RL2 on 10 bandits"),
+        ),
+        "algorithms",
+        (
+            Option("--tasks", "number of tasks, the first ones of the meta-training split", "N", "100",
+                   read=at_least(1)),
+            Option("--out", "folder of the histories, a file for each task", "DIR", "required"),
+            CONFIG_DIR,
+        ),
+        takes_names=False,
+    ),
+    Command(
         "resume",
         "continue a stopped run exactly",
         "RUN [key=value ...] [options]",

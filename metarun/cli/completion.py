@@ -131,7 +131,7 @@ def _offers(command: Command, before: Sequence[str], word: str, first: bool) -> 
             return [*found, *(f"{Path(run).parent}/" for run in found), "out="]
         case "cache":
             return ["clear"]
-        case "train" | "search":
+        case "train" | "search" | "collect":
             return _keys([each for each in words if "=" in each], word)
         case "show":
             return _keys([each for each in words[1:] if "=" in each], word)
@@ -147,7 +147,7 @@ def _values(command: Command, before: Sequence[str], word: str) -> Iterable[str]
         return [start + choice for choice in own.choices]
     if is_group(key):
         return [start + name for name, _ in options(key)]
-    if command.name in ("train", "search", "show"):
+    if command.name in ("train", "search", "show", "collect"):
         words = [each for each in before if "=" in each]
         return [start + choice for choice in _choices(_composed(words), key)]
     if command.name in CHANGES:

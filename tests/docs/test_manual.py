@@ -102,6 +102,8 @@ def examine(words: list[str]) -> None:
             jobs = _jobs(arguments.overrides)[1] if sweep else [arguments.overrides]
             for job in (jobs[0], jobs[-1])[: len(jobs)]:  # those between them take other values of the same keys
                 check(named(compose(job)))
+        case "collect":
+            check(named(compose(arguments.overrides)))
         case "eval" | "resume" if rest:
             assert len(arguments.names) == 1
             read(arguments.overrides)

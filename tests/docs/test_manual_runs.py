@@ -27,6 +27,7 @@ ELSEWHERE = {
     "--trust=my_module": "tests/cli/test_users_code.py: a run of a user's own class",
     "-sc": "tests/cli/test_completion.py: in real shells",
     "hydra/launcher=submitit_slurm": "tests/cli/test_submitit.py: an emulated SLURM",
+    "algorithm.histories=": "tests/cli/test_collect.py: learning from collected histories",
     "workloads=end_to_end": "tests/cli/test_bench.py: on small workloads",
     "workloads=rollouts": "tests/cli/test_bench.py: on small workloads",
     "workloads=runs": "tests/cli/test_bench.py: on small workloads",
@@ -123,6 +124,9 @@ def test_a_command_of_the_manual_runs(
     options = parse(COMMANDS[command], rest).options
     if command == "reproduce":
         words = ["reproduce", rest[0], "--smoke"]
+    elif command == "collect":
+        kept = [word for word in rest if not word.startswith(("runner.", "--tasks="))]
+        words = ["collect", *kept, "algorithm.rollouts=2", "runner.iterations=1", "--tasks", "1"]
     elif command == "bench":
         words = ["bench", "workloads=W1", "rounds=1", "meta_batch=2", "memory=false"]
     elif command == "search" and rest:
