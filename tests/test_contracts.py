@@ -403,7 +403,7 @@ def histories(words: list[str]) -> list[str]:
     if spec.discrete_actions:
         steps[:, :, columns(spec)[0]] = np.arange(8) % spec.output_size
     write(Path("histories"), 0, steps, spec)
-    return ["algorithm.histories=histories"]
+    return [f"algorithm.histories={Path('histories').absolute()}"]
 
 
 def evaluated(run: Experiment) -> dict[str, Any]:

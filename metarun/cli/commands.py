@@ -197,7 +197,10 @@ _DECLARED = (
         "Train an RL learner of its own on each of many tasks, and write every step that it took from the first to the "
         "last. algorithm=ad learns from the folder. The same command again continues.",
         (
-            ("metarun collect task=rl/darkroom algorithm=pretrain_trpo --out histories", "TRPO on 100 dark rooms"),
+            (
+                "metarun collect task=rl/darkroom algorithm=pretrain_trpo model=mlp_policy --out histories",
+                "TRPO on 100 dark rooms",
+            ),
             ("metarun collect task=rl/bandit algorithm=rl2 --tasks 10 --out histories", "RL2 on 10 bandits"),
         ),
         "algorithms",

@@ -112,7 +112,7 @@ def test_the_loss_step_by_step(model: str, tmp_path: Path) -> None:
                 total -= output[0, 0].log_softmax(-1)[int(action[s, b])].item()
                 count += 1
     assert count == 26
-    assert float(learner.loss(*windows)) == pytest.approx(total / count, rel=1e-10)
+    assert learner.loss(*windows).item() == pytest.approx(total / count, rel=1e-10)
 
 
 @pytest.mark.usefixtures("float64")

@@ -100,7 +100,7 @@ class AlgorithmDistillation(TrialLearner):
             if self.folder is None:
                 raise UserError(
                     "algorithm.histories=null: algorithm distillation learns from stored learning histories   to make "
-                    "some: metarun collect task=... algorithm=pretrain_trpo --tasks 100 --out DIR"
+                    "some: metarun collect task=... algorithm=pretrain_trpo model=mlp_policy --out DIR"
                 )
             self.histories = Histories(Path(self.folder).expanduser(), self.spec)
         self.train()
