@@ -21,7 +21,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from metarun.sklearn import TabularInContext, TabularInContextRegressor
+from metarun.sklearn import FewShotClassifier, TabularInContext, TabularInContextRegressor
 
 
 class Kernel(torch.nn.Module):
@@ -56,7 +56,9 @@ def _runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metarun.sklearn._loaded", learner)
 
 
-@parametrize_with_checks([TabularInContext("classification"), TabularInContextRegressor("regression")])
+@parametrize_with_checks(
+    [FewShotClassifier(), TabularInContext("classification"), TabularInContextRegressor("regression")]
+)
 def test_scikit_learns_own_checks(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
 
@@ -68,6 +70,55 @@ def test_it_works_in_a_pipeline_and_in_cross_validation() -> None:
     x[noise.random(x.shape) < 0.05] = np.nan
     model = make_pipeline(SimpleImputer(), TabularInContext(learner()))
     assert cross_val_score(model, x, y, cv=3).mean() > 0.8
+
+
+def test_few_shot_predicts_as_prototypes_do() -> None:
+    noise = np.random.default_rng(0)
+    y = np.repeat(["a", "b", "c"], 5)
+    x = noise.normal(size=(15, 8)) + np.repeat(np.eye(3, 8), 5, 0)
+    new = noise.normal(size=(7, 8))
+    fitted = FewShotClassifier().fit(x, y)
+    centres = np.stack([x[y == name].mean(0) for name in "abc"])
+    logits = -np.square(new[:, None] - centres).sum(-1) / fitted.temperature_
+    expected = torch.from_numpy(logits).softmax(-1).numpy()
+    assert fitted.predict_proba(new) == pytest.approx(expected, abs=1e-9)
+    assert fitted.predict(new).tolist() == [fitted.classes_[i] for i in logits.argmax(1)]
+    assert fitted.temperature_ > 1  # prototypes of five examples are not as certain as their distances say
+
+
+def embedded(**changes: Any) -> Any:
+    """Prototypes on the embeddings of a frozen encoder, in place of a run's."""
+
+    class Frozen(torch.nn.Module):
+        is_frozen, width = True, 8
+
+        def example(self) -> torch.Tensor:
+            return torch.zeros(2, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    section = entry("algorithm", "protonet")
+    assert section is not None
+    return construct({**section.section, **changes}, model=Frozen(), spec=Spec("classification", "image", (3, 9, 9), 5))
+
+
+def test_few_shot_takes_the_learner_and_temperature_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = embedded()
+    trained.temperature = 3.0
+    monkeypatch.setattr("metarun.sklearn._trained", lambda run: {"images": trained, "numbers": learner()}[run])
+    x, y = np.random.default_rng(0).normal(size=(12, 8)), np.arange(12) % 3
+    fitted = FewShotClassifier("images").fit(x, y)
+    assert fitted.temperature_ == 3
+    assert (fitted.predict_proba(x) == FewShotClassifier(trained).fit(x, y).predict_proba(x)).all()
+    with pytest.raises(ValueError, match="X has 7 features, and the learner of this run reads 8"):
+        FewShotClassifier("images").fit(x[:, :7], y)
+    with pytest.raises(ValueError, match="reads feature vectors, and this learner table inputs"):
+        FewShotClassifier("numbers").fit(x, y)
+    with pytest.raises(ValueError, match="algorithm='maml': has to be meta-trained; give a run"):
+        FewShotClassifier(algorithm="maml").fit(x, y)
+    with pytest.raises(ValueError, match="there is no such algorithm"):
+        FewShotClassifier(algorithm="protonett").fit(x, y)
 
 
 def test_of_many_rows_some_are_used_and_every_class_keeps_one() -> None:

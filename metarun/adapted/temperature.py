@@ -9,7 +9,7 @@ from metarun.adapted.learner import AdaptedLearner
 
 
 def fit_temperature(learner: AdaptedLearner) -> None:
-    """Set the temperature to the one of the smallest leave-one-out loss, within 1/128..4.
+    """Set the temperature to the one of the smallest leave-one-out loss, within 1/128..1024.
 
     The targets are smoothed: with n examples the true class has the probability (n + 1) / (n + 2), as by Platt (1999,
     section 2.2), so that few examples without an error do not make the learner certain. Nothing changes if no example
@@ -21,6 +21,6 @@ def fit_temperature(learner: AdaptedLearner) -> None:
         return
     logits, y = answer[good][:, : len(learner.classes)], learner.support.y[0][rows][good]
     smoothing = len(learner.classes) / (len(learner.classes) - 1) / (len(y) + 2)
-    temperatures = torch.logspace(-7, 2, 91, base=2).tolist()
+    temperatures = torch.logspace(-7, 10, 171, base=2).tolist()
     losses = [float(F.cross_entropy(logits / t, y, label_smoothing=smoothing)) for t in temperatures]
     learner.temperature = temperatures[min(range(len(losses)), key=losses.__getitem__)]

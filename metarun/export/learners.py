@@ -14,7 +14,9 @@ from metarun.adapted.learner import AdaptedLearner
 from metarun.adapted.stored import load, located
 from metarun.errors import RunFailed, UserError
 from metarun.export import Request
+from metarun.export.card import FILE, model_card
 from metarun.models.encoder import Encoder
+from metarun.tracking.files import atomic_write
 
 BATCH_SIZE = 50
 TOLERANCE = 1e-4
@@ -77,9 +79,13 @@ def export_learner(
         yield f"wrote      {file} ({file.stat().st_size / 1e6:.1f} MB)"
     difference, scale = largest_difference(whole, compute, random_inputs(whole, request.queries))
     what = "probabilities" if learner.classes else f"values up to {scale:.3g}"
-    yield f"checked    {request.queries} random queries, largest difference {difference:.2g} ({what})"
+    checked = f"{request.queries} random queries, largest difference {difference:.2g} ({what})"
+    yield f"checked    {checked}"
     if not difference <= TOLERANCE * max(scale, 1.0):
         raise RunFailed(f"{folder}: its predictions differ from the learner's by {difference:.2g}; do not use it")
+    card = folder / FILE
+    atomic_write(card, model_card(learner, f"As {name}, checked on {checked}").encode())
+    yield f"wrote      {card}"
 
 
 @torch.no_grad()

@@ -35,6 +35,36 @@ def test_the_files_predict_as_the_learner_does(
             assert Path(line.split()[1]).is_file()
 
 
+def test_the_model_card_states_task_scores_data_and_limits(tmp_path: Path) -> None:
+    learner = learners.images(tmp_path)
+    learner.abstain = 0.75
+    learner.about = {
+        "origin": {"name": "glyphs/<b>run</b>", "iterations": 1200, "data": "0f1e2d", "protocol": {"split": "a|b"},
+                   "test": {"accuracy": {"mean": 0.91, "ci95": 0.02, "n": 600}}},
+        "support": {"classes": {"dark": 3, "grey": 3, "light": 3}, "content": "c0ffee"},
+        "leave_one_out": {"accuracy": 8 / 9, "judged": 9, "ci95": [0.565, 0.98], "baselines": {"chance": 1 / 3},
+                          "with_identical": 2},
+    }  # fmt: skip
+    learner.save(tmp_path, learners.options(model={"option": "conv4", "width": 4, "depth": 2},
+                                            algorithm={"option": "protonet"}))  # fmt: skip
+    assert main(["export", str(tmp_path), "--to=safetensors"]) == 0
+    card = (tmp_path / "safetensors" / "model_card.md").read_text()
+    for line in (
+        "| classes | dark (3 examples), grey (3 examples), light (3 examples) |",
+        "| no class below | probability 0.75 |",
+        "| meta-training | 1,200 iterations |",
+        "| split | a\\|b |",
+        "| support set by leave-one-out | accuracy 0.8889 | 0.565 to 0.98 | 9 | chance 0.333 |",
+        "| test tasks of the run | accuracy 0.91 | 0.89 to 0.93 | 600 |  |",
+        "| support set | 9 examples, fingerprint c0ffee |",
+        "| data of meta-training | fingerprint 0f1e2d |",
+        "- 2 support examples have a duplicate, which leave-one-out does not remove.",
+    ):
+        assert line in card.splitlines()
+    assert "<b>" not in card
+    assert str(tmp_path) not in card
+
+
 def test_safetensors_are_loaded_again(tmp_path: Path) -> None:
     learner = learners.images(tmp_path)
     assert main(["export", str(tmp_path / "learner.pt"), "--to=safetensors"]) == 0
