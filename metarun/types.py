@@ -49,6 +49,7 @@ ImportPath = Annotated[str, "the import path of code that is run"]
 Resize = Literal["crop", "squash"]  # the middle square, or the whole image
 Resizing = Literal["crop", "squash", "nearest", "antialias"]
 Ink = Literal["light", "dark"]
+Episodes = Literal["balanced", "varied"]
 
 
 @cache

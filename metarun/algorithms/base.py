@@ -34,6 +34,8 @@ class Algorithm(nn.Module, ABC):
 
     needs_full_meta_batch: bool = False
     """True if the outer step needs all tasks of a meta-batch at once and is not a mean over parts of it."""
+    needs_balanced: bool = False
+    """True if a task for meta-training must have as many examples of each class as of any other."""
     precision: str = "float32"
     """Precision of matrix products and convolutions: ``float32``, ``bfloat16`` or ``tf32``."""
 

@@ -121,7 +121,7 @@ class SupervisedAlgorithm(Algorithm):
     def accepts(self, shape: EpisodeShape | None) -> bool:
         if shape is None or self.any_way or self.spec.kind != "classification":
             return True
-        return shape.way == self.spec.output_size
+        return not shape.varied and shape.way == self.spec.output_size
 
     # The outer step, on all tasks at once. A run takes the same three parts, with the gradient computed by the
     # fastest exact plan (metarun.engine.step).

@@ -63,8 +63,14 @@ class Engine:
         algorithm.apply_gradients()
         return metrics
 
-    def gradient(self, batch: TaskBatch) -> Metrics:
-        """Store the gradient of the mean outer loss on the parameters and return the mean over tasks of each metric."""
+    def gradient(self, batch: TaskBatch | list[TaskBatch]) -> Metrics:
+        """Store the gradient of the mean outer loss on the parameters and return the mean over tasks of each metric.
+
+        Args:
+            batch: The tasks. Those of several sizes are a batch for each size, computed one after another.
+        """
+        if isinstance(batch, list):
+            return self._gradient_of_groups(batch)
         algorithm, plan = self.algorithm, self._plan
         size = len(batch.query.y) if plan.chunk is None or algorithm.needs_full_meta_batch else plan.chunk
         recording = None if plan.capture == "none" or size < len(batch.query.y) else self._recording(batch)
@@ -80,6 +86,18 @@ class Engine:
                 for name, value in self._add_gradient(part, share).items():
                     value = value if share == 1 else value * share
                     total[name] = total[name] + value if name in total else value
+        return total
+
+    def _gradient_of_groups(self, groups: list[TaskBatch]) -> Metrics:
+        tasks = sum(len(group.query.y) for group in groups)
+        total: Metrics = {}
+        self.algorithm.zero_grad()
+        with self._computing():
+            for group in groups:
+                for part, share in parts(group, self._plan.chunk):
+                    weight = share * len(group.query.y) / tasks
+                    for name, value in self._add_gradient(part, weight).items():
+                        total[name] = total[name] + value * weight if name in total else value * weight
         return total
 
     def _add_gradient(self, part: TaskBatch, share: float) -> Metrics:

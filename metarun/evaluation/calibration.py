@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,6 +21,8 @@ COLUMNS = 3 * BINS + 2
 """Numbers of a task: queries, confidence and right predictions in each bin, and the sums of both scores."""
 SAMPLES = 1000
 """Number of bootstrap samples of tasks."""
+NEVER = -1e9
+"""Logit of a class that a task does not have; its probability is 0 at every temperature."""
 SHARPEST, FLATTEST = 0.01, 100.0
 """Limits of a fitted temperature."""
 
@@ -79,8 +82,9 @@ class Logits:
         """Return the fitted temperature; ``None`` without predictions, or if one is not finite."""
         if not self._parts:
             return None
-        logits, y = (torch.cat(each) for each in zip(*self._parts, strict=True))
-        return fitted_temperature(logits, y)
+        way = max(logits.shape[-1] for logits, _ in self._parts)
+        logits = torch.cat([F.pad(part, (0, way - part.shape[-1]), value=NEVER) for part, _ in self._parts])
+        return fitted_temperature(logits, torch.cat([y for _, y in self._parts]))
 
 
 @dataclass(frozen=True)

@@ -207,11 +207,12 @@ def evaluate(
                 raise Interrupted(signal)
             seed_generators(derived_seed(task.seed, split, first, stream=9), task.device)
             indices = range(first, min(first + batch, episodes))
-            for name, values in algorithm.evaluate(task.batch(split, indices, shape)).items():
-                # Small tensors that stay would keep the memory of larger ones between them from being used again.
-                if name not in curves:
-                    curves[name] = values.new_empty(episodes, *values.shape[1:])
-                curves[name][first : first + len(indices)] = values
+            for places, tasks in task.batches(split, indices, shape):
+                for name, values in algorithm.evaluate(tasks).items():
+                    # Small tensors that stay would keep the memory of larger ones between them from being used again.
+                    if name not in curves:
+                        curves[name] = values.new_empty(episodes, *values.shape[1:])
+                    curves[name][first : first + len(indices)][places] = values
             progress.update(len(indices))
     return Result({name: values.cpu() for name, values in curves.items()}, task.tested_together)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -77,6 +77,22 @@ class Task(ABC):
             A :class:`TaskBatch` of ``len(indices)`` tasks on :attr:`device`, or a batched
             :class:`~metarun.tasks.rl.base.Environment` in RL families.
         """
+
+    def batches(
+        self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None
+    ) -> Iterator[tuple[list[int] | slice, Any]]:
+        """Yield the tasks with the given indices in groups whose tasks have the same sizes.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            indices: Numbers of the tasks.
+            shape: Size of the episodes; :attr:`shape` if omitted.
+
+        Yields:
+            The places of the group's tasks among ``indices``, and their batch. Families whose tasks all have the same
+            sizes yield one group.
+        """
+        yield slice(None), self.batch(split, indices, shape)
 
     def prepare(self, model: torch.nn.Module) -> None:
         """Encode the inputs with ``model``. Only families whose inputs a model encodes, such as texts, override this.

@@ -121,6 +121,7 @@ class EpisodeShape:
             :attr:`Labelled.way` is then C.
         unknown: Classes beside the ``way`` ones whose examples are queries too (:attr:`TaskBatch.unknown`), as many of
             each as of a known class.
+        varied: Way and shots are drawn for each episode; the other fields except ``unknown`` have no effect.
     """
 
     way: int
@@ -128,9 +129,10 @@ class EpisodeShape:
     query: int
     named: bool = False
     unknown: int = 0
+    varied: bool = False
 
     def changed(self, way: int | None = None, shot: int | None = None, query: int | None = None) -> EpisodeShape:
-        """Return a copy with other values.
+        """Return a copy with other values, which are not varied if any is given.
 
         Args:
             way: Number of classes; ``None`` keeps it.
@@ -138,4 +140,5 @@ class EpisodeShape:
             query: Query examples per class; ``None`` keeps them.
         """
         given: dict[str, Any] = {"way": way, "shot": shot, "query": query}
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+        given = {name: value for name, value in given.items() if value is not None}
+        return replace(self, **given, varied=self.varied and not given)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -14,16 +13,13 @@ from torch import Tensor
 from metarun.errors import UserError, require
 from metarun.tasks.base import Task
 from metarun.tasks.class_data import ClassData
+from metarun.tasks.duplicates import MAX_COMPARED_BYTES, duplicate_remarks
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.record import DataRecord
 from metarun.tasks.rng import choose, uniforms
 from metarun.tasks.to_device import to_device
-from metarun.types import Split
-
-MAX_COMPARED_BYTES = 4 << 30
-"""Largest data in which duplicates are searched; the search takes seconds."""
-MANY_DUPLICATES = 0.01
-"""Share of duplicates from which on a user is warned that scores are too high."""
+from metarun.tasks.varied import VariedEpisodes, composition, varied_batch
+from metarun.types import Episodes, Split
 
 
 class DoesNotFit(UserError):
@@ -48,6 +44,9 @@ class FewShot(Task):
     order drawn, and rows are ordered by label, then by example. With ``query=0`` an episode is an optimisation problem:
     the query set is the support set.
 
+    With ``episodes="varied"`` way and shots are drawn for each episode
+    (:class:`~metarun.tasks.varied.VariedEpisodes`).
+
     An evaluated episode can have queries of ``unknown`` further classes. The rest of the episode is the same to the bit
     as without them.
 
@@ -57,12 +56,14 @@ class FewShot(Task):
         remedy_for_few_classes: Clause that an error about too few classes ends with. It names the keys of the family to
             change.
         remedy_for_small_classes: The same for classes with too few examples.
+        sampling: Limits of varied episodes.
     """
 
     kind: ClassVar[str] = "classification"
     metric: ClassVar[str] = "accuracy"
     remedy_for_few_classes: str = ""
     remedy_for_small_classes: str = ""
+    sampling: VariedEpisodes = VariedEpisodes()
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class FewShot(Task):
         query: int,
         test_ways: Sequence[int] = (),
         unknown: int = 0,
+        episodes: Episodes = "balanced",
         outside: Mapping[Split, np.ndarray] | None = None,
         input_shape: tuple[int, ...] | None = None,
         name: str = "",
@@ -90,6 +92,8 @@ class FewShot(Task):
             query: Query examples of a class.
             test_ways: Further ways to test at the same shot.
             unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
+            episodes: ``balanced``: ``way`` classes of ``shot`` support examples. ``varied``: drawn as in Meta-Dataset;
+                ``test_ways`` and meta-training with an ``algorithm.train_way`` of its own stay balanced.
             outside: Rows of ``data`` of each split, of classes in no split, from which all unknown queries are drawn.
                 Default: unknown queries are of other classes of the split.
             input_shape: Shape of one model input; that of ``data.x`` if omitted.
@@ -101,7 +105,7 @@ class FewShot(Task):
         self.data = data
         self.classes = {split: np.asarray(ids, dtype=np.int64) for split, ids in classes.items()}
         self.seed = seed
-        self.shape: EpisodeShape = EpisodeShape(way, shot, query, unknown=unknown)
+        self.shape: EpisodeShape = EpisodeShape(way, shot, query, unknown=unknown, varied=episodes == "varied")
         self.outside = outside
         self.test_ways = tuple(test_ways)
         self.name = name or type(self).__name__
@@ -125,6 +129,19 @@ class FewShot(Task):
 
     def check(self, split: Split, shape: EpisodeShape) -> None:
         ids = self.classes[split]
+        if shape.varied:
+            least = self.sampling.min_way + (0 if self.outside else shape.unknown)
+            require(
+                len(ids) >= least,
+                f"task.episodes=varied needs {least} classes; the '{split}' split of {self.name} has {len(ids)}",
+            )
+            sizes = self.data.sizes[ids]
+            require(
+                int(sizes.min()) >= 2,
+                "task.episodes=varied needs 2 examples of each class; "
+                f"class '{self.data.names[ids[sizes.argmin()]]}' has 1",
+            )
+            return
         require(shape.way >= 2, f"task.way={shape.way}: an episode needs at least 2 classes")
         most = len(ids) - (0 if self.outside else shape.unknown)
         if shape.unknown and shape.way > most:
@@ -226,8 +243,23 @@ class FewShot(Task):
         order = self.classes[split].argsort()
         return order[np.searchsorted(self.classes[split], drawn, sorter=order)]
 
+    def batches(
+        self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None
+    ) -> Iterator[tuple[list[int] | slice, TaskBatch]]:
+        shape = shape or self.shape
+        if not shape.varied:
+            yield from super().batches(split, indices, shape)
+            return
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, index in enumerate(indices):
+            places.setdefault(composition(self, split, index, shape).sizes, []).append(place)
+        for group in places.values():
+            yield group, self.batch(split, [indices[place] for place in group], shape)
+
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
         shape = shape or self.shape
+        if shape.varied:
+            return varied_batch(self, split, indices, shape)
         drawn, rows = self.rows(split, indices, shape)
         tasks = len(indices)
         support, query = np.split(rows, [shape.shot], axis=2)
@@ -267,27 +299,7 @@ class FewShot(Task):
         size = self.data.x.numel() * self.data.x.element_size()
         if size > MAX_COMPARED_BYTES:
             return [f"{self.name}: {size / 1e9:.1f} GB of data were not searched for duplicates"]
-        contents, offsets = self.contents(), self.data.offsets
-        splits: dict[Hashable, set[Split]] = {}
-        repeated = 0
-        for split, classes in self.classes.items():
-            for c in classes:
-                counts = Counter(contents[offsets[c] : offsets[c + 1]])
-                repeated += sum(count for count in counts.values() if count > 1)
-                for content in counts:
-                    splits.setdefault(content, set()).add(split)
-        remarks = []
-        if repeated:
-            share = repeated / len(contents)
-            warning = "; scores are too high" if share >= MANY_DUPLICATES else ""
-            remarks.append(
-                f"{self.name}: {repeated} of {len(contents)} examples have a duplicate in their class "
-                f"({100 * share:.2g} %): a query example can also be in the support set{warning}"
-            )
-        shared = sum("test" in homes and len(homes) > 1 for homes in splits.values())
-        if shared and self.held_out_val:
-            remarks.append(f"{self.name}: {shared} examples of the test classes are also in other splits")
-        return remarks
+        return duplicate_remarks(self.name, self.contents(), self.data.offsets, self.classes, self.held_out_val)
 
     def variants(self) -> dict[str, EpisodeShape | None]:
         shapes: dict[str, EpisodeShape | None] = {"": self.shape}
@@ -311,11 +323,10 @@ class FewShot(Task):
         self._check_shapes()
 
     def protocol(self) -> dict[str, Any]:
+        shape = {"way": self.shape.way, "shot": self.shape.shot, "query": self.shape.query}
         return {
             "data": self.name,
-            "way": self.shape.way,
-            "shot": self.shape.shot,
-            "query": self.shape.query,
+            **(self.sampling.protocol() if self.shape.varied else shape),
             **({"unknown": self.shape.unknown} if self.shape.unknown else {}),
             "classes": {split: len(ids) for split, ids in self.classes.items()},
         }

@@ -123,7 +123,7 @@ def settle_for_evaluation(task: Task, kept: DataRecord | None, asked: Evaluation
 def _of_an_episode(key: str) -> bool:
     """Return whether a key changes only the episodes and no split: ``task.shot``, ``task.test_ways``."""
     name = key.split(".")[-1]
-    return name.startswith("test_") or name in {each.name for each in fields(EpisodeShape)}
+    return name.startswith("test_") or name in {"episodes", *(each.name for each in fields(EpisodeShape))}
 
 
 def named(names: Sequence[str]) -> str:

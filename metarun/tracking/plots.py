@@ -62,6 +62,8 @@ def shape_name(task: Task, shape: EpisodeShape | None) -> str:
         return ""
     if shape.named:
         return "examples of all classes"
+    if shape.varied:
+        return "varied episodes"
     way = f"{shape.way}-way " if task.spec.kind == "classification" else ""
     return f"{way}{shape.shot}-shot"
 

@@ -34,7 +34,7 @@ def meta_batch_indices(iteration: int, size: int, rank: int = 0, world: int = 1,
 
 
 class MetaBatches:
-    """This process's shares of the meta-batches of a run, by iteration.
+    """This process's shares of the meta-batches of a run, by iteration. Tasks of several sizes are a list of batches.
 
     The time to draw a few small tasks is mostly that of calling NumPy and torch. Meta-batches of a family with
     ``independent_tasks`` are therefore drawn in blocks of as many iterations as fit into :data:`BLOCK_BYTES`. A block
@@ -70,6 +70,8 @@ class MetaBatches:
 
     def _draw(self, iteration: int, count: int = 1) -> Any:
         indices = meta_batch_indices(iteration, self._size, distributed.rank(), distributed.world_size(), count)
+        if self._shape is not None and self._shape.varied:
+            return [batch for _, batch in self._task.batches("train", indices, self._shape)]
         return self._task.batch("train", indices, self._shape)
 
 

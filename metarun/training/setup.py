@@ -17,6 +17,7 @@ from metarun.engine.tuning import Tuned, tuned
 from metarun.errors import UserError, require
 from metarun.models.norm import is_initial
 from metarun.tasks.base import Task
+from metarun.tasks.episode import EpisodeShape
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.rng import derived_seed
 from metarun.tracking.provenance import provenance
@@ -76,6 +77,22 @@ def require_consistent(task: Task, algorithm: Algorithm, runner: Runner) -> None
         f"runner.max_grad_norm and runner.weight_decay act on outer optimizers; {type(algorithm).__name__}, as "
         "configured here, has none",
     )
+    require(
+        algorithm.accepts(task.shape),
+        f"task.episodes=varied: every episode has another number of classes, and {type(algorithm).__name__}, as "
+        "configured here, has a head of fixed size; use a learner without one, such as protonet",
+    )
+    shape = algorithm.train_shape(task.shape)
+    require(
+        not is_varied(shape) or not algorithm.needs_balanced,
+        f"task.episodes=varied: {type(algorithm).__name__}, as configured here, meta-trains on as many examples of "
+        "each class; set algorithm.train_way, which trains on balanced episodes",
+    )
+    require(
+        not is_varied(shape) or not algorithm.needs_full_meta_batch or runner.meta_batch == 1,
+        f"task.episodes=varied: {type(algorithm).__name__}, as configured here, needs the full meta-batch at once, and "
+        "tasks of different sizes are computed one after another; use runner.meta_batch=1",
+    )
     require_even_shares(algorithm, runner)
 
 
@@ -99,14 +116,19 @@ def threads_for(algorithm: Algorithm, task: Task, runner: Runner, device: torch.
         return torch.get_num_threads()
     _, processes = distributed.local_rank_and_size()
     if not runner.iterations:  # the run is tested only: a family that embeds its data at first use embeds no others
-        return choose_threads(algorithm, lambda: task.batch("test", range(runner.meta_batch), task.shape), processes)
+        tasks = 1 if is_varied(task.shape) else runner.meta_batch
+        return choose_threads(algorithm, lambda: task.batch("test", range(tasks), task.shape), processes)
     return choose_threads(algorithm, lambda: first_meta_batch(algorithm, task, runner), processes)
 
 
 def first_meta_batch(algorithm: Algorithm, task: Task, runner: Runner) -> Any:
-    """Return this process's share of the first meta-batch, on which steps are timed and their precision is measured."""
+    """Return this process's share of the first meta-batch, on which steps are timed and their precision is measured.
+
+    Of varied episodes it is the first task.
+    """
+    shape = algorithm.train_shape(task.shape)
     indices = meta_batch_indices(0, runner.meta_batch, distributed.rank(), distributed.world_size())
-    return task.batch("train", indices, algorithm.train_shape(task.shape))
+    return task.batch("train", indices[:1] if is_varied(shape) else indices, shape)
 
 
 def plan_steps(engine: Engine, task: Task, runner: Runner, directory: RunDirectory, iteration: int) -> None:
@@ -121,12 +143,13 @@ def plan_steps(engine: Engine, task: Task, runner: Runner, directory: RunDirecto
     """
     meta = directory.meta()
     kept = meta.get("step")
+    varied = is_varied(engine.algorithm.train_shape(task.shape))  # a recording would be of one size
     if kept is not None:
         try:
             step: Tuned | None = Tuned.of(kept)
         except (TypeError, KeyError):
             raise UserError(f"{directory.path / 'meta.json'} is damaged: 'step' has an invalid value") from None
-    elif not runner.iterations or (iteration and "step" not in meta):
+    elif not runner.iterations or (iteration and "step" not in meta) or varied:
         return
     else:
         batch = first_meta_batch(engine.algorithm, task, runner)
@@ -163,11 +186,16 @@ def take_statistics(algorithm: Algorithm, task: Task, runner: Runner) -> None:
         shape, size = algorithm.train_shape(task.shape), runner.meta_batch
         for iteration in range(OBSERVED_BATCHES if not runner.iterations else 0):
             stopping.raise_if_requested()
-            yield task.batch("train", meta_batch_indices(iteration, size), shape)
+            yield from (batch for _, batch in task.batches("train", meta_batch_indices(iteration, size), shape))
 
     if not runner.iterations:
         log.info("nothing is meta-trained: the mean of the features is taken from %d meta-batches", OBSERVED_BATCHES)
     algorithm.observe(batches())
+
+
+def is_varied(shape: EpisodeShape | None) -> bool:
+    """Return whether episodes of a shape have different sizes."""
+    return shape is not None and shape.varied
 
 
 def measure_precision(engine: Engine, task: Task, runner: Runner, seed: int, directory: RunDirectory) -> None:

@@ -215,7 +215,18 @@ def classifier(**changes: Any) -> QualityClassifier:
 
 def task(**changes: Any) -> Generation:
     images = Glyphs(
-        0, way=5, shot=1, query=1, test_ways=[], unknown=0, size=28, val=0.1, test=0.2, split_seed=0, augment=0
+        0,
+        way=5,
+        shot=1,
+        query=1,
+        test_ways=[],
+        unknown=0,
+        episodes="balanced",
+        size=28,
+        val=0.1,
+        test=0.2,
+        split_seed=0,
+        augment=0,
     )
     return Generation(0, **{"images": images, "judge": classifier(), "way": 4, "shot": 2, "query": 6, "test_shots": [1],
                             **changes})  # fmt: skip

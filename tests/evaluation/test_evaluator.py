@@ -13,6 +13,7 @@ import torch
 from metarun.algorithms.supervised import prediction_metrics
 from metarun.cli import main
 from metarun.evaluation.evaluator import Estimate, Result, RobustEstimate, evaluate, robust
+from metarun.tasks.base import Task
 from metarun.tasks.episode import Spec
 from metarun.tasks.regression.sinusoid import Sinusoid
 from metarun.tasks.rl.bandit import Bandit
@@ -79,6 +80,7 @@ class Numbered:
     seed = 3
 
     tested_together = 1
+    batches = Task.batches
 
     def batch(self, split: str, indices: Sequence[int], shape: object = None) -> torch.Tensor:
         return torch.tensor([*indices], dtype=torch.float64)

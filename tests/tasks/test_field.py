@@ -25,7 +25,18 @@ from metarun.tasks.vision.glyphs import Glyphs
 
 def field(shot: int | None = None, **changes: Any) -> Field:
     images = Glyphs(
-        0, way=5, shot=1, query=1, test_ways=[], unknown=0, size=12, val=0.1, test=0.2, split_seed=0, augment=0
+        0,
+        way=5,
+        shot=1,
+        query=1,
+        test_ways=[],
+        unknown=0,
+        episodes="balanced",
+        size=12,
+        val=0.1,
+        test=0.2,
+        split_seed=0,
+        augment=0,
     )
     plain: dict[str, Any] = {"least_shot": None, "test_shots": [], "order": "random", "together": 4}
     return Field(3, images=images, shot=shot, **{**plain, **changes})

@@ -14,7 +14,16 @@ from metarun.tasks.vision.folder import Folder
 from metarun.tasks.vision.images import read_image
 
 ARGUMENTS = {
-    **{"way": 2, "shot": 1, "query": 1, "test_ways": [], "unknown": 0, "size": 8, "colour": "rgb"},
+    **{
+        "way": 2,
+        "shot": 1,
+        "query": 1,
+        "test_ways": [],
+        "unknown": 0,
+        "episodes": "balanced",
+        "size": 8,
+        "colour": "rgb",
+    },
     **{"val": 0.25, "test": 0.25, "split_seed": 0, "augment": 0.0, "crop": 0, "flip": False, "jitter": 0.0},
 }
 

@@ -17,7 +17,7 @@ from metarun.tasks.vision.glyphs import Glyphs, components, distances, inked, re
 from tests.composed import composed
 
 ARGUMENTS = {
-    **{"way": 5, "shot": 1, "query": 5, "test_ways": [20], "unknown": 0, "size": 28},
+    **{"way": 5, "shot": 1, "query": 5, "test_ways": [20], "unknown": 0, "episodes": "balanced", "size": 28},
     **{"val": 0.1, "test": 0.2, "split_seed": 0, "augment": 0.2},
 }
 

@@ -23,7 +23,7 @@ from metarun.tasks.vision.published import class_list
 from metarun.tasks.vision.tiered_imagenet import TieredImageNet
 from metarun.types import SPLITS
 
-EPISODE = {"way": 2, "shot": 1, "query": 1, "test_ways": [], "unknown": 0}
+EPISODE = {"way": 2, "shot": 1, "query": 1, "test_ways": [], "unknown": 0, "episodes": "balanced"}
 PLAIN = {"whole": False, "crop": 0, "flip": False, "jitter": 0.0}
 
 

@@ -23,11 +23,13 @@ from tests.composed import composed
 
 INTENTS: dict[str, Any] = {
     "dataset": "OOS", "root": None, "way": 5, "shot": 1, "query": 5, "test_ways": [], "fold": 1, "val": 0.15,
-    "test": 0.25, "unknown": 0, "out_of_scope": False, "by_domain": False, "seen_classes": False, "split_seed": 0,
+    "test": 0.25, "unknown": 0, "episodes": "balanced", "out_of_scope": False, "by_domain": False,
+    "seen_classes": False, "split_seed": 0,
 }  # fmt: skip
 TEXT: dict[str, Any] = {
-    "text": "text", "label": "label", "split": None, "way": 2, "shot": 1, "query": 2, "test_ways": [], "unknown": 0,
-    "min_texts": 1, "duplicates": "keep", "order": "content", "val": 0.3, "test": 0.3, "split_seed": 0,
+    "text": "text", "label": "label", "split": None, "way": 2, "shot": 1, "query": 2, "test_ways": [],
+    "unknown": 0, "episodes": "balanced", "min_texts": 1, "duplicates": "keep", "order": "content",
+    "val": 0.3, "test": 0.3, "split_seed": 0,
 }  # fmt: skip
 SIZES = {  # classes of a data set, and of meta-train, -validation and -test in folds 1 to 5
     "BANKING77": (77, [(25, 25, 27)] * 5),

@@ -26,6 +26,7 @@ ARGUMENTS = {
         "query": 5,
         "test_ways": [20],
         "unknown": 0,
+        "episodes": "balanced",
         "split": "vinyals",
         "split_seed": 0,
     },

@@ -17,7 +17,7 @@ from metarun.tasks.vision.omniglot import Part
 from metarun.tasks.vision.published import class_list
 from tests.composed import composed
 
-PLAIN = {"root": ".", "way": 2, "shot": 1, "query": 1, "test_ways": [], "unknown": 0}
+PLAIN = {"root": ".", "way": 2, "shot": 1, "query": 1, "test_ways": [], "unknown": 0, "episodes": "balanced"}
 FEW = {**PLAIN, "whole": False, "crop": 0, "flip": False, "jitter": 0.0}
 FOLDER = {**PLAIN, "crop": 0, "flip": False, "jitter": 0.0, "augment": 0.0, "val": 0.34, "test": 0.34}
 

@@ -55,7 +55,11 @@ class PriorFitted(SupervisedAlgorithm):
         self.learn_with(outer_lr, halve_every, decay_over, decay)
 
     def accepts(self, shape: EpisodeShape | None) -> bool:
-        return shape is None or self.spec.kind != "classification" or shape.way <= self.spec.output_size
+        return (
+            shape is None
+            or self.spec.kind != "classification"
+            or (not shape.varied and shape.way <= self.spec.output_size)
+        )
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         if self.spec.kind == "regression":

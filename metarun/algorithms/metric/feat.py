@@ -41,7 +41,7 @@ class SetToSet(Head):
         contrast_scale: Rate,
     ) -> None:
         super().__init__()
-        self.heads, self.contrast = heads, contrast
+        self.heads, self.contrast, self.needs_balanced = heads, contrast, contrast > 0
         self.dropout = nn.Dropout(dropout)
         self.similarity = Similarity(distance, scale, learn_scale)
         self.contrasting = Similarity(distance, contrast_scale, False)

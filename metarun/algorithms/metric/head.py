@@ -27,6 +27,8 @@ class Head(nn.Module):
     kinds: ClassVar[tuple[str, ...]] = ("classification",)
     maps: ClassVar[bool] = False
     """True if it reads feature maps [channels, height, width] of models that have them, instead of vectors."""
+    needs_balanced: bool = False
+    """True if :meth:`loss` needs as many examples of each class as of any other."""
     has_prototypes: ClassVar[bool] = False
     """True if :meth:`distance` is implemented."""
     observes: bool = False

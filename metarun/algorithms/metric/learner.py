@@ -49,6 +49,7 @@ class EmbeddingLearner(SupervisedAlgorithm):
     def put_together(self, model: nn.Module, spec: Spec, head: Head, norm: NormPolicy) -> Tensor:
         """Take over the parts and fit the head to the model; returns the features of two examples."""
         self.model, self.spec, self.head, self.norm = model, spec, head, norm
+        self.needs_balanced = head.needs_balanced
         features = dry_run(model, spec, self.read)
         head.prepare(tuple(features.shape[1:]), spec)
         require(

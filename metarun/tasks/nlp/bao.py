@@ -10,7 +10,7 @@ from metarun.errors import require
 from metarun.tasks.files import find
 from metarun.tasks.nlp.base import TextFewShot
 from metarun.tasks.tables import decoded, json_lines
-from metarun.types import SPLITS, Count, DataPath, Positive
+from metarun.types import SPLITS, Count, DataPath, Episodes, Positive
 
 SPLIT: dict[str, tuple[Sequence[int], Sequence[int], Sequence[int]]] = {
     "20news": ((1, 5, 10, 11, 13, 14, 16, 18), (4, 6, 7, 12, 17), (0, 2, 3, 8, 9, 15, 19)),
@@ -43,6 +43,8 @@ class Bao(TextFewShot):
         query: Query texts of a class.
         test_ways: Further ways to test.
         unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
+        episodes: ``balanced``, or ``varied`` in way and shots as in Meta-Dataset
+            (:class:`~metarun.tasks.varied.VariedEpisodes`), whatever ``way``, ``shot`` and ``query`` are.
 
     Raises:
         UserError: A file or a row is missing or malformed; the message names file and line.
@@ -60,6 +62,7 @@ class Bao(TextFewShot):
         query: Positive,
         test_ways: Sequence[Positive],
         unknown: Count,
+        episodes: Episodes,
     ) -> None:
         name = f"{dataset}.json"
         path = find(root, name, f"text/bao/{name}") if root else find(None, f"text/bao/{name}")
@@ -88,6 +91,7 @@ class Bao(TextFewShot):
             query=query,
             test_ways=test_ways,
             unknown=unknown,
+            episodes=episodes,
             name=dataset,
             places=[Path(str(path))],
         )

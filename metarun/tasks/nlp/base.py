@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +16,7 @@ import torch
 from metarun.tasks.class_data import ClassData, content_hash
 from metarun.tasks.fewshot import FewShot
 from metarun.tasks.sheets import Query, Row, text_sheet
-from metarun.types import Split
+from metarun.types import Episodes, Split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,6 +50,7 @@ class TextFewShot(FewShot):
         name: str,
         places: Sequence[Path] = (),
         unknown: int = 0,
+        episodes: Episodes = "balanced",
         outside: Mapping[Split, Sequence[str]] | None = None,
     ) -> None:
         """Build the family.
@@ -62,6 +64,8 @@ class TextFewShot(FewShot):
             query: Query texts of a class.
             test_ways: Further ways to test at the same shot.
             unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
+            episodes: ``balanced``, or ``varied`` in way and shots as in Meta-Dataset
+                (:class:`~metarun.tasks.varied.VariedEpisodes`), whatever ``way``, ``shot`` and ``query`` are.
             name: Name of the data in messages and results.
             places: Files that the texts were read from.
             outside: Texts of no class, by split, from which all unknown queries are drawn. Default: unknown queries are
@@ -83,6 +87,7 @@ class TextFewShot(FewShot):
             query=query,
             test_ways=test_ways,
             unknown=unknown,
+            episodes=episodes,
             outside=rows,
             input_shape=(),
             name=name,
@@ -107,8 +112,8 @@ class TextFewShot(FewShot):
         At most 5 classes, 2 support and 3 query texts of each are shown, misclassified ones first. The title
         gives the accuracy on the whole episode.
         """
-        shape = self.shape
-        batch, (drawn, rows) = self.batch("test", [0]), self.rows("test", [0], shape)
+        shape = replace(self.shape, varied=False, unknown=0)
+        batch, (drawn, rows) = self.batch("test", [0], shape), self.rows("test", [0], shape)
         learner.eval()
         with torch.no_grad():
             predicted = learner.adapt(batch.support)(batch.query.x)[0].argmax(-1).cpu()

@@ -12,7 +12,7 @@ from metarun.tasks.fewshot import DoesNotFit
 from metarun.tasks.files import find
 from metarun.tasks.nlp.base import TextFewShot
 from metarun.tasks.splits import split_classes
-from metarun.types import Count, DataPath, Fraction, Positive
+from metarun.types import Count, DataPath, Episodes, Fraction, Positive
 
 
 class FewRel(TextFewShot):
@@ -32,6 +32,8 @@ class FewRel(TextFewShot):
         query: Query sentences of a class.
         test_ways: Further ways to test.
         unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
+        episodes: ``balanced``, or ``varied`` in way and shots as in Meta-Dataset
+            (:class:`~metarun.tasks.varied.VariedEpisodes`), whatever ``way``, ``shot`` and ``query`` are.
         val: Fraction of train_wiki's relations for meta-validation.
         split_seed: Seed of that split.
 
@@ -52,6 +54,7 @@ class FewRel(TextFewShot):
         val: Fraction,
         split_seed: int,
         unknown: Count,
+        episodes: Episodes,
     ) -> None:
         paths = [_open(root, name) for name in ("train_wiki.json", "val_wiki.json")]
         known, held_out = (_read(path, markers) for path in paths)
@@ -81,6 +84,7 @@ class FewRel(TextFewShot):
             query=query,
             test_ways=test_ways,
             unknown=unknown,
+            episodes=episodes,
             name="FewRel",
             places=paths,
         )

@@ -16,7 +16,7 @@ from metarun.tasks.nlp.base import TextFewShot, by_class
 from metarun.tasks.nlp.folds import FOLDS
 from metarun.tasks.splits import split_classes
 from metarun.tasks.tables import decoded, json_lines, text
-from metarun.types import SPLITS, Count, DataPath, Fraction, Positive, Split
+from metarun.types import SPLITS, Count, DataPath, Episodes, Fraction, Positive, Split
 
 _CLINC = "https://raw.githubusercontent.com/clinc/oos-eval/master/data/"
 _BANKING = "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/master/banking_data/"
@@ -77,6 +77,8 @@ class Intents(TextFewShot):
         query: Query sentences of a class.
         test_ways: Further ways to test.
         unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
+        episodes: ``balanced``, or ``varied`` in way and shots as in Meta-Dataset
+            (:class:`~metarun.tasks.varied.VariedEpisodes`), whatever ``way``, ``shot`` and ``query`` are.
         fold: Number of the fold, 1 to 5; for the four data sets with published folds.
         val: Fraction of the classes for meta-validation (clinc150 and banking77).
         test: Fraction of the classes for meta-test (clinc150 and banking77).
@@ -108,6 +110,7 @@ class Intents(TextFewShot):
         seen_classes: bool,
         split_seed: int,
         unknown: Count,
+        episodes: Episodes,
         out_of_scope: bool,
     ) -> None:
         self.partition: dict[str, Any]
@@ -171,6 +174,7 @@ class Intents(TextFewShot):
             query=query,
             test_ways=test_ways,
             unknown=unknown,
+            episodes=episodes,
             outside=_out_of_scope(root) if out_of_scope else None,
             name=dataset,
             places=[_open(root, place.removeprefix("text/")) for place in read],

@@ -11,7 +11,7 @@ from metarun.tasks.fewshot import DoesNotFit
 from metarun.tasks.nlp.base import TextFewShot, by_class
 from metarun.tasks.splits import split_classes
 from metarun.tasks.tables import read_table
-from metarun.types import SPLITS, Count, DataPath, Fraction, Positive, Split
+from metarun.types import SPLITS, Count, DataPath, Episodes, Fraction, Positive, Split
 
 
 class Text(TextFewShot):
@@ -31,6 +31,8 @@ class Text(TextFewShot):
         query: Query texts of a class.
         test_ways: Further ways to test.
         unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
+        episodes: ``balanced``, or ``varied`` in way and shots as in Meta-Dataset
+            (:class:`~metarun.tasks.varied.VariedEpisodes`), whatever ``way``, ``shot`` and ``query`` are.
         min_texts: Classes with fewer texts are left out.
         duplicates: ``drop`` keeps one of the identical texts of a class. ``keep`` keeps all, although a query text can
             then be in the support set too.
@@ -66,6 +68,7 @@ class Text(TextFewShot):
         split_seed: int,
         order: Literal["content", "file"] = "file",
         unknown: Count,
+        episodes: Episodes,
     ) -> None:
         require(file is not None, "task.file is not set: name a .csv, .tsv or .jsonl file with texts")
         path = Path(str(file)).expanduser()
@@ -121,6 +124,7 @@ class Text(TextFewShot):
             query=query,
             test_ways=test_ways,
             unknown=unknown,
+            episodes=episodes,
             name=path.name,
             places=[path],
         )

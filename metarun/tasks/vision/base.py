@@ -163,8 +163,8 @@ class ImageFewShot(FewShot):
         Returns:
             The figure.
         """
-        shape = self.shape
-        batch, (drawn, rows) = self.batch("test", [0]), self.rows("test", [0], shape)
+        shape = replace(self.shape, varied=False, unknown=0)
+        batch, (drawn, rows) = self.batch("test", [0], shape), self.rows("test", [0], shape)
         learner.eval()
         with torch.no_grad():
             predicted = learner.adapt(batch.support)(batch.query.x)[0].argmax(-1).cpu()

@@ -18,7 +18,7 @@ from metarun.tasks.vision.base import ImageFewShot
 from metarun.tasks.vision.collection import ImageSet
 from metarun.tasks.vision.images import ENDINGS, NAMED, is_clutter, is_image
 from metarun.tasks.vision.sources import ARCHIVES, SPLIT_NAMES, Collection, from_archive
-from metarun.types import SPLITS, Count, DataPath, Fraction, NonNegative, Positive, Split
+from metarun.types import SPLITS, Count, DataPath, Episodes, Fraction, NonNegative, Positive, Split
 
 log = logging.getLogger("metarun")
 
@@ -43,6 +43,8 @@ class Folder(ImageFewShot):
         query: Query images of a class.
         test_ways: Further ways to test.
         unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
+        episodes: ``balanced``, or ``varied`` in way and shots as in Meta-Dataset
+            (:class:`~metarun.tasks.varied.VariedEpisodes`), whatever ``way``, ``shot`` and ``query`` are.
         size: Height and width in pixels.
         colour: ``rgb`` or ``grey``.
         val: Fraction of the classes for meta-validation, unless the user has a split; at least 2 of 6 classes.
@@ -79,6 +81,7 @@ class Folder(ImageFewShot):
         flip: bool,
         jitter: NonNegative,
         unknown: Count,
+        episodes: Episodes,
     ) -> None:
         require(
             root is not None, "task.root is not set: name the folder that holds one folder of images for each class"
@@ -116,7 +119,14 @@ class Folder(ImageFewShot):
                 f"task.root={root}: {len(images.names)} classes leave {len(classes[split])} for '{split}', and an "
                 "episode needs 2; add classes (6 are enough), or change task.val or task.test",
             )
-        shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways, "unknown": unknown}
+        shape = {
+            "way": way,
+            "shot": shot,
+            "query": query,
+            "test_ways": test_ways,
+            "unknown": unknown,
+            "episodes": episodes,
+        }
         input_shape = (1 if colour == "grey" else 3, size, size)
         super().__init__(
             images.data(),

@@ -18,7 +18,7 @@ from metarun.tasks.class_data import ClassData
 from metarun.tasks.files import Arrays, cached
 from metarun.tasks.splits import split_classes
 from metarun.tasks.vision.base import ImageFewShot
-from metarun.types import Count, Fraction, NonNegative, Positive
+from metarun.types import Count, Episodes, Fraction, NonNegative, Positive
 
 STYLES = (
     *(f"DejaVuSans{s}" for s in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -60,6 +60,8 @@ class Glyphs(ImageFewShot):
         query: Query images of a class.
         test_ways: Further ways to test.
         unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
+        episodes: ``balanced``, or ``varied`` in way and shots as in Meta-Dataset
+            (:class:`~metarun.tasks.varied.VariedEpisodes`), whatever ``way``, ``shot`` and ``query`` are.
         size: Height and width in pixels, at least 8.
         val: Largest fraction of the classes for meta-validation.
         test: Largest fraction of the classes for meta-test.
@@ -84,6 +86,7 @@ class Glyphs(ImageFewShot):
         split_seed: int,
         augment: NonNegative,
         unknown: Count,
+        episodes: Episodes,
     ) -> None:
         require(size >= 8, f"task.size={size}: letters need at least 8 pixels")
         stored = cached("glyphs", fingerprint(size), lambda: build(size))
@@ -91,7 +94,14 @@ class Glyphs(ImageFewShot):
         self.groups = stored["groups"]
         self.size, self.split_seed, self.augment = size, split_seed, augment
         classes = split_classes(self.groups, val=val, test=test, seed=split_seed)
-        shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways, "unknown": unknown}
+        shape = {
+            "way": way,
+            "shot": shot,
+            "query": query,
+            "test_ways": test_ways,
+            "unknown": unknown,
+            "episodes": episodes,
+        }
         super().__init__(data, classes, seed=seed, name="glyphs", **shape)  # type: ignore[arg-type]
 
     def protocol(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from metarun.tasks.files import Arrays, cached, download, find, recalled, rememb
 from metarun.tasks.rng import permutation, uniforms
 from metarun.tasks.vision.base import ImageFewShot
 from metarun.tasks.vision.images import Preparation, decode, open_image
-from metarun.types import Count, DataPath, NonNegative, Positive, Resizing, Split
+from metarun.types import Count, DataPath, Episodes, NonNegative, Positive, Resizing, Split
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{part}.zip"
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
@@ -53,6 +53,8 @@ class Omniglot(ImageFewShot):
         query: Query drawings of a class.
         test_ways: Further ways to test.
         unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
+        episodes: ``balanced``, or ``varied`` in way and shots as in Meta-Dataset
+            (:class:`~metarun.tasks.varied.VariedEpisodes`), whatever ``way``, ``shot`` and ``query`` are.
         split: ``random``: 1200 characters for meta-training and validation, 423 for test (Finn et al. 2017; Nichol et
             al. 2018). ``vinyals``: 1028/172/423 characters by alphabet (Vinyals et al. 2016; Snell et al. 2017).
             ``lake``: the 659 characters of the evaluation set for test, and whole background alphabets with at least
@@ -92,6 +94,7 @@ class Omniglot(ImageFewShot):
         invert: bool,
         augment: NonNegative,
         unknown: Count,
+        episodes: Episodes,
     ) -> None:
         turns = 1 if rotations == "none" else 4
         parts = [Part(root, part) for part in CHARACTERS]
@@ -120,7 +123,14 @@ class Omniglot(ImageFewShot):
         self.resize, self.ink, self.augment = resize, "light" if invert else "dark", augment
         self.preprocessing = {"size": size, "resize": resize, "invert": invert}
         self.partition = {"split": split} if split == "vinyals" else {"split": split, "split_seed": split_seed}
-        shape = {"way": way, "shot": shot, "query": query, "test_ways": test_ways, "unknown": unknown}
+        shape = {
+            "way": way,
+            "shot": shot,
+            "query": query,
+            "test_ways": test_ways,
+            "unknown": unknown,
+            "episodes": episodes,
+        }
         super().__init__(data, classes, seed=seed, name="omniglot", input_shape=(1, size, size), **shape)  # type: ignore[arg-type]
 
     def draw(self, split: Split, indices: Sequence[int], way: int) -> NDArray[np.int64]:

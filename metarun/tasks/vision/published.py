@@ -16,7 +16,7 @@ from metarun.tasks.vision.base import ImageFewShot
 from metarun.tasks.vision.collection import ImageSet
 from metarun.tasks.vision.images import NAMED
 from metarun.tasks.vision.sources import Collection, locate
-from metarun.types import SPLITS, Count, DataPath, NonNegative, Positive, Resize, Split
+from metarun.types import SPLITS, Count, DataPath, Episodes, NonNegative, Positive, Resize, Split
 
 log = logging.getLogger("metarun")
 
@@ -39,6 +39,8 @@ class PublishedImages(ImageFewShot):
         query: Query images of a class.
         test_ways: Further ways to test.
         unknown: Classes of an evaluated episode that are not in its support set and have as many queries as others.
+        episodes: ``balanced``, or ``varied`` in way and shots as in Meta-Dataset
+            (:class:`~metarun.tasks.varied.VariedEpisodes`), whatever ``way``, ``shot`` and ``query`` are.
         size: Height and width in pixels.
         whole: If false, an incomplete copy of the data is accepted.
         crop: Padding of random crops of meta-training images, in pixels; see
@@ -89,6 +91,7 @@ class PublishedImages(ImageFewShot):
         jitter: NonNegative,
         resize: Resize,
         unknown: Count,
+        episodes: Episodes,
     ) -> None:
         base = locate(root, self.folders, self.layouts) or self._download()
         self.size, self.whole = size, whole
@@ -118,6 +121,7 @@ class PublishedImages(ImageFewShot):
             query=query,
             test_ways=test_ways,
             unknown=unknown,
+            episodes=episodes,
         )
 
     @abstractmethod
