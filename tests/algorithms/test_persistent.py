@@ -221,11 +221,28 @@ def change_by_hand(rule: FactoredMLPOptimizer, p: Tensor, gradients: list[Tensor
     change = torch.empty_like(seen[-1])
     for i in range(rows):
         for j in range(change.shape[1]):
-            inputs = [*(float(x[i, j] / size) for x, size in zip(entry, sizes, strict=True)), *map(float, tensor)]
+            sign = entry[5][i, j].sign()
+            inputs = [
+                *(float(sign * x[i, j] / size) for x, size in zip(entry, sizes, strict=True)),
+                *map(float, tensor),
+            ]
             hidden = torch.tanh(rule.layers[0].weight @ torch.tensor(inputs) + rule.layers[0].bias)
             b, c = rule.layers[2].weight @ hidden + rule.layers[2].bias
-            change[i, j] = (-0.1 * c.exp() * (entry[5][i, j] + b)).detach()
+            change[i, j] = (-0.1 * c.exp() * (entry[5][i, j] + sign * b)).detach()
     return change.reshape(p.shape)
+
+
+def test_an_entry_of_opposite_gradients_has_opposite_updates() -> None:
+    rule = rule_of()
+    rule.prepare({}, 0.1, 10)
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0, -1.0])
+    states = [rule.init({"p": torch.ones(5)}) for _ in range(2)]
+    with torch.no_grad():
+        for step in range(3):
+            g = torch.randn(5)
+            one, states[0] = rule.update({"p": g}, states[0], step)
+            other, states[1] = rule.update({"p": signs * g}, states[1], step)
+            assert torch.allclose(one["p"], signs * other["p"], rtol=1e-9)
 
 
 def test_the_rule_sees_no_scale_of_the_loss() -> None:

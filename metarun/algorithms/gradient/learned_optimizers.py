@@ -124,18 +124,19 @@ SMALLEST = 1e-8
 
 
 class FactoredMLPOptimizer(Rule):
-    """A small MLP that corrects Adam's direction from factored statistics: u = -lr exp(c) (a + b).
+    """A small MLP that corrects Adam's direction from factored statistics: u = -lr exp(c) (a + sign(a) b).
 
     a is Adam's direction, m / (sqrt(v) + eps) without bias, and b and c are the outputs of the MLP, which start at 0.
     Inputs are those of small_fc_lopt (Metz et al. 2022, arXiv:2203.11860, appendix), but for the parameter itself: for
     each entry the gradient g, its moving averages m_j with ``decays``, g and m_j divided by sqrt(v) with the second
     moment v, and g and m_j divided by the root of Adafactor's factored second moment (Shazeer & Stern 2018,
-    arXiv:1804.04235), each divided by its root mean square over the tensor. For the tensor: log of the ratios of the
-    sizes of m_j and g, log of the scale of its initial values, of its number of entries and of its rows, its number of
-    dimensions. For the step k: tanh(k / t) for t = 10, 100, 1000.
+    arXiv:1804.04235), each divided by its root mean square over the tensor and multiplied by sign(a). For the tensor:
+    log of the ratios of the sizes of m_j and g, log of the scale of its initial values, of its number of entries and of
+    its rows, its number of dimensions. For the step k: tanh(k / t) for t = 10, 100, 1000.
 
-    Inputs do not depend on the scale of the loss. State: an entry has 1 + ``len(decays)`` numbers, a row and a column
-    of a tensor one each.
+    An entry whose gradients change sign has its update change sign, so that no layer can drift as a whole whatever its
+    gradient. Inputs do not depend on the scale of the loss. State: an entry has 1 + ``len(decays)`` numbers, a row and
+    a column of a tensor one each.
 
     Args:
         hidden: Units of each hidden layer.
@@ -193,9 +194,11 @@ class FactoredMLPOptimizer(Rule):
         scale = torch.stack([*state["scale"].values()]).log()[:, None]
         times = layout.shape.new_tensor([tanh(step / t) for t in (10, 100, 1000)]).expand(len(gradients), -1)
         tensor = torch.cat([ratios, scale, layout.shape, times], -1)
-        b, c = self.layers(torch.cat([entry / size[layout.tensor], tensor[layout.tensor]], -1)).unbind(-1)
         adam = scaled[:, min(2, len(held))]
-        return unflatten(-self.lr * c.exp() * (adam + b), gradients), new
+        sign = adam.sign()
+        inputs = torch.cat([sign[:, None] * entry / size[layout.tensor], tensor[layout.tensor]], -1)
+        b, c = self.layers(inputs).unbind(-1)
+        return unflatten(-self.lr * c.exp() * (adam + sign * b), gradients), new
 
     def extra_repr(self) -> str:
         return f"hidden={list(self.hidden)}, decays={list(self.decays)}, second={self.second}"
