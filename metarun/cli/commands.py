@@ -111,6 +111,7 @@ _DECLARED = (
         (
             ("metarun eval RUN", "the run's own protocol"),
             ("metarun eval RUN task.shot=5 runner.test_episodes=1000", "another one"),
+            ("metarun eval RUN task=vision/omniglot", "another family of tasks"),
         ),
         "evaluation",
         (

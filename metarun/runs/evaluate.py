@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from metarun import strict_json
 from metarun.config.trust import Trust
 from metarun.errors import require
+from metarun.runs.other_task import like_the_runs
 from metarun.runs.stored import data_keys, rebuild, recorded, trained
 from metarun.tracking.files import atomic_write
 from metarun.tracking.rundir import RunDirectory
@@ -30,7 +31,8 @@ def evaluate_run(
     """Evaluate the learner that a run tests and write the result to ``evaluations/<time>.json`` in its directory.
 
     Args:
-        words: The run directory, then overrides of ``task.``, ``algorithm.`` or ``runner.`` keys.
+        words: The run directory, then overrides of ``task.``, ``algorithm.`` or ``runner.`` keys. ``task=NAME``
+            evaluates on another task family, with the run's episode sizes.
         trust: Which code beside metarun's own the stored configuration may call.
         split: The split whose tasks are evaluated.
         new_classes: Evaluate on the classes of the data that the run does not know.
@@ -51,17 +53,21 @@ def evaluate_run(
         from metarun.tasks.same_data import Evaluation, settle_for_evaluation
 
         places = data_keys(directory.config())
+        other, kept = changes.get("task"), recorded(directory)
+        if other is not None:
+            like_the_runs(task, kept)
         asked = Evaluation(
             split,
+            other_task=other,
             keys=[key for key in changes if key.startswith("task.") and key not in places],
             moved=any(key in places for key in changes),
             allow_seen_classes=allow_seen_classes,
             new_classes=new_classes,
         )
-        data.update(settle_for_evaluation(task, recorded(directory), asked))
+        data.update(settle_for_evaluation(task, kept, asked))
 
     allowed = ("task.", "algorithm.", "runner.")
-    directory, experiment, changes = rebuild("eval", words, allowed, trust, settle, objects)
+    directory, experiment, changes = rebuild("eval", words, allowed, trust, settle, objects, other_task=True)
     require(
         experiment.runner.test_episodes > 0 or split == "val",
         "runner.test_episodes=0: there are no tasks to evaluate on",

@@ -17,6 +17,7 @@ from metarun.config.paths import option_file
 from metarun.config.schema import declaration
 from metarun.config.trust import Trust, admit
 from metarun.errors import UserError, shortened
+from metarun.runs.other_task import with_other_task
 from metarun.tracking.rundir import RunDirectory
 
 log = logging.getLogger("metarun")
@@ -34,6 +35,7 @@ def rebuild(
     trust: Trust,
     settle: Callable[[Task, RunDirectory, Mapping[str, Any]], None] | None = None,
     objects: Mapping[str, Any] | None = None,
+    other_task: bool = False,
 ) -> tuple[RunDirectory, Experiment, dict[str, Any]]:
     """Rebuild the experiment of a run.
 
@@ -44,11 +46,12 @@ def rebuild(
         trust: Permissions for code that is not metarun's.
         settle: Function called with the task, the directory and the changes before a model is built.
         objects: Components that already exist, by section.
+        other_task: True if a word ``task=NAME`` may name another task family.
 
     Returns:
         The run directory, the experiment, and the changed keys with their values.
     """
-    directory, config, facts, changes = reread(command, words, allowed, trust, objects)
+    directory, config, facts, changes = reread(command, words, allowed, trust, objects, other_task)
     refuse_lost_data(command, words[0], config, changes)
     from metarun.config.build import build
 
@@ -117,6 +120,7 @@ def reread(
     allowed: Sequence[str],
     trust: Trust,
     objects: Mapping[str, Any] | None = None,
+    other_task: bool = False,
 ) -> tuple[RunDirectory, dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Read a stored run and apply overrides.
 
@@ -129,6 +133,7 @@ def reread(
         allowed: Beginnings of the keys that may be changed.
         trust: Permissions for code that is not metarun's.
         objects: Components that already exist, by section.
+        other_task: True if a word ``task=NAME`` may name another task family.
 
     Returns:
         The run directory, its configuration, its facts, and the changed keys with their values.
@@ -139,14 +144,21 @@ def reread(
     config = directory.config()
     meta = directory.meta()
     _add_new_keys(config, meta.get("choices", {}))
-    config, changes = change(command, config, words[1:], (*allowed, *data_keys(config, shipped=True)))
+    name, rest = None, list(words[1:])
+    if other_task:
+        config, name, rest = with_other_task(config, meta.get("choices", {}), rest)
+    config, changes = change(command, config, rest, (*allowed, *data_keys(config, shipped=True)))
+    own = [*changes, *(["task"] if name else []), *(objects or ())]
     check_objects(config, objects or {})
-    admit(config, str(directory.path / "config.yaml"), trust, own=[*changes, *(objects or ())])
+    admit(config, str(directory.path / "config.yaml"), trust, own=own)
     for key in changes.keys() & path_keys(config).keys():
         changes[key] = absolute_path(changes[key])
         apply(config, read([word(f"++{key}", changes[key])]))
     config = absolute(config, Path(str(meta.get("directory") or Path.cwd())))
     facts: dict[str, Any] = {key: meta[key] for key in ("choices", "group") if key in meta}
+    if name is not None:
+        changes = {"task": name, **changes}
+        facts["choices"] = {**facts.get("choices", {}), "task": name}
     return directory, config, facts, changes
 
 

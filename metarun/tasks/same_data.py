@@ -51,6 +51,7 @@ class Evaluation:
         moved: True if the user named a new location of the data. Such keys are not among ``keys``.
         allow_seen_classes: True if classes that the run meta-trained on are allowed.
         new_classes: True to evaluate on the classes of the data that the run does not know, instead of its own.
+        other_task: Name of the family to evaluate on if it is not the run's.
     """
 
     split: Split = "test"
@@ -58,6 +59,7 @@ class Evaluation:
     moved: bool = False
     allow_seen_classes: bool = False
     new_classes: bool = False
+    other_task: str | None = None
 
 
 def settle_for_evaluation(task: Task, kept: DataRecord | None, asked: Evaluation) -> dict[str, Any]:
@@ -90,10 +92,12 @@ def settle_for_evaluation(task: Task, kept: DataRecord | None, asked: Evaluation
         require(len(new) >= 2, f"--new-classes: {_places(found)} has {len(new)} classes that the run lacks")
         task.keep_classes({**kept.classes, asked.split: new})
         facts["new_classes"] = new
-    elif not other_split and (not asked.moved or kept.names <= set(task.class_names())):
+    elif not asked.other_task and not other_split and (not asked.moved or kept.names <= set(task.class_names())):
         _keep_splits(task, kept)
     found = task.record()
-    if differs := _differences(kept, found, classes=not asked.new_classes):
+    if asked.other_task:
+        facts["other_task"] = asked.other_task
+    elif differs := _differences(kept, found, classes=not asked.new_classes):
         require(
             asked.moved or bool(other_split) or asked.new_classes,
             f"the data differ from those of the run: {differs}   restore them, or name the data to evaluate on "
@@ -104,6 +108,8 @@ def settle_for_evaluation(task: Task, kept: DataRecord | None, asked: Evaluation
     names = found.classes.get(asked.split, [])
     seen = kept.trained_on(names, found.content)
     rules = {key: (kept.rule.get(key), value) for key, value in found.rule.items() if kept.rule.get(key) != value}
+    if asked.other_task:
+        rules = {}
     if seen or rules:
         which = (
             f"{len(seen)} of the {len(names)} classes of '{asked.split}' were meta-trained on: {named(seen)}"

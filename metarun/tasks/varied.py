@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from metarun.errors import require
+from metarun.tasks.class_data import ClassData
 from metarun.tasks.episode import EpisodeShape, Labelled, TaskBatch
 from metarun.tasks.rng import choose, uniforms
 from metarun.tasks.to_device import to_device
 from metarun.types import Split
-
-if TYPE_CHECKING:
-    from metarun.tasks.fewshot import FewShot
 
 Draw = Callable[[int], NDArray[np.int64]]
 """A function from a number of classes to the examples that each of as many drawn classes has; a larger number only
@@ -144,7 +144,33 @@ def choose_rows(
     return rows[place < support], rows[drawn & (place >= support)]
 
 
-def composition(task: FewShot, split: Split, index: int, shape: EpisodeShape) -> Composition:
+class Family(Protocol):
+    """The part of :class:`~metarun.tasks.fewshot.FewShot` that varied episodes are drawn from."""
+
+    seed: int
+    data: ClassData
+    device: torch.device
+    sampling: VariedEpisodes
+
+    @property
+    def classes(self) -> Mapping[Split, NDArray[np.int64]]:
+        """Class ids of each split."""
+
+    @property
+    def outside(self) -> Any:
+        """Rows of unknown queries of each split, if they are of no class."""
+
+    def draw(self, split: Split, indices: Sequence[int], way: int) -> NDArray[Any]:
+        """Draw the classes of episodes, [T, way]."""
+
+    def unknown_rows(self, split: Split, indices: Sequence[int], shape: EpisodeShape) -> NDArray[Any]:
+        """Choose the unknown queries of episodes, [T, Nu]."""
+
+    def examples(self, index: Tensor) -> Tensor:
+        """Return model inputs [T, N, ...] of rows [T, N]."""
+
+
+def composition(task: Family, split: Split, index: int, shape: EpisodeShape) -> Composition:
     """Return the sizes of one varied episode of a family."""
 
     def draw(count: int) -> NDArray[np.int64]:
@@ -154,7 +180,7 @@ def composition(task: FewShot, split: Split, index: int, shape: EpisodeShape) ->
     return task.sampling.compose(u, len(task.classes[split]), draw, 0 if task.outside else shape.unknown)
 
 
-def varied_batch(task: FewShot, split: Split, indices: Sequence[int], shape: EpisodeShape) -> TaskBatch:
+def varied_batch(task: Family, split: Split, indices: Sequence[int], shape: EpisodeShape) -> TaskBatch:
     """Return varied episodes of a family, whose sizes must be equal.
 
     Raises:

@@ -322,7 +322,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "a misspelt key of resume": (
         lambda run: None, ["resume", "runner.iteratons=9"], "did you mean 'runner.iterations'"),
     "several values": (lambda run: None, ["eval", "task.shot=1,2"], "task.shot=1,2 has several values"),
-    "a group": (lambda run: None, ["eval", "task=regression/gp"], "eval cannot change 'task'"),
+    "a group": (lambda run: None, ["eval", "algorithm=anil"], "eval cannot change 'algorithm'"),
+    "a family that does not exist": (
+        lambda run: None, ["eval", "task=vision/glyph"], "unknown task 'vision/glyph' - did you mean 'vision/glyphs'?"),
+    "a family of another kind": (lambda run: None, ["eval", "task=vision/glyphs"],
+        "task=vision/glyphs: this family's kind is classification, and the run's is regression"),
     "a value that is none": (
         lambda run: None, ["resume", "runner.iterations=[9"], "the [ at position 19 is not closed"),
     "a key deleted": (lambda run: None, ["eval", "~task.shot"], "task.shot is missing"),
