@@ -206,10 +206,10 @@ def for_hydra(override: Override) -> Override:
     if isinstance(name, (int, float)):
         name = str(override.parsed)
     if not isinstance(name, str) or option_file(group, name) is None:
-        names = [name for name, _ in options(group)]
+        known = [option for option, _ in options(group)]
         text = name if isinstance(name, str) else written(name)
-        hint = misplaced(group, text) or nearest(text, names)
-        raise UserError(f"unknown {group} '{shortened(text)}'{hint}   available: {', '.join(names)}")
+        hint = misplaced(group, text) or nearest(text, known)
+        raise UserError(f"unknown {group} '{shortened(text)}'{hint}   available: {', '.join(known)}")
     examine(group, name)
     return replace(override, sign="", parsed=name)
 
