@@ -18,7 +18,7 @@ ORDER = (
     "errors", "types", "moved", "escape", "style", "streams", "stopping", "progress", "strict_json", "untrusted",
     "locks", "distributed",
     "kernels", "tasks", "models", "algorithms", "engine", "evaluation", "tracking", "training",
-    "config", "adapted", "runs", "export", "search", "reports", "bench", "api", "sklearn", "cli", "__main__",
+    "config", "adapted", "runs", "export", "serve", "search", "reports", "bench", "api", "sklearn", "cli", "__main__",
 )  # fmt: skip
 """Modules and packages of metarun from the lowest to the highest: each may import those before it."""
 LONGEST = 350

@@ -155,7 +155,7 @@ def predict_to_file(learner: AdaptedLearner, path: Path, file: Path) -> Outcome:
 
 def _predict_table(learner: AdaptedLearner, path: Path, file: Path) -> Outcome:
     """Predict the rows of a table, or the lines of a text file."""
-    source, outcome = _rows(learner, path), Outcome()
+    source, outcome = read_rows(learner, path), Outcome()
     names = source.names()
     with PredictionsFile(file, learner) as table, Progress("predicting", len(names), "rows", summary=True) as progress:
         for first in range(0, len(names), CHUNK):
@@ -166,7 +166,8 @@ def _predict_table(learner: AdaptedLearner, path: Path, file: Path) -> Outcome:
     return outcome
 
 
-def _rows(learner: AdaptedLearner, path: Path) -> Source:
+def read_rows(learner: AdaptedLearner, path: Path) -> Source:
+    """Read the rows of a table, or the lines of a text file, by the columns of the support set."""
     if learner.inputs.spec.modality == "text" and path.suffix.lower() == ".txt" and path.is_file():
         lines = [line for line in decoded(path)[0].splitlines() if line.strip()]
         require(bool(lines), f"--query {path}: has no lines")

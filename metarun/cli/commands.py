@@ -2,33 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from metarun.cli.arguments import Command, Key, Option, at_least, days, probability
+from metarun.cli.options import CONFIG_DIR, JSON, TRUST, some
 from metarun.export import FORMATS
 from metarun.reports.status import STATUSES
 
-
-def some(what: str) -> Callable[[str], str]:
-    """Return a reader of any text but the empty one."""
-
-    def read(text: str) -> str:
-        if not text:
-            raise ValueError(what)
-        return text
-
-    return read
-
-
-JSON = Option("--json", "print JSON on standard output, and nothing else there")
-CONFIG_DIR = Option(
-    "--config-dir", "your own configuration files; they add options and shadow metarun's", "DIR",
-    "$METARUN_CONF", short="-cd", read=some("a directory"),
-)  # fmt: skip
-TRUST = Option(
-    "--trust", "let the stored configuration call your own code: all of it, or that of these modules", "MODULE,...",
-    "metarun's own code", implied="", repeats=True,
-)  # fmt: skip
 SHELL_TASKS = ("install", "uninstall", "query")
 SHELLS = ("bash", "zsh", "fish")
 """Shells with tab completion."""
@@ -169,6 +147,26 @@ _DECLARED = (
             Option("--abstain", "name no class if its probability is below P", "P", "the learner's own",
                    read=probability),
             Option("--out", "CSV file", "FILE", "predicted_<time>.csv beside the learner"),
+            TRUST, CONFIG_DIR,
+        ),
+    ),
+    Command(
+        "serve",
+        "a local web page that classifies what is dropped on it",
+        "LEARNER [options]",
+        "Serve a web page for a learner that `adapt` saved: images or tables are dropped on it, texts are typed. It "
+        "can be reached from this machine only, unless --host says otherwise.",
+        (
+            ("metarun serve ADAPTED", "the page at http://127.0.0.1:8765/"),
+            ("metarun serve ADAPTED --port 9000 --abstain .6", "another port; no class if in doubt"),
+        ),
+        "deploy",
+        (
+            Option("--port", "port; 0 for any free one", "N", "8765", read=at_least(0)),
+            Option("--host", "address to listen at", "ADDRESS", "127.0.0.1", read=some("an address")),
+            Option("--limit", "largest upload that is read, in MB", "MB", "20", read=at_least(1)),
+            Option("--abstain", "name no class if its probability is below P", "P", "the learner's own",
+                   read=probability),
             TRUST, CONFIG_DIR,
         ),
     ),

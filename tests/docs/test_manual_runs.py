@@ -25,6 +25,7 @@ BUDGET = {
 ELSEWHERE = {
     "task.sampler=my_poles": "tests/cli/test_cli.py: own environments, as the page writes them",
     "--trust=my_module": "tests/cli/test_users_code.py: a run of a user's own class",
+    "metarun serve": "tests/serve/test_serve.py: a real server and browser",
     "-sc": "tests/cli/test_completion.py: in real shells",
     "hydra/launcher=submitit_slurm": "tests/cli/test_submitit.py: an emulated SLURM",
     "algorithm.histories=": "tests/cli/test_collect.py: learning from collected histories",
