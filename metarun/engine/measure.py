@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.engine.plan import Plan
 from metarun.engine.step import Engine
+from metarun.engine.watching import OperationMode
 from metarun.tasks.episode import TaskBatch
 from metarun.tasks.rng import forked_rng
 
@@ -128,7 +128,7 @@ def peak(engine: Engine, batch: TaskBatch, plan: Plan) -> int:
     return alive.peak
 
 
-class _Alive(TorchDispatchMode):
+class _Alive(OperationMode):
     """Adds up the storages that operations made and that are not freed yet."""
 
     def __init__(self) -> None:

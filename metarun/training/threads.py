@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
@@ -20,6 +19,7 @@ from metarun import distributed
 from metarun.algorithms.base import Algorithm
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.engine.step import Engine
+from metarun.engine.watching import OperationMode
 from metarun.tasks.rng import forked_rng
 
 log = logging.getLogger("metarun")
@@ -110,7 +110,7 @@ class _Enough(Exception):
     """Ends a step after :data:`MAX_OPERATIONS`."""
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(OperationMode):
     """Records the sizes of operations, except for views."""
 
     def __init__(self) -> None:

@@ -119,7 +119,7 @@ class EmbeddingLearner(SupervisedAlgorithm):
     def together(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         """Both embedded, one task after another: the statistics of normalisation are each task's own."""
         embedded = []
-        for s, q in zip(support, query, strict=True):
+        for s, q in zip(support.unbind(), query.unbind(), strict=True):
             with statistics_from(self.model, len(s) if self.norm == "support" else None):
                 embedded.append(self.read(torch.cat([s, q])))
         return tuple(torch.stack(embedded).split([support.shape[1], query.shape[1]], dim=1))
