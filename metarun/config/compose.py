@@ -200,8 +200,8 @@ def for_hydra(override: Override) -> Override:
         raise UserError(f"{shortened(override.word)}: the option follows from {_DERIVED[group]}")
     if override.sign == "~" or name is None:
         if group not in _OPTIONAL:
-            names = ", ".join(name for name, _ in options(group))
-            raise UserError(f"{shortened(override.word)}: a run needs an option of {group}: {names}")
+            listed = ", ".join(name for name, _ in options(group))
+            raise UserError(f"{shortened(override.word)}: a run needs an option of {group}: {listed}")
         return replace(override, sign="~", parsed=None)
     if isinstance(name, (int, float)):
         name = str(override.parsed)
