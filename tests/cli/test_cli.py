@@ -63,7 +63,8 @@ def test_a_run_without_gradient_descent_on_tasks_imports_no_compiler() -> None:
         "sys.exit(status or 'torch._dynamo' in sys.modules)"
     )
     words = ["task=regression/gp", "algorithm=cnp", "model=mlp", "model.hidden=[4,4]", "runner.iterations=2",
-             "runner.meta_batch=2", "runner.validate_every=1", "runner.val_episodes=2", "runner.test_episodes=2"]  # fmt: skip
+             "runner.meta_batch=2", "runner.validate_every=1", "runner.val_episodes=2",
+             "runner.test_episodes=2"]  # fmt: skip
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
