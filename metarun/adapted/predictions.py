@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
+
+from metarun.algorithms.metric.transductive import Inductive
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,15 @@ class Predictions:
             For each input whether the probability of its predicted class is at least ``least``.
         """
         return (self.probabilities.amax(1) >= least).tolist()
+
+
+def depend_on_each_other(algorithm: Any) -> bool:
+    """Return whether an algorithm's predictions depend on which queries are predicted together: those of transductive
+    normalisation and of transductive heads.
+    """
+    refine = getattr(getattr(algorithm, "head", None), "refine", None)
+    is_refined = refine is not None and not isinstance(refine, Inductive)
+    return is_refined or getattr(algorithm, "norm", "running") == "transductive"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ _EXTRAS = {
     "procgen": "procgen",
     "search": "optuna",
     "tabular": "sklearn",
+    "vision": "timm",
+    "export": "onnxruntime",
     "slurm": "submitit",
     "ray": "ray",
 }

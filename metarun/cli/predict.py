@@ -21,9 +21,10 @@ def run(arguments: Arguments) -> int:
     require(query is not None, f"--query is missing: the inputs to predict   usage: {usage}")
     refuse_overrides(arguments)
     # Imported here because they import torch.
+    from metarun.adapted.predictions import depend_on_each_other
     from metarun.adapted.sources import refuse_missing
     from metarun.adapted.stored import load, located
-    from metarun.adapted.streamed import predict_to_file
+    from metarun.adapted.streamed import CHUNK, predict_to_file
 
     path = Path(query).expanduser()
     refuse_missing("--query", path)
@@ -31,8 +32,10 @@ def run(arguments: Arguments) -> int:
     if (abstain := arguments["--abstain"]) is not None:
         require(bool(learner.classes), "--abstain is for classes, and this learner predicts numbers")
         learner.abstain = abstain
-    if getattr(learner.algorithm, "norm", "running") == "transductive":
-        log.warning("algorithm.norm=transductive: predictions depend on which queries are in one batch")
+    if depend_on_each_other(learner.algorithm):
+        log.warning(
+            "a transductive learner: predictions depend on which queries are predicted together, %d here", CHUNK
+        )
     beside = located(names[0]).parent / f"predicted_{datetime.now():%Y-%m-%d_%H-%M-%S}.csv"
     file = Path(arguments["--out"]).expanduser() if arguments["--out"] else beside
     outcome = predict_to_file(learner, path, file)

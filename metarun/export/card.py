@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from metarun.adapted.learner import AdaptedLearner
+from metarun.adapted.predictions import depend_on_each_other
 from metarun.escape import for_markdown
 from metarun.tasks.inputs import is_frozen
 
@@ -138,8 +139,8 @@ def _limits(learner: AdaptedLearner, origin: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{alone['with_identical']} support examples have a duplicate, which leave-one-out does not remove."
         )
-    if getattr(learner.algorithm, "norm", "running") == "transductive":
-        lines.append("Predictions depend on which inputs are predicted together (norm=transductive).")
+    if depend_on_each_other(learner.algorithm):
+        lines.append("It is transductive: predictions depend on which inputs are predicted together.")
     pretrained = getattr(learner.algorithm.model, "pretrained_on", None)
     if pretrained:
         lines.append(f"The encoder was pretrained on: {for_markdown(pretrained)}.")

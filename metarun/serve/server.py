@@ -194,8 +194,7 @@ class Handler(BaseHTTPRequestHandler):
             for name, value in HEADERS.items():
                 self.send_header(name, value)
             self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
+            self.wfile.write(content)
 
     def log_message(self, form: str, *values: Any) -> None:
         """Log a request for ``-v``."""

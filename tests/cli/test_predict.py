@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metarun.adapted.predictions import LeaveOneOut, Predictions
+from metarun.adapted.predictions import LeaveOneOut, Predictions, depend_on_each_other
 from metarun.adapted.scores import Coverage, nearest_mean_of_others
 from metarun.adapted.streamed import CHUNK, predict_images, walk_images
 from metarun.adapted.temperature import fit_temperature
@@ -116,6 +116,17 @@ def test_an_encoder_that_has_changed_is_noticed(tmp_path: Path, capsys: pytest.C
     config.write_text(config.read_text().replace('"layer_norm_eps": 1e-12', '"layer_norm_eps": 1e-2'))
     assert main(["predict", str(tmp_path), "--query", str(config)]) == 2
     assert "the encoder's weights or preprocessing have changed" in capsys.readouterr().err
+
+
+def test_a_transductive_learner_is_told(tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for option, transductive in (("protonet", False), ("tim", True)):
+        learner = learners.images(tmp_path / option, option)
+        assert depend_on_each_other(learner.algorithm) == transductive
+        words = ["predict", str(tmp_path / option), "--query", str(photos), "--out", str(tmp_path / "found.csv")]
+        with caplog.at_level("WARNING", logger="metarun"):
+            caplog.clear()
+            assert main(words) == 0
+        assert ("transductive learner" in caplog.text) == transductive
 
 
 def test_coverage_and_accuracy_with_abstention() -> None:

@@ -41,14 +41,14 @@ def saved(
     return adapted
 
 
-def images(folder: Path, **settings: Any) -> AdaptedLearner:
-    """Prototypes of a small Conv-4 for three classes of noise of different brightness."""
+def images(folder: Path, algorithm: str = "protonet", **settings: Any) -> AdaptedLearner:
+    """Prototypes, or another learner, of a small Conv-4 for three classes of noise of different brightness."""
     random = torch.Generator().manual_seed(1)
     pixels = torch.randint(60, (9, 3, 16, 16), generator=random) + torch.arange(3).repeat_interleave(3)[
         :, None, None, None] * 90  # fmt: skip
     names = ["dark"] * 3 + ["grey"] * 3 + ["light"] * 3
     return saved(folder, Spec("classification", "image", (3, 16, 16), 3), list(pixels.to(torch.uint8)), names,
-                 {"option": "conv4", "width": 4, "depth": 2}, {"option": "protonet"}, **settings)  # fmt: skip
+                 {"option": "conv4", "width": 4, "depth": 2}, {"option": algorithm}, **settings)  # fmt: skip
 
 
 def numbers(folder: Path, **settings: Any) -> AdaptedLearner:
