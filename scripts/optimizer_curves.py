@@ -172,7 +172,7 @@ def draw(found: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
 
     colours = {LEARNED: "black", "adam": "C0", "sgd": "C1"}
     with style.applied():
-        figure, axes = plt.subplots(1, len(found), figsize=(4 * len(found), 3.4))
+        figure, axes = plt.subplots(1, len(found), figsize=(4 * len(found), 3.4), layout="constrained")
         for axis, (problem, rows) in zip(axes, found.items(), strict=True):
             for name, row in reversed(rows.items()):
                 kind = name.split()[0]
