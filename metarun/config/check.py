@@ -109,6 +109,8 @@ def check_arguments(section: str, values: Mapping[str, Any], declared: Declarati
                 check_component(f"{section}.{name}", value, annotation)
             else:
                 check_value(f"{section}.{name}", value, declared.parameters[name])
+        elif declared.takes_any and is_section(value):
+            check_section(f"{section}.{name}", value)
         elif not declared.takes_any:
             raise UserError(
                 f"unknown key '{section}.{name}' for {declared.target}{nearest(name, allowed)}"

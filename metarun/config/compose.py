@@ -22,6 +22,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.config.catalogue import examine
+from metarun.config.domains import KEY, with_sections
 from metarun.config.environment import as_written
 from metarun.config.explain import COMPOSING, explain
 from metarun.config.grammar import split, written
@@ -44,6 +45,7 @@ from metarun.moved import renamed, updated
 
 log = logging.getLogger("metarun")
 
+_DOMAINS = f"task.{KEY}"
 _OPTIONAL = ("images", "experiment")
 """Groups that need no option."""
 _GIVEN = "given"
@@ -136,10 +138,21 @@ def unresolved(words: Sequence[str], sections: Mapping[str, Mapping[str, Any]] |
         config = _hydras.__wrapped__(tuple(words), ()) if sections else _compose(words)
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         plain: dict[str, Any] = OmegaConf.to_container(own)  # type: ignore[assignment]
-        apply(plain, (override for override in overrides if not is_group(override.key)))
+        values = [override for override in overrides if not is_group(override.key)]
+        apply(plain, (override for override in values if override.key == _DOMAINS))
+        if isinstance(plain.get("task"), dict):
+            plain["task"] = with_sections(plain["task"], _task_section)
+        apply(plain, (override for override in values if override.key != _DOMAINS))
         return OmegaConf.create({"hydra": config.hydra, **plain})
     except COMPOSING as error:
         raise UserError(explain(error)) from None
+
+
+def _task_section(name: str) -> dict[str, Any]:
+    """Return the section of a task's option."""
+    (override,) = read_single([f"task={name}"])
+    section: dict[str, Any] = OmegaConf.to_container(_compose([for_hydra(override).text]).task)  # type: ignore[assignment]
+    return section
 
 
 def launch(

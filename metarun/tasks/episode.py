@@ -121,6 +121,7 @@ class EpisodeShape:
             :attr:`Labelled.way` is then C.
         unknown: Classes beside the ``way`` ones whose examples are queries too (:attr:`TaskBatch.unknown`), as many of
             each as of a known class.
+        domain: Name of the domain of the tasks, in families of several; ``None``: a domain drawn for each task.
         varied: Way and shots are drawn for each episode; the other fields except ``unknown`` have no effect.
     """
 
@@ -130,6 +131,7 @@ class EpisodeShape:
     named: bool = False
     unknown: int = 0
     varied: bool = False
+    domain: str | None = None
 
     def changed(self, way: int | None = None, shot: int | None = None, query: int | None = None) -> EpisodeShape:
         """Return a copy with other values, which are not varied if any is given.
