@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,8 +117,9 @@ def threads_for(algorithm: Algorithm, task: Task, runner: Runner, device: torch.
         return torch.get_num_threads()
     _, processes = distributed.local_rank_and_size()
     if not runner.iterations:  # the run is tested only: a family that embeds its data at first use embeds no others
-        tasks = 1 if is_varied(task.shape) else runner.meta_batch
-        return choose_threads(algorithm, lambda: task.batch("test", range(tasks), task.shape), processes)
+        tasks = 1 if is_varied(task.shape) else runner.eval_batch
+        draw = partial(task.batch, "test", range(tasks), task.shape)
+        return choose_threads(algorithm, draw, processes, lambda learner, batch: learner.evaluate(batch))
     return choose_threads(algorithm, lambda: first_meta_batch(algorithm, task, runner), processes)
 
 

@@ -56,7 +56,20 @@ class Operation:
         return max(self.elements * SECONDS_PER_ELEMENT, self.flops * SECONDS_PER_FLOP)
 
 
-def choose_threads(algorithm: Algorithm, draw: Callable[[], Any], processes: int = 1) -> int:
+def meta_train_step(algorithm: Algorithm, batch: Any) -> object:
+    """Take a step of meta-training, in which an optimizer's own step counts for nothing."""
+    if isinstance(algorithm, SupervisedAlgorithm) and algorithm.optimizer is not None:
+        algorithm.begin_iteration(0)
+        return Engine(algorithm).gradient(batch)
+    return algorithm.meta_step(batch, 0)
+
+
+def choose_threads(
+    algorithm: Algorithm,
+    draw: Callable[[], Any],
+    processes: int = 1,
+    step: Callable[[Algorithm, Any], object] = meta_train_step,
+) -> int:
     """Return the number of threads for a run: all cores if they would share most of a step's time, else one.
 
     A copy of the algorithm takes one step on one thread, whose operations are looked at. On a machine that is not busy
@@ -67,6 +80,7 @@ def choose_threads(algorithm: Algorithm, draw: Callable[[], Any], processes: int
         algorithm: The algorithm, on the CPU. It is left as it is.
         draw: Function that draws this process's share of a meta-batch.
         processes: Number of processes that share the cores.
+        step: The step, a function of the algorithm and a batch.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // processes)
@@ -79,7 +93,7 @@ def choose_threads(algorithm: Algorithm, draw: Callable[[], Any], processes: int
         torch.set_num_threads(1)
         started, used = time.perf_counter(), time.process_time()
         with contextlib.suppress(_Enough), distributed.alone(), forked_rng(torch.device("cpu")), work:
-            _take_step(learner, batch)
+            step(learner, batch)
     except Exception as error:  # a step that fails says so when the run takes it
         log.debug("threads: the step could not be looked at (%s)", error)
         return cores
@@ -96,14 +110,6 @@ def share_of_long(operations: Iterable[Operation]) -> float:
     seconds = [operation.seconds for operation in operations]
     total = sum(seconds) + SECONDS_PER_CALL * len(seconds)
     return sum(s for s in seconds if s >= LONG) / total if total else 0.0
-
-
-def _take_step(algorithm: Algorithm, batch: Any) -> None:
-    if isinstance(algorithm, SupervisedAlgorithm) and algorithm.optimizer is not None:
-        algorithm.begin_iteration(0)
-        Engine(algorithm).gradient(batch)
-    else:
-        algorithm.meta_step(batch, 0)
 
 
 class _Enough(Exception):
