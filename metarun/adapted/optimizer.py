@@ -49,7 +49,14 @@ class LearnedOptimizer(Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, as for any torch optimizer; raises TypeError if one has an unsupported type."""
+        """Add a group of parameters, as for any torch optimizer.
+
+        Args:
+            param_group: ``params``, and ``lr`` and ``weight_decay`` where they differ from the optimizer's.
+
+        Raises:
+            TypeError: A parameter is not of type float32 or float64.
+        """
         super().add_param_group(param_group)
         for p in self.param_groups[-1]["params"]:
             if p.dtype not in DTYPES:
@@ -65,6 +72,9 @@ class LearnedOptimizer(Optimizer):
 
         Returns:
             What the closure returned; ``None`` without one.
+
+        Raises:
+            RuntimeError: A gradient is sparse.
         """
         loss = None
         if closure is not None:
