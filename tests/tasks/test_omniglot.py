@@ -1,6 +1,7 @@
 """Omniglot on the real files: counts, disjoint splits, rotations, preprocessing; and broken files refused."""
 
 import io
+import os
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ from metarun.tasks.episode import EpisodeShape
 from metarun.tasks.vision import omniglot
 from metarun.tasks.vision.omniglot import Omniglot, Part
 from tests.composed import composed
+from tests.slow import slow_but
 
 ARGUMENTS = {
     **{
@@ -37,9 +39,10 @@ ARGUMENTS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
-    """One cache for the module: the drawings are decoded once."""
+    """One cache for the module, which processes that share the tests share too: the drawings are decoded once."""
+    root = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("METARUN_CACHE", str((root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "omniglot"))
         yield
 
 
@@ -263,7 +266,10 @@ def png() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("case", ["junk", "truncated", "few", "none", "no folder", "bad image"])
+BROKEN = ("junk", "truncated", "few", "none", "no folder", "bad image")
+
+
+@pytest.mark.parametrize("case", slow_but(BROKEN[:-1], BROKEN))
 def test_broken_files_are_one_line(tmp_path, case):
     root = tmp_path / "own"
     if case != "no folder":
