@@ -113,9 +113,11 @@ def step(run: Experiment, iteration: int, report: Report | None = None) -> tuple
 
 
 def episodes(batch: Any) -> list[torch.Tensor]:
-    """The tensors of a meta-batch; of an environment, those that it holds."""
+    """The tensors of a meta-batch; of an environment, those that it holds; of problems, all."""
     if hasattr(batch, "support"):
         return [batch.support.x, batch.support.y, batch.query.x, batch.query.y]
+    if isinstance(batch, list):
+        return tensors([vars(problem) for problem in batch])
     return [v for v in vars(batch).values() if isinstance(v, torch.Tensor)]
 
 

@@ -207,7 +207,6 @@ def test_smaller_parts_take_less_memory() -> None:
 
 
 @pytest.mark.usefixtures("_captures_pay")
-@pytest.mark.slow
 def test_a_tuned_run_that_is_stopped_and_resumed_ends_the_same_to_the_bit(tmp_path: Path) -> None:
     whole = experiment("runner.iterations=8")
     whole.run()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.gradient.parameters import Parameters, flatten, unflatten
 from metarun.algorithms.gradient.pieces import Rule, State
+from metarun.tasks.to_device import to_device
 from metarun.types import Fraction, Positive, Rate
 
 
@@ -192,8 +193,8 @@ class FactoredMLPOptimizer(Rule):
         size = (size / layout.numel[:, None]).clamp_min(SMALLEST**2).sqrt()
         ratios = (size[:, 1 : first.shape[1]] / size[:, :1]).log()
         scale = torch.stack([*state["scale"].values()]).log()[:, None]
-        times = layout.shape.new_tensor([tanh(step / t) for t in (10, 100, 1000)]).expand(len(gradients), -1)
-        tensor = torch.cat([ratios, scale, layout.shape, times], -1)
+        times = [layout.shape.new_full((len(gradients),), tanh(step / t)) for t in (10, 100, 1000)]
+        tensor = torch.cat([ratios, scale, layout.shape, torch.stack(times, -1)], -1)
         adam = scaled[:, min(2, len(held))]
         sign = adam.sign()
         inputs = torch.cat([sign[:, None] * entry / size[layout.tensor], tensor[layout.tensor]], -1)
@@ -250,9 +251,9 @@ def _layout(shapes: tuple[torch.Size, ...], dtype: torch.dtype, device: torch.de
     column = [column_starts[i] + np.arange(numel[i]) % columns[i] for i in number]
     shape = [[log(numel[i]) / 4, log(rows[i]) / 4, float(len(shapes[i]))] for i in number]
     indices = (np.repeat(number, numel), np.concatenate(row), np.concatenate(column), np.repeat(number, rows))
-    tensor, row_of, column_of, tensor_of_row = (torch.from_numpy(each).to(device) for each in indices)
+    tensor, row_of, column_of, tensor_of_row = (to_device(each, device) for each in indices)
     values = (np.repeat(columns, rows), np.repeat(rows, columns), rows, numel, shape)
-    floats = [torch.tensor(np.asarray(each), dtype=dtype).to(device) for each in values]
+    floats = [to_device(np.asarray(each), device, dtype) for each in values]
     return Layout(tensor, row_of, column_of, tensor_of_row, rows, columns, *floats)
 
 

@@ -19,6 +19,7 @@ from metarun.algorithms.schedule import Schedule
 from metarun.errors import require
 from metarun.tasks.episode import Spec
 from metarun.tasks.optimization.problem import Problem
+from metarun.tasks.to_device import to_device
 from metarun.types import Count, Decay, Positive, Rate
 
 
@@ -98,7 +99,8 @@ class PersistentEvolution(Algorithm):
 
     def window(self, kept: dict[str, Any], theta: Parameters) -> tuple[Parameters, Tensor]:
         """Take the next steps of a training; return its part of the gradient and the mean loss []."""
-        noise = {n: self.sigma * torch.randn(self.pairs, *p.shape, dtype=p.dtype, device=p.device)
+        # From the host's random numbers, as the lengths of trainings are: the same on every device.
+        noise = {n: to_device(self.sigma * torch.randn(self.pairs, *p.shape, dtype=p.dtype), p.device)
                  for n, p in theta.items()}  # fmt: skip
         kept["drift"] = {n: drift + noise[n] for n, drift in kept["drift"].items()}
         particles = {n: torch.cat([p + noise[n], p - noise[n]]) for n, p in theta.items()}

@@ -20,6 +20,7 @@ from metarun.models.roles import RecurrentPolicy
 from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rl.histories import Histories
+from metarun.tasks.to_device import to_device
 from metarun.types import DataPath, Decay, Positive, Rate
 
 
@@ -106,7 +107,7 @@ class AlgorithmDistillation(TrialLearner):
         self.train()
         self.schedule.apply(self.optimizer, iteration)
         dtype = torch.get_default_dtype()
-        windows = [part.to(batch.device, dtype) for part in self.histories.windows(batch.tasks, self.context)]
+        windows = [to_device(part, batch.device, dtype) for part in self.histories.windows(batch.tasks, self.context)]
         loss = self.loss(*windows)
         self.optimizer.zero_grad()
         loss.backward()
