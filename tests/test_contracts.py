@@ -57,6 +57,7 @@ DEEP = ("resnet12", "wrn", "timm")
 
 ALIKE = {
     "vision/omniglot": "conv4",
+    "vision/domains": "conv4",
     "nlp/intents": "ngram_bag",
     "nlp/bao": "ngram_bag",
     "nlp/fewrel": "ngram_bag",

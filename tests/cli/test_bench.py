@@ -194,6 +194,7 @@ def test_only_the_run_s_own_steps_are_clocked() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(before, learner.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["workloads=[W1]", "rounds=2", "threads=1", "meta_batch=2", "memory=false", "peers=learn2learn", "out=o"]
     assert main(["bench", *words]) == 0

@@ -125,6 +125,7 @@ def test_a_failed_run_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     assert "1 of 1 runs failed: seed 0 (exit 2)" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("recipe")
 def test_smoke_measures_every_claim_and_records_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["reproduce", "mine/tiny", "--smoke", "runner.threads=1"]

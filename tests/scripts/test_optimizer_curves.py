@@ -15,6 +15,7 @@ from tests.composed import composed
 from tests.script import script
 
 
+@pytest.mark.slow
 def test_an_exported_optimizer_beside_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
