@@ -44,11 +44,12 @@ RUNS = {
     "curves": ["experiment=neural_process/cnp", "name=curves"],
     "acting": ["experiment=maml/navigation", "name=acting"],
     "optimizer": ["task=regression/quadratics", "algorithm=l2l_mlp", "name=optimizer"],
+    "tables": ["task=tabular/prior", "name=tables"],
 }
 """Runs for the commands that take one: each command of a page is for runs of some kind."""
 PLACES = {"outputs/multirun/2026-01-31_12-00-00-000000": "outputs/glyphs-protonet", "outputs/*half_cheetah_dir/*":
           "outputs/glyphs-maml", "outputs/glyphs-protonet/2026-01-31_12-00-00-000000_s0": "RUN",
-          "task.root=photos": "task.root=photos/known"}  # fmt: skip
+          "task.root=photos": "task.root=photos/known", "task.root=FOLDER": "task.root=tables"}  # fmt: skip
 """Names of examples in the manual, and what stands for them here."""
 
 
@@ -56,6 +57,8 @@ def kind_of(line: str) -> str:
     """The run that a command is for."""
     if "known.csv" in line:
         return "texts"
+    if "--target" in line or "tabular/csv" in line:
+        return "tables"
     if "--to optimizer" in line:
         return "optimizer"
     if "points.csv" in line:
@@ -68,8 +71,15 @@ def kind_of(line: str) -> str:
 def commands() -> Iterator[str]:
     for line in ALL:
         words = [word for word in shlex.split(line, comments=True) if not re.fullmatch(r"[A-Z_]+=.*", word)]
-        if words and words[0] in ("metarun", "./scripts/run"):
+        if words and words[0] in ("metarun", "./scripts/run") and not is_named_alone(words):
             yield shlex.join(["metarun", *words[1:]])
+
+
+def is_named_alone(words: list[str]) -> bool:
+    """Whether a sentence names a command without what it needs: a run, a path, ..."""
+    if len(words) != 2 or words[1] not in COMMANDS:
+        return False
+    return len(re.sub(r"\[.*?\]+", "", COMMANDS[words[1]].words).split()) > 2
 
 
 COMMANDS_OF_THE_MANUAL = [*dict.fromkeys(commands())]
@@ -102,6 +112,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "label,text\nrefund,money back\nrefund,return it\nhours,when open\nhours,till when\n"
         )
         Path("new.csv").write_text("text\nI want my money\nwhen do you close\n")
+        flowers = [f"{i % 5},{i % 7},{'ab'[i % 2]}" for i in range(20)]
+        for file in ("tables/one.csv", "tables/two.csv", "tables/three.csv", "tables/four.csv", "flowers.csv"):
+            Path(file).parent.mkdir(exist_ok=True)
+            Path(file).write_text("\n".join(["length,width,species", *flowers]))
+        Path("unseen.csv").write_text("length,width\n1,2\n3,4\n")
         (run,) = Path("outputs/glyphs-protonet").iterdir()
         assert main(["adapt", str(run), "--support", "photos/known", "--out", "adapted"]) == 0
     return root
@@ -120,6 +135,9 @@ def test_a_command_of_the_manual_runs(
     run = str(max((place / "outputs" / name).iterdir()))
     words = [PLACES.get(word, word) for word in shlex.split(line)[1:]]
     words = [str(place / "adapted") if word == "ADAPTED" else word for word in words]
+    if "--target" in words:
+        here = {"my.csv": "flowers.csv", "new.csv": "unseen.csv", "COLUMN": "species"}
+        words = [here.get(word, word) for word in words]
     words = [run if word == "RUN" else word.replace("=RUN", f"={run}") for word in words]
     command, rest = split(words) if words != ["--version"] else ("help", [])
     options = parse(COMMANDS[command], rest).options
