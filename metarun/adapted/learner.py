@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.adapted.columns import Columns
 from metarun.adapted.predictions import LeaveOneOut, Predictions
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.errors import RunFailed, UserError, require
+from metarun.evaluation.calibration import best_temperature
 from metarun.models.pretrained import BATCH_SIZE, Embedder, embedder_of, encoder_stamp
 from metarun.tasks.episode import EpisodeShape, Labelled
 from metarun.tasks.inputs import Inputs
@@ -192,9 +192,7 @@ class AdaptedLearner:
         if not self.classes or len(tested) < 20:
             return
         logits, y = answer[:, : len(self.classes)], self.support.y[0][tested]
-        temperatures = torch.logspace(-2, 2, 41, base=2).tolist()
-        losses = [float(F.cross_entropy(logits / temperature, y)) for temperature in temperatures]
-        self.temperature = temperatures[min(range(len(losses)), key=losses.__getitem__)]
+        self.temperature = best_temperature(logits, y, torch.logspace(-2, 2, 41, base=2).tolist())
 
     @cached_property
     def left_out(self) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from metarun.adapted.learner import AdaptedLearner
+from metarun.evaluation.calibration import best_temperature
 
 
 def fit_temperature(learner: AdaptedLearner) -> None:
@@ -21,6 +21,4 @@ def fit_temperature(learner: AdaptedLearner) -> None:
         return
     logits, y = answer[good][:, : len(learner.classes)], learner.support.y[0][rows][good]
     smoothing = len(learner.classes) / (len(learner.classes) - 1) / (len(y) + 2)
-    temperatures = torch.logspace(-7, 10, 171, base=2).tolist()
-    losses = [float(F.cross_entropy(logits / t, y, label_smoothing=smoothing)) for t in temperatures]
-    learner.temperature = temperatures[min(range(len(losses)), key=losses.__getitem__)]
+    learner.temperature = best_temperature(logits, y, torch.logspace(-7, 10, 171, base=2).tolist(), smoothing)

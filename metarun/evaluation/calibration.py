@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from typing import Any
@@ -25,6 +25,19 @@ NEVER = -1e9
 """Logit of a class that a task does not have; its probability is 0 at every temperature."""
 SHARPEST, FLATTEST = 0.01, 100.0
 """Limits of a fitted temperature."""
+
+
+def best_temperature(logits: Tensor, y: Tensor, temperatures: Sequence[float], smoothing: float = 0.0) -> float:
+    """Return the temperature of the smallest mean cross-entropy.
+
+    Args:
+        logits: Logits [N, C].
+        y: Class of each example [N].
+        temperatures: Numbers to choose from; of equals, the first.
+        smoothing: Part of the target's probability that is spread over all classes.
+    """
+    losses = [float(F.cross_entropy(logits / each, y, label_smoothing=smoothing)) for each in temperatures]
+    return temperatures[min(range(len(losses)), key=losses.__getitem__)]
 
 
 def calibration_sums(logits: Tensor, y: Tensor, temperature: float = 1.0) -> Tensor:
