@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from metarun import strict_json, style
 from metarun.cli.arguments import Arguments
-from metarun.errors import RunFailed, UserError, require
+from metarun.errors import RunFailed, require
 from metarun.escape import printable
 from metarun.runs.stored import latest_here
 from metarun.tasks.same_data import named
+from metarun.tracking.files import make_output_folder
 
 if TYPE_CHECKING:
     from metarun.adapted.learner import AdaptedLearner
@@ -256,11 +257,7 @@ def contents(learner: AdaptedLearner, source: Source) -> list[Hashable]:
 def folder_for_results(out: str | None, below: Path) -> Path:
     """Create the folder ``--out``, or a new one in the folder ``below``."""
     folder = Path(out or below / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror
-        raise UserError(f"--out {folder}: no folder can be made there ({reason})") from None
+    make_output_folder(folder)
     return folder
 
 

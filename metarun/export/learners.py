@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from metarun.adapted.learner import AdaptedLearner
 from metarun.adapted.stored import load, located
-from metarun.errors import RunFailed, UserError
+from metarun.errors import RunFailed
 from metarun.export import Request
 from metarun.export.card import FILE, model_card
 from metarun.models.encoder import Encoder
-from metarun.tracking.files import atomic_write
+from metarun.tracking.files import atomic_write, make_output_folder
 
 BATCH_SIZE = 50
 TOLERANCE = 1e-4
@@ -69,10 +69,7 @@ def export_learner(
     """
     learner = load(request.source, request.trust)
     folder = Path(request.out).expanduser() if request.out else located(request.source).parent / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder}: no folder can be made there ({error.strerror})") from None
+    make_output_folder(folder)
     whole = Whole(learner)
     files, compute = write(whole, folder)
     for file in files:

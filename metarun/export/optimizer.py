@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from metarun.adapted.optimizer_file import save_optimizer
-from metarun.errors import UserError, require
+from metarun.errors import require
 from metarun.export import Request
 from metarun.runs.stored import reread, tested_checkpoint
+from metarun.tracking.files import make_output_folder
 from metarun.training import checkpoint
 
 FILE = "optimizer.pt"
@@ -31,10 +32,7 @@ def export(request: Request) -> Iterator[str]:
     parameters = state["algorithm"]["parameters"]
     learned = {name.removeprefix(_PREFIX): value for name, value in parameters.items() if name.startswith(_PREFIX)}
     folder = Path(request.out).expanduser() if request.out else directory.path / "optimizer"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder}: no folder can be made there ({error.strerror})") from None
+    make_output_folder(folder)
     path = folder / FILE
     save_optimizer(path, rule, algorithm["inner_lr"], algorithm["inner_steps"], learned)
     yield f"wrote      {path} ({checkpoint.iteration(state)} iterations of meta-training)"

@@ -16,6 +16,7 @@ from metarun.errors import UserError, require
 from metarun.progress import Progress
 from metarun.tasks.rl.histories import HistoryEnv, path_of, write
 from metarun.tasks.rng import derived_seed
+from metarun.tracking.files import make_output_folder
 
 log = logging.getLogger("metarun")
 
@@ -40,10 +41,7 @@ def collect_histories(composed: Composed, tasks: int, folder: Path) -> Iterator[
     """
     config = named(composed)
     check(config)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder}: no folder can be made there ({error.strerror})") from None
+    make_output_folder(folder)
     made = 0
     with Progress("collecting", tasks, "tasks") as progress:
         for number in range(tasks):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun import strict_json
-from metarun.errors import RunFailed, conceal
+from metarun.errors import RunFailed, UserError, conceal
 from metarun.escape import printable
 from metarun.untrusted import open_to_append
 
@@ -95,6 +95,15 @@ def add_to_log(path: Path, text: str) -> None:
     """Append text to a log without a logger, such as a traceback."""
     with open_to_append(path) as file:
         file.write(printable(conceal(text)).encode(errors="backslashreplace"))
+
+
+def make_output_folder(folder: Path) -> None:
+    """Make the folder that ``--out`` names; raises :class:`UserError` if that is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"--out {folder}: no folder can be made there ({reason})") from None
 
 
 def atomic_write(path: Path, content: bytes) -> None:
