@@ -13,7 +13,7 @@ from torch import Tensor
 from metarun.errors import nearest, require
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
-from metarun.tasks.fewshot import DoesNotFit, FewShot
+from metarun.tasks.fewshot import FewShot, check_test_ways
 from metarun.tasks.record import DataRecord
 from metarun.tasks.rng import uniforms
 from metarun.types import Count, Episodes, Positive, Split
@@ -111,12 +111,7 @@ class Domains(Task):
         self.check("train", replace(self.shape, unknown=0))
         for split in ("val", "test"):
             self.check(split, self.shape)
-        for way in self.test_ways:
-            try:
-                self.check("test", self.shape.changed(way=way))
-            except DoesNotFit as error:
-                message = f"task.test_ways={list(self.test_ways)}: {error}"
-                raise DoesNotFit(message, error.why, error.limit, "test_ways") from None
+        check_test_ways(self, self.shape, self.test_ways)
 
     def _of(self, split: Split, shape: EpisodeShape) -> list[str]:
         """Return the names of the domains that tasks are of."""

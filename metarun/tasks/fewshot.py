@@ -37,6 +37,16 @@ class DoesNotFit(UserError):
         self.why, self.limit, self.parts = why, limit, parts
 
 
+def check_test_ways(task: Task, shape: EpisodeShape, ways: Sequence[int]) -> None:
+    """Raise :class:`DoesNotFit`, naming ``task.test_ways``, unless test episodes of ``shape`` fit in each way."""
+    for way in ways:
+        try:
+            task.check("test", shape.changed(way=way))
+        except DoesNotFit as error:
+            message = f"task.test_ways={list(ways)}: {error}"
+            raise DoesNotFit(message, error.why, error.limit, "test_ways") from None
+
+
 class FewShot(Task):
     """N-way K-shot episodes over labelled examples.
 
@@ -120,12 +130,7 @@ class FewShot(Task):
                 self.check(split, self.shape if split != "train" else replace(self.shape, unknown=0))
         except DoesNotFit as error:
             raise DoesNotFit(f"task.{error}", error.why, error.limit, *error.parts) from None
-        for other in self.test_ways:
-            try:
-                self.check("test", self.shape.changed(way=other))
-            except DoesNotFit as error:
-                message = f"task.test_ways={list(self.test_ways)}: {error}"
-                raise DoesNotFit(message, error.why, error.limit, "test_ways") from None
+        check_test_ways(self, self.shape, self.test_ways)
 
     def check(self, split: Split, shape: EpisodeShape) -> None:
         ids = self.classes[split]
