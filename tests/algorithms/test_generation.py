@@ -20,7 +20,7 @@ from metarun.evaluation.samples import QualityClassifier, halves, nearest, preci
 from metarun.models.set_unet import SetUNet
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.tasks.vision.generation import Generation
-from metarun.tasks.vision.glyphs import Glyphs
+from tests.tasks.letters import letters
 
 SPEC = Spec("generation", "image", (1, 8, 8), 3)
 
@@ -214,20 +214,7 @@ def classifier(**changes: Any) -> QualityClassifier:
 
 
 def task(**changes: Any) -> Generation:
-    images = Glyphs(
-        0,
-        way=5,
-        shot=1,
-        query=1,
-        test_ways=[],
-        unknown=0,
-        episodes="balanced",
-        size=28,
-        val=0.1,
-        test=0.2,
-        split_seed=0,
-        augment=0,
-    )
+    images = letters(28)
     return Generation(0, **{"images": images, "judge": classifier(), "way": 4, "shot": 2, "query": 6, "test_shots": [1],
                             **changes})  # fmt: skip
 

@@ -19,13 +19,13 @@ from metarun.errors import UserError
 from metarun.tasks.domains import Domains, DomainSet
 from metarun.tasks.episode import EpisodeShape
 from metarun.tasks.vision.glyphs import Glyphs
+from tests.tasks.letters import letters
 
 SHAPE: dict[str, Any] = {"way": 3, "shot": 2, "query": 4, "test_ways": [], "unknown": 0, "episodes": "balanced"}
 
 
 def glyphs(split_seed: int, size: int = 12) -> Glyphs:
-    shape: dict[str, Any] = {"way": 5, "shot": 1, "query": 3, "test_ways": [], "unknown": 0, "episodes": "balanced"}
-    return Glyphs(0, **shape, size=size, val=0.1, test=0.2, split_seed=split_seed, augment=0)
+    return letters(size, split_seed, query=3)
 
 
 def family(train: list[str] | None = None, test: list[str] | None = None, **changes: Any) -> Domains:

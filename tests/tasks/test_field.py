@@ -20,24 +20,11 @@ from metarun.models.linear import Linear
 from metarun.models.siren import Siren
 from metarun.tasks.episode import Spec
 from metarun.tasks.vision.field import Field, _deviation
-from metarun.tasks.vision.glyphs import Glyphs
+from tests.tasks.letters import letters
 
 
 def field(shot: int | None = None, **changes: Any) -> Field:
-    images = Glyphs(
-        0,
-        way=5,
-        shot=1,
-        query=1,
-        test_ways=[],
-        unknown=0,
-        episodes="balanced",
-        size=12,
-        val=0.1,
-        test=0.2,
-        split_seed=0,
-        augment=0,
-    )
+    images = letters(12)
     plain: dict[str, Any] = {"least_shot": None, "test_shots": [], "order": "random", "together": 4}
     return Field(3, images=images, shot=shot, **{**plain, **changes})
 
