@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 from metarun.adapted.columns import Columns
 from metarun.errors import UserError, nearest, nearest_path, require
+from metarun.tasks import parquet
 from metarun.tasks.inputs import Inputs
-from metarun.tasks.tables import Table, parse_number, read_table
+from metarun.tasks.tables import TABLES, Table, parse_number, read_table
 from metarun.tasks.tabular.encoding import Encoding, is_gap
 from metarun.tasks.vision.folder import by_folder
 from metarun.tasks.vision.images import ENDINGS, is_clutter, is_image
 from metarun.tasks.vision.sources import listing
+from metarun.tasks.vision.stored_images import images
 
 Labels = Literal["auto", "labelled", "unlabelled"]
 """States whether queries have known answers; ``auto`` detects and reports it."""
@@ -33,6 +35,7 @@ class Source:
         targets: A class name or a row of numbers for each item; empty if unknown.
         notes: Remarks on the items read and skipped, and on the origin of the targets.
         columns: For a table of numbers with a header, the names of its inputs and of its targets.
+        label: For images in a parquet file, the column of the classes; for texts, the one that is asked for.
     """
 
     items: list[Any]
@@ -41,6 +44,7 @@ class Source:
     columns: tuple[list[str], list[str]] | None = None
     encoding: Encoding | None = None
     """The reading of a table's columns."""
+    label: str | None = None
 
     def read_columns(self) -> Columns | None:
         """Return the columns by which other files of the same form are read; ``None`` for images and texts."""
@@ -56,8 +60,8 @@ class Source:
 def support(inputs: Inputs, path: Path, target: str | None = None) -> Source:
     """Read a support set: a folder with one folder of images for each class, or a table.
 
-    Tables of texts have a label column. Tables of numbers have the inputs first, then the targets. Learners of tables
-    read columns of any type, and predict the column ``target``.
+    Tables of texts and parquet files of images have a label column, ``target`` if that is given. Tables of numbers have
+    the inputs first, then the targets. Learners of tables read columns of any type, and predict the column ``target``.
 
     Raises:
         UserError: Something is missing or ambiguous.
@@ -65,7 +69,12 @@ def support(inputs: Inputs, path: Path, target: str | None = None) -> Source:
     option, spec = "--support", inputs.spec
     refuse_missing(option, path)
     if spec.modality == "image":
-        require(path.is_dir(), f"{option} {path}: give a folder that holds one folder of images a class")
+        if path.suffix.lower() == parquet.ENDING:
+            label, classes = parquet.labels(path, target, required=True)
+            return Source(list(images(path)), list(classes), [f"{len(classes)} images; classes: {label}"], label=label)
+        refuse_target(target, "a folder names its classes itself")
+        require(path.is_dir(), f"{option} {path}: give a folder that holds one folder of images a class, or a .parquet "
+                "file")  # fmt: skip
         found = by_folder(listing(path), str(path), splits=False)
         files = [path / file for each in found.classes.values() for file in each]
         targets = [name for name, each in found.classes.items() for _ in each]
@@ -73,11 +82,12 @@ def support(inputs: Inputs, path: Path, target: str | None = None) -> Source:
     table = read(option, path)
     if spec.modality == "table":
         return _table_support(inputs, table, target)
-    require(target is None, f"--target is for learners of tables; this one reads {spec.modality} inputs")
     if spec.modality == "text":
-        text, label = (column_of(table, option, inputs.columns[name], name) for name in ("text", "label"))
+        text = column_of(table, option, inputs.columns["text"], "text")
+        label = column_of(table, option, target or inputs.columns["label"], target or "label")
         texts, labels = table.texts(text), table.texts(label, "a class")
-        return Source(texts, labels, [table.summary([text, label])])
+        return Source(texts, labels, [table.summary([text, label])], label=target)
+    refuse_target(target, "of numbers, the last columns are the targets")
     count, outputs = spec.input_shape[0], spec.output_size
     require(
         len(table.columns) == count + outputs,
@@ -95,9 +105,9 @@ def support(inputs: Inputs, path: Path, target: str | None = None) -> Source:
 def query(inputs: Inputs, path: Path, classes: Sequence[str], given: Source, labels: Labels = "auto") -> Source:
     """Read queries in the same forms as a support set; targets are optional.
 
-    For images, ``path`` is one file or a folder; its folders give the targets if all are named as classes. For texts it
-    is a table, with or without labels. For numbers it is a table with the input columns of the support set, with or
-    without its target columns.
+    For images, ``path`` is a file, a parquet file or a folder; its folders give targets if all are named as classes.
+    For texts it is a table, with or without labels. For numbers it is a table with the input columns of the support
+    set, with or without its target columns.
 
     Args:
         inputs: Conversion of the inputs.
@@ -108,12 +118,14 @@ def query(inputs: Inputs, path: Path, classes: Sequence[str], given: Source, lab
     """
     refuse_missing("--query", path)
     if inputs.spec.modality == "image":
+        if path.suffix.lower() == parquet.ENDING:
+            return _stored_queries(path, classes, given, labels)
         return _image_queries(path, classes, labels)
     table = read("--query", path)
     if inputs.spec.modality == "table":
         return _table_queries(inputs, table, classes, given, labels)
     if inputs.spec.modality == "text":
-        return _text_queries(inputs, table, classes, labels)
+        return _text_queries(inputs, table, classes, given, labels)
     return _number_queries(inputs, table, given, labels)
 
 
@@ -194,11 +206,20 @@ def _image_queries(path: Path, classes: Sequence[str], labels: Labels) -> Source
     return _with_classes(Source(files, notes=notes), folders, where, classes, labels, "folders")
 
 
-def _text_queries(inputs: Inputs, table: Table, classes: Sequence[str], labels: Labels) -> Source:
+def _stored_queries(path: Path, classes: Sequence[str], given: Source, labels: Labels) -> Source:
+    label, found = parquet.labels(path, given.label, required=labels == "labelled")
+    items = list(images(path))
+    require(bool(items), f"--query {path}: holds no rows")
+    source = Source(list(items), notes=[f"{len(items)} images"])
+    return _with_classes(source, found, [str(item) for item in items], classes, labels, f"column '{label}'")
+
+
+def _text_queries(inputs: Inputs, table: Table, classes: Sequence[str], given: Source, labels: Labels) -> Source:
     text = column_of(table, "--query", inputs.columns["text"], "text")
-    label = next((name for name in (inputs.columns["label"], "label") if name in table.columns), None)
+    own = given.label or inputs.columns["label"]
+    label = next((name for name in (own, "label") if name in table.columns), None)
     if label is None and labels == "labelled":
-        column_of(table, "--query", inputs.columns["label"], "label")
+        column_of(table, "--query", own, "label")
     used = label if labels != "unlabelled" and label and not table.is_empty(label) else None
     require(used is not None or labels != "labelled", f"--query {table.path}: the column '{label}' is empty")
     found: list[str | None] = [None] * len(table.rows)
@@ -283,9 +304,14 @@ def refuse_missing(option: str, path: Path) -> None:
     require(exists, f"{option} {path!s:.200}: no such file or folder{nearest_path(path)}")
 
 
+def refuse_target(target: str | None, why: str) -> None:
+    """Raise :class:`UserError` if ``--target`` names a column where it has no effect."""
+    require(target is None, f"--target {target}: names the label column of a table or of a parquet file; {why}")
+
+
 def read(option: str, path: Path) -> Table:
     """Read the table at ``path``; raises :class:`UserError` if it has no rows."""
-    require(path.is_file(), f"{option} {path}: give a .csv, .tsv, .jsonl or .json file")
+    require(path.is_file(), f"{option} {path}: give a file ({', '.join(TABLES)})")
     table = read_table(path)
     require(bool(table.rows), f"{option} {path}: holds no rows{' below its header' if table.columns else ''}")
     return table

@@ -24,9 +24,11 @@ from metarun.adapted.sources import Source, query
 from metarun.errors import UserError, require
 from metarun.escape import for_csv
 from metarun.progress import Progress
+from metarun.tasks import parquet
 from metarun.tasks.files import cpus
 from metarun.tasks.tables import decoded
-from metarun.tasks.vision.images import ENDINGS, is_clutter, is_image
+from metarun.tasks.vision.images import ENDINGS, StoredImage, is_clutter, is_image
+from metarun.tasks.vision.stored_images import images
 
 log = logging.getLogger("metarun")
 
@@ -127,8 +129,8 @@ def predict_to_file(learner: AdaptedLearner, path: Path, file: Path) -> Outcome:
 
     Args:
         learner: The adapted learner.
-        path: An image or a folder of images, at any depth, which are not all held in memory; or a table, or a file with
-            a text on each line.
+        path: An image, a parquet file or a folder of images, at any depth, which are not all held in memory; or a
+            table, or a file with a text on each line.
         file: CSV file for the predictions.
 
     Raises:
@@ -136,9 +138,8 @@ def predict_to_file(learner: AdaptedLearner, path: Path, file: Path) -> Outcome:
     """
     if learner.inputs.spec.modality != "image":
         return _predict_table(learner, path, file)
-    total = sum(1 for _ in walk_images(path)) if path.is_dir() else 1
+    total, files = find_images(path)
     require(total > 0, f"--query {path}: no images ({', '.join(ending[1:] for ending in ENDINGS)})")
-    files = walk_images(path) if path.is_dir() else iter([path])
     outcome = Outcome()
     with PredictionsFile(file, learner) as table, Progress("predicting", total, "images", summary=True) as progress:
         for names, predictions, unread in predict_images(learner, files):
@@ -191,6 +192,15 @@ def _count(outcome: Outcome, learner: AdaptedLearner, predictions: Predictions) 
         outcome.abstained += predictions.confident(learner.abstain).count(False)
 
 
+def find_images(path: Path) -> tuple[int, Iterator[Path | StoredImage]]:
+    """Return the number of images at a path, a file, a parquet file or a folder, and an iterator over them."""
+    if path.is_dir():
+        return sum(1 for _ in walk_images(path)), walk_images(path)
+    if path.suffix.lower() == parquet.ENDING:
+        return parquet.open_parquet(path).metadata.num_rows, images(path, limit=None)
+    return 1, iter([path])
+
+
 def walk_images(folder: Path) -> Iterator[Path]:
     """Yield the images below a folder, each folder's in the order of their names. Links to folders are not followed."""
     with os.scandir(folder) as found:
@@ -205,8 +215,8 @@ def walk_images(folder: Path) -> Iterator[Path]:
 
 
 def predict_images(
-    learner: AdaptedLearner, files: Iterable[Path]
-) -> Iterator[tuple[list[Path], Predictions | None, list[tuple[Path, str]]]]:
+    learner: AdaptedLearner, files: Iterable[Path | StoredImage]
+) -> Iterator[tuple[list[Path | StoredImage], Predictions | None, list[tuple[Path | StoredImage, str]]]]:
     """Predict image files in chunks. Files are read in threads while earlier ones are predicted.
 
     Args:
@@ -218,7 +228,7 @@ def predict_images(
         not, each with the reason.
     """
     with ThreadPoolExecutor(cpus()) as pool:
-        waiting: deque[list[tuple[Path, Future[Tensor | str]]]] = deque()
+        waiting: deque[list[tuple[Path | StoredImage, Future[Tensor | str]]]] = deque()
         remaining = iter(files)
         while True:
             while len(waiting) < 2 and (chunk := list(islice(remaining, CHUNK))):
@@ -233,7 +243,7 @@ def predict_images(
             yield [file for file, _ in good], predictions, unread
 
 
-def _read(learner: AdaptedLearner, file: Path) -> Tensor | str:
+def _read(learner: AdaptedLearner, file: Path | StoredImage) -> Tensor | str:
     """Return an image as a tensor [1, C, H, W], or the message that it cannot be read."""
     try:
         return learner.inputs.raw(file, None)

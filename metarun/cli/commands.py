@@ -114,11 +114,12 @@ _DECLARED = (
         ),
         "data",
         (
-            Option("--support", "examples: a folder with a folder of images for each class, or a CSV file of "
-                   "text,label or of numbers", "PATH", "required"),
-            Option("--query", "inputs to predict: images, or a CSV file; those with known answers are scored", "PATH",
-                   "none"),
-            Option("--target", "for learners of tables: the column to predict", "COLUMN", "none"),
+            Option("--support", "examples: a folder with a folder of images for each class, a CSV file of "
+                   "text,label or of numbers, or a parquet file of any of them", "PATH", "required"),
+            Option("--query", "inputs to predict: images, or a CSV or parquet file; those with known answers are "
+                   "scored", "PATH", "none"),
+            Option("--target", "the column to predict: of a table, or the labels of texts and of images in parquet",
+                   "COLUMN", "none"),
             Option("--labelled", "the queries' folders, or their label column, are their classes, all of which are in "
                    "the support set", default="if they look so"),
             Option("--unlabelled", "only predict, whatever folders and columns are called"),
@@ -142,8 +143,8 @@ _DECLARED = (
         ),
         "deploy",
         (
-            Option("--query", "inputs: an image, a folder of images at any depth, a CSV or JSONL file, or a .txt file "
-                   "with a text on each line", "PATH", "required"),
+            Option("--query", "inputs: an image, a folder of images at any depth, a CSV, JSONL or parquet file, or a "
+                   ".txt file with a text on each line", "PATH", "required"),
             Option("--abstain", "name no class if its probability is below P", "P", "the learner's own",
                    read=probability),
             Option("--out", "CSV file", "FILE", "predicted_<time>.csv beside the learner"),

@@ -20,6 +20,7 @@ from metarun.tasks.episode import Spec
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.record import DataRecord
 from metarun.tasks.vision.images import Preparation
+from metarun.tasks.vision.stored_images import holds_images
 
 
 class Pretrained(NamedTuple):
@@ -109,7 +110,8 @@ def origin_of_run(words: Sequence[str], trust: Trust) -> Origin:
 
 
 def pretrained_origin(support: Path) -> Origin:
-    """Return prototypes of a frozen pretrained encoder: of images for a folder, of texts for a file.
+    """Return prototypes of a frozen pretrained encoder: of images for a folder and for a parquet file of images, of
+    texts for other files.
 
     Args:
         support: The support set.
@@ -117,7 +119,7 @@ def pretrained_origin(support: Path) -> Origin:
     Raises:
         UserError: The encoder is not installed; the message says how to install it.
     """
-    modality = "image" if support.is_dir() else "text"
+    modality = "image" if support.is_dir() or holds_images(support) else "text"
     chosen = PRETRAINED[modality]
     if not all(map(importlib.util.find_spec, chosen.packages)):
         raise UserError(

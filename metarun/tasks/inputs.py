@@ -16,7 +16,7 @@ from metarun.errors import UserError, require
 from metarun.tasks.base import Task
 from metarun.tasks.episode import Spec
 from metarun.tasks.tables import shown
-from metarun.tasks.vision.images import FILTERS, Preparation
+from metarun.tasks.vision.images import FILTERS, Preparation, StoredImage
 
 COLUMNS = {"text": "text", "label": "label"}
 """Columns of a table of texts, unless the run's own file had others."""
@@ -128,6 +128,8 @@ class Inputs:
         assert self.preparation is not None
         if isinstance(item, str | Path):
             return self.preparation(Path(item).expanduser())
+        if isinstance(item, StoredImage):
+            return self.preparation(item.content, item.name)
         name = f"image {number}"
         return self.preparation(item if _is_pillow(item) else _pixels(item, name), name)
 
@@ -145,7 +147,7 @@ def _is_pillow(item: Any) -> bool:
 
 def _listed_images(items: Any) -> Sequence[Any]:
     """Return one image or several as a sequence of images."""
-    if isinstance(items, str | Path) or _is_pillow(items):
+    if isinstance(items, str | Path | StoredImage) or _is_pillow(items):
         return [items]
     if isinstance(items, np.ndarray | Tensor) and _kind(items) != "U":
         if items.ndim in (2, 3):

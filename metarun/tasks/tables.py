@@ -1,4 +1,4 @@
-"""Reader of tables that users bring, CSV or JSON, for texts, labels and numbers."""
+"""Reader of tables that users bring, CSV, JSON or parquet, for texts, labels and numbers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from metarun.errors import UserError, nearest, require
+from metarun.tasks import parquet
 
 Row = tuple[str, dict[str, Any]]
 """A row's location, such as ``data.csv, line 3``, and its values by column."""
 CSV, JSON = {".csv": ",", ".tsv": "\t"}, (".jsonl", ".ndjson", ".json")
+TABLES = (*CSV, *JSON, parquet.ENDING)
 """Endings of the files that are read; the CSV ones with their usual separator."""
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 MARKS = {
@@ -103,14 +105,18 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a .csv, .tsv, .jsonl, .ndjson or .json file.
+    """Read a .csv, .tsv, .jsonl, .ndjson, .json or .parquet file.
 
     Raises:
         UserError: The file cannot be read or is ambiguous. The message names the line and the column.
     """
     ending = path.suffix.lower()
-    if ending not in (*CSV, *JSON):
-        raise UserError(f"{path}: ends in '{path.suffix}'; allowed: {', '.join((*CSV, *JSON))}")
+    if ending not in TABLES:
+        raise UserError(f"{path}: ends in '{path.suffix}'; allowed: {', '.join(TABLES)}")
+    if ending == parquet.ENDING:
+        names, cells, notes = parquet.read_rows(path)
+        rows = [(f"{path}, row {n}", dict(zip(names, row, strict=True))) for n, row in enumerate(cells, start=1)]
+        return Table(path, names, rows, notes=notes)
     content, notes = decoded(path)
     table = _separated(path, content, CSV[ending]) if ending in CSV else _json(path, content)
     table.notes = [*notes, *table.notes]

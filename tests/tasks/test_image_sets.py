@@ -158,7 +158,7 @@ def add(tar, name, content):
 
 def write_parquet(root, names=True):
     """As the hub has it: two files of the training split, labels numbered through all splits, wnids in the schema."""
-    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'metarun[vision]'")
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'metarun[parquet]'")
     parquet = pytest.importorskip("pyarrow.parquet")
     (root / "data").mkdir(parents=True)
     label = {"names": list(SHADES), "_type": "ClassLabel"} if names else {"dtype": "int64", "_type": "Value"}

@@ -1,4 +1,4 @@
-"""Few-shot classification of the user's own texts from a CSV or JSONL file."""
+"""Few-shot classification of the user's own texts from a CSV, JSONL or parquet file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Text(TextFewShot):
 
     Args:
         seed: Seed of the episodes.
-        file: A .csv or .tsv file with a header, a .jsonl file with one object a line, or a .json list.
+        file: A .csv or .tsv file with a header, a .jsonl file with one object a line, a .json list, or
+            a .parquet file.
         text: Column of the texts.
         label: Column of the labels.
         split: Column that says train, val or test, the same for all texts of a class; ``None``: classes are split at
@@ -70,7 +71,7 @@ class Text(TextFewShot):
         unknown: Count,
         episodes: Episodes,
     ) -> None:
-        require(file is not None, "task.file is not set: name a .csv, .tsv or .jsonl file with texts")
+        require(file is not None, "task.file is not set: name a .csv, .tsv, .jsonl or .parquet file with texts")
         path = Path(str(file)).expanduser()
         require(path.is_file() or not path.exists(), f"task.file={file}: not a file")
         require(path.is_file(), f"task.file={file}: no such file{nearest_path(path)}")

@@ -16,7 +16,7 @@ from metarun.errors import UserError, nearest, require
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.rng import permutation, uniforms
-from metarun.tasks.tables import CSV, JSON, read_table
+from metarun.tasks.tables import TABLES, read_table
 from metarun.tasks.tabular.encoding import Encoding, is_gap
 from metarun.tasks.tabular.labels import first_of_each
 from metarun.tasks.to_device import to_device
@@ -132,7 +132,7 @@ class RealTables(Task):
 
 
 class CsvTables(RealTables):
-    """A folder of CSV, TSV or JSON files, each of which is a table. Types of columns are inferred, and logged.
+    """A folder of CSV, TSV, JSON or parquet files, each of which is a table. Types of columns are inferred, and logged.
 
     Args:
         seed: Seed of the splits.
@@ -165,8 +165,8 @@ class CsvTables(RealTables):
         super().__init__(seed, way=way, columns=columns, shot=shot, query=query, splits=splits, train=train, val=val)
 
     def load(self) -> list[RealTable]:
-        require(self.root.is_dir(), f"task.root={self.root}: give a folder of tables ({', '.join((*CSV, *JSON))})")
-        files = sorted(file for file in self.root.iterdir() if file.suffix.lower() in (*CSV, *JSON))
+        require(self.root.is_dir(), f"task.root={self.root}: give a folder of tables ({', '.join(TABLES)})")
+        files = sorted(file for file in self.root.iterdir() if file.suffix.lower() in TABLES)
         return [table for file in files if (table := self._read(file)) is not None]
 
     def _read(self, file: Path) -> RealTable | None:

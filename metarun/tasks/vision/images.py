@@ -23,6 +23,24 @@ from metarun.tasks.files import cpus
 from metarun.types import Ink, Resize, Resizing
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image inside a file of many.
+
+    Attributes:
+        name: Its file and row.
+        content: Its content in an image format.
+    """
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
 Source = Path | bytes | NDArray[Any] | Image.Image
 """An image: its file, the content of a file, its pixels [H, W] or [H, W, channels], or a Pillow image."""
 FORMATS = {

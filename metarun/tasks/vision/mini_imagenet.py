@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from metarun.errors import UserError, require
+from metarun.tasks import parquet
 from metarun.tasks.archives import members
 from metarun.tasks.pickles import load_pickle, read_pickle
 from metarun.tasks.vision.published import PublishedImages
@@ -26,6 +26,7 @@ from metarun.tasks.vision.sources import (
     split_of,
     wordnet_id,
 )
+from metarun.tasks.vision.stored_images import images
 from metarun.types import Split
 
 PICKLE = re.compile(r"(mini-?imagenet-cache-(train|val|validation|test)|"
@@ -39,7 +40,7 @@ class MiniImageNet(PublishedImages):
 
     - pickles ``mini-imagenet-cache-{train,val,test}.pkl`` (Ren et al. 2018) or ``miniImageNet_category_split_*.pickle``
       (Lee et al. 2019), read without running code;
-    - parquet files as on the Hugging Face hub (extra ``vision``);
+    - parquet files as on the Hugging Face hub (extra ``parquet``);
     - an archive of pickles or of images;
     - images named ``<wnid><8 digits>.jpg``, or in folders named by WordNet ids, at any depth.
 
@@ -61,15 +62,15 @@ class MiniImageNet(PublishedImages):
         if pickles:
             paths = (base if base.is_file() else base / name for name in pickles)
             return merge([from_pickle(load_pickle(path), str(path)) for path in paths])
-        parquet = [name for name in files if name.endswith(".parquet")]
-        if parquet:
-            return from_parquet(base, parquet)
+        tables = [name for name in files if name.endswith(parquet.ENDING)]
+        if tables:
+            return from_parquet(base, tables)
         packed = archives(base, files)
         if packed:
             return merge([self._nonempty(from_packed(path), path) for path in packed])
         found = self._nonempty(from_folder(base, files, wordnet_id), base)
-        tables = [base / name for name in files if Path(name).name in ("train.csv", "val.csv", "test.csv")]
-        return _by_tables(found, tables) if tables else found
+        listed = [base / name for name in files if Path(name).name in ("train.csv", "val.csv", "test.csv")]
+        return _by_tables(found, listed) if listed else found
 
 
 def from_packed(path: Path) -> Collection:
@@ -107,26 +108,14 @@ def from_parquet(base: Path, files: Sequence[str]) -> Collection:
 
     Labels are numbers or names; numbers are named by the schema's list of names if it has one.
     """
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise UserError("parquet files need pyarrow: pip install 'metarun[vision]'") from None
     parts: dict[str, list[tuple[Path, int]]] = {}
     homes: dict[str, Split] = {}
     for name in files:
         path = base if base.is_file() else base / name
-        try:
-            opened = parquet.ParquetFile(path)
-            labels = opened.read(columns=["label"])["label"].to_pylist()
-            facts = json.loads((opened.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
-            words = facts.get("info", {}).get("features", {}).get("label", {}).get("names")
-        except (ArrowException, OSError, KeyError, ValueError, AttributeError, RecursionError, MemoryError) as error:
-            raise UserError(f"{path}: not a readable parquet file of images and labels ({error})") from error
         home = split_of(name)
         require(home is not None, f"{path}: its name says neither train nor val nor test")
-        for row, label in enumerate(labels):
-            word = words[label] if words and isinstance(label, int) else label
-            label = word if isinstance(word, str) else f"{home}/{word}"
+        _, classes = parquet.labels(path, "label", required=True, unnamed=f"{home}/{{}}")
+        for row, label in enumerate(map(str, classes)):
             if homes.setdefault(label, home) != home:  # type: ignore[arg-type]
                 raise UserError(f"{path}: class '{label}' is in both '{homes[label]}' and '{home}'")
             parts.setdefault(label, []).append((path, row))
@@ -135,11 +124,8 @@ def from_parquet(base: Path, files: Sequence[str]) -> Collection:
 
     def read() -> Any:
         for path in dict.fromkeys(path for rows in parts.values() for path, _ in rows):
-            row = 0
-            for batch in parquet.ParquetFile(path).iter_batches(batch_size=256, columns=["image"]):
-                for image in batch["image"].to_pylist():
-                    yield f"{path}: row {row}", (image["bytes"] or b"") if isinstance(image, dict) else image
-                    row += 1
+            for row, image in enumerate(images(path, limit=None)):
+                yield f"{path}: row {row}", image.content
 
     return Collection(named, read, homes)
 
