@@ -12,16 +12,17 @@ import torch
 from metarun.algorithms.amortised.prior_fitted import PriorFitted
 from metarun.config.build import construct
 from metarun.config.catalogue import entry
-from metarun.tasks.episode import Spec
+from metarun.tasks.episode import Labelled, Spec
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 
 from sklearn.impute import SimpleImputer
+from sklearn.linear_model import Ridge
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from metarun.sklearn import FewShotClassifier, TabularInContext, TabularInContextRegressor
+from metarun.sklearn import FewShotClassifier, FewShotRegressor, TabularInContext, TabularInContextRegressor
 
 
 class Kernel(torch.nn.Module):
@@ -53,11 +54,16 @@ def learner(kind: Any = "classification") -> PriorFitted:
 @pytest.fixture(autouse=True)
 def _runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs named by the kind of their learner. (A check hashes parameters, and modules have no stable hash.)"""
-    monkeypatch.setattr("metarun.sklearn._loaded", learner)
+    monkeypatch.setattr("metarun.sklearn.learners.trained", learner)
 
 
 @parametrize_with_checks(
-    [FewShotClassifier(), TabularInContext("classification"), TabularInContextRegressor("regression")]
+    [
+        FewShotClassifier(),
+        FewShotRegressor(),
+        TabularInContext("classification"),
+        TabularInContextRegressor("regression"),
+    ]
 )
 def test_scikit_learns_own_checks(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
@@ -106,7 +112,7 @@ def embedded(**changes: Any) -> Any:
 def test_few_shot_takes_the_learner_and_temperature_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     trained = embedded()
     trained.temperature = 3.0
-    monkeypatch.setattr("metarun.sklearn._trained", lambda run: {"images": trained, "numbers": learner()}[run])
+    monkeypatch.setattr("metarun.sklearn.learners.trained", lambda run: {"images": trained, "numbers": learner()}[run])
     x, y = np.random.default_rng(0).normal(size=(12, 8)), np.arange(12) % 3
     fitted = FewShotClassifier("images").fit(x, y)
     assert fitted.temperature_ == 3
@@ -119,6 +125,42 @@ def test_few_shot_takes_the_learner_and_temperature_of_a_run(monkeypatch: pytest
         FewShotClassifier(algorithm="maml").fit(x, y)
     with pytest.raises(ValueError, match="there is no such algorithm"):
         FewShotClassifier(algorithm="protonett").fit(x, y)
+
+
+def maml(outputs: int) -> Any:
+    spec = Spec("regression", "vector", (2,), outputs)
+    torch.manual_seed(0)
+    sections = [entry("model", "mlp"), entry("algorithm", "maml")]
+    model, algorithm = (each.section for each in sections if each is not None)
+    return construct(algorithm, model=construct(model, spec=spec), spec=spec)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_few_shot_regression_predicts_as_the_adapted_learner(outputs: int) -> None:
+    noise = np.random.default_rng(0)
+    x, y, new = noise.normal(size=(9, 2)), noise.normal(size=(9, outputs)), noise.normal(size=(5, 2))
+    algorithm = maml(outputs).double()
+    fitted = FewShotRegressor(algorithm).fit(x, y[:, 0] if outputs == 1 else y)
+    with torch.no_grad():
+        support = Labelled(torch.from_numpy(x)[None], torch.from_numpy(y)[None])
+        expected = algorithm.adapt(support)(torch.from_numpy(new)[None])[0].numpy()
+    assert fitted.predict(new) == pytest.approx(expected[:, 0] if outputs == 1 else expected, abs=1e-12)
+    with pytest.raises(ValueError, match=f"y has 2 targets, and the learner of this run predicts {outputs}"):
+        fitted.fit(x, x)
+    with pytest.raises(ValueError, match="needs a learner for classification, and this one is for regression"):
+        FewShotClassifier(algorithm).fit(x, np.arange(9) % 2)
+
+
+def test_few_shot_regression_without_a_run_is_ridge_regression() -> None:
+    noise = np.random.default_rng(0)
+    x, new = noise.normal(size=(20, 4)) + 3, noise.normal(size=(6, 4)) + 3
+    y = x @ noise.normal(size=(4, 2)) + 50
+    section = entry("algorithm", "ridge")
+    assert section is not None
+    expected = Ridge(section.section["penalty"]).fit(x, y).predict(new)
+    assert FewShotRegressor().fit(x, y).predict(new) == pytest.approx(expected, abs=1e-9)
+    with pytest.raises(ValueError, match="algorithm='protonet': is not for regression"):
+        FewShotRegressor(algorithm="protonet").fit(x, y)
 
 
 def test_of_many_rows_some_are_used_and_every_class_keeps_one() -> None:

@@ -12,7 +12,7 @@ from metarun.algorithms.base import Algorithm
 from metarun.engine.step import Engine
 from metarun.errors import Interrupted, RunFailed
 from metarun.evaluation.calibration import Logits
-from metarun.evaluation.evaluator import evaluate
+from metarun.evaluation.evaluator import Result, evaluate
 from metarun.tasks.base import Task
 from metarun.tasks.rng import seed_generators
 from metarun.training.draws import MetaBatches, StepSeeds
@@ -54,9 +54,11 @@ def _meta_train(task: Task, engine: Engine, runner: Runner, seed: int, session: 
     meta_batches = MetaBatches(task, algorithm.train_shape(task.shape), runner.meta_batch)
     noise = StepSeeds(seed)
 
-    untrained = not algorithm.learns and progress.validated is None
-    if untrained and outputs is not None and outputs.on_validation is not None:
-        validate(task, algorithm, runner, stop, outputs)  # a search also compares learners that are not trained
+    if outputs is not None and not runner.iterations:
+        if not algorithm.learns and progress.validated is None and outputs.on_validation is not None:
+            validate(task, algorithm, runner, stop, outputs)  # a search also compares learners that are not trained
+        elif task.spec.kind == "classification" and runner.validate_every and progress.temperature is None:
+            evaluate_and_calibrate(task, algorithm, runner, stop, progress)  # its metrics select nothing
     while True:
         out_of_time, ended = False, progress.iteration >= runner.iterations
         if outputs is not None:
@@ -148,12 +150,11 @@ def better(value: float, best: float | None, higher: bool) -> bool:
     return best is None or not isfinite(best) or (value > best if higher else value < best)
 
 
-def validate(task: Task, algorithm: Algorithm, runner: Runner, stop: StopRequest, outputs: Outputs) -> None:
-    """Evaluate the learner on the fixed validation tasks and save it as best.pt if it is the best so far.
-
-    If a signal interrupts the evaluation, the progress is unchanged, and the resumed run repeats the validation.
-    """
-    progress, predictions = outputs.progress, Logits()
+def evaluate_and_calibrate(
+    task: Task, algorithm: Algorithm, runner: Runner, stop: StopRequest, progress: Progress
+) -> Result | None:
+    """Evaluate the learner on the validation tasks and fit its temperature; ``None`` if a signal interrupts it."""
+    predictions = Logits()
     try:
         result = evaluate(
             algorithm,
@@ -165,8 +166,20 @@ def validate(task: Task, algorithm: Algorithm, runner: Runner, stop: StopRequest
             on_predictions=predictions.add,
         )
     except Interrupted:
-        return
+        return None
     progress.temperature = predictions.temperature()
+    return result
+
+
+def validate(task: Task, algorithm: Algorithm, runner: Runner, stop: StopRequest, outputs: Outputs) -> None:
+    """Evaluate the learner on the fixed validation tasks and save it as best.pt if it is the best so far.
+
+    If a signal interrupts the evaluation, the progress is unchanged, and the resumed run repeats the validation.
+    """
+    progress = outputs.progress
+    result = evaluate_and_calibrate(task, algorithm, runner, stop, progress)
+    if result is None:
+        return
     row: dict[str, Any] = {"iteration": progress.iteration}
     for name, estimate in result.final().items():
         row |= {f"val/{name}": estimate.mean, f"val/{name}_ci95": estimate.ci95}

@@ -22,6 +22,8 @@ from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.config.build import build
 from metarun.config.compose import compose
 from metarun.errors import UserError
+from metarun.evaluation.calibration import Logits
+from metarun.evaluation.evaluator import evaluate
 from metarun.models.mlp import MLP
 from metarun.tasks.base import Task
 from metarun.tasks.regression.sinusoid import Sinusoid
@@ -84,6 +86,22 @@ def test_a_classifier_is_calibrated_on_validation_tasks_and_keeps_the_temperatur
     adapted.temperature = fitted["temperature"]
     adapted.save(tmp_path, RunDirectory(run).config())
     torch.testing.assert_close(load(tmp_path).predict(images).probabilities, cooled)
+
+
+def test_a_classifier_that_is_not_trained_is_calibrated_too(tmp_path: Path) -> None:
+    words = ["task=vision/glyphs", "algorithm=protonet", "model.width=4", "task.test_ways=[]", "runner.iterations=0",
+             "runner.val_episodes=8", "runner.test_episodes=4", "runner.device=cpu", "runner.threads=1",
+             "runner.plots=false", "tracker.wandb=disabled"]  # fmt: skip
+    experiment = build(compose(words).config)
+    directory = RunDirectory.create(tmp_path, "run", 0)
+    plain, fitted = experiment.run(directory)["calibration"][""]
+    assert (plain["temperature"], "val/" in directory.metrics.read_text()) == (1, False)
+    predictions = Logits()
+    evaluate(experiment.algorithm, experiment.task, "val", 8, batch=20, on_predictions=predictions.add)
+    assert fitted["temperature"] == pytest.approx(predictions.temperature())
+    assert metarun.load(directory.path).learner.algorithm.temperature == fitted["temperature"]
+    never = build(compose([*words, "runner.validate_every=0"]).config).run(RunDirectory.create(tmp_path, "never", 0))
+    assert [each["temperature"] for each in never["calibration"][""]] == [1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,152 @@
+"""Estimators of tables: a meta-trained network reads the training rows and predicts new ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from metarun.algorithms.amortised.prior_fitted import PriorFitted
+from metarun.sklearn import learners
+from metarun.tasks.episode import Labelled
+
+
+class _InContext(BaseEstimator):
+    """The base class of classifier and regressor, which holds the support rows and the learner of the run."""
+
+    _kind: str
+
+    def __init__(self, run: Any = None, *, permutations: int = 4, most_rows: int = 1000) -> None:
+        self.run = run
+        self.permutations = permutations
+        self.most_rows = most_rows
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+    def _validated(self, X: Any, y: Any) -> tuple[NDArray[np.float64], NDArray[Any]]:
+        X, y = validate_data(self, X, y, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2)
+        return X, y
+
+    def _kept(self, count: int, first: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows that are used: all, or ``most_rows`` of them, drawn with a fixed seed after the rows
+        ``first``.
+        """
+        others = np.random.default_rng(0).permutation(np.setdiff1d(np.arange(count), first))
+        return np.sort(np.concatenate([first, others])[: self.most_rows])
+
+    def _learner(self) -> PriorFitted:
+        """Return the learner in float64, so that predictions do not depend on how many rows are asked at once."""
+        if self.run is None:
+            raise ValueError("run is None: give the directory of a run of metarun whose learner reads tables")
+        algorithm = learners.given(self.run)
+        if not isinstance(algorithm, PriorFitted) or algorithm.spec.kind != self._kind:
+            raise ValueError(
+                f"run: {type(self).__name__} needs a run of algorithm=prior_fitted on {self._kind} of tables"
+            )
+        algorithm.permutations = self.permutations
+        return algorithm.double().eval()
+
+    def _answers(self, X: Any, y: Tensor, way: int) -> NDArray[np.float64]:
+        """Return the predictions [M, outputs] of new rows."""
+        X = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=False)
+        algorithm, support = self._learner(), Labelled(torch.from_numpy(self.X_)[None], y[None], way)
+        return learners.predicted(algorithm, support, X)
+
+
+class TabularInContext(ClassifierMixin, _InContext):
+    """A classifier that reads the training rows and predicts new ones in one forward pass of a meta-trained network.
+
+    Args:
+        run: Directory of a run of ``algorithm=prior_fitted`` on classification, or its trained algorithm.
+        permutations: Cyclic permutations of the labels that predictions are averaged over.
+        most_rows: Largest number of training rows; of more, as many are drawn with a fixed seed.
+
+    Attributes:
+        classes_: The classes, sorted.
+        n_features_in_: Number of columns.
+    """
+
+    _kind = "classification"
+
+    def fit(self, X: Any, y: Any) -> TabularInContext:
+        """Keep the training rows.
+
+        Args:
+            X: Rows [N, C]; NaN marks a gap.
+            y: Classes [N].
+
+        Returns:
+            The estimator itself.
+
+        Raises:
+            ValueError: There is a single class, or more than the network has outputs.
+        """
+        X, y = self._validated(X, y)
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        outputs = self._learner().spec.output_size
+        if len(self.classes_) < 2:
+            raise ValueError("y has 1 class; a classifier needs at least 2 classes")
+        if len(self.classes_) > outputs:
+            raise ValueError(f"y has {len(self.classes_)} classes; the learner of this run takes up to {outputs}")
+        kept = self._kept(len(X), np.unique(labels, return_index=True)[1])  # a row of every class
+        self.X_, self.labels_ = X[kept], labels[kept].astype(np.int64)
+        return self
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return the probabilities of the classes, [M, classes], for rows ``X`` [M, C]."""
+        check_is_fitted(self)
+        logits = self._answers(X, torch.from_numpy(self.labels_), len(self.classes_))[:, : len(self.classes_)]
+        return torch.from_numpy(logits).softmax(-1).numpy()
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the most probable class of each row of ``X`` [M, C]."""
+        places = self.predict_proba(X).argmax(1)
+        return self.classes_[places]
+
+
+class TabularInContextRegressor(RegressorMixin, _InContext):
+    """A regressor that reads the training rows and predicts new ones in one forward pass of a meta-trained network.
+
+    Args:
+        run: Directory of a run of ``algorithm=prior_fitted`` on regression, or its trained algorithm.
+        permutations: Has no effect.
+        most_rows: Largest number of training rows; of more, as many are drawn with a fixed seed.
+
+    Attributes:
+        n_features_in_: Number of columns.
+    """
+
+    _kind = "regression"
+
+    def fit(self, X: Any, y: Any) -> TabularInContextRegressor:
+        """Keep the training rows.
+
+        Args:
+            X: Rows [N, C]; NaN marks a gap.
+            y: Targets [N].
+
+        Returns:
+            The estimator itself.
+        """
+        X, y = validate_data(
+            self, X, y, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2, y_numeric=True
+        )
+        self._learner()
+        kept = self._kept(len(X), np.arange(0))
+        self.X_, self.targets_ = X[kept], y[kept].astype(np.float64)
+        return self
+
+    def predict(self, X: Any) -> NDArray[np.float64]:
+        """Return the mean of the predicted distribution for each row of ``X`` [M, C]."""
+        check_is_fitted(self)
+        return self._answers(X, torch.from_numpy(self.targets_)[:, None], 0)[:, 0]
