@@ -471,6 +471,19 @@ def test_prototype_rectification(confident: int) -> None:
         assert close(found[t], logits)
 
 
+def test_centring_by_the_tasks_own_mean() -> None:
+    made = head(
+        "protonet", "distance=cosine", "scale=2", "refine._target_=metarun.algorithms.metric.transductive.Centred"
+    )
+    support, query = episodes()
+    found = made.fit(support)(query.x)
+    for t in range(TASKS):
+        mean = (support.x[t].sum(0) + query.x[t].sum(0)) / (len(support.x[t]) + len(query.x[t]))
+        centres = means(support.x[t] - mean, support.y[t])
+        assert close(found[t], 2 * normalised(query.x[t] - mean) @ normalised(centres).T)
+    assert made.protocol()["inference"].startswith("transductive: ")
+
+
 def test_mutual_information() -> None:
     weight, alpha, scale, steps = 0.3, 0.2, 4.0, 3
     made = head("tim", f"scale={scale}", f"refine.support_weight={weight}", f"refine.conditional_weight={alpha}",

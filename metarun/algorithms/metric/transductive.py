@@ -35,6 +35,20 @@ class Inductive(Refinement):
         return similarity(query, centres)
 
 
+class Centred(Refinement):
+    """Features minus the mean of the task's own, support set and queries together.
+
+    Only the cosine depends on where the origin lies. learn2learn evaluates its pretrained classifiers in this way.
+    """
+
+    def forward(self, similarity: Similarity, support: Labelled, centres: Tensor, query: Tensor) -> Tensor:
+        mean = torch.cat([support.x, query], 1).mean(1, keepdim=True)
+        return similarity(query - mean, centres - mean)
+
+    def protocol(self) -> dict[str, Any]:
+        return {"inference": "transductive: centred by the mean of support set and queries"}
+
+
 class SoftKMeans(Refinement):
     """Soft k-means that starts at the prototypes (Ren et al. 2018, arXiv:1803.00676, equations 3-4).
 
