@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ MOST_CALIBRATED = 500
 class _FewShot(BaseEstimator):
     """The base class of classifier and regressor, which holds the learner."""
 
-    _kind: str
+    _kind: Literal["classification", "regression"]
 
     def __init__(self, run: Any = None, *, algorithm: str) -> None:
         self.run = run
@@ -92,7 +92,7 @@ class FewShotClassifier(ClassifierMixin, _FewShot):
         temperature_: Number by which logits are divided.
     """
 
-    _kind = "classification"
+    _kind: Literal["classification", "regression"] = "classification"
 
     def __init__(self, run: Any = None, *, algorithm: str = "protonet") -> None:
         super().__init__(run, algorithm=algorithm)
@@ -164,7 +164,7 @@ class FewShotRegressor(RegressorMixin, _FewShot):
         n_features_in_: Number of features.
     """
 
-    _kind = "regression"
+    _kind: Literal["classification", "regression"] = "regression"
 
     def __init__(self, run: Any = None, *, algorithm: str = "ridge") -> None:
         super().__init__(run, algorithm=algorithm)
