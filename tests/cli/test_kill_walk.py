@@ -31,6 +31,7 @@ CELLS = [
     ("rl/bandit", "varibad", "belief_policy"),
     ("rl/mdp", "rl2_trpo", "gru_policy"),
     ("rl/pendulum", "pearl", "context_policy"),
+    ("tabular/prior", "prior_fitted", "table_transformer"),
 ]
 LENGTH = ["runner.iterations=24", "runner.validate_every=7", "runner.val_episodes=4", "runner.test_episodes=4",
           "runner.log_every=3", "runner.checkpoint_seconds=0", "runner.tune_above=null"]  # fmt: skip
