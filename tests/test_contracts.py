@@ -33,6 +33,7 @@ from metarun.tasks.vision.published import class_list
 from metarun.training.experiment import Experiment
 from metarun.types import SPLITS
 from tests.models.tiny_bert import tiny_bert
+from tests.models.tiny_vit import tiny_vit
 
 TASKS = {e.name: e for e in catalogue("task")}
 MODELS = {e.name: e for e in catalogue("model")}
@@ -51,7 +52,7 @@ IMAGE_SETS = ("mini_imagenet", "cifar_fs", "fc100", "tiered_imagenet", "cub")
 """Differ from vision/folder in how they are read, and from one another in nothing else."""
 WITHOUT_WAYS = ("vision/field", "vision/completion", "vision/generation", "nlp/formal_languages")
 """Have no such key, unlike the others of their kind."""
-DEEP = ("resnet12", "wrn", "timm")
+DEEP = ("resnet12", "wrn", "timm", "vision_encoder")
 """Differ from conv4 in their layers alone."""
 
 
@@ -253,6 +254,7 @@ SMALL = {
     "model=resnet12": ["model.widths=[4,4,4]", "task.size=20"],
     "model=wrn": ["model.depth=10", "model.width=1", "task.size=20"],
     "model=timm": ["model.name=resnet10t", "task.size=32"],
+    "model=vision_encoder": ["model.tune=all"],
     "model=mlp": ["model.hidden=[8,8]"],
     "model=ngram_bag": ["model.buckets=256", "model.dim=32", "model.rank=4"],
     "model=text_cnn": ["model.embedding=8", "model.filters=4"],
@@ -355,6 +357,12 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bert(tmp_path_factory.mktemp("bert"))
 
 
+@pytest.fixture(scope="session")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretrained encoder of images; skips without transformers."""
+    return tiny_vit(tmp_path_factory.mktemp("vit"))
+
+
 @pytest.fixture
 def _embeddings(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Embeddings are kept beside their model, and made once for all cells."""
@@ -383,6 +391,8 @@ def choices(cell: Cell, own_data: dict[str, list[str]], request: pytest.FixtureR
     if model == "encoder":
         request.getfixturevalue("_embeddings")
         words.append(f"model.name={request.getfixturevalue('bert')}")
+    if model == "vision_encoder":
+        words.append(f"model.name={request.getfixturevalue('vit')}")
     small = [
         o
         for key, overrides in SMALL.items()

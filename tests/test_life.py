@@ -28,6 +28,7 @@ from tests.test_contracts import (  # noqa: F401
     choices,
     covering,
     own_data,
+    vit,
 )
 
 LENGTH = ["runner.iterations=3", "runner.validate_every=2", "runner.val_episodes=2", "runner.test_episodes=2",

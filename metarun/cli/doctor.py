@@ -19,6 +19,7 @@ from metarun.escape import printable
 
 _EXTRAS = {
     "nlp": "transformers",
+    "parquet": "pyarrow",
     "rl": "mujoco",
     "games": "minigrid",
     "rl-metaworld": "metaworld",

@@ -12,6 +12,10 @@ from metarun.errors import UserError, require
 
 CARD = "config.json"
 """File beside the weights that holds the card, as in repositories of timm on the Hugging Face hub."""
+PROCESSOR = "preprocessor_config.json"
+"""File that holds the card of a model of transformers."""
+RESAMPLING = {2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers of resampling filters; others are replaced by bicubic."""
 
 
 @dataclass(frozen=True)
@@ -72,4 +76,43 @@ def read_card(folder: Path, where: str) -> Card | None:
         require("mean" in stated and "std" in stated, "it has no mean and std")
         return Card.of(stated)
     except (OSError, ValueError, TypeError, AttributeError, UserError) as error:
+        raise UserError(f"{where}: {file} is no card of an image model ({str(error)[:120]})") from None
+
+
+def processor_card(folder: Path, where: str) -> Card:
+    """Return the card in the image processor's configuration of a model of transformers.
+
+    Pixels of 0..255 that the processor rescales by another factor than 1/255, or not at all, are allowed for in mean
+    and deviation, which are those of colours in 0..1.
+
+    Args:
+        folder: Folder of the model.
+        where: Configuration key and value, for messages.
+
+    Raises:
+        UserError: There is no card, or it is damaged.
+    """
+    file = folder / PROCESSOR
+    require(file.is_file(), f"{where}: has no {PROCESSOR}, which says how images are prepared")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        scale = 255 * float(values.get("rescale_factor", 1 / 255)) if values.get("do_rescale", True) else 255.0
+        stated = values.get("do_normalize", True)
+        mean, std = (values[key] if stated else default for key, default in (("image_mean", 0.0), ("image_std", 1.0)))
+        mean, std = (each if isinstance(each, list) else [each] * 3 for each in (mean, std))
+        shape = values.get("crop_size") if values.get("do_center_crop") else values.get("size")
+        if isinstance(shape, dict):
+            edge = shape.get("shortest_edge")
+            shape = [shape.get("height", edge), shape.get("width", edge)]
+        elif shape is not None:
+            shape = [shape, shape] if isinstance(shape, int) else [*shape]
+        return Card.of({
+            "mean": [float(each) / scale for each in mean],
+            "std": [float(each) / scale for each in std],
+            "input_size": None if shape is None else [len(mean), *shape],
+            "interpolation": RESAMPLING.get(values.get("resample", 2), "bicubic"),
+        })  # fmt: skip
+    except KeyError as error:
+        raise UserError(f"{where}: {file} has no {error.args[0]}") from None
+    except (OSError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise UserError(f"{where}: {file} is no card of an image model ({str(error)[:120]})") from None

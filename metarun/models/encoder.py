@@ -174,7 +174,9 @@ def transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise UserError(f"model=encoder needs transformers ({error}): pip install 'metarun[nlp]'") from None
+        raise UserError(
+            f"model=encoder and model=vision_encoder need transformers ({error}): pip install 'metarun[nlp]'"
+        ) from None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
@@ -219,7 +221,7 @@ def tokenizer_of(folder: Path) -> Any:
 
 
 def load(folder: Path) -> nn.Module:
-    """Load the encoder in float32 without its pooler. The random state does not change.
+    """Load the encoder in float32 without a pooler that has weights. The random state does not change.
 
     Raises:
         UserError: The folder cannot be read or has no weights for some tensors.
@@ -237,7 +239,8 @@ def load(folder: Path) -> nn.Module:
     require(not missing, f"model.name: {folder} has no weights for {len(missing)} tensors, {missing[:1]} the first")
     if net.config.is_encoder_decoder:
         net = net.get_encoder()
-    if isinstance(getattr(net, "pooler", None), nn.Module):
+    pooler = getattr(net, "pooler", None)
+    if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
         net.pooler = None
     return net.float()
 

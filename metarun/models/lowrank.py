@@ -30,6 +30,20 @@ class LowRankLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x) + self.up(self.down(x))
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight with its update, for networks that read it."""
+        parts: tuple[Any, ...] = (self.layer, self.up, self.down)
+        weight, up, down = (part.weight for part in parts)
+        groups = getattr(self.layer, "groups", 1)
+        update = up.view(groups, len(up) // groups, -1) @ down.view(groups, len(down) // groups, -1)
+        return weight + update.view_as(weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the layer."""
+        return self.layer.bias  # type: ignore[return-value]
+
 
 def add(net: nn.Module, rank: int) -> dict[str, LowRankLayer]:
     """Replace all linear and convolution layers of a network by :class:`LowRankLayer`, in place.

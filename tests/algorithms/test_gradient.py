@@ -310,6 +310,8 @@ def test_a_low_rank_addition_is_one_to_the_weight(layer: Callable[[], nn.Module]
     whole = plain.weight + (b @ a).view_as(plain.weight)
     assert not torch.allclose(added(x), plain(x))
     assert torch.allclose(added(x), functional_call(plain, {"weight": whole}, (x,)))
+    assert torch.equal(added.weight, whole)
+    assert added.bias is plain.bias
 
 
 def test_a_layer_used_in_two_places_gets_a_low_rank_addition_in_each() -> None:

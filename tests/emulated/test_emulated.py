@@ -31,6 +31,7 @@ from tests.test_contracts import (  # noqa: F401 (fixtures)
     choices,
     covering,
     own_data,
+    vit,
 )
 
 PREFERRED = [

@@ -245,5 +245,5 @@ def test_without_transformers_one_line_says_what_to_install() -> None:
         f"Encoder(name='x', **{VALUES!r})"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "UserError: model=encoder needs transformers" in run.stderr.splitlines()[-1]
+    assert "UserError: model=encoder and model=vision_encoder need transformers" in run.stderr.splitlines()[-1]
     assert "pip install 'metarun[nlp]'" in run.stderr.splitlines()[-1]

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from metarun.config.build import construct
 from metarun.errors import Interrupted, RunFailed, UserError
 from metarun.models import pretrained
 from metarun.models.pretrained import select_trained
-from metarun.models.timm import Timm, import_timm, load_in_order
+from metarun.models.timm import Timm, import_timm
+from metarun.models.weights import load_by_name, load_in_order, read_weights
 from metarun.tasks.class_data import ClassData
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.tasks.vision.base import ImageFewShot
@@ -54,7 +56,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
         if given["pretrained"]:
             raise ConnectionError("no network")
         net = nn.Flatten()
-        net.pretrained_cfg = {"mean": (0.5, 0.25, 0.75), "std": (0.5, 0.5, 0.25)}  # type: ignore[assignment]
+        net.pretrained_cfg = {  # type: ignore[assignment]
+            "mean": (0.5, 0.25, 0.75), "std": (0.5, 0.5, 0.25), "classifier": "head",
+        }  # fmt: skip
         return net
 
     monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(
@@ -155,11 +159,10 @@ def test_protocols_tell_the_encoder_and_no_augmentation_of_a_frozen_one(stand_in
 
 
 def test_the_card_beside_the_weights_determines_the_preprocessing(stand_in: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").touch()
+    save_file({"head.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     card = {"mean": [0.1, 0.2, 0.3], "std": [1, 0.5, 0.25], "input_size": [3, 16, 8], "interpolation": "bilinear"}
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": card}))
     model = build(name="resnet18", weights=str(tmp_path), resize="card", interpolation=None)
-    assert stand_in["checkpoint_path"] == str(tmp_path / "model.safetensors")
     assert model.mean.flatten().tolist() == pytest.approx(card["mean"])
     assert model.std.flatten().tolist() == card["std"]
     assert (model.size, model.interpolation) == ((16, 8), "bilinear")
@@ -222,30 +225,69 @@ def test_real_models_embed_learn_and_follow_the_policy(real: Any, name: str) -> 
     assert learner.evaluate(data)["accuracy"].shape[0] == 2
 
 
-def test_real_weights_come_from_a_file(real: Any, tmp_path: Any) -> None:
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_real_weights_come_from_a_file_without_its_classifier(real: Any, name: str, tmp_path: Any) -> None:
     first = build()
-    torch.save(first.net.state_dict(), tmp_path / "w.pth")
-    second = build(weights=str(tmp_path / "w.pth"))
+    stored = {**first.net.state_dict(), "fc.weight": torch.zeros(9, 512), "fc.bias": torch.zeros(9)}
+    (save_file if name.endswith("safetensors") else torch.save)(stored, tmp_path / name)
+    second = build(weights=str(tmp_path / name))
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(first.eval()(x), second.eval()(x))
-    with pytest.raises(UserError, match=r"^model.name=resnet18: timm cannot build it [^\n]*$"):
-        build(name="resnet18", weights=str(tmp_path / "w.pth"))
+    with pytest.raises(UserError, match=r"^model.weights=[^\n]* weights of another network$"):
+        build(name="resnet18", weights=str(tmp_path / name))
 
 
-def test_weights_of_other_names_are_assigned_in_order(tmp_path: Path) -> None:
-    net, other = (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)) for _ in range(2))
-    file = tmp_path / "w.pth"
+def norm_net(inputs: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, 2), nn.BatchNorm1d(2))
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.pt", "w.bin"])
+def test_weights_of_any_format_are_assigned_by_name(name: str, tmp_path: Path) -> None:
+    net, other, file, where = norm_net(), norm_net(), tmp_path / name, f"model.weights={name}"
+
+    def stored(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        (save_file if name.endswith("safetensors") else torch.save)(tensors, file)
+        return read_weights(file, where)
+
+    theirs = other.state_dict()
+    load_by_name(net, stored({**theirs, "fc.weight": torch.zeros(5, 2)}), where, ("fc",))
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), theirs.values(), strict=True))
+    # Names as wrappers for several devices write them, and batch norm that has not counted.
+    copies = {f"module.{key}": value for key, value in theirs.items() if "num" not in key}
+    load_by_name(norm_net(), stored(copies), where)
+    for tensors, said in (
+        ({**theirs, "fc.weight": torch.zeros(5, 2)}, "has the tensor fc.weight, which the network lacks"),
+        ({"0.weight": theirs["0.weight"]}, "has no tensor 0.bias and 4 more, which the network needs"),
+        (
+            {**theirs, "0.weight": torch.zeros(2, 4)},
+            r"tensor 0.weight is \[2, 4\], and 0.weight of the network \[2, 3\]",
+        ),
+    ):
+        with pytest.raises(UserError, match=rf"^model.weights={name}: [^\n]*{said}[^\n]*$"):
+            load_by_name(net, stored(tensors), where)
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(UserError, match=rf"^model.weights={name}: cannot be read as weights [^\n]*$"):
+        read_weights(file, where)
+
+
+def test_files_of_training_scripts_are_unwrapped(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "state_dict": {"a": torch.ones(1)}}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth", "w") == {"a": torch.ones(1)}
+    torch.save({"epoch": 3}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"cannot be read as weights \(no file of tensors by name\)"):
+        read_weights(tmp_path / "w.pth", "w")
+
+
+def test_weights_of_other_names_are_assigned_in_order() -> None:
+    net, other, where = norm_net(), norm_net(), "model.weights=w"
     theirs = {f"other{i}": value for i, value in enumerate(other.state_dict().values())}
-    torch.save({**theirs, "classifier": torch.zeros(5, 2)}, file)
-    load_in_order(net, file, "model.weights=w")
+    stored = {**theirs, "classifier": torch.zeros(5, 2)}
+    load_in_order(net, stored, where)
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), theirs.values(), strict=True))
     with pytest.raises(UserError, match=r"^model.weights=w: tensor other0 is \[2, 3\], and 0.weight of the network \["):
-        load_in_order(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)), file, "model.weights=w")
+        load_in_order(norm_net(4), stored, where)
     with pytest.raises(UserError, match=r"^model.weights=w: has 8 tensors, and the network 2 [^\n]*$"):
-        load_in_order(nn.Linear(3, 2), file, "model.weights=w")
-    file.write_bytes(b"no weights")
-    with pytest.raises(UserError, match=r"^model.weights=w: cannot be read as weights [^\n]*$"):
-        load_in_order(net, file, "model.weights=w")
+        load_in_order(nn.Linear(3, 2), stored, where)
 
 
 @pytest.mark.parametrize(
