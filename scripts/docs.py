@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from metarun.config.catalogue import Entry, catalogue
-from metarun.reports.reproductions import findings, recipes, row, stored
+from metarun.config.paper import Paper
+from metarun.reports.reproductions import findings, recipes, row, standing, stored
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "metarun" / "docs"
@@ -34,8 +36,8 @@ def with_tables(text: str) -> str:
 
 def table(group: str, names: list[str]) -> Iterator[str]:
     """The lines of one table."""
-    if group == "measured":
-        yield from measured()
+    if group in RECORDS:
+        yield from RECORDS[group](names)
         return
     entries = options(group)
     columns = {"task": "| task | what it is |", "model": "| model | what it is | reads |"}
@@ -68,15 +70,101 @@ def last_cell(entry: Entry) -> list[str]:
     return []
 
 
-def measured() -> Iterator[str]:
+def measured(_: list[str]) -> Iterator[str]:
     """Each algorithm's first number among the records of reproductions."""
-    papers, results = recipes(), stored(ROOT / "outputs" / "reproduced")
+    papers, results = recorded()
     yield "| algorithm | recipe | metric | measured | published |"
     yield "|---" * 5 + "|"
     for name, paper in papers.items():
         if name in results:
             metric, published, ours, *_ = row(paper, findings(paper, results[name])[0])
             yield f"| `{algorithm_of(name)}` | `{name}` | {metric} | {ours} | {published} |"
+
+
+@cache
+def recorded() -> tuple[dict[str, Paper], dict[str, dict[str, Any]]]:
+    """The papers of all recipes, and the records."""
+    return recipes(), stored(ROOT / "outputs" / "reproduced")
+
+
+def verdicts(names: list[str]) -> Iterator[str]:
+    """The numbers and verdicts of the records of some recipes."""
+    papers, results = recorded()
+    for name in names:
+        if name not in results:
+            yield f"`{name}` has no record."
+            continue
+        yield f"| `{name}` | published ({papers[name].where}) | ours | verdict |"
+        yield "|---" * 4 + "|"
+        for finding in findings(papers[name], results[name]):
+            metric, published, ours, *_, verdict = row(papers[name], finding)
+            yield f"| {metric} | {published} | {ours} | {verdict} |"
+        yield f"| record | | | {standing(name, results[name])} |"
+
+
+def few_shot(data: list[str]) -> Iterator[str]:
+    """The records on some data sets of images, by set and shots, the best first; those that are missing are named."""
+    papers, results = recorded()
+    known = [name for name in papers if task_of(name).removeprefix("vision/") in data]
+    rows = []
+    for name in known:
+        if name in results:
+            protocol = results[name]["protocol"]
+            finding = findings(papers[name], results[name])[0]
+            rows.append((data.index(protocol["data"]), protocol["shot"], -finding.ours, name, finding))
+    if rows:
+        yield "| data | shots | recipe | accuracy, % | published | verdict | iterations | minutes a seed | |"
+        yield "|---" * 9 + "|"
+    last = None
+    for place, shot, _, name, finding in sorted(rows, key=lambda each: each[:4]):
+        _, published, ours, *_, verdict = row(papers[name], finding)
+        setting = f"{TITLES.get(data[place], data[place])} | {shot}" if (place, shot) != last else " | "
+        cells = [
+            f"`{name}`",
+            ours,
+            published,
+            verdict,
+            *costs(papers[name], results[name]),
+            remarks(name, results[name]),
+        ]
+        yield f"| {setting} | {' | '.join(cells)} |"
+        last = place, shot
+    if missing := [name for name in known if name not in results]:
+        yield from ["", "Not run: " + ", ".join(f"`{name}`" for name in missing) + "."]
+
+
+TITLES = {"cifar_fs": "CIFAR-FS", "fc100": "FC100"}
+"""Names of data sets as papers write them."""
+
+
+def costs(paper: Paper, result: dict[str, Any]) -> list[str]:
+    """Iterations, of how many published ones if these are more, and minutes of CPU time a seed."""
+    done, whole = result["iterations"], paper.iterations
+    times = [each for each in (result.get("cpu_s") or {}).values() if each is not None]
+    share = f" of {whole:,}" if whole is not None and whole > done else ""
+    return [f"{done:,}{share}", f"{sum(times) / len(times) / 60:.2g}" if times else ""]
+
+
+def remarks(name: str, result: dict[str, Any]) -> str:
+    """What a reader must know to compare a record with others."""
+    protocol, model = result["protocol"], result["configuration"]["model"]
+    found = []
+    if "pretrained_on" in model:
+        found.append(f"pretrained on {model['pretrained_on']}")
+    if "transductive" in (protocol.get("norm"), str(protocol.get("inference")).partition(":")[0]):
+        found.append("transductive")
+    if (worth := standing(name, result)) != "sound":
+        found.append(worth)
+    return "; ".join(found)
+
+
+RECORDS = {"measured": measured, "record": verdicts, "few_shot": few_shot}
+"""Tables that are made from the records of reproductions."""
+
+
+def task_of(recipe: str) -> str:
+    """The task that a recipe or what it builds on chooses."""
+    return str(options("experiment")[recipe].choices["task"])
 
 
 def algorithm_of(recipe: str) -> str:

@@ -18,10 +18,10 @@ Verdict = Literal["pass", "consistent", "inconclusive", "budget not reached", "m
 only because they differ so much; none of them reached the value. ``budget not reached``: a miss with fewer
 iterations than the paper's.
 """
-Source = Literal["paper", "code", "rerun", "quoted", "recalled"]
+Source = Literal["paper", "code", "rerun", "quoted", "recalled", "own"]
 """Source of a value: the paper, the authors' code or stored results, a clean re-run (named in ``by``), a third
 party's quotation, or ``recalled`` without a source. Recalled values are never presented as the paper's and never
-counted.
+counted. ``own``: a baseline that is measured here alone, whose claims have no value.
 """
 COUNTED: tuple[Source, ...] = ("paper", "code", "rerun")
 """Sources of values against which a pass counts."""
@@ -36,7 +36,7 @@ class Claim:
     Attributes:
         id: Name of the claim.
         metric: Name of the metric in a summary.
-        value: The value; ``None`` for papers that only plot curves, which need a ``bar``.
+        value: The value; ``None`` for our own baselines, and for papers that only plot curves, which need a ``bar``.
         ci95: Half-width of the paper's 95 % interval.
         step: Adaptation step or episode of the value; ``None``: the last.
         percent: True if the value is in per cent.
@@ -197,7 +197,9 @@ class Paper:
             raise UserError("paper.claims: give one entry for each number, by its id in the catalogue")
         each = [Claim(**{"id": name, **_checked(f"paper.claims.{name}", claims[name], Claim)}) for name in claims]
         for claim in each:
-            if claim.value is None and claim.bar is None:
+            if given["verified"] == "own" and claim.value is not None:
+                raise UserError(f"paper.claims.{claim.id}: with paper.verified=own there is no published value")
+            if given["verified"] != "own" and claim.value is None and claim.bar is None:
                 raise UserError(f"paper.claims.{claim.id} needs a value, or a bar")
             if (claim.bar is None) != (claim.because is None):
                 raise UserError(f"paper.claims.{claim.id}: bar and because need each other")

@@ -47,7 +47,8 @@ def stated_time(name: str) -> str:
     """Return how long a recipe takes according to its first lines; an empty string if they do not say."""
     found = entry("experiment", name)
     text = found.path.read_text(encoding="utf-8") if found else ""
-    line = re.search(rf"^#\s+metarun (?:reproduce |experiment=){re.escape(name)}\s\s+(.+)$", text, re.MULTILINE)
+    command = rf"^#\s+metarun (?:reproduce |experiment=){re.escape(name)}"
+    line = re.search(rf"{command}(?:  +|\n#  +)(.+)$", text, re.MULTILINE)  # in the next line if it is long
     return line[1].strip() if line else ""
 
 
@@ -245,7 +246,7 @@ def number(value: float | None) -> str:
 def published(paper: Paper, claim: Claim) -> str:
     """Format the value of a claim with its source. A value from memory is never shown as the paper's."""
     if claim.value is None:
-        return "curves alone"
+        return "nothing: our own baseline" if paper.source(claim) == "own" else "curves alone"
     value = number(claim.value) + ("" if claim.ci95 is None else f" ± {number(claim.ci95)}")
     return {
         "paper": value,

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -263,3 +264,34 @@ def test_a_wrong_command_would_be_noticed() -> None:
         examine(["task=regression/sinusoid", "task.shots=5"])
     with pytest.raises(UserError, match="no recipe"):
         examine(["reproduce", "maml/sinusoids"])
+
+
+def test_the_table_of_few_shot_results_holds_what_the_records_hold(
+    generator: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    papers, _ = generator.recorded()
+    known = [name for name in papers if generator.task_of(name) == "vision/fc100"]
+
+    def record(name: str, value: float, shot: int, **model: str) -> dict[str, Any]:
+        seeds = {str(seed): {"mean": value, "ci95": 0.3} for seed in range(3)}
+        return {
+            "claims": {papers[name].claims[0].id: {"seeds": seeds}}, "iterations": 1000, "cpu_s": {"0": 600.0},
+            "protocol": {"data": "fc100", "shot": shot, "norm": "transductive"}, "configuration": {"model": model},
+        }  # fmt: skip
+
+    monkeypatch.setattr(generator, "recorded", lambda: (papers, {}))
+    assert list(generator.few_shot(["fc100"])) == ["", "Not run: " + ", ".join(f"`{name}`" for name in known) + "."]
+    results = {
+        "protonet/fc100_5way_1shot": record("protonet/fc100_5way_1shot", 36.0, 1),
+        "lite0/fc100_5way_1shot": record("lite0/fc100_5way_1shot", 60.0, 1, pretrained_on="ImageNet (overlaps)"),
+    }
+    monkeypatch.setattr(generator, "recorded", lambda: (papers, results))
+    *rows, _, missing = generator.few_shot(["fc100"])
+    assert rows[2:] == [
+        "| FC100 | 1 | `lite0/fc100_5way_1shot` | 60 ± 0.3, 3 seeds | nothing: our own baseline |  | 1,000 | 10 "
+        "| pretrained on ImageNet (overlaps); transductive; untraced |",
+        "|  |  | `protonet/fc100_5way_1shot` | 36 ± 0.3, 3 seeds | 35.9 (re-run by PaddleFSL) | pass | 1,000 of "
+        "100,000 | 10 | transductive; untraced |",
+    ]
+    assert "`protonet/fc100_5way_5shot`" in missing
+    assert "`protonet/fc100_5way_1shot`" not in missing

@@ -119,12 +119,13 @@ def test_the_worst_claim_is_the_papers() -> None:
         ({"arxiv": 1703.1}, "paper.arxiv=1703.1: input should be a valid string"),
         (
             {"verified": "sure"},
-            "paper.verified='sure': input should be 'paper', 'code', 'rerun', 'quoted' or 'recalled'",
+            "paper.verified='sure': input should be 'paper', 'code', 'rerun', 'quoted', 'recalled' or 'own'",
         ),
         ({"verified": "rerun"}, "paper.by names the author of a re-run"),
         ({"claims": {}}, "paper.claims: give one entry"),
         ({"claims": {"a": {"metric": "x"}}}, "paper.claims.a needs a value, or a bar"),
         ({"claims": {"a": {"metric": "x", "bar": 1.0}}}, "paper.claims.a: bar and because need each other"),
+        ({"verified": "own"}, "with paper.verified=own there is no published value"),
         ({"claims": {"a": {"value": 1.0}}}, "paper.claims.a.metric is missing"),
         ({"claims": {"a": {"metric": "x", "value": "9"}}}, "paper.claims.a.value='9'"),
     ],
@@ -153,3 +154,11 @@ def test_what_recipes_share_has_no_claims() -> None:
 def test_a_metric_that_the_run_lacks() -> None:
     with pytest.raises(UserError, match=r"paper\.claims\.a: the run has no nll   it has: accuracy"):
         Claim("a", "nll", 1.0).found(summary(1, 1))
+
+
+def test_a_baseline_of_our_own_needs_no_value_and_gets_no_verdict() -> None:
+    paper = Paper.of({**SECTION, "verified": "own", "claims": {"a": {"metric": "accuracy"}}})
+    (finding,) = paper.findings({seed: summary(0.9, 0.01) for seed in range(3)})
+    assert finding.verdict is None
+    assert finding.bar_reached is None
+    assert published(paper, finding.claim) == "nothing: our own baseline"
