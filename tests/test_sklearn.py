@@ -163,13 +163,20 @@ def test_few_shot_regression_without_a_run_is_ridge_regression() -> None:
         FewShotRegressor(algorithm="protonet").fit(x, y)
 
 
-def test_of_many_rows_some_are_used_and_every_class_keeps_one() -> None:
+def test_of_many_rows_several_draws_by_class_are_averaged() -> None:
     x = np.arange(50.0)[:, None]
-    y = np.repeat(["a", "b"], [49, 1])
-    fitted = TabularInContext(learner(), most_rows=10).fit(x, y)
-    assert len(fitted.X_) == 10
-    assert set(fitted.labels_) == {0, 1}
-    assert fitted.predict([[49.0], [3.0]]).tolist() == ["b", "a"]
+    y = np.repeat(["a", "b", "c"], [39, 10, 1])
+    with pytest.warns(UserWarning, match=r"50 training rows: predictions are averaged over 3 draws of most_rows=10"):
+        fitted = TabularInContext(learner(), most_rows=10, draws=3).fit(x, y)
+    assert [np.bincount(fitted.labels_[rows]).tolist() for rows in fitted.drawn_] == [[7, 2, 1]] * 3
+    assert len({tuple(rows) for rows in fitted.drawn_}) == 3
+    alone = [TabularInContext(learner()).fit(x[rows], y[rows]).predict_proba(x) for rows in fitted.drawn_]
+    assert fitted.predict_proba(x) == pytest.approx(np.mean(alone, axis=0))
+    with pytest.warns(UserWarning, match="3 draws of most_rows=20"):
+        values = TabularInContextRegressor(learner("regression"), most_rows=20, draws=3).fit(x, x[:, 0])
+    alone = [TabularInContextRegressor(learner("regression")).fit(x[rows], x[rows, 0]).predict(x)
+             for rows in values.drawn_]  # fmt: skip
+    assert values.predict(x) == pytest.approx(np.mean(alone, axis=0))
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from metarun.adapted.columns import Columns
 from metarun.errors import UserError, nearest, nearest_path, require
 from metarun.tasks import parquet
 from metarun.tasks.inputs import Inputs
-from metarun.tasks.tables import TABLES, Table, parse_number, read_table
+from metarun.tasks.tables import TABLES, Row, Table, parse_number, read_table
 from metarun.tasks.tabular.encoding import Encoding, is_gap
+from metarun.tasks.tabular.labels import spread_over_classes
 from metarun.tasks.vision.folder import by_folder
 from metarun.tasks.vision.images import ENDINGS, is_clutter, is_image
 from metarun.tasks.vision.sources import listing
@@ -141,8 +144,8 @@ def _table_support(inputs: Inputs, table: Table, target: str | None) -> Source:
         notes.append(f"{len(table.rows) - len(kept)} rows without '{target}' are not used")
     require(bool(kept), f"--target {target}: has no values in {table.path}")
     if len(kept) > MOST_ROWS:
-        notes.append(f"{MOST_ROWS} of {len(kept)} rows are used, evenly spread")
-        kept = [kept[i * len(kept) // MOST_ROWS] for i in range(MOST_ROWS)]
+        kept, chosen = _fewer_rows(kept, target, inputs.spec.kind == "classification")
+        notes.append(chosen)
     table = replace(table, rows=kept)
     encoding, types = Encoding.of(table, target)
     rows, gaps = encoding.rows(table)
@@ -154,6 +157,16 @@ def _table_support(inputs: Inputs, table: Table, target: str | None) -> Source:
     targets = _table_targets(inputs, table, target)
     told = [f"{len(rows)} rows; {target} from {len(encoding.columns)} columns", *types, *gaps, *notes]
     return Source(rows, targets, told, ([c.name for c in encoding.columns], [target]), encoding)
+
+
+def _fewer_rows(rows: Sequence[Row], target: str, classes: bool) -> tuple[list[Row], str]:
+    """Return :data:`MOST_ROWS` rows in their order, each class in its share, and a note on how they were chosen."""
+    start = f"{MOST_ROWS} of {len(rows):,} rows are used"
+    if not classes:
+        return [rows[i * len(rows) // MOST_ROWS] for i in range(MOST_ROWS)], f"{start}, evenly spread"
+    _, y = np.unique([str(row[target]).strip() for _, row in rows], return_inverse=True)
+    order = spread_over_classes(y, np.random.default_rng(0))
+    return [rows[i] for i in sorted(order[:MOST_ROWS])], f"{start}, drawn by class with a fixed seed"
 
 
 def _table_targets(inputs: Inputs, table: Table, target: str) -> list[Any]:

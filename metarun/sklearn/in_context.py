@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from metarun.algorithms.amortised.prior_fitted import PriorFitted
 from metarun.sklearn import learners
 from metarun.tasks.episode import Labelled
+from metarun.tasks.tabular.labels import spread_over_classes
 
 
 class _InContext(BaseEstimator):
@@ -22,10 +24,11 @@ class _InContext(BaseEstimator):
 
     _kind: str
 
-    def __init__(self, run: Any = None, *, permutations: int = 4, most_rows: int = 1000) -> None:
+    def __init__(self, run: Any = None, *, permutations: int = 4, most_rows: int = 1000, draws: int = 4) -> None:
         self.run = run
         self.permutations = permutations
         self.most_rows = most_rows
+        self.draws = draws
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -36,12 +39,19 @@ class _InContext(BaseEstimator):
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2)
         return X, y
 
-    def _kept(self, count: int, first: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the rows that are used: all, or ``most_rows`` of them, drawn with a fixed seed after the rows
-        ``first``.
+    def _drawn(self, classes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Return the rows that are read at once: all, or several draws of ``most_rows`` of them by class.
+
+        Args:
+            classes: The class of each row; all equal in regression.
         """
-        others = np.random.default_rng(0).permutation(np.setdiff1d(np.arange(count), first))
-        return np.sort(np.concatenate([first, others])[: self.most_rows])
+        count = len(classes)
+        if count <= self.most_rows:
+            return [np.arange(count)]
+        drawn = f"{self.draws} draws of most_rows={self.most_rows:,}"
+        warnings.warn(f"{count:,} training rows: predictions are averaged over {drawn}", stacklevel=3)
+        orders = [spread_over_classes(classes, np.random.default_rng(draw)) for draw in range(self.draws)]
+        return [np.sort(order[: self.most_rows]) for order in orders]
 
     def _learner(self) -> PriorFitted:
         """Return the learner in float64, so that predictions do not depend on how many rows are asked at once."""
@@ -55,11 +65,12 @@ class _InContext(BaseEstimator):
         algorithm.permutations = self.permutations
         return algorithm.double().eval()
 
-    def _answers(self, X: Any, y: Tensor, way: int) -> NDArray[np.float64]:
-        """Return the predictions [M, outputs] of new rows."""
+    def _answers(self, X: Any, y: Tensor, way: int) -> list[NDArray[np.float64]]:
+        """Return the predictions [M, outputs] of new rows by each draw of the training rows."""
         X = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=False)
-        algorithm, support = self._learner(), Labelled(torch.from_numpy(self.X_)[None], y[None], way)
-        return learners.predicted(algorithm, support, X)
+        algorithm, rows = self._learner(), torch.from_numpy(self.X_)
+        supports = [Labelled(rows[each][None], y[each][None], way) for each in self.drawn_]
+        return [learners.predicted(algorithm, support, X) for support in supports]
 
 
 class TabularInContext(ClassifierMixin, _InContext):
@@ -68,7 +79,9 @@ class TabularInContext(ClassifierMixin, _InContext):
     Args:
         run: Directory of a run of ``algorithm=prior_fitted`` on classification, or its trained algorithm.
         permutations: Cyclic permutations of the labels that predictions are averaged over.
-        most_rows: Largest number of training rows; of more, as many are drawn with a fixed seed.
+        most_rows: Largest number of training rows that are read at once.
+        draws: Number of draws of ``most_rows`` rows by class, with fixed seeds, that predictions are averaged over if
+            there are more rows.
 
     Attributes:
         classes_: The classes, sorted.
@@ -98,15 +111,16 @@ class TabularInContext(ClassifierMixin, _InContext):
             raise ValueError("y has 1 class; a classifier needs at least 2 classes")
         if len(self.classes_) > outputs:
             raise ValueError(f"y has {len(self.classes_)} classes; the learner of this run takes up to {outputs}")
-        kept = self._kept(len(X), np.unique(labels, return_index=True)[1])  # a row of every class
-        self.X_, self.labels_ = X[kept], labels[kept].astype(np.int64)
+        self.X_, self.labels_ = X.copy(), labels.astype(np.int64)
+        self.drawn_ = self._drawn(self.labels_)
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return the probabilities of the classes, [M, classes], for rows ``X`` [M, C]."""
         check_is_fitted(self)
-        logits = self._answers(X, torch.from_numpy(self.labels_), len(self.classes_))[:, : len(self.classes_)]
-        return torch.from_numpy(logits).softmax(-1).numpy()
+        way = len(self.classes_)
+        answers = self._answers(X, torch.from_numpy(self.labels_), way)
+        return np.mean([torch.from_numpy(logits[:, :way]).softmax(-1).numpy() for logits in answers], axis=0)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable class of each row of ``X`` [M, C]."""
@@ -120,7 +134,9 @@ class TabularInContextRegressor(RegressorMixin, _InContext):
     Args:
         run: Directory of a run of ``algorithm=prior_fitted`` on regression, or its trained algorithm.
         permutations: Has no effect.
-        most_rows: Largest number of training rows; of more, as many are drawn with a fixed seed.
+        most_rows: Largest number of training rows that are read at once.
+        draws: Number of draws of ``most_rows`` rows by class, with fixed seeds, that predictions are averaged over if
+            there are more rows.
 
     Attributes:
         n_features_in_: Number of columns.
@@ -142,11 +158,11 @@ class TabularInContextRegressor(RegressorMixin, _InContext):
             self, X, y, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2, y_numeric=True
         )
         self._learner()
-        kept = self._kept(len(X), np.arange(0))
-        self.X_, self.targets_ = X[kept], y[kept].astype(np.float64)
+        self.X_, self.targets_ = X.copy(), y.astype(np.float64)
+        self.drawn_ = self._drawn(np.zeros(len(X), np.int64))
         return self
 
     def predict(self, X: Any) -> NDArray[np.float64]:
         """Return the mean of the predicted distribution for each row of ``X`` [M, C]."""
         check_is_fitted(self)
-        return self._answers(X, torch.from_numpy(self.targets_)[:, None], 0)[:, 0]
+        return np.mean(self._answers(X, torch.from_numpy(self.targets_)[:, None], 0), axis=0)[:, 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -522,10 +522,21 @@ def test_mutual_information_of_queries_and_predictions_grows() -> None:
     assert (information(30) > information(1) + 0.01).all()
 
 
+def unbalanced(support: Labelled) -> Labelled:
+    """All examples of class 0, and one of each other class."""
+    rows = torch.stack([
+        torch.cat([torch.nonzero(y == c)[:, 0][: None if c == 0 else 1] for c in range(WAY)]) for y in support.y
+    ])  # fmt: skip
+    x = torch.stack([each[chosen] for each, chosen in zip(support.x, rows, strict=True)])
+    return Labelled(x, support.y.gather(1, rows), WAY)
+
+
 @pytest.mark.parametrize("steps", [1, 4])
-def test_optimal_transport(steps: int) -> None:
+@pytest.mark.parametrize("choose", [lambda support: support, unbalanced], ids=["balanced", "unbalanced"])
+def test_optimal_transport(steps: int, choose: Callable[[Labelled], Labelled]) -> None:
     made = head("ptmap", f"refine.steps={steps}", "refine.sinkhorn_steps=300", "refine.rate=0.3", "scale=1")
     support, query = episodes()
+    support = choose(support)
     found = made.fit(support)(query.x)
 
     def transport(cost: Tensor) -> Tensor:

@@ -172,6 +172,16 @@ def test_a_table_that_cannot_be_read_gets_one_clear_line(
     assert "\n" not in str(error.value)
 
 
+def test_of_many_rows_each_class_keeps_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metarun.adapted.sources.MOST_ROWS", 10)
+    rows = [{"length": i * i, "kind": "xyz"[(i > 38) + (i > 48)]} for i in range(50)]
+    given = support(INPUTS, write(tmp_path / "known.csv", rows), "kind")
+    assert [given.targets.count(kind) for kind in "xyz"] == [7, 2, 1]
+    assert "10 of 50 rows are used, drawn by class with a fixed seed" in given.notes
+    lengths = [item[0] for item in given.items]
+    assert lengths == sorted(lengths)
+
+
 def test_three_rows_are_enough(tmp_path: Path) -> None:
     learner, _ = adapted([{"length": i, "kind": k} for i, k in ((0, "x"), (1, "y"), (5, "x"))], tmp_path)
     learner.calibrate()

@@ -1,4 +1,4 @@
-"""Classes of synthetic tables, made of scores."""
+"""Classes of tables: made of scores, and the order of rows by them."""
 
 from __future__ import annotations
 
@@ -45,3 +45,19 @@ def first_of_each(y: Integers) -> Integers:
     """Return an order of the rows [T, R] with the first row of every class in front, and otherwise unchanged."""
     earlier = np.tril(y[:, :, None] == y[:, None, :], -1).any(2)
     return earlier.argsort(1, kind="stable")
+
+
+def spread_over_classes(y: Integers, random: np.random.Generator) -> Integers:
+    """Return an order of the rows [N] whose every beginning has each class in its share of the rows.
+
+    The first rows are one of each class. Rows of a class are in random order.
+
+    Args:
+        y: Classes 0..w-1 of the rows, [N].
+        random: Source of the order.
+    """
+    shuffled = random.permutation(len(y))
+    by_class = shuffled[y[shuffled].argsort(kind="stable")]
+    sizes = np.bincount(y)
+    place = np.arange(len(y)) - np.repeat(sizes.cumsum() - sizes, sizes)
+    return by_class[(place / np.repeat(sizes, sizes)).argsort(kind="stable")]
