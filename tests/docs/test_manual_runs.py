@@ -29,6 +29,7 @@ ELSEWHERE = {
     "-sc": "tests/cli/test_completion.py: in real shells",
     "hydra/launcher=submitit_slurm": "tests/cli/test_submitit.py: an emulated SLURM",
     "algorithm.histories=": "tests/cli/test_collect.py: learning from collected histories",
+    "model=vision_encoder": "tests/test_contracts.py: with a small vision transformer",
     "workloads=end_to_end": "tests/cli/test_bench.py: on small workloads",
     "workloads=rollouts": "tests/cli/test_bench.py: on small workloads",
     "workloads=runs": "tests/cli/test_bench.py: on small workloads",
