@@ -43,9 +43,10 @@ def maml(
     first_order: bool = False,
     norm: str = "transductive",
     adapt_norm: bool = True,
+    part: str = "all",
 ) -> GradientLearner:
     return GradientLearner(
-        model, SPEC, adapts=ParameterSubset(part="all", norm=adapt_norm), rule=SGD(), loss=TaskLoss(),
+        model, SPEC, adapts=ParameterSubset(part=part, norm=adapt_norm), rule=SGD(), loss=TaskLoss(),
         outer=Unrolled(first_order=first_order), inner_lr=LR, inner_steps=steps, test_steps=steps, norm=norm,
         head_init=None, train_shot=None, train_query=None, outer_lr=1e-3, halve_every=None,
         inner_batch=None, test_batch=None, outer_optimizer="adam", decay_over=None, decay="linear",
@@ -106,6 +107,20 @@ def test_meta_gradient_equals_the_loop_unrolled_by_hand(
     learner, data = maml(conv(downsample), steps, first_order, adapt_norm=adapt_norm), batch()
     assert learner.batchable
     assert relative(flat(meta_gradient(learner, data)), flat(by_hand(learner, data, downsample))) < 1e-12
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_features_are_computed_once_if_the_head_alone_adapts(steps: int, first_order: bool, alone: bool) -> None:
+    """The gradient is that of the loop by hand, which computes them in every step."""
+    learner, data = maml(conv(), steps, first_order, adapt_norm=False, part="head"), batch()
+    learner.batch_tasks = not alone
+    calls: list[int] = []
+    learner.model.register_forward_hook(lambda *_: calls.append(1))
+    found = flat(meta_gradient(learner, data))
+    assert relative(found, flat(by_hand(learner, data, "pool"))) < 1e-12
+    assert len(calls) == 2 * (len(data.support.y) if alone else 1)  # support and query set
 
 
 @pytest.mark.parametrize(("native", "norm"), [(False, "transductive"), (False, "support"), (True, "transductive")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from operator import attrgetter
@@ -16,7 +17,15 @@ from torch.func import grad, vmap
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.functional import call_with
 from metarun.algorithms.gradient.parameters import Parameters
-from metarun.algorithms.gradient.pieces import AdaptedParameters, Dims, InnerLoss, OuterGradient, Rule, State
+from metarun.algorithms.gradient.pieces import (
+    AdaptedParameters,
+    Dims,
+    InnerLoss,
+    OuterGradient,
+    Rule,
+    State,
+    TaskLoss,
+)
 from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, prediction_metrics
 from metarun.kernels.bfloat16 import bfloat16_disabled
 from metarun.kernels.broadcast_add import broadcast_add
@@ -116,8 +125,12 @@ class InnerLoopLearner(SupervisedAlgorithm):
         """
         initial, initial_dims, parameters, dims, state, done = start or self.begin(support)
         yield parameters, dims, state
+        predict: Callable[..., Tensor] = self.predict
+        if steps > 1 and self.has_constant_features and (size is None or size >= support.y.shape[1]):
+            features = self.map_tasks(self.net[0], (0,), support.x)
+            support, predict = replace(support, x=features), self.predict_from_features
         for step, (x, y) in enumerate(minibatches(support, steps, size), done):
-            inner_step = partial(self.inner_step, step, first_order)
+            inner_step = partial(self.inner_step, step, first_order, predict=predict)
             argument_dims = (dims, None if state is None else 0, initial_dims, 0, 0)
             parameters, state = self.map_tasks(inner_step, argument_dims, parameters, state, initial, x, y)
             dims = 0
@@ -146,9 +159,10 @@ class InnerLoopLearner(SupervisedAlgorithm):
         initial: Parameters,
         x: Tensor,
         y: Tensor,
+        predict: Callable[..., Tensor] | None = None,
     ) -> tuple[Parameters, State]:
         """Take one step on one task; return the new parameters phi + u(gradient) and the new state of the rule."""
-        gradients = self.inner_gradient(parameters, initial, x, y, step)
+        gradients = self.inner_gradient(parameters, initial, x, y, step, predict)
         if first_order:
             gradients = {name: g.detach() for name, g in gradients.items()}
         with bfloat16_disabled() if self.precision == "bfloat16" else nullcontext():  # layers of the rule
@@ -159,12 +173,22 @@ class InnerLoopLearner(SupervisedAlgorithm):
         return moved, state
 
     def inner_gradient(
-        self, parameters: Parameters, initial: Parameters, x: Tensor, y: Tensor, step: int | None = None
+        self,
+        parameters: Parameters,
+        initial: Parameters,
+        x: Tensor,
+        y: Tensor,
+        step: int | None = None,
+        predict: Callable[..., Tensor] | None = None,
     ) -> Parameters:
-        """Return the gradient of the inner loss on the support set (x, y) with respect to ``parameters``."""
+        """Return the gradient of the inner loss on the support set (x, y) with respect to ``parameters``.
+
+        With ``predict``, a function as :meth:`predict`, ``x`` is what that takes, such as features.
+        """
+        predicted = predict or self.predict
 
         def loss(p: Parameters) -> Tensor:
-            prediction = self.predict(p, x, step)
+            prediction = predicted(p, x, step)
             with bfloat16_disabled() if self.precision == "bfloat16" else nullcontext():  # layers of a learned loss
                 return self.loss(prediction, x, y, p, initial)
 
@@ -174,6 +198,18 @@ class InnerLoopLearner(SupervisedAlgorithm):
         """Return predictions [N, outputs] of the network with ``parameters`` in place of its own."""
         overrides = self.adapts.overrides_at(max(self.inner_steps - 1, 0) if step is None else step)
         return call_with({**overrides, **parameters}, self.net, x)
+
+    @property
+    def has_constant_features(self) -> bool:
+        """True if the head alone adapts, by a loss of its predictions. The features are then the same in all steps."""
+        head = {f"{len(self.net) - 1}.{name}" for name, _ in self.net[-1].named_parameters()}
+        by_step = type(self.adapts).overrides_at is not AdaptedParameters.overrides_at
+        return head.issuperset(self.adapted_names) and not by_step and isinstance(self.loss, TaskLoss)
+
+    def predict_from_features(self, parameters: Parameters, features: Tensor, step: int | None = None) -> Tensor:
+        """Return predictions [N, outputs] of the head alone, whose ``parameters`` have the names of the network's."""
+        own = {name.partition(".")[2]: value for name, value in parameters.items()}
+        return call_with(own, self.net[-1], features)
 
     def predict_query(self, parameters: Parameters, support: Tensor, query: Tensor, step: int | None = None) -> Tensor:
         """Return query predictions [Nq, outputs], with normalisation by support or query statistics (:attr:`norm`)."""
