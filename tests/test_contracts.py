@@ -250,7 +250,7 @@ SMALL = {
         ]
         for name in CLASSIFIERS
     },
-    "model=conv4": ["model.width=4"],
+    "model=conv4": ["model.width=4", "model.depth=2"],
     "model=resnet12": ["model.widths=[4,4,4]", "task.size=20"],
     "model=wrn": ["model.depth=10", "model.width=1", "task.size=20"],
     "model=timm": ["model.name=resnet10t", "task.size=32"],
