@@ -28,10 +28,10 @@ from metarun.config.check import CLOSED, INJECTED, check, misfit
 from metarun.config.compose import compose
 from metarun.config.schema import declaration, is_section
 from metarun.errors import UserError
-from metarun.tasks.rl.histories import columns, write
 from metarun.tasks.vision.published import class_list
 from metarun.training.experiment import Experiment
 from metarun.types import SPLITS
+from tests.histories import random_histories
 from tests.models.tiny_bert import tiny_bert
 from tests.models.tiny_vit import tiny_vit
 
@@ -407,11 +407,7 @@ def choices(cell: Cell, own_data: dict[str, list[str]], request: pytest.FixtureR
 def histories(words: list[str]) -> list[str]:
     """Learning histories of random steps, in the working directory."""
     spec = construct(compose(words).config["task"], seed=0).spec
-    steps = np.random.default_rng(0).random((2, 8, sum(columns(spec)))).astype(np.float32)
-    if spec.discrete_actions:
-        steps[:, :, columns(spec)[0]] = np.arange(8) % spec.output_size
-    write(Path("histories"), 0, steps, spec)
-    return [f"algorithm.histories={Path('histories').absolute()}"]
+    return [f"algorithm.histories={random_histories(Path('histories').absolute(), spec, 16)}"]
 
 
 def evaluated(run: Experiment) -> dict[str, Any]:

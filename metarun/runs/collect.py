@@ -70,5 +70,5 @@ def learning_history(composed: Composed, number: int, folder: Path) -> tuple[int
     for iteration in range(iterations):
         algorithm.meta_step(env, iteration)
     history = env.history()
-    write(folder, number, history, task.spec)
+    write(folder, number, history, task.spec, env.horizon)
     return history.shape[0], history.shape[1]

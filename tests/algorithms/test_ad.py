@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.rl.ad import AlgorithmDistillation, SlidingAgent
+from metarun.algorithms.rl.advantage import masked_mean
 from metarun.algorithms.rl.collect import Transition, collect
 from metarun.config.build import construct
 from metarun.errors import UserError
@@ -32,7 +33,8 @@ def ad(task: Any, model: str = "transformer_policy", **changes: Any) -> Algorith
     torch.manual_seed(0)
     small = {"width": 8, "heads": 2} if model == "transformer_policy" else {"hidden": 8}
     policy = construct(composed(f"model={model}", "task=rl/bandit")["model"] | small, spec=task.spec)
-    return construct(composed("algorithm=ad")["algorithm"] | changes, model=policy, spec=task.spec)
+    section = composed("algorithm=ad")["algorithm"] | {"every": 1} | changes
+    return construct(section, model=policy, spec=task.spec)
 
 
 class Seen:
@@ -53,7 +55,7 @@ def test_a_history_gives_back_what_the_agent_saw_and_did(family: str, tmp_path: 
     env = HistoryEnv(task.batch("train", [3]), task.spec)
     agent = Seen(task.spec.output_size)
     rollout = collect(env, task.spec, agent, 6, 2, env.generator())
-    write(tmp_path, 3, env.history(), task.spec)
+    write(tmp_path, 3, env.history(), task.spec, env.horizon)
     length = rollout.reward.shape[2]
     observation, action, reward, mask, done = Histories(tmp_path, task.spec).windows(1, length)
     (stream,) = [e for e in range(6) if torch.equal(action[1:, 0, 0].long(), rollout.action[0, e])]
@@ -87,7 +89,7 @@ def stored(folder: Path, task: Any, streams: int = 3, steps: int = 20, files: in
     for number in range(files):
         env = HistoryEnv(task.batch("train", [number]), task.spec)
         collect(env, task.spec, Seen(task.spec.output_size), streams, steps // task.horizon, env.generator())
-        write(folder, number, env.history(), task.spec)
+        write(folder, number, env.history(), task.spec, env.horizon)
     return folder
 
 
@@ -112,7 +114,49 @@ def test_the_loss_step_by_step(model: str, tmp_path: Path) -> None:
                 total -= output[0, 0].log_softmax(-1)[int(action[s, b])].item()
                 count += 1
     assert count == 26
-    assert learner.loss(*windows).item() == pytest.approx(total / count, rel=1e-10)
+    logp, counts = learner.likelihood(*windows)
+    assert -masked_mean(logp, counts).item() == pytest.approx(total / count, rel=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_loss_at_both_ends_of_the_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = room()
+    learner = ad(task, histories=str(stored(tmp_path, task)), context=7)
+    logp, mask = -torch.arange(7.0)[:, None].expand(7, 3), torch.ones(7, 3, dtype=torch.bool)
+    weight = next(learner.parameters())
+    monkeypatch.setattr(learner, "likelihood", lambda *_: (logp + 0 * weight.sum(), mask))
+    found = learner.meta_step(task.batch("train", range(3)), 0)
+    assert [float(found[name]) for name in ("loss", "first_loss", "last_loss")] == [3, 0.5, 5.5]
+
+
+def test_one_in_several_episodes_is_read(tmp_path: Path) -> None:
+    """Of 11 episodes of 5 steps, every third: from the first 4 of them, from the third 3."""
+    task = room()
+    rows = np.zeros((1, 55, 6), np.float32)
+    rows[0, :, 0], rows[0, :, 1] = np.divmod(np.arange(55), 5)
+    rows[0, 5::5, 5] = 1
+    write(tmp_path, 0, rows, task.spec, task.horizon)
+    histories, starts = Histories(tmp_path, task.spec, every=3), set()
+    for _ in range(200):
+        observation, action, *_, done = (part[:, 0] for part in histories.windows(1, 12))
+        before = int(action[0]) == -1  # the window begins with the stream
+        episode, step = observation[before:].unbind(-1)
+        number = 5 * (episode // 3) + step
+        assert torch.equal(number, number[0] + torch.arange(13 - before))
+        assert len(set((episode % 3).tolist())) == 1
+        begins = (observation[1:, 1] == 0).float()
+        begins[0] *= not before
+        assert torch.equal(done[1:, 0], begins)
+        starts.add((int(episode[0]) % 3, int(number[0]) - before))
+    assert starts == {(first, start) for first, last in ((0, 7), (1, 7), (2, 2)) for start in range(-1, last + 1)}
+    with pytest.raises(UserError, match=r"55 steps, 10 of which algorithm\.every=4 keeps; algorithm\.context=12"):
+        Histories(tmp_path, task.spec, every=4).windows(1, 12)
+    # A folder of before the length of episodes was stored.
+    text = (tmp_path / "histories.json").read_text()
+    (tmp_path / "histories.json").write_text(text.replace(', "horizon": 5', ""))
+    assert Histories(tmp_path, task.spec).windows(1, 12)[0].shape == (13, 1, 2)
+    with pytest.raises(UserError, match=r"no length of episodes; collect again, or set algorithm\.every=1"):
+        Histories(tmp_path, task.spec, every=2)
 
 
 @pytest.mark.usefixtures("float64")
@@ -149,7 +193,7 @@ def test_an_expert_that_improves_is_distilled(tmp_path: Path) -> None:
 
     collect(env, task.spec, act, 4, 4, env.generator())
     rows = env.history()
-    write(tmp_path, 0, rows, task.spec)
+    write(tmp_path, 0, rows, task.spec, task.horizon)
     learner = ad(task, histories=str(tmp_path), context=20, outer_lr=1e-2)
     before = copy.deepcopy(learner.state_dict())
     losses = [float(learner.meta_step(task.batch("train", range(4)), i)["loss"]) for i in range(60)]
@@ -193,7 +237,7 @@ def test_windows_are_read_from_disk(tmp_path: Path) -> None:
     task = room()
     history = np.zeros((100, 10_000, 6), np.float32)
     history[:, :, 2] = np.arange(10_000) % 5
-    write(tmp_path, 0, history, task.spec)
+    write(tmp_path, 0, history, task.spec, task.horizon)
     found = Histories(tmp_path, task.spec)
     opened = found.opened(path_of(tmp_path, 0), 5, 6)
     assert isinstance(opened, np.memmap)

@@ -33,10 +33,10 @@ def test_histories_are_collected_and_distilled(
     assert "collected  1 histories in h; 1 were there" in capsys.readouterr().out
     assert Path("h/00001.npy").read_bytes() == second
 
-    words = [*ROOM, "algorithm=ad", "algorithm.context=6", "model=transformer_policy", "model.width=8", "model.heads=2"]
+    words = [*ROOM, "algorithm=ad", "algorithm.context=5", "model=transformer_policy", "model.width=8", "model.heads=2"]
     assert main([*words, "algorithm.histories=h", *QUICK]) == 0
     run = next(Path("outputs").glob("*/*/summary.json")).parent
-    assert json.loads((run / "summary.json").read_text())["protocol"]["context"] == 6
+    assert json.loads((run / "summary.json").read_text())["protocol"]["context"] == 5
     assert main(["resume", str(run), "runner.iterations=3"]) == 0
     Path("h").rename("elsewhere")
     assert main(["eval", str(run), "task.episodes=5"]) == 0  # needs no histories

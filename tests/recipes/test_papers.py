@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from metarun.config.build import build
+from metarun.config.build import build, construct
 from metarun.config.catalogue import catalogue
 from metarun.config.check import check
 from metarun.config.compose import compose
@@ -36,6 +36,7 @@ from metarun.reports.reproductions import (
 )
 from metarun.runs.history import experiment_identity
 from metarun.tasks.vision import omniglot
+from tests.histories import random_histories
 
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
 RECORDS = ROOT / "outputs" / "reproduced"
@@ -168,9 +169,15 @@ def data_of(name: str) -> str:
     return "omniglot" if target.startswith("metarun.tasks.vision.omniglot.") else "other"
 
 
-def take_a_step(name: str) -> None:
-    """Build what the recipe describes and learn from its first task alone."""
-    config = composed(name)
+def take_a_step(name: str, folder: Path) -> None:
+    """Build what the recipe describes and learn from its first task alone; learning histories are random."""
+    config = copy.deepcopy(composed(name))
+    if "histories" in config["algorithm"]:
+        spec, steps = (
+            construct(config["task"], seed=0).spec,
+            config["algorithm"]["context"] * config["algorithm"]["every"],
+        )
+        config["algorithm"]["histories"] = str(random_histories(folder, spec, steps))
     run = build({**config, "name": "x", "runner": {**config["runner"], "device": "cpu", "meta_batch": 1}})
     batch = run.task.batch("train", [0], run.algorithm.train_shape(run.task.shape))
     metrics = run.algorithm.meta_step(batch, 0)
@@ -178,16 +185,16 @@ def take_a_step(name: str) -> None:
     assert all(torch.as_tensor(value).isfinite().all() for value in metrics.values()), name
 
 
-def test_recipes_of_generated_tasks_take_a_step() -> None:
+def test_recipes_of_generated_tasks_take_a_step(tmp_path: Path) -> None:
     names = [name for name in PAPERS if data_of(name) == "generated"]
     for name in names:
-        take_a_step(name)
+        take_a_step(name, tmp_path / name)
     assert names
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("data_root")
-def test_recipes_of_omniglot_take_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipes_of_omniglot_take_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load, loaded = omniglot.load, {}
 
     def once(parts: Any, *how: Any) -> Any:
@@ -198,7 +205,7 @@ def test_recipes_of_omniglot_take_a_step(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(omniglot, "load", once)
     names = [name for name in PAPERS if data_of(name) == "omniglot"]
     for name in names:
-        take_a_step(name)
+        take_a_step(name, tmp_path)
     assert names
 
 

@@ -53,7 +53,8 @@ class AlgorithmDistillation(TrialLearner):
     episodes to late ones; imitating them means to learn. ``metarun collect`` writes them to a folder, of which a window
     is all that is read at a time. An outer step draws as many windows as a meta-batch has tasks, at random from all
     tasks, streams and places, and takes a step of Adam on the mean negative log-likelihood, the gradient clipped to
-    ``max_grad_norm``. The tasks of the meta-batch themselves are not used.
+    ``max_grad_norm``. The tasks of the meta-batch themselves are not used. ``first_loss`` and ``last_loss`` are those
+    of the first and the last quarter of the windows: the second is lower if the policy uses its context.
 
     At test the agent acts in trials of any number of episodes, and its parameters stay as they are.
 
@@ -62,6 +63,8 @@ class AlgorithmDistillation(TrialLearner):
         spec: Description of the task family.
         histories: The folder of the histories; null: the learner can be evaluated and not trained.
         context: Steps that the policy reads.
+        every: Episodes of a stream of which one is read, at random from where. Learners often improve so slowly that
+            a context hardly spans any learning; without the episodes between it spans ``every`` times as much.
         test_rollouts: Trials of each task at test.
         max_grad_norm: Largest norm of a gradient.
         outer_lr: Learning rate of Adam.
@@ -85,9 +88,10 @@ class AlgorithmDistillation(TrialLearner):
         outer_lr: Rate,
         decay_over: Positive | None,
         decay: Decay,
+        every: Positive = 1,
     ) -> None:
         super().__init__(model, spec, test_rollouts)
-        self.folder, self.context, self.max_grad_norm = histories, context, max_grad_norm
+        self.folder, self.context, self.every, self.max_grad_norm = histories, context, every, max_grad_norm
         self.histories: Histories | None = None
         self.schedule = Schedule(outer_lr, decay_over=decay_over, decay=decay)
         self.model.value.requires_grad_(False)
@@ -103,26 +107,32 @@ class AlgorithmDistillation(TrialLearner):
                     "algorithm.histories=null: algorithm distillation learns from stored learning histories   to make "
                     "some: metarun collect task=... algorithm=pretrain_trpo model=mlp_policy --out DIR"
                 )
-            self.histories = Histories(Path(self.folder).expanduser(), self.spec)
+            self.histories = Histories(Path(self.folder).expanduser(), self.spec, self.every)
         self.train()
         self.schedule.apply(self.optimizer, iteration)
         dtype = torch.get_default_dtype()
         windows = [to_device(part, batch.device, dtype) for part in self.histories.windows(batch.tasks, self.context)]
-        loss = self.loss(*windows)
+        logp, mask = self.likelihood(*windows)
+        loss = -masked_mean(logp, mask)
         self.optimizer.zero_grad()
         loss.backward()
         parameters = [p for p in self.parameters() if p.requires_grad]
         norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         self.optimizer.step()
-        return {"loss": loss.detach(), "gradient_norm": norm}
+        few = -(-self.context // 4)
+        parts = {"first_loss": slice(few), "last_loss": slice(-few, None)}
+        each = {name: -masked_mean(logp[part].detach(), mask[part]) for name, part in parts.items()}
+        return {"loss": loss.detach(), **each, "gradient_norm": norm}
 
-    def loss(self, observation: Tensor, action: Tensor, reward: Tensor, mask: Tensor, done: Tensor) -> Tensor:
-        """Return the mean negative log-likelihood [] of the actions, by windows as in :meth:`Histories.windows`."""
+    def likelihood(
+        self, observation: Tensor, action: Tensor, reward: Tensor, mask: Tensor, done: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the log-likelihood of each action and whether it counts, [S, B]; windows as by :class:`Histories`."""
         taken = action[..., 0].long() if self.spec.discrete_actions else action
         before = Transition(observation[1:], observation[:-1], taken[:-1], reward[:-1, :, 0], done[1:, :, 0] > 0)
         features = self.model.features(self.model.encode(*before))[0]
         logp = distribution(self.spec, self.model.head(features)).log_prob(taken[1:])
-        return -masked_mean(logp, mask[1:, :, 0] > 0)
+        return logp, mask[1:, :, 0] > 0
 
     def protocol(self) -> dict[str, Any]:
-        return {"trials": self.test_rollouts, "optimizer": "supervised", "context": self.context}
+        return {"trials": self.test_rollouts, "optimizer": "supervised", "context": self.context, "every": self.every}

@@ -86,10 +86,10 @@ def path_of(folder: Path, task: int) -> Path:
     return folder / f"{task:05d}.npy"
 
 
-def write(folder: Path, task: int, history: NDArray[np.float32], spec: Spec) -> None:
-    """Write the history of a task, so that a reader finds the whole file or none."""
+def write(folder: Path, task: int, history: NDArray[np.float32], spec: Spec, horizon: int) -> None:
+    """Write the history of a task, of episodes of ``horizon`` steps, so that a reader finds the whole file or none."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text(json.dumps(description(spec)) + "\n")
+    (folder / FILE).write_text(json.dumps({**description(spec), "horizon": horizon}) + "\n")
     buffer, path = io.BytesIO(), path_of(folder, task)
     np.save(buffer, history)
     partly = path.with_suffix(f".{os.getpid()}")
@@ -103,19 +103,25 @@ class Histories:
     Args:
         folder: The folder.
         spec: Description of the task family that reads them.
+        every: One in ``every`` consecutive episodes is read, so that a window spans more of the learning.
 
     Raises:
-        UserError: The folder holds no histories, or those of a family with other observations or actions.
+        UserError: The folder holds no histories, or those of a family with other observations or actions, or ``every``
+            is more than 1 and the length of episodes was not stored.
     """
 
-    def __init__(self, folder: Path, spec: Spec) -> None:
+    def __init__(self, folder: Path, spec: Spec, every: int = 1) -> None:
         require((folder / FILE).is_file(), f"{folder}: no learning histories ({FILE}); `metarun collect` writes them")
         found, expected = read_json(folder / FILE), description(spec)
         for key, value in expected.items():
             if found.get(key) != value:
                 raise UserError(f"{folder}: histories with {key}={found.get(key)}, and this task has {key}={value}")
-        self.spec, self.paths = spec, sorted(folder.glob("*.npy"))
+        self.spec, self.every, self.paths = spec, every, sorted(folder.glob("*.npy"))
         require(bool(self.paths), f"{folder}: no history yet; `metarun collect` writes one file for each task")
+        horizon = found.get("horizon", 1 if every == 1 else None)
+        if type(horizon) is not int or horizon < 1:
+            raise UserError(f"{folder / FILE}: no length of episodes; collect again, or set algorithm.every=1")
+        self.horizon = horizon
 
     def windows(self, count: int, length: int) -> Sequence[Tensor]:
         """Draw windows of the histories at random, with torch's generator.
@@ -135,8 +141,12 @@ class Histories:
         for row, file in zip(rows, torch.randint(len(self.paths), (count,)).tolist(), strict=True):
             history = self.opened(self.paths[file], length, sum(sizes))
             stream = int(torch.randint(history.shape[0], ()))
-            start = int(torch.randint(-1, history.shape[1] - length, ()))
-            row[max(-start, 0) :] = history[stream, max(start, 0) : start + length + 1]
+            first = int(torch.randint(self.every, ())) if self.every > 1 else 0
+            start = int(torch.randint(-1, self.kept(history, first) - length, ()))
+            episode, step = np.divmod(np.arange(max(start, 0), start + length + 1), self.horizon)
+            row[max(-start, 0) :] = history[stream, (first + self.every * episode) * self.horizon + step]
+            if start < 0:
+                row[1, -1] = 0  # a trial begins: no episode ended before
         return torch.from_numpy(rows).transpose(0, 1).split(sizes, -1)
 
     def opened(self, path: Path, length: int, width: int) -> NDArray[np.float32]:
@@ -147,6 +157,14 @@ class Histories:
             raise UserError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None
         fits = history.ndim == 3 and history.dtype == np.float32 and history.shape[2] == width and len(history) > 0
         require(fits, f"{path} is damaged: {history.dtype} {list(history.shape)} are no steps of this task")
-        steps = history.shape[1]
-        require(steps >= length, f"{path}: a history of {steps} steps; algorithm.context={length} needs as many")
+        steps = self.kept(history, self.every - 1)
+        kept = f", {steps} of which algorithm.every={self.every} keeps" if self.every > 1 else ""
+        total = history.shape[1]
+        require(total % self.horizon == 0, f"{path} is damaged: {total} steps are no episodes of {self.horizon}")
+        require(steps >= length, f"{path}: a history of {total} steps{kept}; algorithm.context={length} needs as many")
         return history
+
+    def kept(self, history: NDArray[np.float32], first: int) -> int:
+        """Return the number of steps of each stream in episodes ``first``, ``first + every``, ..."""
+        episodes = history.shape[1] // self.horizon
+        return -(-(episodes - first) // self.every) * self.horizon
