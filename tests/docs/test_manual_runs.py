@@ -30,6 +30,7 @@ ELSEWHERE = {
     "hydra/launcher=submitit_slurm": "tests/cli/test_submitit.py: an emulated SLURM",
     "algorithm.histories=": "tests/cli/test_collect.py: learning from collected histories",
     "model=vision_encoder": "tests/test_contracts.py: with a small vision transformer",
+    "experiment=ad/": "tests/cli/test_collect.py and tests/recipes: histories of the recipe's length take minutes",
     "workloads=end_to_end": "tests/cli/test_bench.py: on small workloads",
     "workloads=rollouts": "tests/cli/test_bench.py: on small workloads",
     "workloads=runs": "tests/cli/test_bench.py: on small workloads",
