@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -69,6 +69,8 @@ def run(arguments: Arguments) -> int:
     algorithm, inputs = meta_trained.algorithm, meta_trained.inputs
     inputs.check()
     given = sources.support(inputs, path, asked.target)
+    if inputs.spec.modality == "table":
+        given.notes += beyond_training(len(given.items), origin.sections)
     tell("support", given)
     learner = AdaptedLearner.adapt(
         algorithm, inputs, given.items, given.targets, steps=asked.steps, seed=meta_trained.seed
@@ -182,6 +184,17 @@ def draw(
             figure = confusion_figure(learner.classes, panels)
             style.entitle(figure, *lines)
             figure.savefig(out / "confusion.png")
+
+
+def beyond_training(rows: int, sections: Mapping[str, Any]) -> list[str]:
+    """Return a note if a table has more support rows than those of meta-training.
+
+    Args:
+        rows: Number of support rows.
+        sections: Configuration of the run.
+    """
+    trained = sections["algorithm"].get("train_shot") or sections["task"].get("shot")
+    return [f"the learner was trained on at most {trained} rows"] if trained and rows > trained else []
 
 
 def tell(option: str, source: Source) -> None:

@@ -21,7 +21,7 @@ from metarun.errors import UserError
 from metarun.tasks.episode import Spec
 from metarun.tasks.inputs import Inputs
 
-SMALL = ["task=tabular/prior", "task.way=4", "model.width=8", "model.row_width=8", "model.heads=2",
+SMALL = ["task=tabular/prior", "task.way=4", "task.shot=20", "model.width=8", "model.row_width=8", "model.heads=2",
          "runner.iterations=0", "runner.validate_every=0", "algorithm.decay_over=null",
          "runner.test_episodes=8", "runner.plots=false",
          "runner.device=cpu", "runner.threads=1", "tracker.wandb=disabled"]  # fmt: skip
@@ -72,6 +72,7 @@ def test_a_table_with_oddities(run: str, tmp_path: Path, caplog: pytest.LogCaptu
     for told in (
         "numbers: length; categories: colour; dates: seen",
         "not used: id (it numbers the rows)",
+        "the learner was trained on at most 20 rows",
         "not used: unit (always 'cm')",
         "'blu' occurs once - did you mean 'blue'?",
         "1 gap",
