@@ -1,4 +1,4 @@
-"""A module called with other tensors in place of its own."""
+"""Modules as functions: called with other tensors in place of their own, and what is known of their calls."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.dropout import _DropoutNd
 
 
 def call_with(values: Mapping[str, Tensor], module: nn.Module, *arguments: Any) -> Any:
@@ -30,3 +31,21 @@ def call_with(values: Mapping[str, Tensor], module: nn.Module, *arguments: Any) 
         for place in places[id(tensors[name])]:
             everywhere[place] = value
     return functional_call(module, everywhere, arguments, tie_weights=False)
+
+
+def is_known(module: nn.Module) -> bool:
+    """Return whether all layers of a module are torch's or metarun's. A user's own may keep a state that changes."""
+    return all(type(layer).__module__.split(".")[0] in ("torch", "metarun") for layer in module.modules())
+
+
+def repeats(module: nn.Module) -> bool:
+    """Return whether a module gives the same outputs whenever it is called with the same inputs and parameters.
+
+    Layers with dropout do not in training, and a user's own layers are not known to.
+    """
+
+    def draws(layer: nn.Module) -> bool:
+        rate = layer.p if isinstance(layer, _DropoutNd) else getattr(layer, "dropout", 0)
+        return layer.training and isinstance(rate, (int, float)) and rate > 0
+
+    return is_known(module) and not any(map(draws, module.modules()))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.functional import call_with
+from metarun.algorithms.functional import call_with, is_known
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.engine.graph import simplified, written_in_place
 from metarun.engine.plan import Capture
@@ -25,8 +25,7 @@ def can_capture(algorithm: SupervisedAlgorithm) -> bool:
 
     A user's own module may depend on state that a recording cannot see.
     """
-    known = all(type(m).__module__.split(".")[0] in ("torch", "metarun") for m in algorithm.modules())
-    return known and algorithm.is_capturable and not algorithm.needs_full_meta_batch
+    return is_known(algorithm) and algorithm.is_capturable and not algorithm.needs_full_meta_batch
 
 
 class Captured:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -121,6 +123,20 @@ def test_features_are_computed_once_if_the_head_alone_adapts(steps: int, first_o
     found = flat(meta_gradient(learner, data))
     assert relative(found, flat(by_hand(learner, data, "pool"))) < 1e-12
     assert len(calls) == 2 * (len(data.support.y) if alone else 1)  # support and query set
+
+
+class Own(nn.Sequential):
+    """A user's own module, which may do anything."""
+
+
+@pytest.mark.parametrize(("body", "dear"), [(lambda: nn.Sequential(conv(), nn.Dropout(0.1)), True),
+                                            (lambda: nn.Sequential(conv(), nn.Dropout(0.1)).eval(), False),
+                                            (lambda: Own(conv()), True)])  # fmt: skip
+def test_features_that_may_change_are_computed_in_every_step(body: Callable[[], nn.Module], dear: bool) -> None:
+    learner, calls = maml(body(), 3, part="head", adapt_norm=False), []
+    learner.model.register_forward_hook(lambda *_: calls.append(1))
+    learner.outer_loss(batch())
+    assert len(calls) == (4 if dear else 2)
 
 
 @pytest.mark.parametrize(("native", "norm"), [(False, "transductive"), (False, "support"), (True, "transductive")])

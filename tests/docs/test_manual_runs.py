@@ -34,6 +34,7 @@ ELSEWHERE = {
     "workloads=end_to_end": "tests/cli/test_bench.py: on small workloads",
     "workloads=rollouts": "tests/cli/test_bench.py: on small workloads",
     "workloads=runs": "tests/cli/test_bench.py: on small workloads",
+    "model=timm": "tests/models/test_timm.py: where timm is installed",
     "tracker.wandb=online": "tests/tracking/test_wandb.py: to a server on this machine",
 }
 """Words whose commands other tests run, and which."""
@@ -47,11 +48,18 @@ RUNS = {
     "acting": ["experiment=maml/navigation", "name=acting"],
     "optimizer": ["task=regression/quadratics", "algorithm=l2l_mlp", "name=optimizer"],
     "tables": ["task=tabular/prior", "name=tables"],
+    "domains": [
+        "task=vision/domains",
+        "task.domains=[vision/glyphs,vision/omniglot]",
+        "task.train=[glyphs]",
+        "name=domains",
+    ],
 }
 """Runs for the commands that take one: each command of a page is for runs of some kind."""
 PLACES = {"outputs/multirun/2026-01-31_12-00-00-000000": "outputs/glyphs-protonet", "outputs/*half_cheetah_dir/*":
           "outputs/glyphs-maml", "outputs/glyphs-protonet/2026-01-31_12-00-00-000000_s0": "RUN",
-          "task.root=photos": "task.root=photos/known", "task.root=FOLDER": "task.root=tables"}  # fmt: skip
+          "task.root=photos": "task.root=photos/many", "task.root=PHOTOS": "task.root=photos/many",
+          "task.root=FOLDER": "task.root=tables"}  # fmt: skip
 """Names of examples in the manual, and what stands for them here."""
 
 
@@ -67,6 +75,8 @@ def kind_of(line: str) -> str:
         return "numbers"
     if "task.together" in line:
         return "curves"
+    if "task.test=[omniglot]" in line:
+        return "domains"
     return "acting" if "test_rollouts" in line else "glyphs"
 
 
@@ -104,7 +114,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(root)
         for words in RUNS.values():
             assert main(short(words)) == 0
-        for folder, shade in (("known/dark", 30), ("known/light", 220), ("new", 90)):
+        many = [(f"many/class{i}", 10 * i) for i in range(12)]
+        for folder, shade in (("known/dark", 30), ("known/light", 220), ("new", 90), *many):
             for i in range(3):
                 Path("photos", folder).mkdir(parents=True, exist_ok=True)
                 Image.fromarray(np.full((28, 28), shade + i, np.uint8)).save(f"photos/{folder}/{i}.png")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.functional import call_with
+from metarun.algorithms.functional import call_with, repeats
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.pieces import (
     AdaptedParameters,
@@ -201,10 +201,12 @@ class InnerLoopLearner(SupervisedAlgorithm):
 
     @property
     def has_constant_features(self) -> bool:
-        """True if the head alone adapts, by a loss of its predictions. The features are then the same in all steps."""
+        """True if features are the same in all steps: the head alone adapts, by a loss of its predictions, and the
+        body draws no noise."""
         head = {f"{len(self.net) - 1}.{name}" for name, _ in self.net[-1].named_parameters()}
         by_step = type(self.adapts).overrides_at is not AdaptedParameters.overrides_at
-        return head.issuperset(self.adapted_names) and not by_step and isinstance(self.loss, TaskLoss)
+        alone = head.issuperset(self.adapted_names) and not by_step and isinstance(self.loss, TaskLoss)
+        return alone and repeats(self.net[0])
 
     def predict_from_features(self, parameters: Parameters, features: Tensor, step: int | None = None) -> Tensor:
         """Return predictions [N, outputs] of the head alone, whose ``parameters`` have the names of the network's."""
