@@ -35,6 +35,8 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 NormPolicy = Literal["transductive", "support", "running"]
 Decay = Literal["linear", "cosine"]
+Interpolation = Literal["bilinear", "bicubic"]
+"""Interpolation of images that are resized, with antialiasing."""
 Tune = Literal["frozen", "norm", "lora", "all"]
 """Weights of an encoder that are trained.
 

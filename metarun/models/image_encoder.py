@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,7 @@ from metarun.models.cards import Card
 from metarun.models.conv4 import as_float
 from metarun.models.pretrained import Embed, Embedder, embed_once, fingerprint, pretrained_protocol, select_trained
 from metarun.tasks.episode import Spec
-from metarun.types import Rate, Tune
-
-Interpolation = Literal["bilinear", "bicubic"]
+from metarun.types import Interpolation, Rate, Tune
 
 
 class ImageEncoder(nn.Module):

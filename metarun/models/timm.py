@@ -13,10 +13,10 @@ from torch import nn
 
 from metarun.errors import RunFailed, UserError, nearest, require
 from metarun.models.cards import Card, read_card
-from metarun.models.image_encoder import ImageEncoder, Interpolation
+from metarun.models.image_encoder import ImageEncoder
 from metarun.models.weights import load_by_name, load_in_order, read_weights, short, weights_file
 from metarun.tasks.episode import Spec
-from metarun.types import PathOrName, Positive, Rate, Tune
+from metarun.types import Interpolation, PathOrName, Positive, Rate, Tune
 
 log = logging.getLogger("metarun")
 MIN_VERSION = (1, 0, 26)

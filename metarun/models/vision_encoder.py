@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from metarun.errors import UserError, require
 from metarun.models.cards import processor_card
 from metarun.models.encoder import load, locate
-from metarun.models.image_encoder import ImageEncoder, Interpolation
+from metarun.models.image_encoder import ImageEncoder
 from metarun.models.weights import short
 from metarun.tasks.episode import Spec
-from metarun.types import PathOrName, Positive, Rate, Tune
+from metarun.types import Interpolation, PathOrName, Positive, Rate, Tune
 
 Pooling = Literal["cls", "mean", "own"]
 
