@@ -116,7 +116,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert main(short(words)) == 0
         many = [(f"many/class{i}", 10 * i) for i in range(12)]
         for folder, shade in (("known/dark", 30), ("known/light", 220), ("new", 90), *many):
-            for i in range(3):
+            for i in range(6 if folder.startswith("many") else 3):
                 Path("photos", folder).mkdir(parents=True, exist_ok=True)
                 Image.fromarray(np.full((28, 28), shade + i, np.uint8)).save(f"photos/{folder}/{i}.png")
         Path("points.csv").write_text("x,y\n-1,0.3\n0,0.9\n1,0.1\n")
