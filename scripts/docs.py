@@ -113,7 +113,7 @@ def few_shot(data: list[str]) -> Iterator[str]:
             finding = findings(papers[name], results[name])[0]
             rows.append((data.index(protocol["data"]), protocol["shot"], -finding.ours, name, finding))
     if rows:
-        yield "| data | shots | recipe | accuracy, % | published | verdict | iterations | minutes a seed | |"
+        yield "| data | shots | recipe | accuracy, % | published | verdict | iterations | training, CPU minutes | |"
         yield "|---" * 9 + "|"
     last = None
     for place, shot, _, name, finding in sorted(rows, key=lambda each: each[:4]):
@@ -138,11 +138,11 @@ TITLES = {"cifar_fs": "CIFAR-FS", "fc100": "FC100"}
 
 
 def costs(paper: Paper, result: dict[str, Any]) -> list[str]:
-    """Iterations, of how many published ones if these are more, and minutes of CPU time a seed."""
+    """Iterations, of how many published ones if these are more, and CPU minutes that training took a seed."""
     done, whole = result["iterations"], paper.iterations
     times = [each for each in (result.get("cpu_s") or {}).values() if each is not None]
     share = f" of {whole:,}" if whole is not None and whole > done else ""
-    return [f"{done:,}{share}", f"{sum(times) / len(times) / 60:.2g}" if times else ""]
+    return [f"{done:,}{share}", f"{sum(times) / len(times) / 60:.2g}" if times and done else ""]
 
 
 def remarks(name: str, result: dict[str, Any]) -> str:

@@ -275,8 +275,11 @@ def contradiction(stated: float | None, result: Mapping[str, Any]) -> str | None
     """Why a record on the CPU does not bear out the stated minutes of a seed; ``None`` if it does.
 
     CPU time, which other programs do not lengthen as they do the wall time, must be within a factor of two. Records
-    from before it was measured have wall times, of which the shortest is at least the CPU time of its one thread.
+    from before it was measured have wall times, of which the shortest is at least the CPU time of its one thread. Both
+    are times of training, of which recipes without any say nothing.
     """
+    if result["iterations"] == 0:
+        return None
     cpu = [each / 60 for each in (result.get("cpu_s") or {}).values() if each is not None]
     wall = [each / 60 for each in result["train_s"].values() if each is not None]
     took = sum(cpu) / len(cpu) if cpu else min(wall)
@@ -306,12 +309,13 @@ def test_recipes_state_the_time_that_their_records_took() -> None:
         (2, {"cpu_s": {"0": 300.0}, "train_s": {"0": 900.0}}, "took 5.0 minutes a seed on one core, not 2"),
         (None, {"cpu_s": {"0": 300.0}, "train_s": {"0": 900.0}}, "took 5.0 minutes a seed and states no measured"),
         (2, {"train_s": {"0": 900.0, "1": 3000.0}}, None),
+        (2, {"iterations": 0, "cpu_s": {"0": 0.5}, "train_s": {"0": 0.6}}, None),
         (360, {"train_s": {"0": 9000.0, "1": 9900.0}}, "took 150.0 minutes a seed on one core, not 360"),
         (None, {"train_s": {"0": 9000.0}}, "took 150.0 minutes a seed and states no measured time"),
     ],
 )
 def test_what_contradicts_a_stated_time(stated: float | None, times: dict[str, Any], why: str | None) -> None:
-    found = contradiction(stated, times)
+    found = contradiction(stated, {"iterations": 100, **times})
     assert found is None if why is None else found is not None and found.startswith(why)
 
 
