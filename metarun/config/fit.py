@@ -20,10 +20,14 @@ SMALLEST = {"way": 2, "shot": 1, "query": 1}
 
 
 def adjustable(facts: Mapping[str, Any]) -> set[str]:
-    """Return the keys of an episode's size that the user left at their defaults, according to ``facts["asked"]``.
+    """Return the keys of an episode's size that may be lowered.
 
-    There are none if these facts are missing, as for evaluated or resumed runs, or if a recipe sets the values.
+    These are ``facts["adjustable"]``, or the keys that the user left at their defaults, according to
+    ``facts["asked"]``. There are none if these facts are missing, as for evaluated or resumed runs, or if a recipe sets
+    the values.
     """
+    if "adjustable" in facts:
+        return set(facts["adjustable"])
     if "asked" not in facts or facts.get("choices", {}).get("experiment"):
         return set()
     keys = {f"task.{part}" for part in (*SMALLEST, "test_ways")} | {f"algorithm.train_{part}" for part in SMALLEST}
@@ -45,8 +49,9 @@ def lowered(
         UserError: No adjustable key can be lowered far enough.
     """
     if error.parts == ("test_ways",) and "task.test_ways" in free:
-        ways = [way for way in value_at(config, "task.test_ways") if way <= error.limit]
-        log.info("task.test_ways is %s, not its default: %s", ways, error.why)
+        asked = value_at(config, "task.test_ways")
+        ways = [way for way in asked if way <= error.limit]
+        log.info("task.test_ways is %s instead of %s: %s", ways, list(asked), error.why)
         return {**config, "task": {**config["task"], "test_ways": ways}}
     values: dict[str, int] = {}
     for part in error.parts:

@@ -159,6 +159,7 @@ def reread(
     if name is not None:
         changes = {"task": name, **changes}
         facts["choices"] = {**facts.get("choices", {}), "task": name}
+        facts["adjustable"] = sorted({"task.test_ways"} - changes.keys())  # which the other data may be too small for
     return directory, config, facts, changes
 
 

@@ -37,18 +37,22 @@ def run_of(root: Path, *words: str) -> Path:
 def test_a_learner_of_letters_on_photographs(
     algorithm: str, tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["task=vision/glyphs", "task.way=2", "task.query=4", "task.test_ways=[]", f"algorithm={algorithm}"]
+    words = ["task=vision/glyphs", "task.way=2", "task.query=4", "task.test_ways=[4]", f"algorithm={algorithm}"]
     run = run_of(tmp_path, *words, "algorithm.train_way=5", "model.width=4")
     grey = ["task=vision/folder", f"task.root={photos}", "task.colour=grey", "task.size=28"]
     capsys.readouterr()
     assert main(["eval", str(run), *grey]) == 0
-    assert f"data={photos.name}, way=2, shot=1, query=4" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"data={photos.name}, way=2, shot=1, query=4" in said.out
+    assert "task.test_ways is [] instead of [4]: " in said.err, "the run's further ways do not fit these data"
     (stored,) = run.glob("evaluations/*.json")
     result = json.loads(stored.read_text())
     assert result["changes"]["task"] == "vision/folder"
     assert result["data"]["other_task"] == "vision/folder"
     assert "seen_classes" not in result["data"]
     assert result["test"]["accuracy"]["n"] == 3
+    with pytest.raises(UserError, match=r"task.test_ways=\[3\]: way=3 is more than the 2 classes"):
+        metarun.evaluate(run, *grey, "task.test_ways=[3]")
     with pytest.raises(UserError, match="reads images of 1 channel, and these have 3") as error:
         metarun.evaluate(run, "task=vision/folder", f"task.root={photos}", "task.size=28")
     assert "\n" not in str(error.value)

@@ -114,7 +114,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(root)
         for words in RUNS.values():
             assert main(short(words)) == 0
-        many = [(f"many/class{i}", 10 * i) for i in range(12)]
+        many = [(f"many/class{i}", 6 * i) for i in range(40)]
         for folder, shade in (("known/dark", 30), ("known/light", 220), ("new", 90), *many):
             for i in range(6 if folder.startswith("many") else 3):
                 Path("photos", folder).mkdir(parents=True, exist_ok=True)
