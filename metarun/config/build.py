@@ -32,6 +32,7 @@ def build(
     directory: Path | None = None,
     settle: Callable[[Task], None] | None = None,
     objects: Mapping[str, Any] | None = None,
+    trains: bool = True,
 ) -> Experiment:
     """Build the experiment that a configuration describes.
 
@@ -46,6 +47,7 @@ def build(
             or refuse it.
         objects: Components that already exist, by section. A model is copied, so that one module can start several
             experiments; a task or an algorithm is used as it is.
+        trains: False if it is only evaluated. The data may then be too small for meta-training.
 
     Raises:
         UserError: The configuration is wrong or its parts do not fit together.
@@ -90,7 +92,7 @@ def build(
         shape = None
         try:
             task, algorithm = made(config)
-            if (shape := algorithm.train_shape(task.shape)) is not None:
+            if trains and (shape := algorithm.train_shape(task.shape)) is not None:
                 task.check("train", shape)
             fits = True
         except DoesNotFit as error:

@@ -93,7 +93,7 @@ def learner_of(
     config["runner"]["devices"] = 1
     kept = directory.inputs()
     if kept is None:
-        experiment = build(config, facts, directory.path, objects=objects)
+        experiment = build(config, facts, directory.path, objects=objects, trains=False)
         iteration = trained(directory, experiment)[1]
         if not isinstance(experiment.algorithm, SupervisedAlgorithm):
             raise UserError(f"{READABLE}; an RL learner, as this run's, adapts by acting   in Python: run.agent")

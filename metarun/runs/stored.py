@@ -61,7 +61,7 @@ def rebuild(
         if settle is not None:
             settle(task, directory, changes)
 
-    return directory, build(config, facts, directory.path, given, objects), changes
+    return directory, build(config, facts, directory.path, given, objects, trains=False), changes
 
 
 def recorded(directory: RunDirectory) -> DataRecord | None:

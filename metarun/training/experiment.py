@@ -80,9 +80,6 @@ class Experiment:
         algorithm.to(self.device)
         self.engine = Engine(algorithm)
         precision.settle(algorithm, runner.precision, self.device)
-        shape = algorithm.train_shape(task.shape)
-        if shape is not None:
-            task.check("train", shape)
         task.to(self.device)  # last, because it loads the data, which takes time
 
     def run(self, directory: RunDirectory | None = None) -> dict[str, Any]:
