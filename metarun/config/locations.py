@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, get_args
 
@@ -47,6 +49,18 @@ def absolute(config: Mapping[str, Any], origin: Path | None = None) -> dict[str,
         value = absolute_path(node.get(leaf), origin)
         if leaf in node and (always or (isinstance(value, str) and Path(value).exists())):
             node[leaf] = value
+    return changed
+
+
+def relative(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy in which paths below the working directory are relative to it."""
+    changed = copy.deepcopy(dict(config))
+    for key in path_keys(config):
+        *parents, leaf = key.split(".")
+        node = reduce(lambda section, parent: section[parent], parents, changed)
+        value = node.get(leaf)
+        if isinstance(value, str) and Path(value).is_relative_to(Path.cwd()):
+            node[leaf] = str(Path(value).relative_to(Path.cwd()))
     return changed
 
 

@@ -15,6 +15,7 @@ import yaml
 
 from metarun import strict_json
 from metarun.config.catalogue import Entry, catalogue, entry
+from metarun.config.locations import relative
 from metarun.config.paper import COUNTED, SEEDS, Claim, Finding, Paper, worst
 from metarun.config.paths import conf_directory, records_directory
 from metarun.errors import UserError
@@ -68,6 +69,7 @@ def record(name: str, config: Mapping[str, Any], runs: Mapping[int, RunDirectory
     """
     paper = Paper.of(config["paper"])
     wanted = experiment_identity(config)
+    kept = relative(wanted)  # it says nothing of where the project lies on this machine
     for seed, run in runs.items():
         if experiment_identity(run.config()) != wanted:
             raise UserError(f"{run.path} (seed {seed}) is not a run of {name}: its configuration differs")
@@ -103,8 +105,8 @@ def record(name: str, config: Mapping[str, Any], runs: Mapping[int, RunDirectory
         "cpu": last["host"]["cpu"],
         "finished": last["end"],
         "recipe": {entry.name: entry.path.read_text() for entry in _lineage(name)},
-        "configuration": wanted,
-        "configuration_sha256": sha256(wanted),
+        "configuration": kept,
+        "configuration_sha256": sha256(kept),
     }
     result = strict_json.finite(result)  # in the form in which it will be read again
     return {**result, "digest": sha256(result)}
