@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Iterator, Mapping
-from functools import reduce
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,6 +37,28 @@ def absolute(config: Mapping[str, Any], origin: Path | None = None) -> dict[str,
         config: The configuration.
         origin: Directory of relative paths; the working directory if omitted.
     """
+
+    def change(value: Any, always: bool) -> Any:
+        path = absolute_path(value, origin)
+        return path if always or (isinstance(path, str) and Path(path).exists()) else value
+
+    return _with_paths(config, change)
+
+
+def relative(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy in which paths below the working directory are relative to it."""
+    here = Path.cwd()
+
+    def change(value: Any, _: bool) -> Any:
+        return (
+            str(Path(value).relative_to(here)) if isinstance(value, str) and Path(value).is_relative_to(here) else value
+        )
+
+    return _with_paths(config, change)
+
+
+def _with_paths(config: Mapping[str, Any], change: Callable[[Any, bool], Any]) -> dict[str, Any]:
+    """Return a copy in which ``change`` has replaced the value of every key of :func:`path_keys`."""
     changed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     for key, always in path_keys(config).items():
         node = changed
@@ -46,21 +66,8 @@ def absolute(config: Mapping[str, Any], origin: Path | None = None) -> dict[str,
         for parent in parents:
             node[parent] = dict(node[parent])
             node = node[parent]
-        value = absolute_path(node.get(leaf), origin)
-        if leaf in node and (always or (isinstance(value, str) and Path(value).exists())):
-            node[leaf] = value
-    return changed
-
-
-def relative(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy in which paths below the working directory are relative to it."""
-    changed = copy.deepcopy(dict(config))
-    for key in path_keys(config):
-        *parents, leaf = key.split(".")
-        node = reduce(lambda section, parent: section[parent], parents, changed)
-        value = node.get(leaf)
-        if isinstance(value, str) and Path(value).is_relative_to(Path.cwd()):
-            node[leaf] = str(Path(value).relative_to(Path.cwd()))
+        if leaf in node:
+            node[leaf] = change(node[leaf], always)
     return changed
 
 

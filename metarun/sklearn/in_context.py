@@ -35,8 +35,11 @@ class _InContext(BaseEstimator):
         tags.input_tags.allow_nan = True
         return tags
 
-    def _validated(self, X: Any, y: Any) -> tuple[NDArray[np.float64], NDArray[Any]]:
-        X, y = validate_data(self, X, y, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2)
+    def _validated(self, X: Any, y: Any, numeric: bool) -> tuple[NDArray[np.float64], NDArray[Any]]:
+        """Return checked training rows [N, C] and targets [N], which must be ``numeric`` in regression."""
+        X, y = validate_data(
+            self, X, y, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2, y_numeric=numeric
+        )
         return X, y
 
     def _drawn(self, classes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -103,7 +106,7 @@ class TabularInContext(ClassifierMixin, _InContext):
         Raises:
             ValueError: There is a single class, or more than the network has outputs.
         """
-        X, y = self._validated(X, y)
+        X, y = self._validated(X, y, numeric=False)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         outputs = self._learner().spec.output_size
@@ -154,9 +157,7 @@ class TabularInContextRegressor(RegressorMixin, _InContext):
         Returns:
             The estimator itself.
         """
-        X, y = validate_data(
-            self, X, y, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2, y_numeric=True
-        )
+        X, y = self._validated(X, y, numeric=True)
         self._learner()
         self.X_, self.targets_ = X.copy(), y.astype(np.float64)
         self.drawn_ = self._drawn(np.zeros(len(X), np.int64))
