@@ -8,8 +8,9 @@ from typing import Any
 
 from metarun.cli.arguments import Arguments
 from metarun.cli.output import print_json
-from metarun.config.catalogue import Entry, catalogue
+from metarun.config.catalogue import Entry, entry
 from metarun.config.check import INJECTED
+from metarun.config.paths import options
 from metarun.config.schema import declaration, is_section
 from metarun.errors import UserError, nearest
 from metarun.escape import printable
@@ -22,19 +23,20 @@ def run(arguments: Arguments) -> int:
     words = [*arguments.names, *arguments.overrides]
     if not arguments.names:
         raise UserError("show takes a name, as `metarun list` prints it: metarun show maml [task=regression/sinusoid]")
-    found = [e for group in _GROUPS for e in catalogue(group) if words[0] in (e.name, f"{group}/{e.name}")]
+    asked = ((group, name) for group in _GROUPS for name in (words[0], words[0].removeprefix(f"{group}/")))
+    found = [option for group, name in dict.fromkeys(asked) if (option := entry(group, name))]
     if not found:
-        names = [e.name for group in _GROUPS for e in catalogue(group)]
+        names = [name for group in _GROUPS for name, _ in options(group)]
         raise UserError(f"no option is called '{words[0]}'{nearest(words[0], names)}   `metarun list` prints all names")
     if len(words) > 1:
         if len(found) > 1:
             raise UserError(f"several are called '{words[0]}': {', '.join(f'{e.group}/{e.name}' for e in found)}")
         _show_run([f"{found[0].group}={found[0].name}", *words[1:]], arguments["--json"])
     elif arguments["--json"]:
-        print_json([as_json(entry) for entry in found])
+        print_json([as_json(option) for option in found])
     else:
-        for entry in found:
-            _show(entry)
+        for option in found:
+            _show(option)
     return 0
 
 

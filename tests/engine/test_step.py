@@ -24,7 +24,7 @@ SPEC = Spec("classification", "image", (1, 8, 8), WAY)
 METHODS = [e.name for e in catalogue("algorithm") if str(e.section["_target_"]).endswith(".GradientLearner")]
 OFTEN = ("maml", "mamlpp", "anil", "lowrank", "ml3", "warpgrad_steps", "protonet")
 """One of each way to build a step; the others are captured among the slow tests."""
-CONV4 = {"_target_": "metarun.models.conv4.Conv4", "width": 4, "depth": 2, "downsample": "pool", "halvings": None,
+CONV4 = {"_target_": "metarun.models.conv4.Conv4", "width": 4, "depth": 1, "downsample": "pool", "halvings": None,
          "reduce": "flatten", "norm_scale": True}  # fmt: skip
 
 

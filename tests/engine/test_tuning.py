@@ -23,7 +23,8 @@ from metarun.tracking.rundir import RunDirectory
 from metarun.training.experiment import Experiment
 from metarun.training.setup import plan_steps
 
-WORDS = ["task=vision/glyphs", "algorithm=maml", "model.width=4", "model.depth=1", "runner.meta_batch=4",
+WORDS = ["task=vision/glyphs", "algorithm=maml", "algorithm.inner_steps=1", "model.width=4", "model.depth=1",
+         "runner.meta_batch=4",
          "runner.device=cpu",
          "runner.threads=1", "tracker.wandb=disabled", "runner.plots=false", "name=tuning", "task.test_ways=[]",
          "runner.validate_every=4", "runner.val_episodes=4", "runner.test_episodes=4",

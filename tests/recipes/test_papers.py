@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from metarun.config.build import build, construct
 from metarun.config.catalogue import catalogue
@@ -92,7 +92,12 @@ def composed(name: str) -> dict[str, Any]:
     if (base := base_of(name)) is None:
         return compose([f"experiment={name}"]).config
     values = {key: value for key, value in EXPERIMENTS[name].content.items() if key != "defaults"}
-    return resolve(OmegaConf.merge(unresolved([f"experiment={base}"]), values))  # type: ignore[arg-type]
+    return resolve(OmegaConf.merge(of_base(base), values))  # type: ignore[arg-type]
+
+
+@cache
+def of_base(name: str) -> DictConfig:
+    return unresolved([f"experiment={name}"])
 
 
 BASES = {base_of(name): name for name in EXPERIMENTS}
@@ -209,9 +214,16 @@ def take_a_step(name: str, folder: Path) -> None:
     assert all(torch.as_tensor(value).isfinite().all() for value in metrics.values()), name
 
 
-def test_recipes_of_generated_tasks_take_a_step(tmp_path: Path) -> None:
+def classes_of(name: str) -> tuple[str, ...]:
+    """The classes of a recipe's task, model and algorithm."""
+    return tuple(composed(name)[group]["_target_"] for group in ("task", "model", "algorithm"))
+
+
+@pytest.mark.parametrize("each", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_recipes_of_generated_tasks_take_a_step(tmp_path: Path, each: bool) -> None:
+    """One of those that name the same classes, or each."""
     names = [name for name in PAPERS if data_of(name) == "generated"]
-    for name in names:
+    for name in names if each else {classes_of(name): name for name in names}.values():
         take_a_step(name, tmp_path / name)
     assert names
 
