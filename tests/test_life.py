@@ -17,6 +17,7 @@ from metarun.config.compose import compose
 from metarun.config.paths import use_config_dir
 from metarun.tracking.console import Display
 from metarun.tracking.rundir import RunDirectory
+from tests.slow import slow_but
 from tests.test_contracts import (  # noqa: F401
     ALGORITHMS,
     MODELS,
@@ -193,7 +194,7 @@ def test_what_an_option_is_built_on_is_read_as_hydra_reads_it(own_options: Path)
         use_config_dir(None)
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", slow_but(["folder/nested", "everywhere"], OWN))
 def test_life_of_own_option(name: str, own_options: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ["algorithm.width=8", "algorithm.latent=4", "model=mlp", "model.hidden=[8]", "runner.meta_batch=2"]
     words = ["--config-dir", str(own_options), "task=regression/gp", f"algorithm={name}", *small]

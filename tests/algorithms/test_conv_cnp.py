@@ -148,7 +148,7 @@ def test_learns_curves() -> None:
                       "task.shot=9", "algorithm=convcnp", "algorithm.density=8", "algorithm.outer_lr=0.01")  # fmt: skip
     task = construct(config["task"], seed=0)
     process = construct(config["algorithm"], model=Linear(bias=False), spec=task.spec)
-    for i in range(150):
+    for i in range(90):
         process.meta_step(task.batch("train", range(16 * i, 16 * i + 16)), i)
     nll = torch.cat([process.evaluate(task.batch("test", range(16 * i, 16 * i + 16)))["nll"] for i in range(10)])
     assert nll.mean() < 1.0

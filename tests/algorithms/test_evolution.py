@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_gradient import LR, NORMS, TASKS, apart, batch, body, build, outer_gradient, perturb
+from test_gradient import LR, NORMS, STEPS, TASKS, apart, batch, body, build, outer_gradient, perturb
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -55,7 +55,7 @@ def test_an_estimate_against_pairs_of_particles_walked_by_hand(norm: str, adapts
         if adapts == "prototypes":
             c = torch.stack([net[0](sx)[sy == k].mean(0) for k in range(3)])  # type: ignore[index]
             phi |= {"1.weight": 2 * c.detach(), "1.bias": -(c**2).sum(1).detach()}
-        for _ in range(3):
+        for _ in range(STEPS):
             phi = {n: p.requires_grad_() for n, p in phi.items()}
             g = torch.autograd.grad(F.cross_entropy(functional_call(net, phi, (sx,)), sy), list(phi.values()))
             phi = {n: (p - LR * d).detach() for (n, p), d in zip(phi.items(), g, strict=True)}
@@ -98,7 +98,7 @@ def check_unbiased(estimates: list[dict[str, Tensor]], exact: dict[str, Tensor])
 # Influence balancing (Tallec & Ollivier 2017; the example of the persistent estimator's paper, section 5.1): the
 # state s <- A s + theta v of a chain whose end alone is metrics. At first theta seems to move it the wrong way.
 
-LENGTH, POSITIVE = 12, 5
+LENGTH, POSITIVE, WALK = 12, 5, 60
 CHAIN = 0.5 * (torch.eye(LENGTH, dtype=torch.float64) + torch.diag(torch.ones(LENGTH - 1, dtype=torch.float64), 1))
 FORCE = torch.cat([torch.ones(POSITIVE), -torch.ones(LENGTH - POSITIVE)]).double()
 
@@ -139,7 +139,7 @@ def chain(outer: dict[str, Any]) -> GradientLearner:
         "loss": {"_target_": f"{__name__}.HalfSquare"},
     }
     spec = Spec("regression", "vector", (LENGTH,), 1)
-    return build("pes", Linear(bias=False), spec, **pieces, outer=outer, inner_steps=60, inner_lr=0.5)
+    return build("pes", Linear(bias=False), spec, **pieces, outer=outer, inner_steps=WALK, inner_lr=0.5)
 
 
 def end_of_chain(tasks: int) -> TaskBatch:
@@ -164,7 +164,7 @@ def test_the_persistent_estimator_is_unbiased_where_truncation_is_not() -> None:
     exact = over_a_trajectory(chain(whole), data)
 
     s, ds, by_hand = torch.ones(LENGTH), torch.zeros(LENGTH), 0.0
-    for _ in range(60):  # forward mode, as the recurrence says it
+    for _ in range(WALK):  # forward mode, as the recurrence says it
         s, ds = CHAIN @ s + 0.5 * FORCE, CHAIN @ ds + FORCE
         by_hand += 2 * float((s[0] - 1) * ds[0])
     assert exact["rule.theta"].item() == pytest.approx(by_hand, rel=1e-12)
@@ -173,8 +173,8 @@ def test_the_persistent_estimator_is_unbiased_where_truncation_is_not() -> None:
     assert truncated["rule.theta"].item() * by_hand < 0  # it even has the wrong sign
 
     evolution = {"_target_": EVOLUTION, "sigma": 0.1, "unroll": 4, "log": False, "along": True}
-    learner, many = chain(evolution), end_of_chain(1000)
-    estimates = [over_a_trajectory(learner, many) for _ in range(20)]
+    learner, many = chain(evolution), end_of_chain(1500)
+    estimates = [over_a_trajectory(learner, many) for _ in range(6)]
     check_unbiased(estimates, exact)  # L is quadratic in theta: smoothing does not change its gradient
 
     def forgetful(data: TaskBatch) -> Tensor:
@@ -185,7 +185,7 @@ def test_the_persistent_estimator_is_unbiased_where_truncation_is_not() -> None:
             total = total + outer_gradient(learner, data)["rule.theta"]
         return total
 
-    drawn = torch.stack([forgetful(many) for _ in range(10)])
+    drawn = torch.stack([forgetful(many) for _ in range(4)])
     assert float(drawn.mean() - exact["rule.theta"]) ** 2 > 25 * float(drawn.var()) / len(drawn)
 
 
@@ -332,13 +332,13 @@ def test_evolution_learns_an_initialisation() -> None:
         slope = centre + 0.1 * torch.randn(tasks, 5, 1)
         return TaskBatch(*(Labelled(x, x @ slope) for x in torch.randn(2, tasks, 3, 5)))
 
-    learner, test = build("es", Linear(bias=True), spec, inner_lr=0.05, outer_lr=0.03), draw(200)
+    learner, test = build("es", Linear(bias=True), spec, inner_lr=0.05, outer_lr=0.08), draw(200)
 
     def error() -> float:
         return float(learner.evaluate(test)["mse"][:, -1].mean())
 
     before = error()
-    for i in range(200):
+    for i in range(80):
         torch.manual_seed(i)
         learner.meta_step(draw(16), i)
     assert error() < 0.1 * before, (before, error())

@@ -832,7 +832,7 @@ def test_learns_clusters(name: str) -> None:
 LEARN_SINUSOIDS: dict[str, tuple[int, dict[str, Any]]] = {
     "maml": (200, {"inner_lr": 0.01}),
     "cavia": (
-        200,
+        100,
         {
             "adapts__layer": "0",
             "adapts__size": 4,

@@ -217,11 +217,11 @@ def test_controls_learn_nothing() -> None:
 def test_learns_linear_functions() -> None:
     """In seconds: half the error of predicting 0, from 8 examples of a line through the origin."""
     words = ["task=regression/functions", "task.size=2", "task.shot=8", "task.noise=0.1", "algorithm.width=32"]
-    config = composed(*words, "algorithm.layers=2", "algorithm.outer_lr=0.003", "algorithm.decay_over=400")
+    config = composed(*words, "algorithm.layers=2", "algorithm.outer_lr=0.006", "algorithm.decay_over=200")
     task = construct(config["task"], seed=0)
     torch.manual_seed(0)
     learner = construct(config["algorithm"], model=Linear(bias=False), spec=task.spec)
-    for i in range(400):
+    for i in range(200):
         learner.meta_step(task.batch("train", range(32 * i, 32 * i + 32), learner.train_shape(task.shape)), i)
     mse = learner.evaluate(task.batch("test", range(500)))["mse"].mean(0)
     assert mse[8] < 0.5 * mse[0]

@@ -198,7 +198,7 @@ def test_the_untruncated_gradient_equals_finite_differences(name: str, norm: str
             with torch.no_grad():
                 for n, p in learned.items():
                     p += eps * direction[n]
-                values.append(float(objective(learner, data, 3)))
+                values.append(float(objective(learner, data, learner.inner_steps)))
                 for n, p in learned.items():
                     p -= eps * direction[n]
         assert (values[0] - values[1]) / 2e-6 == pytest.approx(exact, rel=1e-5, abs=1e-7)

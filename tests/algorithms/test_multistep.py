@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from test_gradient import TASKS, apart, batch, body, build, outer_gradient, perturb
+from test_gradient import TASKS, apart, batch, body, outer_gradient, perturb
+from test_gradient import build as build_of_maml
 from torch import Tensor, nn
 
 from metarun.algorithms.gradient.learner import GradientLearner
@@ -20,6 +22,7 @@ from metarun.models.norm import BatchNorm
 from metarun.tasks.episode import TaskBatch
 from tests.slow import slow_but
 
+build = partial(build_of_maml, inner_steps=3, test_steps=3)
 G = "metarun.algorithms.gradient"
 PART = {"_target_": f"{G}.adapts.ParameterSubset", "part": "all", "norm": False}
 PHASES = {"outer__anneal_over": 50, "outer__first_order_for": 20}
@@ -153,11 +156,11 @@ def test_steps_beyond_those_of_meta_training_take_the_last_ones_normalisation() 
 def test_a_captured_step_is_the_same_to_the_bit_through_all_phases(outer_optimizer: str) -> None:
     """And is recorded once a phase, not once an iteration."""
     torch.set_default_dtype(torch.float32)
-    changes = {"outer__anneal_over": 7, "outer__first_order_for": 3, "decay_over": 12}
+    changes = {"outer__anneal_over": 4, "outer__first_order_for": 2, "decay_over": 12, "inner_steps": 2}
     plain = perturb(build("mamlpp", body("batch"), outer_optimizer=outer_optimizer, **changes))
     captured = copy.deepcopy(plain)
     plain_engine, capturing = Engine(plain), Engine(captured, Plan(capture="graph"))
-    for iteration in range(10):
+    for iteration in range(6):
         data = batch()
         metrics, again = (each.meta_step(data, iteration) for each in (plain_engine, capturing))
         assert all(torch.equal(metrics[name], again[name]) for name in metrics)

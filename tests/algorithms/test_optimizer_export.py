@@ -73,9 +73,9 @@ def test_it_takes_the_steps_of_the_inner_loop(name: str, dtype: str, request: py
         request.getfixturevalue("float64")
     changes = {"rule": OTHERS[name]} if name in OTHERS else {}
     torch.manual_seed(3)
-    learner, data = build("scratch" if changes else name, body(), inner_lr=0.01, **changes), batch()
+    learner, data = build("scratch" if changes else name, body(), inner_lr=0.05, **changes), batch()
     perturb(learner)
-    trajectory = learner.trajectory(data.support, 100, None)
+    trajectory = learner.trajectory(data.support, 30, None)
     start, _, _ = next(trajectory)
     net = copy.deepcopy(learner.net).requires_grad_()
     with torch.no_grad():

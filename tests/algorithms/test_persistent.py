@@ -140,9 +140,9 @@ def test_a_particle_that_diverges_counts_as_the_cap() -> None:
 
 
 def test_evaluation_takes_the_steps_of_the_exported_optimizer() -> None:
-    learner, data = PersistentEvolution(nn.Identity(), SPEC, rule=rule_of(), **{**KEYS, "test_steps": 100}), problems()
+    learner, data = PersistentEvolution(nn.Identity(), SPEC, rule=rule_of(), **{**KEYS, "test_steps": 40}), problems()
     curves = learner.evaluate(data)["loss"]
-    assert curves.shape == (2, 101)
+    assert curves.shape == (2, 41)
     for problem, curve in zip(data, curves, strict=True):
         net = module_of(problem)
         optimizer = LearnedOptimizer(net.parameters(), learner.rule)

@@ -124,10 +124,10 @@ def test_learns_curves() -> None:
     torch.manual_seed(0)
     config = composed("task=regression/gp", "task.length=[0.8,0.8]", "task.scale=[1.0,1.0]", "task.query=10",
                       "task.shot=9", "algorithm=tnp", "algorithm.width=32", "algorithm.layers=2", "algorithm.heads=2",
-                      "algorithm.outer_lr=0.003", "algorithm.decay_over=null")  # fmt: skip
+                      "algorithm.outer_lr=0.006", "algorithm.decay_over=null")  # fmt: skip
     task = construct(config["task"], seed=0)
     process = construct(config["algorithm"], model=Linear(bias=False), spec=task.spec)
-    for i in range(300):
+    for i in range(160):
         process.meta_step(task.batch("train", range(16 * i, 16 * i + 16)), i)
     nll = torch.cat([process.evaluate(task.batch("test", range(16 * i, 16 * i + 16)))["nll"] for i in range(10)])
     assert nll.mean() < 1.1

@@ -100,7 +100,7 @@ def test_rewards_are_learned_from_beliefs() -> None:
     """After some steps the decoder tells, from a trial, where its reward is."""
     learner = varibad(GRID, vae_lr=3e-3, vae_epochs=10)
     errors = []
-    for iteration in range(25):
+    for iteration in range(16):
         torch.manual_seed(iteration)
         metrics = learner.meta_step(GRID.batch("train", range(40 * iteration, 40 * iteration + 40)), iteration)
         errors.append(float(metrics["reward_error"]))

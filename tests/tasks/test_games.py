@@ -56,12 +56,12 @@ def test_a_grid_is_the_same_in_all_episodes_of_a_trial_and_held_out() -> None:
     assert torch.equal(rollout.observation[:, :, 0], rollout.observation[:, :, 8])
     assert not torch.equal(rollout.observation[0, :, 0], rollout.observation[1, :, 0])
     starts: dict[Split, set[bytes]] = {split: set() for split in SPLITS}
-    for split, index in product(SPLITS, range(60)):
+    for split, index in product(SPLITS, range(25)):
         simulator = family.make(family.parameters(split, index)).simulator
         simulator.reset(seed=family.parameters(split, index))
         grid = (simulator.grid.encode(), *simulator.agent_pos, simulator.agent_dir, simulator.mission)
         starts[split].add(repr([part.tolist() if hasattr(part, "tolist") else part for part in grid]).encode())
-    assert all(len(each) > 40 for each in starts.values())
+    assert all(len(each) > 15 for each in starts.values())
     assert not starts["train"] & starts["val"] | starts["train"] & starts["test"] | starts["val"] & starts["test"]
 
 
