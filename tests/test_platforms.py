@@ -39,13 +39,17 @@ from metarun.locks import fcntl
 assert fcntl is None
 for words in sys.argv[1:]:
     assert main(words.split()) == 0, words
+assert "torch._dynamo" not in sys.modules
 """
 
 
-def test_a_run_is_trained_and_reported_without_the_modules_of_posix(tmp_path: Path) -> None:
+def test_a_run_is_trained_and_reported_without_the_modules_of_posix_and_the_compiler(tmp_path: Path) -> None:
+    """Importing the compiler would take half of the time before the first step. ``torch.func.grad`` imports it, too:
+    only learners that descend a gradient on tasks need it.
+    """
     run = (
-        "task=regression/sinusoid model.hidden=[4] name=x runner.iterations=2 runner.validate_every=1 "
-        "runner.val_episodes=2 runner.test_episodes=2 runner.meta_batch=2 runner.plots=false"
+        "task=regression/gp algorithm=cnp model=mlp model.hidden=[4,4] name=x runner.iterations=2 "
+        "runner.validate_every=1 runner.val_episodes=2 runner.test_episodes=2 runner.meta_batch=2"
     )
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_POSIX, run, "report outputs out=page"], capture_output=True, text=True

@@ -56,19 +56,6 @@ def test_quick_answers_import_only_what_they_need(words: list[str], imports: set
     assert {*done.stderr.splitlines()[-1].split()} <= imports
 
 
-def test_a_run_without_gradient_descent_on_tasks_imports_no_compiler() -> None:
-    """It would take half of the time before the first step. ``torch.func.grad`` imports it, too."""
-    script = (
-        "import sys; from metarun.cli import main; status = main(sys.argv[1:]); "
-        "sys.exit(status or 'torch._dynamo' in sys.modules)"
-    )
-    words = ["task=regression/gp", "algorithm=cnp", "model=mlp", "model.hidden=[4,4]", "runner.iterations=2",
-             "runner.meta_batch=2", "runner.validate_every=1", "runner.val_episodes=2",
-             "runner.test_episodes=2"]  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 def test_a_run_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SINE, "runner.plots=true", "seed=3"]) == 0
     said = capsys.readouterr()

@@ -27,7 +27,8 @@ FAST = [
 ]
 RUNS = {
     "sinusoid": [
-        "task=regression/sinusoid", "runner.iterations=600", "runner.validate_every=150", "runner.log_every=7",
+        "task=regression/sinusoid", "algorithm.test_steps=2", "runner.meta_batch=4",
+        "runner.iterations=200", "runner.validate_every=50", "runner.log_every=7",
     ],
     "glyphs": [
         "task=vision/glyphs", "model.width=8", "algorithm.train_way=5", "task.test_ways=[]",
@@ -57,11 +58,43 @@ def finish(*words: str) -> None:
     assert main([*words]) == 0
 
 
-def start(family: str, root: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command(*RUNS[family], *FAST, f"runner.directory={root}"),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(),
-    )  # fmt: skip
+def start(words: list[str]) -> int:
+    """A process of its own that runs the command; forked, since importing takes longer than these runs."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if process := os.fork():
+        return process
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
+        torch.set_num_threads(1)
+        status = main(words)
+    except BaseException:
+        status = 70
+    os._exit(status)
+
+
+def ended(process: int) -> int:
+    """The exit status of the process; negative, that of the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def killed_after(rows: int, words: list[str], root: Path, latest: float) -> bool:
+    """Run the command and kill it up to ``latest`` seconds after ``rows`` rows; whether it had not ended before."""
+    process = start([*words, f"runner.directory={root}"])
+    while (alive := os.waitpid(process, os.WNOHANG) == (0, 0)) and not reached(root, rows):
+        time.sleep(0.002)
+    time.sleep(random.uniform(0, latest))
+    if alive:
+        os.kill(process, signal.SIGKILL)
+    return alive and ended(process) == -signal.SIGKILL
+
+
+def reached(root: Path, rows: int) -> bool:
+    files = list(root.glob("*/*/metrics.jsonl"))
+    configured = bool(list(root.glob("*/*/meta.json")))
+    return configured and bool(files) and files[0].read_bytes().count(b"\n") >= rows
 
 
 def only(root: Path) -> Path:
@@ -90,17 +123,7 @@ def assert_same(run: Path, undisturbed: Path) -> None:
 def kill_and_resume(family: str, root: Path, undisturbed: Path, moment: float) -> bool:
     """Kill when a share ``moment`` of the undisturbed run's rows is written; whether the kill came in time."""
     rows = max(1, int(moment * len((undisturbed / "metrics.jsonl").read_bytes().splitlines())))
-    process = start(family, root)
-
-    def reached() -> bool:
-        files = list(root.glob("*/*/metrics.jsonl"))
-        return bool(files) and files[0].read_bytes().count(b"\n") >= rows
-
-    wait_for(lambda: reached() or process.poll() is not None, process)
-    time.sleep(random.uniform(0, 0.05))
-    killed = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed = killed_after(rows, [*RUNS[family], *FAST], root, 0.05)
     run = only(root)
     finish("resume", str(run))
     assert_same(run, undisturbed)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from metarun.cli import main
-from tests.cli.test_kill import only
+from tests.cli.test_kill import ended, killed_after, only, start
 from tests.test_contracts import choices, own_data  # noqa: F401
 
 CELLS = [
@@ -36,28 +31,6 @@ CELLS = [
 LENGTH = ["runner.iterations=24", "runner.validate_every=7", "runner.val_episodes=4", "runner.test_episodes=4",
           "runner.log_every=3", "runner.checkpoint_seconds=0", "runner.tune_above=null"]  # fmt: skip
 KILLS = 40
-
-
-def start(words: list[str]) -> int:
-    """A process of its own that runs the command; forked, since importing takes longer than these runs."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if process := os.fork():
-        return process
-    try:
-        null = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(null, stream)
-        torch.set_num_threads(1)
-        status = main(words)
-    except BaseException:
-        status = 70
-    os._exit(status)
-
-
-def ended(process: int) -> int:
-    """The exit status of the process; negative, that of the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def same(run: Path, undisturbed: Path) -> bool:
@@ -95,22 +68,10 @@ def test_forty_kills(
         root = tmp_path / f"killed{attempts}"
         attempts += 1
         rows = moments.randrange(len((undisturbed[number] / "metrics.jsonl").read_bytes().splitlines()))
-        process = start([*words, f"runner.directory={root}"])
-        while (alive := os.waitpid(process, os.WNOHANG) == (0, 0)) and not reached(root, rows):
-            time.sleep(0.002)
-        time.sleep(moments.uniform(0, 0.03))
-        if alive:
-            os.kill(process, signal.SIGKILL)
-        if not alive or ended(process) != -signal.SIGKILL:
+        if not killed_after(rows, words, root, 0.03):
             continue  # it had ended
         kills += 1
         run = only(root)
         assert ended(start(["resume", str(run)])) == 0, (CELLS[number], run)
         assert same(run, undisturbed[number]), (CELLS[number], run)
         print(f"kill {kills}: {CELLS[number][1]} after {rows} rows: identical", flush=True)
-
-
-def reached(root: Path, rows: int) -> bool:
-    files = list(root.glob("*/*/metrics.jsonl"))
-    configured = bool(list(root.glob("*/*/meta.json")))
-    return configured and bool(files) and files[0].read_bytes().count(b"\n") >= rows

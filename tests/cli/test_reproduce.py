@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from metarun.tracking.rundir import RunDirectory
 
 RECIPE = """# @package _global_
 defaults:
-  - override /task: regression/sinusoid
-  - override /algorithm: maml
-runner: {iterations: 4, validate_every: 2, val_episodes: 4, test_episodes: 8, tune_above: 1000, plots: false}
+  - override /task: rl/bandit
+model: {hidden: 4}
+runner:
+  {iterations: 4, meta_batch: 8, validate_every: 2, val_episodes: 4, test_episodes: 8, tune_above: 1000, plots: false}
 paper:
   title: T
   arxiv: '1'
@@ -28,8 +28,8 @@ paper:
   verified: recalled
   iterations: 5
   claims:
-    good: {metric: mse, step: 1, value: 100.0, lower_is_better: true}
-    bad: {metric: mse, value: -100.0, lower_is_better: true}
+    good: {metric: return, step: 1, value: -100.0}
+    bad: {metric: return, value: 100.0}
 """
 
 
@@ -46,10 +46,17 @@ def result() -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("recipe")
-def test_runs_are_made_kept_and_resumed(capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["reproduce", "mine/tiny", "tracker.wandb=disabled", "runner.threads=1"]
+def test_runs_are_made_kept_and_resumed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    how = ["tracker.wandb=disabled", "runner.threads=1"]
+    assert main(["experiment=mine/tiny", "seed=0", *how]) == 0
+    (zero,) = Path("outputs/mine-tiny").iterdir()
+    before = json.loads((zero / "summary.json").read_text())
+    (zero / "summary.json").unlink()  # a missing test is made from the last checkpoint
+
+    words = ["reproduce", "mine/tiny", *how]
     assert main([*words, "--seeds", "2", "--jobs=2"]) == 1
     first = result()
+    assert first["claims"]["bad"]["seeds"]["0"]["mean"] == before["test"]["return"]["mean"]
     printed = capfd.readouterr().out
     assert "budget not reached" in printed
     assert "memory" in printed
@@ -68,19 +75,16 @@ def test_runs_are_made_kept_and_resumed(capfd: pytest.CaptureFixture[str]) -> No
     assert main(["list", "experiments", "-v"]) == 0
     shown = capfd.readouterr().out
     ours = sum(seed["mean"] for seed in first["claims"]["good"]["seeds"].values()) / 2
-    assert f"mse after 1: (100, from memory), ours {ours:.4g}" in shown
+    assert f"return after 1: (-100, from memory), ours {ours:.4g}" in shown
     assert "mine/tiny" in shown
     assert "uncommitted" in shown
     assert "proto_omniglot" not in shown
 
-    other = compose(["experiment=mine/tiny", "name=mine-tiny", "algorithm.inner_lr=1", "tracker.wandb=disabled"]).config
+    other = compose(["experiment=mine/tiny", "name=mine-tiny", "algorithm.outer_lr=1", "tracker.wandb=disabled"]).config
     with pytest.raises(UserError, match=r"seed 0.* is not a run of mine/tiny"):
         record("mine/tiny", other, {0: RunDirectory.open(runs[0])})
 
-    # Finished runs stand, and a missing test is made from the last checkpoint.
-    zero = next(run for run in runs if run.name.endswith("s0"))
-    (zero / "summary.json").unlink()
-    shutil.copy(zero / "config.yaml", zero / "before")
+    monkeypatch.setattr("sys.executable", "/none")  # finished runs stand: no other is started
     assert main([*words, "--seeds", "2"]) == 1
     assert sorted(Path("outputs/mine-tiny").iterdir()) == runs
     assert result()["claims"] == first["claims"]
@@ -93,8 +97,8 @@ def test_runs_are_made_kept_and_resumed(capfd: pytest.CaptureFixture[str]) -> No
         ([], "reproduce takes one recipe, such as"),
         (["mine/tny"], "no recipe 'mine/tny' with a paper - did you mean 'mine/tiny'?"),
         (
-            ["mine/tiny", "algorithm.inner_lr=1"],
-            "reproduce cannot change 'algorithm.inner_lr', which is part of the protocol",
+            ["mine/tiny", "algorithm.outer_lr=1"],
+            "reproduce cannot change 'algorithm.outer_lr', which is part of the protocol",
         ),
         (["mine/tiny", "--seeds", "none"], "--seeds needs an integer of at least 1, not 'none'"),
         (["mine/tiny", "--sedes=1"], "unknown option '--sedes=1' - did you mean '--seeds'?"),
@@ -120,9 +124,15 @@ def test_recipes_share_what_they_build_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("recipe")
-def test_a_failed_run_is_named(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["reproduce", "mine/tiny", "--seeds=1", "runner.device=cuda:77", "tracker.wandb=disabled"]) == 1
-    assert "1 of 1 runs failed: seed 0 (exit 2)" in capfd.readouterr().err
+def test_a_failed_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    refusing = tmp_path / "python"
+    refusing.write_text("#!/bin/sh\nexit 2\n")
+    refusing.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(refusing))
+    assert main(["reproduce", "mine/tiny", "--seeds=2", "tracker.wandb=disabled"]) == 1
+    assert "2 of 2 runs failed: seed 0 (exit 2), seed 1 (exit 2)" in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -131,11 +141,11 @@ def test_smoke_measures_every_claim_and_records_nothing(tmp_path: Path, capfd: p
     words = ["reproduce", "mine/tiny", "--smoke", "runner.threads=1"]
     assert main(words) == 0
     told = capfd.readouterr()
-    assert told.out == "mine/tiny: works; it measures mse after 1, mse; nothing recorded\n"
+    assert told.out == "mine/tiny: works; it measures return after 1, return; nothing recorded\n"
     assert "trying two iterations of mine/tiny" in told.err
     assert "run directory" not in told.err, "it is temporary, and gone"
     assert not Path("outputs").exists()
     recipe = tmp_path / "conf" / "experiment" / "mine" / "tiny.yaml"
-    recipe.write_text(RECIPE.replace("metric: mse, value", "metric: accuracy, value"))
+    recipe.write_text(RECIPE.replace("metric: return, value", "metric: accuracy, value"))
     assert main(words) == 2
     assert "paper.claims.bad: the run has no accuracy" in capfd.readouterr().err

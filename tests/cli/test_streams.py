@@ -17,9 +17,9 @@ from tests.cli.test_kill import environment
 from tests.cli.waiting import wait_for
 from tests.slow import slow_but
 
-SHORT = ["task=regression/sinusoid", "runner.meta_batch=2", "runner.iterations=60", "runner.validate_every=20",
-         "runner.val_episodes=4", "runner.test_episodes=4", "runner.log_every=1", "runner.plots=false",
-         "algorithm.test_steps=1", "runner.tune_above=null"]  # fmt: skip
+SHORT = ["task=regression/gp", "algorithm=cnp", "model=mlp", "model.hidden=[4]", "runner.meta_batch=2",
+         "runner.iterations=60", "runner.validate_every=20", "runner.val_episodes=4", "runner.test_episodes=4",
+         "runner.log_every=1", "runner.plots=false", "runner.tune_above=null"]  # fmt: skip
 COMMAND = " ".join([sys.executable, "-m", "metarun", *SHORT])
 
 LINES = {

@@ -94,7 +94,7 @@ def test_what_was_set_stays_and_the_rest_gives_way(tmp_path):
 
 
 def test_large_data_and_runs_of_before_keep_their_values(tmp_path):
-    experiment = built("task=vision/glyphs")
+    experiment = built("task=nlp/text", texts(tmp_path / "large.csv", 100, 25))
     assert "lowered" not in experiment.facts
     composed = compose(["task=vision/folder", photographs(tmp_path / "own", 15, 8)])
     with pytest.raises(UserError, match=r"task\.way=5"):

@@ -51,11 +51,12 @@ def images(folder: Path, algorithm: str = "protonet", **settings: Any) -> Adapte
                  {"option": "conv4", "width": 4, "depth": 2}, {"option": algorithm}, **settings)  # fmt: skip
 
 
-def numbers(folder: Path, **settings: Any) -> AdaptedLearner:
-    """MAML, adapted to a line."""
+def numbers(folder: Path, algorithm: str = "maml", steps: int | None = 3, **settings: Any) -> AdaptedLearner:
+    """MAML, or another learner, adapted to a line."""
     x = torch.linspace(-1, 1, 6)[:, None]
     spec = Spec("regression", "vector", (1,), 1)
-    return saved(folder, spec, x, (2 * x).tolist(), {"option": "mlp"}, {"option": "maml"}, steps=3, **settings)
+    sections: dict[str, Any] = {"model": {"option": "mlp"}, "algorithm": {"option": algorithm}}
+    return saved(folder, spec, x, (2 * x).tolist(), **sections, steps=steps, **settings)
 
 
 def texts(folder: Path, **settings: Any) -> AdaptedLearner:

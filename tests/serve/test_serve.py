@@ -125,7 +125,7 @@ def test_a_small_file_of_many_pixels_is_not_decoded(images: tuple[Path, str]) ->
 
 
 def test_rows_of_a_table(tmp_path: Path) -> None:
-    learner = learners.numbers(tmp_path)
+    learner = learners.numbers(tmp_path, "ridge", steps=None)
     process, url = served(tmp_path)
     try:
         status, found, _ = ask(url, "POST", "/predict", b"0.5\n-0.25\n", Content_Type="text/csv")
