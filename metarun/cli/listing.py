@@ -47,7 +47,7 @@ def run(arguments: Arguments) -> int:
     chosen = {wanted: LISTS[wanted]} if wanted else LISTS
     found = {plural: named(matching(group, filters), part) for plural, group in chosen.items()}
     if arguments["--json"]:
-        print_json({plural: list(as_json(entries)) for plural, entries in found.items()})
+        print_json({plural: list(as_json(chosen[plural], entries)) for plural, entries in found.items()})
     elif wanted is None:
         print_overview()
     elif wanted == "recipes":
@@ -251,16 +251,16 @@ def claims(paper: Any, result: Mapping[str, Any] | None) -> Iterator[dict[str, A
         yield {**facts, "ours": ours, "verdict": verdict or None, "text": text}
 
 
-def as_json(entries: Iterable[Entry]) -> Iterator[dict[str, Any]]:
-    """Yield the facts of each option as plain values."""
+def as_json(group: str, entries: Iterable[Entry]) -> Iterator[dict[str, Any]]:
+    """Yield the facts of each option of a group as plain values."""
     tasks = {each.name: each for each in catalogue("task")}
-    papers, results = recipes(), stored()
+    papers, results = (recipes(), stored()) if group == "experiment" else ({}, {})
     shown = {"task": ("kind", "modality"), "model": ("role", "modalities"), "algorithm": ("kinds", "roles")}
     for each in entries:
         facts: dict[str, Any] = {"name": each.name, "about": each.line, "file": str(each.path)}
         facts |= {name: each.attributes[name] for name in shown.get(each.group, ()) if name in each.attributes}
         facts |= choices(each, tasks) if each.group == "experiment" else each.choices
-        if (paper := papers.get(each.name)) and each.group == "experiment":
+        if paper := papers.get(each.name):
             result = results.get(each.name)
             facts |= {"title": paper.title, "arxiv": paper.arxiv, "status": status_of(each.name, paper, result)}
             facts["claims"] = list(claims(paper, result))

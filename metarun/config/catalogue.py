@@ -74,17 +74,24 @@ class Entry:
 
 def catalogue(group: str) -> Iterator[Entry]:
     """Yield the options of ``group`` (task, model, algorithm, experiment, ...), the user's first."""
-    return _entries(group, dict(options(group)))
+    found = dict(options(group))
+    for name in found:
+        yield _entry(group, name, found.get)
 
 
 def entry(group: str, name: str) -> Entry | None:
     """Return the option of ``group`` with this name; ``None`` if there is none. Only its own files are read."""
-    return next(_entries(group, dict(options(group)), name), None)
+    find = partial(option_file, group)
+    return _entry(group, name, find) if find(name) else None
 
 
-def _entries(group: str, found: Mapping[str, Path], only: str | None = None) -> Iterator[Entry]:
+def _entry(group: str, name: str, find: Callable[[str], Path | None]) -> Entry:
+    """Return the option ``name``; ``find`` returns the file of an option of the group, ``None`` if there is none."""
+
     def merged(name: str, keys: Keys, above: tuple[str, ...] = ()) -> dict[str, Any]:
-        path, content = found[name], _load(found[name])
+        path = find(name)
+        assert path is not None
+        content = _load(path)
         if name in above:
             raise UserError(f"{path}: builds on itself (defaults: {' -> '.join((*above, name))})")
         listed = content.get("defaults")
@@ -93,16 +100,15 @@ def _entries(group: str, found: Mapping[str, Path], only: str | None = None) -> 
         for item in listed if "_self_" in listed else [*listed, "_self_"]:
             if item == "_self_":
                 made = _merged(made, keys(group, path, content))
-            elif (base := _base(group, item, beside=name if above else "")) in found:
+            elif find(base := _base(group, item, beside=name if above else "")):
                 made = _merged(made, merged(base, keys, (*above, name)))
         return made
 
-    for name, path in found.items():
-        if only in (None, name):
-            section = merged(name, _own)
-            if is_users(path) and names_other_code(section):
-                look_in_current_directory()
-            yield Entry(group, name, path, _load(path), section, partial(merged, name))
+    path, section = find(name), merged(name, _own)
+    assert path is not None
+    if is_users(path) and names_other_code(section):
+        look_in_current_directory()
+    return Entry(group, name, path, _load(path), section, partial(merged, name))
 
 
 def _own(group: str, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:

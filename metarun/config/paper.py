@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from math import inf, isclose, isfinite, nan
 from statistics import fmean
 from typing import Any, Literal, get_args, get_type_hints
@@ -228,13 +229,18 @@ def worst(findings: Sequence[Finding]) -> Verdict | None:
     return max(verdicts, key=get_args(Verdict).index, default=None)
 
 
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
 def _checked(where: str, section: Any, cls: type[Claim] | type[Paper]) -> dict[str, Any]:
     """Return the entries of ``section``, checked against the fields of ``cls``."""
     from pydantic import ValidationError
 
     if not isinstance(section, Mapping):
         raise UserError(f"{where} is not a section")
-    hints = get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # classes are hashable, whatever their instances are
     known = {field.name: field for field in fields(cls) if field.name != "id"}
     for name, value in section.items():
         if name not in known:
