@@ -35,7 +35,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for c in range(6):
         draw(where / "data" / f"class{c}", 2, c)
     keys = ["task.root=" + str(where / "data"), "task.way=2", "task.query=1", "task.size=16", "task.test_ways=[]",
-            "task.val=0.34", "task.test=0.34", "algorithm=maml", "model.width=4"]  # fmt: skip
+            "task.val=0.34", "task.test=0.34", "algorithm=maml", "algorithm.test_steps=2", "model.width=4"]  # fmt: skip
     run = trained(where, "task=vision/folder", *keys)
     shutil.rmtree(where / "data")
     return run

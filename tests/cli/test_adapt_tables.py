@@ -22,6 +22,7 @@ from metarun.tasks.episode import Spec
 from metarun.tasks.inputs import Inputs
 
 SMALL = ["task=tabular/prior", "task.way=4", "task.shot=20", "model.width=8", "model.row_width=8", "model.heads=2",
+         "model.layers=1", "model.row_layers=1",
          "runner.iterations=0", "runner.validate_every=0", "algorithm.decay_over=null",
          "runner.test_episodes=8", "runner.plots=false",
          "runner.device=cpu", "runner.threads=1", "tracker.wandb=disabled"]  # fmt: skip

@@ -162,8 +162,8 @@ def test_threads_are_put_back() -> None:
 
 def test_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metarun.bench.end_to_end.find", lambda *where: None)  # letters, whatever lies here
-    whole = end_to_end(4, 1, CPU, meta_batch=1)
-    assert (whole.task, whole.iterations) == ("vision/glyphs", 4)
+    whole = end_to_end(2, 1, CPU, meta_batch=1)
+    assert (whole.task, whole.iterations) == ("vision/glyphs", 2)
     assert 0 < whole.outside < whole.seconds
 
 

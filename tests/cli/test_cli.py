@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tracking"))
 from wandb_file import is_media, read
 from wandb_server import API_KEY, WandbServer
 
-SINE = ["task=regression/sinusoid", "runner.iterations=20", "runner.validate_every=10", "runner.val_episodes=20",
-        "runner.test_episodes=20", "runner.log_every=5", "runner.plots=false"]  # fmt: skip
+SINE = ["task=regression/sinusoid", "runner.meta_batch=4", "runner.iterations=20", "runner.validate_every=10",
+        "runner.val_episodes=10", "runner.test_episodes=20", "runner.log_every=5", "runner.plots=false"]  # fmt: skip
 
 
 def runs(root: Path) -> list[Path]:
@@ -168,7 +168,8 @@ def test_a_failing_job_does_not_end_a_sweep(tmp_path: Path, capsys: pytest.Captu
 def test_a_sweep_may_fix_what_the_default_algorithm_lacks(tmp_path: Path) -> None:
     base = [word for word in SINE if not word.startswith("algorithm")]
     assert main(["-m", *base, "task=vision/glyphs", "model=mlp", "model.hidden=[8,8]", "algorithm=maml,fomaml",
-                 "algorithm.inner_steps=2"]) == 0  # fmt: skip
+                 "algorithm.inner_steps=2", "task.test_ways=[]", "runner.iterations=2",
+                 "runner.validate_every=2"]) == 0  # fmt: skip
     configs = [yaml.safe_load((run / "config.yaml").read_text()) for run in runs(tmp_path)]
     assert [(c["algorithm"]["inner_steps"], c["model"]["hidden"]) for c in configs] == 2 * [(2, [8, 8])]
 

@@ -12,6 +12,7 @@ from metarun.cli import main
 from metarun.config.catalogue import catalogue
 from metarun.config.compose import compose
 from metarun.config.origins import leaves, origin_of, origins
+from tests.slow import slow_but
 
 
 def test_a_run_says_what_is_tuned_for_its_task() -> None:
@@ -44,9 +45,11 @@ def test_show_prints_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "does not fit" in capsys.readouterr().err
 
 
-def test_a_value_is_the_one_of_the_layer_that_it_is_said_to_come_from() -> None:
-    """For every pair with tuned values: the values of the files, through interpolations where there are any."""
-    for entry in catalogue("tuned"):
+@pytest.mark.parametrize("pairs", slow_but(["one of each task"], ["one of each task", "all"]))
+def test_a_value_is_the_one_of_the_layer_that_it_is_said_to_come_from(pairs: str) -> None:
+    """For pairs with tuned values: the values of the files, through interpolations where there are any."""
+    entries = {each.name if pairs == "all" else each.name.rpartition("/")[0]: each for each in catalogue("tuned")}
+    for entry in entries.values():
         task, _, algorithm = entry.name.rpartition("/")
         composed = compose([f"task={task}", f"algorithm={algorithm}"])
         found, values = origins(composed.choices), dict(leaves(composed.config))

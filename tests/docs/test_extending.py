@@ -18,7 +18,8 @@ from metarun.config import paths
 PAGE = (Path(metarun.__file__).parent / "docs" / "extending.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 QUICK = ["runner.val_episodes=4", "runner.test_episodes=4", "runner.log_every=1", "runner.validate_every=0",
-         "runner.select=last", "runner.plots=false", "runner.threads=1", "runner.device=cpu"]  # fmt: skip
+         "runner.select=last", "runner.meta_batch=2", "runner.plots=false", "runner.threads=1",
+         "runner.device=cpu"]  # fmt: skip
 
 
 def blocks(section: str, language: str) -> list[str]:

@@ -63,5 +63,5 @@ def texts(folder: Path, **settings: Any) -> AdaptedLearner:
     """Prototypes of a small frozen BERT for two classes of sentences."""
     known = {"flight": ["book a flight to rome", "a flight"], "card": ["my card is blocked", "block my card"]}
     items, names = [text for each in known.values() for text in each], [n for n, each in known.items() for _ in each]
-    model = {"option": "encoder", "name": str(tiny_bert(folder / "bert")), "max_tokens": 20}
+    model = {"option": "encoder", "name": str(tiny_bert(folder / "bert", layers=1)), "max_tokens": 20}
     return saved(folder, Spec("classification", "text", (), 2), items, names, model, {"option": "protonet"}, **settings)

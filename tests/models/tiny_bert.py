@@ -10,7 +10,7 @@ import torch
 WORDS = ["book", "a", "flight", "to", "rome", "weather", "is", "in", "my", "card", "blocked", "block", "text", "about"]
 
 
-def tiny_bert(folder: Path) -> Path:
+def tiny_bert(folder: Path, layers: int = 2) -> Path:
     """Saved in ``folder`` as a model of the Hugging Face hub is."""
     pytest.importorskip("transformers", reason="transformers is not installed: pip install 'metarun[nlp]'")
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -23,7 +23,7 @@ def tiny_bert(folder: Path) -> Path:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     ).save_pretrained(folder)
-    shape = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
+    shape = {"hidden_size": 8, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 12}
     config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=40, initializer_range=0.5, **shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
