@@ -107,11 +107,11 @@ def compose(words: Sequence[str], sections: Mapping[str, Mapping[str, Any]] | No
     Raises:
         UserError: A word names no key, an option does not exist, or a value cannot be resolved.
     """
-    config = unresolved(words, sections or {})
-    choices = chosen(config.hydra.runtime.choices)
+    hydra, own = _unresolved(words, sections or {})
+    choices = chosen(hydra.runtime.choices)
     for group, section in (sections or {}).items():
         choices[group] = str(section["_target_"]).rpartition(".")[2].lower()
-    return Composed(resolve(config), choices, asked_keys(words))
+    return Composed(resolve(own), choices, asked_keys(words))
 
 
 def asked_keys(words: Sequence[str]) -> tuple[str, ...]:
@@ -120,30 +120,34 @@ def asked_keys(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(key for key in keys if "." in key)
 
 
-def unresolved(words: Sequence[str], sections: Mapping[str, Mapping[str, Any]] | None = None) -> DictConfig:
-    """Compose a configuration with unresolved interpolations and Hydra's own section.
+def unresolved(words: Sequence[str]) -> DictConfig:
+    """Compose a configuration with unresolved interpolations and Hydra's own section; errors as of :func:`compose`."""
+    hydra, own = _unresolved(words, {})
+    plain: dict[str, Any] = OmegaConf.to_container(own)  # type: ignore[assignment]
+    return OmegaConf.create({"hydra": hydra, **plain})
 
-    The arguments and errors are those of :func:`compose`.
-    """
+
+def _unresolved(words: Sequence[str], sections: Mapping[str, Mapping[str, Any]]) -> tuple[DictConfig, DictConfig]:
+    """Return Hydra's own section, to be left as it is, and all others; to copy Hydra's takes most of a composition."""
     overrides = read_single(words)
     for override in overrides:
         if of_sweeps(override):
             raise UserError(f"{shortened(override.word)}: this key is for sweeps; -m starts one")
     choices = [for_hydra(override) for override in overrides if is_group(override.key)]
-    for group, section in (sections or {}).items():
+    for group, section in sections.items():
         require(all(choice.key != group for choice in choices), f"{group} is given twice, by name and by value")
         ConfigStore.instance().store(_GIVEN, dict(section), group=group, provider="metarun")
     try:
-        words = [*(choice.text for choice in choices), *(f"{group}={_GIVEN}" for group in sections or ())]
+        words = [*(choice.text for choice in choices), *(f"{group}={_GIVEN}" for group in sections)]
         config = _hydras.__wrapped__(tuple(words), ()) if sections else _compose(words)
-        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        plain: dict[str, Any] = OmegaConf.to_container(own)  # type: ignore[assignment]
+        plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+        del plain["hydra"]
         values = [override for override in overrides if not is_group(override.key)]
         apply(plain, (override for override in values if override.key == _DOMAINS))
         if isinstance(plain.get("task"), dict):
             plain["task"] = with_sections(plain["task"], _task_section)
         apply(plain, (override for override in values if override.key != _DOMAINS))
-        return OmegaConf.create({"hydra": config.hydra, **plain})
+        return config.hydra, OmegaConf.create(plain)
     except COMPOSING as error:
         raise UserError(explain(error)) from None
 
@@ -256,7 +260,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: A value cannot be resolved.
     """
-    own = OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"])
+    own = OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"]) if "hydra" in config else config
     try:
         OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
         plain = as_written(own)
