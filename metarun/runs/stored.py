@@ -177,6 +177,7 @@ def _composed_anew(choices: Mapping[str, str]) -> dict[str, Any]:
     """Compose the configuration of these options anew, without options that no longer exist or fit."""
     known = choices if isinstance(choices, Mapping) else {}
     groups = (*OPEN, *CLOSED, "images", "experiment")
+    groups = tuple(group for group in groups if group not in CLOSED or known.get(group) != "default")  # chosen anyway
     existing = [f"{group}={known[group]}" for group in groups if option_file(group, str(known.get(group)))]
     try:
         return compose(existing).config
