@@ -34,6 +34,7 @@ MARKS = {
 }
 """Byte order marks and their encodings."""
 LARGEST = float(np.finfo(np.float32).max)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?")
 
@@ -268,7 +269,8 @@ def parse_json(where: str, content: str) -> Any:
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
-        require(len(values) == len(pairs), f"{where}: a key is there twice: {', '.join(key for key, _ in pairs)}")
+        if len(values) != len(pairs):
+            raise UserError(f"{where}: a key is there twice: {', '.join(key for key, _ in pairs)}")
         return values
 
     try:
@@ -287,12 +289,10 @@ def text(where: str, row: Mapping[str, Any], column: str, what: str = "a text", 
         source = f" ({key})" if key else ""
         raise UserError(f"{where}: no column '{column}'{source}; available: {available}{nearest(column, row)}")
     value = row[column]
-    require(isinstance(value, str | int) and not is_blank(value), f"{where}: '{column}' is {shown(value)}, not {what}")
+    if not isinstance(value, str | int) or is_blank(value):
+        raise UserError(f"{where}: '{column}' is {shown(value)}, not {what}")
     found = str(value).strip()
-    require(
-        not any("\ud800" <= character <= "\udfff" for character in found),
-        f"{where}: '{column}' holds half of a character (a lone surrogate)",
-    )
+    require(not _SURROGATE.search(found), f"{where}: '{column}' holds half of a character (a lone surrogate)")
     return found
 
 
