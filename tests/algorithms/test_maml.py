@@ -140,7 +140,7 @@ def test_features_that_may_change_are_computed_in_every_step(body: Callable[[], 
 
 
 @pytest.mark.parametrize(("native", "norm"), [(False, "transductive"), (False, "support"), (True, "transductive")])
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [1, 2])
 def test_meta_gradient_equals_finite_differences(steps: int, native: bool, norm: str) -> None:
     learner, data = maml(NativeNorm() if native else conv(), steps, norm=norm), batch()
     assert learner.batchable

@@ -1,5 +1,6 @@
 """Omniglot on the real files: counts, disjoint splits, rotations, preprocessing; and broken files refused."""
 
+import functools
 import io
 import os
 import zipfile
@@ -39,10 +40,14 @@ ARGUMENTS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
-    """One cache for the module, which processes that share the tests share too: the drawings are decoded once."""
+    """One cache for the module, which processes that share the tests share too: the drawings are decoded once.
+
+    The archives are listed once.
+    """
     root = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METARUN_CACHE", str((root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "omniglot"))
+        patch.setattr(omniglot, "Part", functools.cache(Part))
         yield
 
 

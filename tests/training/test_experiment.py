@@ -181,10 +181,10 @@ def test_test_tasks_are_not_touched_before_the_end(
 def test_without_iterations_features_are_centred_by_the_mean_of_the_training_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup, "OBSERVED_BATCHES", 3)
+    monkeypatch.setattr(setup, "OBSERVED_BATCHES", 2)
     words = ["task=vision/glyphs", "task.test_ways=[]", "algorithm=simpleshot", "model.width=4",
-             "algorithm.train_way=8", "runner.iterations=0", "runner.test_episodes=2", "runner.meta_batch=2",
-             "runner.device=cpu", "runner.validate_every=0", "runner.plots=false", "runner.threads=1",
+             "algorithm.train_way=5", "task.query=2", "runner.iterations=0", "runner.test_episodes=2",
+             "runner.meta_batch=2", "runner.device=cpu", "runner.validate_every=0", "runner.plots=false", "runner.threads=1",
              "tracker.wandb=disabled"]  # fmt: skip
     experiment = build(compose(words).config)
     run = RunDirectory.create(tmp_path, "run", 0)
@@ -193,7 +193,7 @@ def test_without_iterations_features_are_centred_by_the_mean_of_the_training_tas
     assert isinstance(learner, EmbeddingLearner)
     assert isinstance(learner.head, Prototypes)
     with torch.no_grad():
-        batches = [task.batch("train", [2 * i, 2 * i + 1], learner.train_shape(task.shape)) for i in range(3)]
+        batches = [task.batch("train", [2 * i, 2 * i + 1], learner.train_shape(task.shape)) for i in range(2)]
         mean = torch.stack([learner.embed(batch.support.x).flatten(0, 1).mean(0) for batch in batches]).mean(0)
     assert mean.abs().max() > 0.01
     torch.testing.assert_close(learner.head.running_mean, mean)
