@@ -184,8 +184,8 @@ def test_without_iterations_features_are_centred_by_the_mean_of_the_training_tas
     monkeypatch.setattr(setup, "OBSERVED_BATCHES", 2)
     words = ["task=vision/glyphs", "task.test_ways=[]", "algorithm=simpleshot", "model.width=4",
              "algorithm.train_way=5", "task.query=2", "runner.iterations=0", "runner.test_episodes=2",
-             "runner.meta_batch=2", "runner.device=cpu", "runner.validate_every=0", "runner.plots=false", "runner.threads=1",
-             "tracker.wandb=disabled"]  # fmt: skip
+             "runner.meta_batch=2", "runner.device=cpu", "runner.validate_every=0", "runner.plots=false",
+             "runner.threads=1", "tracker.wandb=disabled"]  # fmt: skip
     experiment = build(compose(words).config)
     run = RunDirectory.create(tmp_path, "run", 0)
     experiment.run(run)
