@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from metarun.errors import RunFailed, UserError, shortened
 from metarun.escape import printable
@@ -96,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
         """Send a file of the page, or the facts on the learner."""
         try:
             self._check_sender()
-            place = urlsplit(self.path).path
+            place = address(self.path).path
             if place == "/about":
                 about = {**self.server.answers.about(), "limit": self.server.limit}
                 self._send(HTTPStatus.OK, dumps(about).encode(), "application/json")
@@ -139,7 +139,7 @@ class Handler(BaseHTTPRequestHandler):
     def _check_upload(self) -> int:
         """Return the size of the upload, of which nothing has been read; raises :class:`Refused`."""
         self._check_sender()
-        if urlsplit(self.path).path != "/predict":
+        if address(self.path).path != "/predict":
             raise Refused(HTTPStatus.NOT_FOUND, "predictions are at /predict")
         modality, limit = self.server.answers.modality, self.server.limit
         size = self.headers.get("Content-Length", "")
@@ -159,11 +159,11 @@ class Handler(BaseHTTPRequestHandler):
     def _check_sender(self) -> None:
         """Refuse requests of other web pages: those to another name of this machine, or with another origin."""
         host = self.headers.get("Host", "")
-        name = urlsplit(f"//{host}").hostname or ""
+        name = address(f"//{host}").hostname or ""
         if self.server.is_local and not (name == "localhost" or is_loopback(name)):
             raise Refused(HTTPStatus.FORBIDDEN, f"this server is not called {shortened(host, 60)}")
         origin = self.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and address(origin).netloc != host:
             raise Refused(HTTPStatus.FORBIDDEN, f"requests of {shortened(origin, 60)} are not answered")
 
     def _refuse(self, error: Refused, read: bool = False) -> None:
@@ -207,3 +207,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def address(text: str) -> SplitResult:
+    """Return the parts of an address that a client sent; raises :class:`Refused` for one that is none."""
+    try:
+        return urlsplit(text)
+    except ValueError:
+        raise Refused(HTTPStatus.BAD_REQUEST, f"{shortened(text, 60)} is no address") from None

@@ -104,6 +104,8 @@ def test_five_gigabytes_are_refused_in_a_line_and_not_read(images: tuple[Path, s
         ("/other", b"x", {"Content_Type": "image/png"}, 404, "predictions are at /predict"),
         ("/predict", b"x", {"Content_Type": "image/png", "Origin": "http://evil.example"}, 403, "are not answered"),
         ("/predict", b"x", {"Content_Type": "image/png", "Host": "evil.example"}, 403, "is not called evil.example"),
+        ("/predict", b"x", {"Content_Type": "image/png", "Host": "[::1"}, 400, "//[::1 is no address"),
+        ("/predict", b"x", {"Content_Type": "image/png", "Origin": "http://["}, 400, "http://[ is no address"),
     ],
 )
 def test_other_requests_are_refused_in_a_line(
