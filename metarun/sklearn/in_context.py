@@ -24,9 +24,8 @@ class _InContext(BaseEstimator):
 
     _kind: str
 
-    def __init__(self, run: Any = None, *, permutations: int = 4, most_rows: int = 1000, draws: int = 4) -> None:
+    def __init__(self, run: Any = None, *, most_rows: int = 1000, draws: int = 4) -> None:
         self.run = run
-        self.permutations = permutations
         self.most_rows = most_rows
         self.draws = draws
 
@@ -65,7 +64,6 @@ class _InContext(BaseEstimator):
             raise ValueError(
                 f"run: {type(self).__name__} needs a run of algorithm=prior_fitted on {self._kind} of tables"
             )
-        algorithm.permutations = self.permutations
         return algorithm.double().eval()
 
     def _answers(self, X: Any, y: Tensor, way: int) -> list[NDArray[np.float64]]:
@@ -93,6 +91,10 @@ class TabularInContext(ClassifierMixin, _InContext):
 
     _kind = "classification"
 
+    def __init__(self, run: Any = None, *, permutations: int = 4, most_rows: int = 1000, draws: int = 4) -> None:
+        super().__init__(run, most_rows=most_rows, draws=draws)
+        self.permutations = permutations
+
     def fit(self, X: Any, y: Any) -> TabularInContext:
         """Keep the training rows.
 
@@ -118,6 +120,11 @@ class TabularInContext(ClassifierMixin, _InContext):
         self.drawn_ = self._drawn(self.labels_)
         return self
 
+    def _learner(self) -> PriorFitted:
+        algorithm = super()._learner()
+        algorithm.permutations = self.permutations
+        return algorithm
+
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return the probabilities of the classes, [M, classes], for rows ``X`` [M, C]."""
         check_is_fitted(self)
@@ -136,9 +143,8 @@ class TabularInContextRegressor(RegressorMixin, _InContext):
 
     Args:
         run: Directory of a run of ``algorithm=prior_fitted`` on regression, or its trained algorithm.
-        permutations: Has no effect.
         most_rows: Largest number of training rows that are read at once.
-        draws: Number of draws of ``most_rows`` rows by class, with fixed seeds, that predictions are averaged over if
+        draws: Number of draws of ``most_rows`` rows, with fixed seeds, that predictions are averaged over if
             there are more rows.
 
     Attributes:
