@@ -27,6 +27,7 @@ from metarun.algorithms.gradient.pieces import (
     TaskLoss,
 )
 from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, prediction_metrics
+from metarun.algorithms.uncompiled import without_compiler
 from metarun.kernels.bfloat16 import bfloat16_disabled
 from metarun.kernels.broadcast_add import broadcast_add
 from metarun.kernels.mode import TaskBatched
@@ -172,6 +173,7 @@ class InnerLoopLearner(SupervisedAlgorithm):
             moved[name] = broadcast_add(p, changes[name])
         return moved, state
 
+    @without_compiler()
     def inner_gradient(
         self,
         parameters: Parameters,

@@ -15,6 +15,7 @@ from metarun.algorithms.gradient.parameters import Parameters, flatten, unflatte
 from metarun.algorithms.gradient.pieces import OuterGradient
 from metarun.algorithms.gradient.pieces import Unrolled as Unrolled
 from metarun.algorithms.solve import conjugate_gradient, neumann_series
+from metarun.algorithms.uncompiled import without_compiler
 from metarun.errors import require
 from metarun.tasks.episode import TaskBatch
 from metarun.types import NonNegative, Positive, Rate
@@ -82,6 +83,7 @@ class Implicit(OuterGradient):
         gradient = learner.map_tasks(learner.inner_gradient, (0, shared, 0, 0), phi, initial, x, y)
         return loss - torch.stack([(gradient[n] * v[n]).sum() for n in names]).sum(), metrics
 
+    @without_compiler()
     def solve(
         self,
         learner: InnerLoopLearner,

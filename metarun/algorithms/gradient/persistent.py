@@ -16,6 +16,7 @@ from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.pieces import Rule, State
 from metarun.algorithms.gradient.truncated import mapped
 from metarun.algorithms.schedule import Schedule
+from metarun.algorithms.uncompiled import without_compiler
 from metarun.errors import require
 from metarun.tasks.episode import Spec
 from metarun.tasks.optimization.problem import Problem
@@ -112,6 +113,7 @@ class PersistentEvolution(Algorithm):
         differences = finite(mean[: self.pairs] - mean[self.pairs :]) / (2 * self.sigma**2 * self.pairs)
         return {n: torch.tensordot(differences, drift, 1) for n, drift in kept["drift"].items()}, mean.mean()
 
+    @without_compiler()
     def unrolled(
         self, problem: Problem, particles: Parameters, parameters: Parameters, state: State, steps: range
     ) -> tuple[Tensor, Parameters, State]:
