@@ -13,7 +13,7 @@ import torch
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Within the block or the decorated function, ``grad``, ``grad_and_value`` and ``vjp`` do not import torch's compiler.
+    """Within the block or function, ``grad``, ``grad_and_value`` and ``vjp`` do not import torch's compiler.
 
     They switch compiled autograd off, for which they import the compiler, and that takes as long as importing all the
     rest of torch. Compiled autograd is off as long as nothing else has imported it.
