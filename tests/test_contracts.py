@@ -242,7 +242,8 @@ SMALL = {
     **{f"algorithm={name}": ["algorithm.train_way=null", "algorithm.train_query=2"] for name in EPISODIC},
     # Many steps from random features multiply rounding errors.
     "algorithm=tim": ["algorithm.train_way=null", "algorithm.train_query=2", "algorithm.head.refine.steps=3"],
-    "algorithm=ptmap": ["algorithm.train_way=null", "algorithm.train_query=2", "algorithm.head.refine.steps=3"],
+    "algorithm=ptmap": ["algorithm.train_way=null", "algorithm.train_query=2", "algorithm.head.refine.steps=3",
+                        "algorithm.head.refine.sinkhorn_steps=3"],
     "algorithm=r2d2": ["algorithm.train_way=null"],
     **{
         f"algorithm={name}": [
@@ -268,6 +269,8 @@ SMALL = {
     "task=tabular/sklearn": ["task.splits=2", "task.train=0.4", "task.val=0.2", "task.shot=9", "runner.meta_batch=2"],
     "task=tabular/prior_regression": ["task.columns=[2,3]", "task.least_shot=5", "task.shot=6", "task.query=4"],
     "model=table_transformer": ["model.width=8", "model.row_width=8", "model.heads=2", "runner.meta_batch=2"],
+    "algorithm=tnp": ["algorithm.width=8", "algorithm.layers=2"],
+    **{f"algorithm={name}": ["algorithm.width=16"] for name in ("cnp", "np", "anp")},
     "algorithm=lasso": ["algorithm.iterations=5"],
     "model=scikit_learn": ["model.estimator=decision_tree"],
     "algorithm=in_context": ["algorithm.width=8", "runner.meta_batch=2"],
