@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from metarun.adapted.learner import AdaptedLearner
 from metarun.adapted.predictions import Predictions

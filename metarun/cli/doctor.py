@@ -49,8 +49,7 @@ def run(arguments: Arguments) -> int:
 
 def _findings() -> Iterator[tuple[str, str, bool | None]]:
     """Yield (name, finding, is_good); ``is_good`` is ``None`` for optional parts."""
-    supported = (3, 10) <= sys.version_info[:2] < (3, 14)
-    yield "python", f"{platform.python_version()} ({sys.executable})", supported
+    yield "python", f"{platform.python_version()} ({sys.executable})", True
     for package in ("torch", "hydra-core", "omegaconf", "wandb", "numpy"):
         try:
             yield package, version(package), True

@@ -16,8 +16,9 @@ from metarun.tasks.record import DataRecord
 from metarun.types import Split
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from matplotlib.figure import Figure
-    from typing_extensions import Self
 
 __all__ = ["EpisodeShape", "Kind", "Labelled", "Spec", "Task", "TaskBatch"]
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def test_a_table_is_read_as_its_csv_is(tmp_path: Path) -> None:
 
 
 def test_types_of_columns(tmp_path: Path) -> None:
-    moment = datetime(2025, 3, 1, 12, 30, 15, 999, tzinfo=timezone.utc)
+    moment = datetime(2025, 3, 1, 12, 30, 15, 999, tzinfo=UTC)
     path = stored(tmp_path / "a.parquet", {
         "whole": pa.array([1, None, 3], pa.int8()), "part": pa.array([0.5, float("nan"), 1e300]),
         "half": pa.array(np.array([1.5, 2.5, 3.5], np.float16)), "price": [Decimal("1.25"), None, Decimal("2.50")],

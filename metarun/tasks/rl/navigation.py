@@ -104,7 +104,8 @@ class Navigation(Task):
         time = np.arange(1, self.horizon + 1)[:, None]
         left = np.maximum(goals[:, None] - TOP_SPEED * time, 0)
         reached = (left < REACHED).all(-1)
-        mask = np.cumsum(reached, axis=1) - reached == 0  # the step that reaches the goal still counts
+        # The step that reaches the goal still counts.
+        mask: NDArray[np.bool_] = np.cumsum(reached, axis=1) - reached == 0
         return -(self._cost(left) * mask).sum(1)
 
     def _cost(self, offset: NDArray[np.float64]) -> NDArray[np.float64]:

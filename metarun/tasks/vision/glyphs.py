@@ -122,7 +122,7 @@ def font_file(style: str) -> Path:
 
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{style}.ttf")
     if not path.exists():
-        raise UserError(f"matplotlib's font {path} is missing; reinstall matplotlib")
+        raise UserError(f"matplotlib's font {path} is missing; matplotlib 3.11 or newer has it")
     return path
 
 
