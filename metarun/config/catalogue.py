@@ -75,22 +75,21 @@ class Entry:
 def catalogue(group: str) -> Iterator[Entry]:
     """Yield the options of ``group`` (task, model, algorithm, experiment, ...), the user's first."""
     found = dict(options(group))
-    for name in found:
-        yield _entry(group, name, found.get)
+    for name, path in found.items():
+        yield _entry(group, name, path, found.get)
 
 
 def entry(group: str, name: str) -> Entry | None:
     """Return the option of ``group`` with this name; ``None`` if there is none. Only its own files are read."""
     find = partial(option_file, group)
-    return _entry(group, name, find) if find(name) else None
+    path = find(name)
+    return _entry(group, name, path, find) if path else None
 
 
-def _entry(group: str, name: str, find: Callable[[str], Path | None]) -> Entry:
-    """Return the option ``name``; ``find`` returns the file of an option of the group, ``None`` if there is none."""
+def _entry(group: str, name: str, path: Path, find: Callable[[str], Path | None]) -> Entry:
+    """Return an option in a file; ``find`` returns the files of others of the group, ``None`` if there is none."""
 
-    def merged(name: str, keys: Keys, above: tuple[str, ...] = ()) -> dict[str, Any]:
-        path = find(name)
-        assert path is not None
+    def merged(name: str, path: Path, keys: Keys, above: tuple[str, ...] = ()) -> dict[str, Any]:
         content = _load(path)
         if name in above:
             raise UserError(f"{path}: builds on itself (defaults: {' -> '.join((*above, name))})")
@@ -100,15 +99,14 @@ def _entry(group: str, name: str, find: Callable[[str], Path | None]) -> Entry:
         for item in listed if "_self_" in listed else [*listed, "_self_"]:
             if item == "_self_":
                 made = _merged(made, keys(group, path, content))
-            elif find(base := _base(group, item, beside=name if above else "")):
-                made = _merged(made, merged(base, keys, (*above, name)))
+            elif built_on := find(base := _base(group, item, beside=name if above else "")):
+                made = _merged(made, merged(base, built_on, keys, (*above, name)))
         return made
 
-    path, section = find(name), merged(name, _own)
-    assert path is not None
+    section = merged(name, path, _own)
     if is_users(path) and names_other_code(section):
         look_in_current_directory()
-    return Entry(group, name, path, _load(path), section, partial(merged, name))
+    return Entry(group, name, path, _load(path), section, partial(merged, name, path))
 
 
 def _own(group: str, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:

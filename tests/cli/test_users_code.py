@@ -49,10 +49,9 @@ def test_commands_find_the_users_modules(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
 
     def said(*words: str, cwd: Path = tmp_path) -> str:
-        command = [sys.executable, "-P"]
         code = f"import sys; sys.path[:] = [p for p in sys.path if p]; sys.path.insert(0, {str(ROOT)!r}); "
         code += "from metarun.cli import main; sys.exit(main())"
-        ended = subprocess.run([*command, "-c", code, *words], capture_output=True, text=True, cwd=cwd)
+        ended = subprocess.run([sys.executable, "-P", "-c", code, *words], capture_output=True, text=True, cwd=cwd)
         return ended.stdout + ended.stderr
 
     assert "\n  picky" in said("--config-dir", "own", "list", "models")
