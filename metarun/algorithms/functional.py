@@ -1,12 +1,17 @@
-"""Modules as functions: called with other tensors in place of their own, and what is known of their calls."""
+"""Modules as functions: called with other tensors in place of their own, what is known of their calls, and their
+derivatives without torch's compiler."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
@@ -49,3 +54,31 @@ def repeats(module: nn.Module) -> bool:
         return layer.training and isinstance(rate, (int, float)) and rate > 0
 
     return is_known(module) and not any(map(draws, module.modules()))
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Within the block or function, ``grad``, ``grad_and_value`` and ``vjp`` do not import torch's compiler.
+
+    They switch compiled autograd off, for which they import the compiler, and that takes as long as importing all the
+    rest of torch. Compiled autograd is off as long as nothing else has imported it.
+    """
+    if "_dynamo" in vars(torch):
+        yield
+        return
+    stand_in = _Compiler()
+    vars(torch)["_dynamo"] = stand_in
+    try:
+        yield
+    finally:
+        if vars(torch).get("_dynamo") is stand_in:
+            del vars(torch)["_dynamo"]
+
+
+class _Compiler:
+    """Stands in for ``torch._dynamo``, which is imported as soon as anything else of it is asked for."""
+
+    compiled_autograd = SimpleNamespace(_disable=nullcontext)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module("torch._dynamo"), name)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.functional import call_with, repeats
+from metarun.algorithms.functional import call_with, repeats, without_compiler
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.pieces import (
     AdaptedParameters,
@@ -27,7 +27,6 @@ from metarun.algorithms.gradient.pieces import (
     TaskLoss,
 )
 from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, prediction_metrics
-from metarun.algorithms.uncompiled import without_compiler
 from metarun.kernels.bfloat16 import bfloat16_disabled
 from metarun.kernels.broadcast_add import broadcast_add
 from metarun.kernels.mode import TaskBatched

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.func import vjp
 
 from metarun.algorithms.base import Metrics
+from metarun.algorithms.functional import without_compiler
 from metarun.algorithms.gradient.inner_loop import InnerLoopLearner
 from metarun.algorithms.gradient.parameters import Parameters, flatten, unflatten
 from metarun.algorithms.gradient.pieces import OuterGradient
 from metarun.algorithms.gradient.pieces import Unrolled as Unrolled
 from metarun.algorithms.solve import conjugate_gradient, neumann_series
-from metarun.algorithms.uncompiled import without_compiler
 from metarun.errors import require
 from metarun.tasks.episode import TaskBatch
 from metarun.types import NonNegative, Positive, Rate

@@ -11,12 +11,12 @@ from torch.func import grad_and_value, vmap
 
 from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Algorithm, Metrics
+from metarun.algorithms.functional import without_compiler
 from metarun.algorithms.gradient.evolution import finite, with_meta
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.pieces import Rule, State
 from metarun.algorithms.gradient.truncated import mapped
 from metarun.algorithms.schedule import Schedule
-from metarun.algorithms.uncompiled import without_compiler
 from metarun.errors import require
 from metarun.tasks.episode import Spec
 from metarun.tasks.optimization.problem import Problem

@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 import torch
 
-from metarun.algorithms.uncompiled import without_compiler
+from metarun.algorithms.functional import without_compiler
 
 
 def test_the_compiler_is_itself_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
