@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
@@ -31,14 +30,13 @@ def duplicate_remarks(
         classes: Class ids of each split.
         held_out_val: True if the validation split shares no class with the meta-train split.
     """
-    splits: dict[Hashable, set[Split]] = {}
-    repeated = 0
+    values = np.fromiter(map(hash, contents), np.int64, len(contents))
+    again = _repeated(values, offsets)
+    repeated, found = 0, {}
     for split, ids in classes.items():
-        for c in ids:
-            counts = Counter(contents[offsets[c] : offsets[c + 1]])
-            repeated += sum(count for count in counts.values() if count > 1)
-            for content in counts:
-                splits.setdefault(content, set()).add(split)
+        rows = np.concatenate([np.arange(offsets[c], offsets[c + 1]) for c in ids])
+        repeated += int(again[rows].sum())
+        found[split] = np.unique(values[rows])
     remarks = []
     if repeated:
         share = repeated / len(contents)
@@ -47,7 +45,19 @@ def duplicate_remarks(
             f"{name}: {repeated} of {len(contents)} examples have a duplicate in their class "
             f"({100 * share:.2g} %): a query example can also be in the support set{warning}"
         )
-    shared = sum("test" in homes and len(homes) > 1 for homes in splits.values())
+    others = np.concatenate([each for split, each in found.items() if split != "test"])
+    shared = int(np.isin(found["test"], others).sum())
     if shared and held_out_val:
         remarks.append(f"{name}: {shared} examples of the test classes are also in other splits")
     return remarks
+
+
+def _repeated(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return which values [N] are equal to another of their class, [N]."""
+    owners = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    order = np.lexsort((values, owners))
+    equal = (np.diff(values[order]) == 0) & (np.diff(owners[order]) == 0)
+    repeated = np.zeros(len(values), dtype=bool)
+    repeated[order[1:][equal]] = True
+    repeated[order[:-1][equal]] = True
+    return repeated
