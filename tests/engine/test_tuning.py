@@ -23,10 +23,9 @@ from metarun.tracking.rundir import RunDirectory
 from metarun.training.experiment import Experiment
 from metarun.training.setup import plan_steps
 
-WORDS = ["task=vision/glyphs", "algorithm=maml", "algorithm.inner_steps=1", "model.width=4", "model.depth=1",
-         "runner.meta_batch=4",
-         "runner.device=cpu",
-         "runner.threads=1", "tracker.wandb=disabled", "runner.plots=false", "name=tuning", "task.test_ways=[]",
+WORDS = ["task=regression/sinusoid", "algorithm=maml", "algorithm.inner_steps=1", "model.hidden=[8]",
+         "runner.meta_batch=4", "runner.device=cpu",
+         "runner.threads=1", "tracker.wandb=disabled", "runner.plots=false", "name=tuning",
          "runner.validate_every=4", "runner.val_episodes=4", "runner.test_episodes=4",
          "runner.checkpoint_seconds=0", "runner.log_every=1", "runner.tune_above=0"]  # fmt: skip
 
