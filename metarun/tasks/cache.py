@@ -18,8 +18,8 @@ from metarun.errors import UserError
 
 MADE = re.compile(r"([0-9a-f]{16,64})\.(npz|npy|json)")
 """File names in the cache's folders: a hash of everything that the content depends on."""
-UNFINISHED = re.compile(r"\.(.+)\.\d+\.[0-9a-f]{8}")
-"""Temporary files left by a process that was killed while writing."""
+UNFINISHED = re.compile(r"\.(.+)\.(\d+\.[0-9a-f]{8}|lock)")
+"""Temporary files and locks left by a process that was killed while writing."""
 KINDS = {
     "index": "content of data folders",
     "plans": "tuned execution plans",

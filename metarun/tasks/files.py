@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metarun import stopping
 from metarun.errors import RunFailed, UserError, nearest_path
+from metarun.locks import POLL, try_lock
 from metarun.progress import Progress
 from metarun.tasks.cache import cache_dir, cache_root
 
@@ -113,19 +116,29 @@ def cached(kind: str, key: Mapping[str, Any], build: Callable[[], Arrays]) -> Ar
         build: Function that computes the arrays.
     """
     path = _place(kind, key, ".npz")
-    if path.exists():
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = dict(stored)
-            _used(path)
-            log.debug("read %s", path)
-            return arrays
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            log.warning("%s is damaged and is built anew", path)
-    arrays = build()
-    with _best_effort(path), atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    log.debug("built %s", path)
+    there = path.exists()
+    if there and (arrays := _stored(path)) is not None:
+        return arrays
+    if there:
+        log.warning("%s is damaged and is built anew", path)
+    with _alone(path):
+        if (arrays := _stored(path)) is None:
+            arrays = build()
+            with _best_effort(path), atomic(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+            log.debug("built %s", path)
+    return arrays
+
+
+def _stored(path: Path) -> Arrays | None:
+    """Return the arrays in a file of :func:`cached`; ``None`` if it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = dict(stored)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    _used(path)
+    log.debug("read %s", path)
     return arrays
 
 
@@ -160,16 +173,30 @@ def mapped(kind: str, key: Mapping[str, Any], build: Callable[[Allocate], None],
         what: Description for ``metarun cache``.
     """
     path = _place(kind, key, ".npy")
-    beside = path.with_suffix(".json")
-    if beside.exists():
-        try:
-            array = np.load(path, mmap_mode="c", allow_pickle=False)
-            if json.loads(beside.read_text())["checksums"] == checksums(array):
-                _used(path)
-                return array
-        except (OSError, ValueError, EOFError, KeyError, TypeError):
-            pass
+    there = path.with_suffix(".json").exists()
+    if there and (stored := _checked(path)) is not None:
+        return stored
+    if there:
         log.warning("%s is damaged and is built anew", path)
+    with _alone(path):
+        stored = _checked(path)
+        return _filled(path, build, what) if stored is None else stored
+
+
+def _checked(path: Path) -> NDArray[np.uint8] | None:
+    """Return the array in a file of :func:`mapped`; ``None`` if it is missing or damaged."""
+    try:
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
+        if json.loads(path.with_suffix(".json").read_text())["checksums"] != checksums(array):
+            return None
+    except (OSError, ValueError, EOFError, KeyError, TypeError):
+        return None
+    _used(path)
+    return array
+
+
+def _filled(path: Path, build: Callable[[Allocate], None], what: str) -> NDArray[np.uint8]:
+    """Build an array of :func:`mapped` and store it."""
     temporary = _temporary(path)
     array = np.empty(0, np.uint8)
 
@@ -196,7 +223,7 @@ def mapped(kind: str, key: Mapping[str, Any], build: Callable[[Allocate], None],
         sums = checksums(array)
         with _best_effort(path):
             temporary.replace(path)
-            with atomic(beside) as note:
+            with atomic(path.with_suffix(".json")) as note:
                 note.write_text(json.dumps({"checksums": sums, "what": what}))
             return np.load(path, mmap_mode="c", allow_pickle=False)
         return array
@@ -208,6 +235,28 @@ def mapped(kind: str, key: Mapping[str, Any], build: Callable[[Allocate], None],
 def _place(kind: str, key: Mapping[str, Any], ending: str) -> Path:
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
     return cache_root() / kind / f"{digest}{ending}"
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock of a cache entry within the block: of processes that need it at the same time, one makes it.
+
+    Raises:
+        Interrupted: A signal asked the process to stop while it waited.
+    """
+    place, waits = path.with_name(f".{path.stem}.lock"), False
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a cache that cannot be written or locked: each builds its own
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(place.open("ab"))
+            while not try_lock(file):
+                if not waits:
+                    log.info("waiting for another process, which makes %s", path)
+                waits = True
+                stopping.raise_if_requested()
+                time.sleep(POLL)
+            stack.callback(place.unlink, missing_ok=True)
+        yield
 
 
 @contextmanager
@@ -265,7 +314,7 @@ def download(url: str, known_hash: str, name: str) -> Path:
     path = cache_dir() / name
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with Progress(name, unit="MB", scale=1e6, summary=True) as progress:
+        with _alone(path), Progress(name, unit="MB", scale=1e6, summary=True) as progress:
             downloader = pooch.HTTPDownloader(progressbar=progress)
             pooch.retrieve(url, known_hash, fname=path.name, path=path.parent, downloader=downloader)
     except ValueError as error:  # pooch raises it if the checksum differs

@@ -3,12 +3,15 @@
 import hashlib
 import http.server
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from metarun.errors import RunFailed, UserError
+from metarun import stopping
+from metarun.errors import Interrupted, RunFailed, UserError
+from metarun.tasks.cache import entries
 from metarun.tasks.files import atomic, cache_dir, cached, download, find, mapped, recalled, remember
 
 
@@ -37,6 +40,48 @@ def test_find_looks_in_root_then_data_then_cache(places):
     assert find(None, "set/a.zip", "a.zip") == first
     in_root = touch(places / "own" / "a.zip")
     assert find(str(places / "own"), "set/a.zip", "a.zip") == in_root
+
+
+@pytest.mark.parametrize("way", [cached, mapped])
+def test_what_two_need_at_once_is_built_once(way, places, caplog):
+    """Two runs of a sweep that embed the same images, say; the second waits, and may be stopped meanwhile."""
+    caplog.set_level("INFO", "metarun")
+    begun, go_on, built = threading.Event(), threading.Event(), []
+
+    def build(allocate=None):
+        built.append(threading.current_thread())
+        begun.set()
+        assert go_on.wait(20)
+        if allocate is None:
+            return {"a": np.ones(3)}
+        return allocate((3,)).fill(1)
+
+    def waits():
+        return any("waiting for another process" in message for message in caplog.messages)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(way, "kind", {"size": 3}, build)
+        assert begun.wait(20)
+        stopping.listen(lambda: 2 if waits() else None)
+        with pytest.raises(Interrupted):
+            way("kind", {"size": 3}, build)
+        stopping.forget()
+        second = pool.submit(way, "kind", {"size": 3}, build)
+        go_on.set()
+        arrays = [found["a"] if way is cached else found for found in (first.result(20), second.result(20))]
+    assert [array.tolist() for array in arrays] == [[1, 1, 1]] * 2
+    assert len(built) == 1
+    assert [file.name for file in (places / "cache" / "kind").iterdir() if file.suffix == ".lock"] == []
+
+
+def test_a_lock_that_a_killed_process_left_holds_nobody_up_and_is_cleared(places):
+    cached("kind", {"size": 3}, lambda: {"a": np.ones(3)})
+    (made,) = (places / "cache" / "kind").iterdir()
+    made.unlink()
+    left = touch(made.with_name(f".{made.stem}.lock"))
+    assert [entry.files for entry in entries()] == [[left]]
+    assert cached("kind", {"size": 3}, lambda: {"a": np.ones(3)})["a"].tolist() == [1, 1, 1]
+    assert not left.exists()
 
 
 def test_what_the_cache_keeps_of_a_set_is_not_the_set(places):
