@@ -315,3 +315,19 @@ def test_own_environments_of_the_readme(tmp_path: Path) -> None:
     assert 2 <= summary["test"]["return"]["mean"] <= 40
     assert len(summary["adaptation"]) == 2
     assert (run / "plots" / "film.gif").is_file() or not importlib.util.find_spec("pygame")
+
+
+def test_an_agent_learns_in_context_in_ones_own_environments(tmp_path: Path) -> None:
+    pytest.importorskip("gymnasium", reason="needs gymnasium: pip install 'metarun[rl]'")
+    (tmp_path / "my_poles.py").write_text(block_of_the_manual("my_poles.py", "tasks"))
+    own = ["task=rl/gym", "task.sampler=my_poles", "task.horizon=20", "tracker.wandb=disabled"]
+    learners = ["algorithm=maml_ppo", "algorithm.inner_steps=0", "algorithm.rollouts=2", "model=mlp_policy"]
+    assert main(["collect", *own, *learners, "runner.iterations=2", "--tasks=3", "--out=poles"]) == 0
+    agent = ["algorithm=ad", "model=transformer_policy", "algorithm.histories=poles", "algorithm.context=20"]
+    small = ["runner.iterations=2", "runner.meta_batch=3", "runner.test_episodes=2", "runner.eval_batch=2"]
+    assert main([*own, *agent, *small, "task.episodes=2", "runner.validate_every=0", "runner.plots=false"]) == 0
+    (run,) = runs(tmp_path)
+    acting = metarun.load(run, trust="my_poles").agent
+    returns = acting.evaluate(acting.task.batch("test", range(3)))["episode_return"]
+    assert returns.shape[0] == 3
+    assert (returns > 0).all()
