@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from metarun import style
 from metarun.evaluation.statistics import Mean
-from metarun.reports.comparison import Comparison, Row, Setting, format_value
+from metarun.reports.comparison import Comparison, Row, Setting, format_value, knowing
 from metarun.reports.runs import flatten
 from metarun.reports.scores import THRESHOLDS, aggregate
 
@@ -38,6 +38,11 @@ def figures(comparison: Comparison) -> Iterator[tuple[str, str, Figure]]:
                 "adaptation",
                 f"{setting.title}: test tasks along adaptation{_left_out(setting)}",
                 adaptation(setting, looks),
+            ),
+            (
+                "adaptation_regret",
+                f"{setting.title}: regret through the trials of test tasks{_left_out(setting)}",
+                regret(setting, looks),
             ),
             *(
                 (f"by_{unit}", f"{setting.title}: by {unit}{_left_out(setting)}", figure)
@@ -122,6 +127,25 @@ def adaptation(setting: Setting, looks: Looks) -> Figure | None:
     return finish(figure, ax)
 
 
+def regret(setting: Setting, looks: Looks) -> Figure | None:
+    """Plot the regret up to each episode of a trial, or return ``None`` where no agent that knows the task is known."""
+    drawn = [(row, curve) for row in shown(setting) if (curve := row.regret_curve()) is not None]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    ax = figure.subplots()
+    for row, (at, means) in drawn:
+        line(ax, looks, row, at, means)
+    first, (at, _) = drawn[0]
+    chance, best = first.first.summary["references"].get("random"), knowing(first.first)
+    if chance is not None and best is not None:
+        missed = [(best - chance) * (i + 1) / len(at) for i in range(len(at))]
+        ax.plot(at, missed, color=style.TRUTH, ls=":", label="random actions")
+    ax.set(xlabel="episode of the trial", ylabel=f"{style.metric_name(setting.metric)} missed so far (regret)")
+    style.counted(ax.xaxis)
+    return finish(figure, ax)
+
+
 def by_shape(setting: Setting, looks: Looks) -> Iterator[tuple[str, Figure]]:
     """Yield plots of the metric by number of classes, examples or pixels, where several were tested."""
     suffixed: dict[str, dict[int, str]] = {}
@@ -160,7 +184,7 @@ def performance(comparison: Comparison, looks: Looks) -> Figure | None:
 
 def line(ax: Axes, looks: Looks, row: Row, at: Sequence[float], means: Sequence[Mean]) -> None:
     """Draw a curve with the band of its 95 % interval."""
-    look = looks[row.label]
+    look = {**looks[row.label], "markevery": max(1, len(at) // 12)}  # markers of long curves would cover them
     ax.plot(at, [m.mean for m in means], label=style.label(row.label), **look)
     if all(isfinite(m.half_width) for m in means):
         ax.fill_between(at, [m.low for m in means], [m.high for m in means], color=look["color"], alpha=0.13, lw=0)

@@ -171,6 +171,30 @@ def test_adaptation_over_seeds(tmp_path: Path) -> None:
     assert (iterations, minutes) == ([10, 20], [0.5, 1.0])
 
 
+def test_regret_through_a_trial(tmp_path: Path) -> None:
+    """Of 2 paid with the task known, two seeds get 1 and 2, and 0 and 1, in the two episodes of a trial."""
+    rewards = [np.array([[1.0, 2.0], [1.0, 2.0]]), np.array([[0.0, 1.0], [0.0, 1.0]])]
+    for seed, values in enumerate(rewards):
+        path = made(tmp_path, values, seed=seed)
+        points = [
+            {**p, "episode": i} for i, p in enumerate(json.loads((path / "summary.json").read_text())["adaptation"], 1)
+        ]
+        for point in points:
+            point.pop("step", None)
+        edited(path, adaptation=points, references={"random": 1.0, "oracle": 4.0})
+    comparison = of(tmp_path)
+    (row,) = comparison.settings[0].rows
+    at, means = row.regret_curve() or ([], [])
+    assert at == [1, 2]
+    assert [m.mean for m in means] == [1.5, 2.0]
+    (figure,) = [figure for name, _, figure in figures(comparison) if name.startswith("adaptation_regret")]
+    drawn = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].get_lines()}
+    assert drawn["random actions"] == [1.5, 3.0]
+    assert [1.5, 2.0] in drawn.values()
+    edited(path, references={"random": 1.0})
+    assert of(tmp_path).settings[0].rows[0].regret_curve() is None
+
+
 def test_runs_from_before_the_summary_said_so_much(tmp_path: Path) -> None:
     path = made(tmp_path, curve(2.0))
     made(tmp_path, curve(2.0), algorithm="anil", norm="running")
