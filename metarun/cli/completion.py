@@ -189,11 +189,11 @@ def _composed(words: Sequence[str]) -> dict[str, Any]:
     for some in (words, [word for word in words if is_group(word.partition("=")[0])], []):
         single = [word for word in some if "," not in word]
         try:
-            plain = OmegaConf.to_container(unresolved(single))
+            plain = OmegaConf.to_container(unresolved(single)[0])
         except UserError:
             continue
         assert isinstance(plain, dict)
-        return {str(key): value for key, value in plain.items() if key not in ("hydra", "paper", "experiment")}
+        return {str(key): value for key, value in plain.items() if key not in ("paper", "experiment")}
     return {}
 
 

@@ -47,13 +47,10 @@ def _show(arguments: Arguments) -> int:
     from omegaconf import OmegaConf
 
     which, package = arguments["--cfg"], arguments["--package"]
-    config = unresolved(arguments.overrides)
-    if arguments["--resolve"]:
-        hydra = OmegaConf.to_container(config.hydra)
-        plain = {**({"hydra": hydra} if which != "job" else {}), **resolve(config)}
-    else:
-        plain = OmegaConf.to_container(config)  # type: ignore[assignment]
-    shown: Any = {key: value for key, value in plain.items() if which == "all" or key != "hydra"}
+    own, hydra = unresolved(arguments.overrides)
+    shown: Any = resolve(own) if arguments["--resolve"] else OmegaConf.to_container(own)
+    if which == "all":
+        shown = {"hydra": OmegaConf.to_container(hydra), **shown}
     if package not in (None, "_global_"):
         shown = value_at(shown, package)
         if shown is None:

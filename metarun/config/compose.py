@@ -107,7 +107,7 @@ def compose(words: Sequence[str], sections: Mapping[str, Mapping[str, Any]] | No
     Raises:
         UserError: A word names no key, an option does not exist, or a value cannot be resolved.
     """
-    hydra, own = _unresolved(words, sections or {})
+    own, hydra = unresolved(words, sections)
     choices = chosen(hydra.runtime.choices)
     for group, section in (sections or {}).items():
         choices[group] = str(section["_target_"]).rpartition(".")[2].lower()
@@ -120,15 +120,14 @@ def asked_keys(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(key for key in keys if "." in key)
 
 
-def unresolved(words: Sequence[str]) -> DictConfig:
-    """Compose a configuration with unresolved interpolations and Hydra's own section; errors as of :func:`compose`."""
-    hydra, own = _unresolved(words, {})
-    plain: dict[str, Any] = OmegaConf.to_container(own)  # type: ignore[assignment]
-    return OmegaConf.create({"hydra": hydra, **plain})
+def unresolved(
+    words: Sequence[str], sections: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[DictConfig, DictConfig]:
+    """Return a configuration with unresolved interpolations, and Hydra's own section, which callers leave as it is.
 
-
-def _unresolved(words: Sequence[str], sections: Mapping[str, Mapping[str, Any]]) -> tuple[DictConfig, DictConfig]:
-    """Return Hydra's own section, to be left as it is, and all others; to copy Hydra's takes most of a composition."""
+    Arguments and errors are those of :func:`compose`.
+    """
+    sections = sections or {}
     overrides = read_single(words)
     for override in overrides:
         if of_sweeps(override):
@@ -147,7 +146,7 @@ def _unresolved(words: Sequence[str], sections: Mapping[str, Mapping[str, Any]])
         if isinstance(plain.get("task"), dict):
             plain["task"] = with_sections(plain["task"], _task_section)
         apply(plain, (override for override in values if override.key != _DOMAINS))
-        return config.hydra, OmegaConf.create(plain)
+        return OmegaConf.create(plain), config.hydra
     except COMPOSING as error:
         raise UserError(explain(error)) from None
 
@@ -253,17 +252,16 @@ def _prepare() -> None:
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """Return plain values without Hydra's own section, resolved except for environment variables.
+    """Return plain values, resolved except for environment variables.
 
     If the configuration names classes of the user's own, the current directory is added to the import path.
 
     Raises:
         UserError: A value cannot be resolved.
     """
-    own = OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"]) if "hydra" in config else config
     try:
-        OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-        plain = as_written(own)
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        plain = as_written(config)
     except COMPOSING as error:
         raise UserError(explain(error)) from None
     assert isinstance(plain, dict)

@@ -97,7 +97,7 @@ def composed(name: str) -> dict[str, Any]:
 
 @cache
 def of_base(name: str) -> DictConfig:
-    return unresolved([f"experiment={name}"])
+    return unresolved([f"experiment={name}"])[0]
 
 
 BASES = {base_of(name): name for name in EXPERIMENTS}
