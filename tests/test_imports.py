@@ -15,8 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    "errors", "types", "moved", "escape", "style", "streams", "stopping", "progress", "strict_json", "untrusted",
-    "locks", "distributed",
+    "errors", "extras", "types", "moved", "escape", "style", "streams", "stopping", "progress", "strict_json",
+    "untrusted", "locks", "distributed",
     "kernels", "tasks", "models", "algorithms", "engine", "evaluation", "tracking", "training",
     "config", "adapted", "runs", "export", "serve", "search", "reports", "bench", "api", "sklearn", "cli", "__main__",
 )  # fmt: skip

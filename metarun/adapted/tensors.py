@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metarun import strict_json
 from metarun.errors import UserError
+from metarun.extras import imported
 from metarun.tracking.files import atomic_write
 from metarun.untrusted import plain, read_json
 
@@ -21,8 +22,7 @@ MARK = "tensor"
 
 def write(folder: Path, kept: Mapping[str, Any]) -> list[Path]:
     """Write a dictionary of tensors and plain values as two files, and return their paths."""
-    from safetensors.torch import save
-
+    save = imported("safetensors.torch", FILE, "export").save
     found: dict[str, Tensor] = {}
     values = _apart(kept, "", found)
     files = [folder / FILE, folder / JSON_FILE]
@@ -37,8 +37,8 @@ def read(file: Path) -> dict[str, Any]:
     Raises:
         UserError: A file is missing or damaged, or they do not belong together.
     """
+    load = imported("safetensors.torch", FILE, "export").load
     from safetensors import SafetensorError
-    from safetensors.torch import load
 
     values = read_json(file.with_name(JSON_FILE))
     try:

@@ -28,6 +28,7 @@ _EXTRAS = {
     "tabular": "sklearn",
     "vision": "timm",
     "export": "onnxruntime",
+    "tensorboard": "tensorboard",
     "slurm": "submitit",
     "ray": "ray",
 }

@@ -24,6 +24,11 @@ def number(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
+def half_width(estimate: Mapping[str, Any]) -> str:
+    """Format half the width of an interval, which is not known of a single task, nor of tasks that are one group."""
+    return number(estimate["ci95"]) if isfinite(estimate["ci95"]) else "unknown"
+
+
 def print_summary(summary: Mapping[str, Any]) -> int:
     """Print the test table, the adaptation curve, the protocol and the run directory; return the exit status.
 
@@ -42,8 +47,7 @@ def print_summary(summary: Mapping[str, Any]) -> int:
     table.add_column("mean", justify="right")
     table.add_column("± 95 % CI", justify="right")
     for name, estimate in summary["test"].items():
-        half = estimate["ci95"]  # not known of a single task, nor of tasks that are one group
-        table.add_row(printable(name), number(estimate["mean"]), number(half) if isfinite(half) else "unknown")
+        table.add_row(printable(name), number(estimate["mean"]), half_width(estimate))
     for name, value in summary.get("references", {}).items():
         table.add_row(Text(printable(f"{name} (reference)"), style="dim"), number(value), "")
     console.print(table)
@@ -53,7 +57,7 @@ def print_summary(summary: Mapping[str, Any]) -> int:
     for name, rows in summary.get("calibration", {}).items():
         for row in rows:
             measured = ", ".join(
-                f"{measure} {number(row[key]['mean'])} ± {number(row[key]['ci95'])}"
+                f"{measure} {number(row[key]['mean'])} ± {half_width(row[key])}"
                 for key, measure in (("ece", "expected error"), ("nll", "log-loss"), ("brier", "Brier score"))
             )
             at = "" if row["temperature"] == 1 else f" at the fitted temperature {number(row['temperature'])}"

@@ -14,6 +14,7 @@ from metarun.cli.processes import count_gpus, run_all
 from metarun.config.catalogue import catalogue
 from metarun.errors import RunFailed, UserError, nearest
 from metarun.escape import printable
+from metarun.extras import imported
 from metarun.runs.history import experiment_identity
 from metarun.search.space import Search
 from metarun.tracking.files import atomic_write
@@ -38,10 +39,7 @@ def run(arguments: Arguments) -> int:
     content = next(e.content for e in catalogue("search") if e.name == space)
     search = Search.of({**content, "trials": arguments["--trials"] or content.get("trials")})
     workers = arguments["--workers"] or max(count_gpus(), 1)
-    try:
-        import optuna  # noqa: F401
-    except ImportError:
-        raise UserError("search needs Optuna: pip install 'metarun[search]'") from None
+    imported("optuna", "search", "search")
 
     composed = compose(overrides)
     config = named(composed)

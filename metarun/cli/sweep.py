@@ -71,6 +71,7 @@ def sweep(words: list[str]) -> int:
         else:
             _done_before(" ".join(each), finished).write(directory, before)
             before += 1
+    launcher = next((each.word for each in settings if each.key == "hydra/launcher"), None)
     settings = [*settings, *read([word("hydra.sweep.dir", str(directory))])]
     broken: Exception | None = None
     try:
@@ -81,7 +82,7 @@ def sweep(words: list[str]) -> int:
             raise
         broken = error
         _wait(directory)
-    return _report(directory, len(jobs), broken)
+    return _report(directory, len(jobs), broken, launcher)
 
 
 def job(count: int, config: Any) -> None:
@@ -144,8 +145,15 @@ def _ended(asked: str, state: Literal["finished", "done before"], run: str, summ
     return Job(asked, state, run=run)
 
 
-def _report(directory: Path, count: int, broken: Exception | None) -> int:
-    """Print how many jobs finished; raises :class:`RunFailed` that lists the failed ones."""
+def _report(directory: Path, count: int, broken: Exception | None, launcher: str | None) -> int:
+    """Print how many jobs finished; raises :class:`RunFailed` that lists the failed ones.
+
+    Args:
+        directory: The sweep's directory.
+        count: Number of jobs.
+        broken: What the launcher raised.
+        launcher: The word that chose the launcher.
+    """
     noted = [Job.read(directory, number) for number in range(count)]
     failures = []
     for number, each in enumerate(noted):
@@ -163,6 +171,8 @@ def _report(directory: Path, count: int, broken: Exception | None) -> int:
     )  # fmt: skip
     if failures:
         why = f"\n({' '.join(str(broken).split())[:300]})" if broken else ""
+        if broken and launcher and all(each is None for each in noted):
+            why += f"\nthe launcher did not start; without {shortened(launcher)} the runs are made here, one by one"
         raise RunFailed(f"{len(failures)} of {count} runs failed:\n  " + "\n  ".join(failures) + why)
     return 0
 

@@ -20,7 +20,7 @@ from metarun.tracking.files import atomic_write, make_output_folder
 
 BATCH_SIZE = 50
 TOLERANCE = 1e-4
-"""Largest accepted difference of a probability, and of a value relative to the largest one."""
+"""Largest accepted difference of a probability or a logit, and of a value relative to the largest one."""
 LONGEST = 24
 """Largest number of tokens of a random text."""
 
@@ -65,7 +65,7 @@ def export_learner(
 
     Raises:
         UserError: There is no learner, or the folder cannot be made.
-        RunFailed: The predictions differ by more than :data:`TOLERANCE`.
+        RunFailed: The predictions differ by more than :func:`accepted`. The files are deleted.
     """
     learner = load(request.source, request.trust)
     folder = Path(request.out).expanduser() if request.out else located(request.source).parent / name
@@ -78,11 +78,25 @@ def export_learner(
     what = "probabilities" if learner.classes else f"values up to {scale:.3g}"
     checked = f"{request.queries} random queries, largest difference {difference:.2g} ({what})"
     yield f"checked    {checked}"
-    if not difference <= TOLERANCE * max(scale, 1.0):
-        raise RunFailed(f"{folder}: its predictions differ from the learner's by {difference:.2g}; do not use it")
+    if not difference <= accepted(learner, scale):
+        for file in files:
+            file.unlink()
+        raise RunFailed(
+            f"{folder}: the predictions differ from the learner's by {difference:.2g}, and the files were deleted"
+            + ("" if name == "safetensors" else "; --to safetensors works")
+        )
     card = folder / FILE
     atomic_write(card, model_card(learner, f"As {name}, checked on {checked}").encode())
     yield f"wrote      {card}"
+
+
+def accepted(learner: AdaptedLearner, scale: float) -> float:
+    """Return the largest accepted difference of predictions up to ``scale``.
+
+    A low temperature multiplies the rounding of logits: a difference of d in each changes the probabilities of their
+    softmax at temperature T by at most d / (2 T).
+    """
+    return TOLERANCE * (max(1.0, 0.5 / learner.temperature) if learner.classes else max(1.0, scale))
 
 
 @torch.no_grad()

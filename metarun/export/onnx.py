@@ -13,22 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.errors import RunFailed, UserError
+from metarun.errors import RunFailed
 from metarun.export import Request
 from metarun.export.graph import traced
 from metarun.export.learners import Compute, Whole, export_learner
+from metarun.extras import imported
 
 FILE = "learner.onnx"
 
 
 def export(request: Request) -> Iterator[str]:
     """Write ``learner.onnx``, and yield lines to print."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"--to onnx needs {error.name}: pip install 'metarun[export]'") from None
+    for module in ("onnx", "onnxruntime", "onnxscript"):
+        imported(module, "--to onnx", "export")
     return export_learner(request, "onnx", write)
 
 

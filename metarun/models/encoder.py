@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError, require
+from metarun.extras import imported
 from metarun.models.pretrained import Embed, Embedder, embed_once, in_package, pretrained_protocol, select_trained
 from metarun.models.tokens import pad
 from metarun.types import Fraction, PathOrName, Positive, Rate, Tune
@@ -171,12 +172,7 @@ def transformers() -> Any:
     Raises:
         UserError: It is not installed.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError(
-            f"model=encoder and model=vision_encoder need transformers ({error}): pip install 'metarun[nlp]'"
-        ) from None
+    transformers = imported("transformers", "model=encoder or model=vision_encoder", "nlp")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metarun.errors import UserError
+from metarun.extras import imported
 from metarun.tasks.episode import Spec
 
 SMALLEST = 1e-6
@@ -36,13 +36,12 @@ class ScikitLearn(nn.Module):
         self._new()  # refuses what is not installed
 
     def _new(self) -> Any:
-        try:
-            from sklearn import ensemble, linear_model, neighbors, tree
-            from sklearn.impute import SimpleImputer
-            from sklearn.pipeline import make_pipeline
-            from sklearn.preprocessing import StandardScaler
-        except ImportError:
-            raise UserError("model=scikit_learn needs scikit-learn: pip install 'metarun[tabular]'") from None
+        imported("sklearn", "model=scikit_learn", "tabular")
+        from sklearn import ensemble, linear_model, neighbors, tree
+        from sklearn.impute import SimpleImputer
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
         classifiers = {
             "nearest_neighbours": neighbors.KNeighborsClassifier,
             "linear": linear_model.LogisticRegression,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError, nearest_path, require
+from metarun.extras import imported
 from metarun.models.pretrained import in_package
 
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -47,16 +48,14 @@ def read_weights(file: Path, where: str) -> dict[str, Tensor]:
     try:
         stored: dict[str, Any]
         if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            stored = load_file(file)
+            stored = imported("safetensors.torch", f"{where}: a file of safetensors", "vision").load_file(file)
         else:
             stored = torch.load(file, map_location="cpu", weights_only=True)
             stored = next((stored[key] for key in WRAPPERS if isinstance(stored.get(key), dict)), stored)
         if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in stored.items()):
             raise ValueError("no file of tensors by name")
-    except ImportError:
-        raise UserError(f"{where}: safetensors files need safetensors: pip install 'metarun[vision]'") from None
+    except UserError:
+        raise
     except Exception as error:  # of many kinds in torch and safetensors
         raise UserError(f"{where}: cannot be read as weights ({short(error)})") from None
     of_copies = "module."  # the prefix of torch's wrappers for several devices

@@ -25,12 +25,6 @@ ALL_PAIRS = 4
 """Largest number of rows for which all pairs are shown. Settings with more rows compare each row with the best."""
 
 
-def knowing(run: Run) -> float | None:
-    """Return the expected trial return of an agent that knows the task, on a run's test tasks, where it is known."""
-    references = run.summary.get("references") or {}
-    return references.get("oracle", references.get("optimum"))
-
-
 @dataclass(frozen=True, eq=False)
 class Row:
     """Runs of one learner that differ only in their seed."""
@@ -85,20 +79,6 @@ class Row:
             return at, [Mean(point["mean"], point["ci95"], 1) for point in points]
         columns = zip(*([p["mean"] for p in run.summary["adaptation"]] for run in self.runs), strict=True)
         return at, [over_seeds(column) for column in columns]
-
-    def regret_curve(self) -> tuple[list[int], list[Mean]] | None:
-        """Return the episodes of a trial and the regret up to the end of each: what an agent that knows the task would
-        have been paid more, summed over the episodes. The interval is unknown for a single seed.
-
-        Returns ``None`` for learners that do not learn through a trial, and for families without that agent.
-        """
-        curve = self.adaptation_curve()
-        known = [knowing(run) for run in self.runs]
-        if curve is None or "episode" not in self.first.summary["adaptation"][0] or None in known:
-            return None
-        at, paid = curve[0], [[point["mean"] for point in run.summary["adaptation"]] for run in self.runs]
-        missed = np.cumsum(np.array(known, dtype=np.float64)[:, None] / len(at) - np.array(paid), axis=1)
-        return at, [over_seeds(column) for column in missed.T]
 
     def efficiency(self) -> Mean | None:
         """Return the normalised area under the adaptation curve over seeds, or ``None`` if there is no curve.

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metarun import style
-from metarun.evaluation.statistics import Mean
-from metarun.reports.comparison import Comparison, Row, Setting, format_value, knowing
-from metarun.reports.runs import flatten
+from metarun.evaluation.statistics import Mean, over_seeds
+from metarun.reports.comparison import Comparison, Row, Setting, format_value
+from metarun.reports.runs import Run, flatten
 from metarun.reports.scores import THRESHOLDS, aggregate
 
 Looks = dict[str, dict[str, Any]]
@@ -129,7 +129,7 @@ def adaptation(setting: Setting, looks: Looks) -> Figure | None:
 
 def regret(setting: Setting, looks: Looks) -> Figure | None:
     """Plot the regret up to each episode of a trial, or return ``None`` where no agent that knows the task is known."""
-    drawn = [(row, curve) for row in shown(setting) if (curve := row.regret_curve()) is not None]
+    drawn = [(row, curve) for row in shown(setting) if (curve := regret_curve(row)) is not None]
     if not drawn:
         return None
     figure = Figure(figsize=(6, 3.8), layout="constrained")
@@ -144,6 +144,26 @@ def regret(setting: Setting, looks: Looks) -> Figure | None:
     ax.set(xlabel="episode of the trial", ylabel=f"{style.metric_name(setting.metric)} missed so far (regret)")
     style.counted(ax.xaxis)
     return finish(figure, ax)
+
+
+def regret_curve(row: Row) -> tuple[list[int], list[Mean]] | None:
+    """Return the episodes of a trial and the regret up to the end of each: what an agent that knows the task would have
+    been paid more, summed over the episodes. The interval is unknown for a single seed.
+
+    Returns ``None`` for learners that do not learn through a trial, and for families without that agent.
+    """
+    curve, known = row.adaptation_curve(), [knowing(run) for run in row.runs]
+    if curve is None or "episode" not in row.first.summary["adaptation"][0] or None in known:
+        return None
+    at, paid = curve[0], [[point["mean"] for point in run.summary["adaptation"]] for run in row.runs]
+    missed = np.cumsum(np.array(known, dtype=np.float64)[:, None] / len(at) - np.array(paid), axis=1)
+    return at, [over_seeds(column) for column in missed.T]
+
+
+def knowing(run: Run) -> float | None:
+    """Return the expected trial return of an agent that knows the task, on a run's test tasks, where it is known."""
+    references = run.summary.get("references") or {}
+    return references.get("oracle", references.get("optimum"))
 
 
 def by_shape(setting: Setting, looks: Looks) -> Iterator[tuple[str, Figure]]:

@@ -269,7 +269,8 @@ def row(paper: Paper, finding: Finding) -> list[str]:
     """Return the cells of a finding: metric, published, ours, worst seed, bar, verdict."""
     seeds = len(finding.seeds)
     worst_seed = f"{number(finding.seeds[finding.worst_seed][0])} (seed {finding.worst_seed})" if seeds > 1 else ""
-    ours = f"{number(finding.ours)} ± {number(finding.ci95)}, {seeds} seed{'s' * (seeds > 1)}"
+    spread = f" ± {number(finding.ci95)}" if isfinite(finding.ci95) else ""
+    ours = f"{number(finding.ours)}{spread}, {seeds} seed{'s' * (seeds > 1)}"
     bar = "" if finding.claim.bar is None else f"{number(finding.claim.bar)}: {reached(finding)}"
     return [metric_of(finding.claim), published(paper, finding.claim), ours, worst_seed, bar, finding.verdict or ""]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun.errors import UserError, nearest, require
+from metarun.extras import imported
 from metarun.untrusted import LARGEST_ARRAYS, parse_json
 
 ENDING = ".parquet"
@@ -25,10 +26,9 @@ def open_parquet(path: Path) -> Any:
     Raises:
         UserError: pyarrow is missing, or the file cannot be read.
     """
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise UserError(f"{path}: parquet files need pyarrow: pip install 'metarun[parquet]'") from None
+    imported("pyarrow", f"{path}: a parquet file", "parquet")
+    from pyarrow import ArrowException, parquet
+
     try:
         return parquet.ParquetFile(path)
     except (ArrowException, OSError, ValueError, MemoryError) as error:

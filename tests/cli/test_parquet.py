@@ -171,7 +171,7 @@ def test_what_cannot_be_read_gets_one_clear_line(tmp_path: Path, monkeypatch: py
     with pytest.raises(UserError, match=r"--target x: names the label column.*a folder names its classes itself"):
         sources.support(IMAGES, tmp_path, "x")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"a.parquet: parquet files need pyarrow: pip install 'metarun\[parquet\]'"):
+    with pytest.raises(UserError, match=r"a.parquet: a parquet file needs pyarrow: pip install 'metarun\[parquet\]'"):
         read_table(path)
 
 

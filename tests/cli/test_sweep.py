@@ -88,6 +88,22 @@ def test_one_of_eight_fails(
         assert sum(row[0] == learner for row in cells) >= 2, learner  # a row in the table of each task
 
 
+def test_a_launcher_that_does_not_start_leaves_a_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a machine that is too busy for Ray."""
+
+    def refuse(*_: Any) -> None:
+        raise TimeoutError("The current node timed out during startup.")
+
+    monkeypatch.setattr(sweep, "launch", refuse)
+    monkeypatch.setattr(sweep, "_wait", lambda directory: None)
+    assert main(["-m", "hydra/launcher=basic", "task=regression/sinusoid", "seed=0,1", *TINY]) == 1
+    *_, why, way = capsys.readouterr().err.strip().splitlines()
+    assert why == "(The current node timed out during startup.)"
+    assert way == "the launcher did not start; without hydra/launcher=basic the runs are made here, one by one"
+
+
 def test_every_combination_is_checked_before_the_first_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     checked = []
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from metarun.adapted import load
 from metarun.cli import main
 from metarun.export import FORMATS
+from metarun.export import learners as export
 from metarun.export.learners import Whole, largest_difference, random_inputs
 from tests.export import learners
 
@@ -90,6 +93,46 @@ def test_the_check_notices_another_learner(tmp_path: Path) -> None:
     assert largest_difference(whole, Whole(other), inputs)[0] > 1e-3
     broken = lambda x: torch.full((len(x), 3), float("nan"))  # noqa: E731
     assert largest_difference(whole, broken, inputs)[0] == float("inf")
+
+
+def test_files_that_predict_otherwise_are_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learners.images(tmp_path)
+    differences = {"found": 0.004}
+    monkeypatch.setattr(export, "largest_difference", lambda *_: (differences["found"], 1.0))
+    assert main(["export", str(tmp_path), "--to=torch.export"]) == 1
+    assert re.search(
+        r"differ from the learner's by 0.004, and the files were deleted; --to safe", capsys.readouterr().err
+    )
+    assert not [*(tmp_path / "torch.export").iterdir()]
+
+
+def test_a_low_temperature_multiplies_the_rounding_of_logits(tmp_path: Path) -> None:
+    """The largest change of probabilities that a difference of 1e-4 in the logits can make, over many of both."""
+    learner = learners.images(tmp_path)
+    torch.manual_seed(0)
+    logits, signs = torch.randn(1000, 3, dtype=torch.float64), torch.randint(2, (1000, 3)) * 2 - 1
+    for temperature in (2.0, 0.5, 0.05, 0.01):
+        learner.temperature = temperature
+        moved = ((logits + 1e-4 * signs) / temperature).softmax(-1) - (logits / temperature).softmax(-1)
+        assert moved.abs().max() <= export.accepted(learner, 1.0)
+    assert export.accepted(learner, 1.0) < 100 * moved.abs().max()
+
+
+@pytest.mark.parametrize("words", [["export", "a", "--to=safetensors"], ["predict", "shipped", "--query=new.csv"]])
+def test_without_safetensors(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learners.numbers(tmp_path / "a")
+    assert main(["export", "a", "--to=safetensors", "--out=shipped"]) == 0
+    Path("new.csv").write_text("x\n0.5\n")
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "learner.safetensors needs safetensors" in said
+    assert said.endswith("pip install 'metarun[export]'\n")
 
 
 def _swapped(folder: Path) -> None:

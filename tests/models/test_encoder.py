@@ -241,6 +241,6 @@ def test_weights_that_are_missing_are_told(bert: Path, tmp_path: Path) -> None:
 def test_without_transformers_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     anew = runpy.run_path(encoder.__file__)  # the module itself does without
-    with pytest.raises(UserError, match=r"^model=encoder and model=vision_encoder need transformers [^\n]*"
+    with pytest.raises(UserError, match=r"^model=encoder or model=vision_encoder needs transformers[^\n]*"
                        r"pip install 'metarun\[nlp\]'$"):  # fmt: skip
         anew["Encoder"](name="x", **VALUES)

@@ -25,7 +25,7 @@ import pytest
 from metarun.cli import main
 from metarun.evaluation.statistics import Mean
 from metarun.reports.comparison import Comparison, compare
-from metarun.reports.curves import MAX_CURVES, figures
+from metarun.reports.curves import MAX_CURVES, figures, regret_curve
 from metarun.reports.overview import overview
 from metarun.reports.page import markdown, sections
 from metarun.reports.runs import gather
@@ -184,7 +184,7 @@ def test_regret_through_a_trial(tmp_path: Path) -> None:
         edited(path, adaptation=points, references={"random": 1.0, "oracle": 4.0})
     comparison = of(tmp_path)
     (row,) = comparison.settings[0].rows
-    at, means = row.regret_curve() or ([], [])
+    at, means = regret_curve(row) or ([], [])
     assert at == [1, 2]
     assert [m.mean for m in means] == [1.5, 2.0]
     (figure,) = [figure for name, _, figure in figures(comparison) if name.startswith("adaptation_regret")]
@@ -192,7 +192,7 @@ def test_regret_through_a_trial(tmp_path: Path) -> None:
     assert drawn["random actions"] == [1.5, 3.0]
     assert [1.5, 2.0] in drawn.values()
     edited(path, references={"random": 1.0})
-    assert of(tmp_path).settings[0].rows[0].regret_curve() is None
+    assert regret_curve(of(tmp_path).settings[0].rows[0]) is None
 
 
 def test_runs_from_before_the_summary_said_so_much(tmp_path: Path) -> None:

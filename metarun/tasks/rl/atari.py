@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarun.errors import nearest, require
+from metarun.extras import imported
 from metarun.tasks.record import DataRecord
-from metarun.tasks.rl.gym import Frame, GymFamily, imported
+from metarun.tasks.rl.gym import Frame, GymFamily
 from metarun.tasks.rng import permutation
 from metarun.types import Count, Fraction, Positive, Split
 

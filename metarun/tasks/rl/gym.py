@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.errors import RunFailed, UserError, nearest, require
+from metarun.extras import imported
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Spec
 from metarun.tasks.rl.base import Environment
@@ -340,11 +341,3 @@ def raised(error: Exception) -> str:
     where = f" ({(written or frames)[-1].filename}, line {(written or frames)[-1].lineno})" if frames else ""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}{f': {text[:200]}' if text else ''}{where}"
-
-
-def imported(module: str, what: str, extra: str) -> Any:
-    """Import a module of an optional dependency; raises :class:`UserError` that says what to install."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"{what} needs {module} ({error}): pip install 'metarun[{extra}]'") from None

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarun.errors import UserError, nearest, require
+from metarun.extras import imported
 from metarun.tasks.record import DataRecord
-from metarun.tasks.rl.gym import GymFamily, imported
+from metarun.tasks.rl.gym import GymFamily
 from metarun.types import SPLITS, Count, Positive, Split
 
 Action = Literal["left", "right", "forward", "pickup", "drop", "toggle", "done"]

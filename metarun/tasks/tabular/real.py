@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from metarun.errors import UserError, nearest, require
+from metarun.extras import imported
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.rng import permutation, uniforms
@@ -225,10 +226,7 @@ class SklearnTables(RealTables):
         super().__init__(seed, way=way, columns=columns, shot=shot, query=query, splits=splits, train=train, val=val)
 
     def load(self) -> list[RealTable]:
-        try:
-            from sklearn import datasets
-        except ImportError:
-            raise UserError("task=tabular/sklearn needs scikit-learn: pip install 'metarun[tabular]'") from None
+        datasets = imported("sklearn.datasets", "task=tabular/sklearn", "tabular")
         known = ("iris", "wine", "breast_cancer", "digits")
         tables = []
         for name in self.sets:
