@@ -33,7 +33,7 @@ PathOrName = Annotated[str, IsPath(always=False)]
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-NormPolicy = Literal["transductive", "support", "running"]
+NormPolicy = Literal["transductive", "support", "running", "frozen"]
 Decay = Literal["linear", "cosine"]
 Interpolation = Literal["bilinear", "bicubic"]
 """Interpolation of images that are resized, with antialiasing."""

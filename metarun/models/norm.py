@@ -2,13 +2,16 @@
 
 ``transductive``  statistics of the batch at hand, at test too (MAML, Relation Networks);
 ``support``       statistics of the support set, also for the query examples;
-``running``       batch statistics while meta-training, their running average at test (Prototypical Networks).
+``running``       batch statistics while meta-training, their running average at test (Prototypical Networks);
+``frozen``        the running averages that the model comes with, at all times (fine-tuning of pretrained encoders).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +21,8 @@ from metarun.errors import UserError
 from metarun.kernels.fusion import image_patches, is_fusion_enabled
 from metarun.kernels.norm import batch_norm
 from metarun.types import NormPolicy
+
+log = logging.getLogger("metarun")
 
 
 class BatchNorm(nn.Module):
@@ -45,8 +50,8 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rows is None:
-            if self.policy == "running":
-                mean, var, batch = self.running_mean, self.running_var, self.training
+            if self.policy in ("running", "frozen"):
+                mean, var, batch = self.running_mean, self.running_var, self.training and self.policy == "running"
             else:
                 mean, var, batch = None, None, True
             if batch and x.device.type == "cpu" and x.dtype == self.running_mean.dtype and is_channels_last(x):
@@ -124,13 +129,13 @@ class BatchNorm(nn.Module):
             and conv.padding_mode == "zeros"
             and not isinstance(conv.padding, str)
             and conv.weight[0].numel() <= len(conv.weight)
-            and (self.training or self.policy != "running")
+            and (self.policy in ("transductive", "support") or (self.policy == "running" and self.training))
         )
 
 
 def is_initial(layer: nn.Module) -> bool:
     """Return whether a layer is batch normalisation by running statistics that have never been updated."""
-    if not isinstance(layer, BatchNorm) or layer.policy != "running":
+    if not isinstance(layer, BatchNorm) or layer.policy not in ("running", "frozen"):
         return False
     return not layer.running_mean.any() and bool((layer.running_var == 1).all())
 
@@ -145,22 +150,37 @@ def set_policy(model: nn.Module, policy: NormPolicy) -> None:
 
     Args:
         model: Network to change in place.
-        policy: ``transductive``, ``support`` or ``running``.
+        policy: ``transductive``, ``support``, ``running`` or ``frozen``.
 
     Raises:
         UserError: The policy is ``support`` and the model has batch norm layers of torch.
     """
+    dropped = 0
     for name, layer in model.named_modules():
         if isinstance(layer, BatchNorm):
             layer.policy = policy
+        elif isinstance(layer, nn.modules.batchnorm._BatchNorm) and policy == "frozen":
+            layer.eval()
+            layer.train = MethodType(_unchanged, layer)  # type: ignore[method-assign]
         elif isinstance(layer, nn.modules.batchnorm._BatchNorm) and policy != "running":
             if policy == "support":
                 raise UserError(
                     f"algorithm.norm=support does not work with torch's own batch norm (layer '{name}'); "
-                    "use metarun.models.norm.BatchNorm, or norm=transductive or running"
+                    "use metarun.models.norm.BatchNorm, or norm=transductive, frozen or running"
                 )
+            dropped += layer.running_mean is not None and bool(layer.running_mean.any())
             layer.track_running_stats = False
             layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    if dropped:
+        log.info(
+            "algorithm.norm=%s leaves out the statistics of %d batch norm layers of a pretrained model; "
+            "algorithm.norm=frozen keeps them", policy, dropped,
+        )  # fmt: skip
+
+
+def _unchanged(layer: nn.Module, mode: bool = True) -> nn.Module:
+    """Take the place of ``train`` in a layer that is to stay as it is."""
+    return layer
 
 
 @contextmanager

@@ -175,12 +175,14 @@ def take_statistics(algorithm: Algorithm, task: Task, runner: Runner) -> None:
     """
     if not isinstance(algorithm, SupervisedAlgorithm):
         return
-    if initial := sum(is_initial(layer) for layer in algorithm.modules() if not runner.iterations):
+    initial = sum(is_initial(layer) for layer in algorithm.modules())
+    frozen = getattr(algorithm, "norm", None) == "frozen"
+    if initial and (frozen or not runner.iterations):
         log.warning(
-            "nothing is meta-trained, so %d normalisation layers use their initial statistics, mean 0 and variance 1; "
+            "%s, so %d normalisation layers use their initial statistics, mean 0 and variance 1; "
             "algorithm.norm=transductive uses those of each batch",
-            initial,
-        )
+            "algorithm.norm=frozen and the model is new" if frozen else "nothing is meta-trained", initial,
+        )  # fmt: skip
     if not algorithm.keeps_statistics:
         return
 

@@ -7,15 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from metarun.config.build import construct
 from metarun.errors import UserError
 from metarun.kernels import norm as norm_kernel
 from metarun.kernels.fusion import fuse_layers
 from metarun.kernels.mode import TaskBatched
 from metarun.models.norm import BatchNorm, set_policy, statistics_from
+from metarun.tasks.episode import Spec
 from metarun.types import NormPolicy
+from tests.composed import composed
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -110,6 +114,56 @@ def test_at_test_running_statistics_are_used() -> None:
     assert not whole.norm.can_fuse(whole.conv)
     whole.norm.policy = "transductive"
     assert whole.norm.can_fuse(whole.conv)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["metarun's", "torch's"])
+def test_frozen_statistics_are_those_that_the_model_came_with(own: bool) -> None:
+    layer = nn.Sequential(BatchNorm(3) if own else nn.BatchNorm1d(3))
+    for _ in range(3):  # pretraining
+        layer(2 + 3 * torch.randn(8, 3))
+    set_policy(layer, "frozen")
+    layer = copy.deepcopy(layer)
+    norm, x = layer[0], torch.randn(5, 3)
+    kept = {name: value.clone() for name, value in layer.named_buffers()}
+    for mode in (True, False):
+        layer.train(mode)
+        expected = (x - kept["0.running_mean"]) / (kept["0.running_var"] + 1e-5).sqrt()
+        torch.testing.assert_close(layer(x), expected)
+        assert all(torch.equal(value, kept[name]) for name, value in layer.named_buffers())
+    if own:
+        assert not norm.can_fuse(nn.Conv2d(1, 3, 1, bias=False))
+
+
+def test_an_inner_loop_keeps_the_statistics_of_a_pretrained_model(caplog: pytest.LogCaptureFixture) -> None:
+    """Its gradient is that of the network in evaluation mode, and it says what transductive statistics drop."""
+    caplog.set_level("INFO", "metarun")
+    torch.manual_seed(0)
+    spec = Spec("classification", "vector", (4,), 3)
+
+    def pretrained() -> nn.Module:
+        torch.manual_seed(1)
+        body = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU())
+        for _ in range(3):
+            body(1 + 2 * torch.randn(16, 4))
+        return body
+
+    def learner(norm: str) -> Any:
+        section = composed("task=vision/folder", "algorithm=maml")["algorithm"]
+        return construct(section | {"norm": norm, "inner_lr": 0.1}, model=pretrained(), spec=spec)
+
+    assert "leaves out the statistics of 1 batch norm layers" not in caplog.text
+    learner("transductive")
+    assert "leaves out the statistics of 1 batch norm layers of a pretrained model" in caplog.text
+    found = learner("frozen").train()
+    y = torch.arange(3).repeat(2)
+    x = torch.randn(6, 4)
+    parameters = found.meta_learned()
+    gradients = found.inner_gradient(parameters, parameters, x, y)
+    plain = copy.deepcopy(found.net).eval()
+    F.cross_entropy(plain(x), y).backward()
+    assert set(gradients) == {"0.0.weight", "0.0.bias", "1.weight", "1.bias"}
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, plain.get_parameter(name).grad)
 
 
 def normalised(x: Tensor, by: Tensor) -> Tensor:

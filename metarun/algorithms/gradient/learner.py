@@ -38,8 +38,8 @@ class GradientLearner(InnerLoopLearner):
     (``outer_optimizer``) with learning rate ``outer_lr``, halved every ``halve_every`` iterations or decaying to 0 over
     ``decay_over`` iterations, linearly or by a cosine (``decay``). ``head_init`` is the standard deviation of the
     head's initial weights (null: torch's initialisation). ``train_shot`` and ``train_query`` are the sizes of episodes
-    in meta-training, if they differ. ``norm`` is ``transductive`` or ``support``. Running averages have no meaning for
-    parameters that differ from task to task.
+    in meta-training, if they differ. ``norm`` is ``transductive``, ``support`` or ``frozen``. Averages that go on
+    changing have no meaning for parameters that differ from task to task.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class GradientLearner(InnerLoopLearner):
         inner_batch: Positive | None,
         test_steps: Count,
         test_batch: Positive | None,
-        norm: Literal["transductive", "support"],
+        norm: Literal["transductive", "support", "frozen"],
         head_init: Rate | None,
         train_shot: Positive | None,
         train_query: Positive | None,

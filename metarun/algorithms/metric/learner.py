@@ -55,7 +55,7 @@ class EmbeddingLearner(SupervisedAlgorithm):
         require(
             norm != "support" or not any(isinstance(part, BatchNorm) for part in head.modules()),
             "algorithm.norm=support: this head normalises pairs of support and query examples, of which none is of "
-            "the support set alone; use transductive or running",
+            "the support set alone; use transductive, frozen or running",
         )
         set_policy(self, norm)
         return features
