@@ -47,7 +47,7 @@ def conceal(text: str) -> str:
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return a suggestion for a misspelt word, ``" - did you mean 'maml'?"``, or an empty string."""
     known = {choice.lower(): choice for choice in choices}
-    found = difflib.get_close_matches(str(word).lower(), known, n=1, cutoff=0.5)
+    found = difflib.get_close_matches(str(word).lower(), known, n=1, cutoff=0.6)
     return f" - did you mean '{known[found[0]]}'?" if found else ""
 
 

@@ -68,7 +68,7 @@ def _rows(
     classes = [learner.classes[i] for i in spread(len(learner.classes), CLASSES)]
     shown = queries_by_class(classes, asked, predictions, QUERIES) if asked and predictions else {}
     homes = Counter(asked.targets or predictions.labels) if asked and predictions else Counter()
-    images = spec.modality == "image"
+    images, least = spec.modality == "image", learner.abstain or 0.0
     support: Any = _pixels(learner.inputs.raw(given.items, None)) if images else given.items
     rows = []
     for name in classes:
@@ -79,8 +79,11 @@ def _rows(
             if images:
                 items = _pixels(learner.inputs.raw(items, None))
             for i, item in zip(chosen, items, strict=True):
-                right = asked.targets[i] == predictions.labels[i] if asked.targets else None
-                queries.append(Query(item, predictions.labels[i], right, float(predictions.probabilities[i].max())))
+                text, chance = predictions.labels[i], float(predictions.probabilities[i].max())
+                right = asked.targets[i] == text if asked.targets else None
+                if chance < least:
+                    text, right = f"no class ({text})", None
+                queries.append(Query(item, text, right, chance))
         few = f"{len(chosen)} of {homes[name]} queries" if len(chosen) < homes[name] else ""
         drawn = [members[i] for i in spread(len(members), SUPPORT if images else TEXTS)]
         rows.append(Row(name, [support[i] for i in drawn], queries, few))
@@ -91,6 +94,7 @@ def _rows(
         count = f"{sum(len(row.queries) for row in rows)} of {len(asked.items)} queries"
         parts.append(f"{count}, each in the row of its {home} class")
     signs = "; ✓ right, ✗ wrong" if asked and asked.targets else ""
+    signs += f"; no class below probability {least:g}" if asked and least else ""
     return rows, f"{', '.join(parts)}{signs}"
 
 

@@ -52,7 +52,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Predictions of support examples by leave-one-out, of which only probable ones are kept.
+    """Predictions of which only probable ones are kept, of queries or of support examples by leave-one-out.
 
     Attributes:
         threshold: Probability below which no class is named.
@@ -71,10 +71,13 @@ class Coverage:
         """Count the leave-one-out predictions of support examples with these ``targets``."""
         if alone.predictions is None:
             return cls(threshold, 0, 0, 0)
-        confident, labels = alone.predictions.confident(threshold), alone.predictions.labels
-        right = sum(
-            sure and label == targets[row] for sure, label, row in zip(confident, labels, alone.rows, strict=True)
-        )
+        return cls.of_predictions(alone.predictions, [targets[row] for row in alone.rows], threshold)
+
+    @classmethod
+    def of_predictions(cls, predictions: Predictions, targets: Sequence[str], threshold: float) -> Coverage:
+        """Count the predictions of examples with these ``targets``."""
+        confident, labels = predictions.confident(threshold), predictions.labels
+        right = sum(sure and label == target for sure, label, target in zip(confident, labels, targets, strict=True))
         return cls(threshold, len(labels), sum(confident), right)
 
     def as_dict(self) -> dict[str, Any]:

@@ -197,6 +197,11 @@ def find_images(path: Path) -> tuple[int, Iterator[Path | StoredImage]]:
         return sum(1 for _ in walk_images(path)), walk_images(path)
     if path.suffix.lower() == parquet.ENDING:
         return parquet.open_parquet(path).metadata.num_rows, images(path, limit=None)
+    kinds = ", ".join(ending[1:] for ending in ENDINGS)
+    require(
+        not path.suffix or is_image(path.name),
+        f"--query {path}: this learner reads images: a folder, a parquet file, or one of {kinds}",
+    )
     return 1, iter([path])
 
 

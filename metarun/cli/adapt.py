@@ -60,11 +60,11 @@ def run(arguments: Arguments) -> int:
     from metarun.runs.origin import origin_of_run, pretrained_origin
 
     path = Path(asked.support).expanduser()
-    if asked.run is None:
+    if asked.run is None or Path(asked.run).is_dir():  # before torch and the run's data are loaded
         sources.refuse_missing("--support", path)
-        origin = pretrained_origin(path)
-    else:
-        origin = origin_of_run([asked.run, *asked.changes], trust)
+        if asked.query is not None:
+            sources.refuse_missing("--query", Path(asked.query).expanduser())
+    origin = pretrained_origin(path) if asked.run is None else origin_of_run([asked.run, *asked.changes], trust)
     meta_trained = origin.learner
     algorithm, inputs = meta_trained.algorithm, meta_trained.inputs
     inputs.check()
@@ -122,6 +122,10 @@ def run(arguments: Arguments) -> int:
         found = scores.score(learner, given, queries, predictions)
         print(f"  {found.beside}")
         result["query"] |= {"ci95": [found.low, found.high], "baselines": found.baselines}
+        if asked.abstain is not None:
+            kept = scores.Coverage.of_predictions(predictions, queries.targets, asked.abstain)
+            print(f"  {kept}")
+            result["query"]["abstention"] = kept.as_dict()
     out = folder_for_results(asked.out, origin.folder)
     if queries is not None and predictions is not None:
         write_table(out / "predictions.csv", queries, learner, predictions)
@@ -179,7 +183,8 @@ def draw(
             panels.append((f"support set by leave-one-out, {len(targets)} examples", counts))
         if learner.classes and queries is not None and predictions is not None and queries.targets:
             counts = confusion(learner.classes, queries.targets, predictions.labels)
-            panels.append((f"{len(queries.targets)} queries", counts))
+            most_probable = ", their most probable class" if learner.abstain else ""
+            panels.append((f"{len(queries.targets)} queries{most_probable}", counts))
         if panels:
             figure = confusion_figure(learner.classes, panels)
             style.entitle(figure, *lines)
@@ -229,6 +234,8 @@ def report_leave_one_out(
         print(f"leave-one-out {score} {alone.score:.4g} on {alone.evaluated} of them")
         if found is not None:
             print(f"  {found.beside}")
+            if score == "accuracy" and max(found.baselines.values()) > alone.score:
+                print("  a baseline does better: the learner may not suit these data   see metarun help data")
         if twins:
             print(f"  {twins} of which have a duplicate in the support set, which stays when one of them is left out")
     elif not alone.diverged:

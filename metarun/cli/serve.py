@@ -31,7 +31,9 @@ def run(arguments: Arguments) -> int:
     if (abstain := arguments["--abstain"]) is not None:
         require(bool(learner.classes), "--abstain is for classes, and this learner predicts numbers")
         learner.abstain = abstain
-    with Server(host, port, Answers(learner), limit * 1_000_000) as server:
+    answers = Answers(learner)
+    answers.warm_up()
+    with Server(host, port, answers, limit * 1_000_000) as server:
         if not server.is_local:
             log.warning("--host %s: everyone who can reach this machine can send inputs to this page", host)
         print(printable(f"serving    {server.url}   Ctrl-C stops"), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from metarun.export import Request
 from metarun.export.card import FILE, model_card
 from metarun.models.encoder import Encoder
 from metarun.tracking.files import atomic_write, make_output_folder
+
+log = logging.getLogger("metarun")
 
 BATCH_SIZE = 50
 TOLERANCE = 1e-4
@@ -71,6 +74,7 @@ def export_learner(
     folder = Path(request.out).expanduser() if request.out else located(request.source).parent / name
     make_output_folder(folder)
     whole = Whole(learner)
+    log.info("writing %s; a large encoder takes minutes", name)
     files, compute = write(whole, folder)
     for file in files:
         yield f"wrote      {file} ({file.stat().st_size / 1e6:.1f} MB)"

@@ -56,8 +56,8 @@ def stated_time(name: str) -> str:
 def record(name: str, config: Mapping[str, Any], runs: Mapping[int, RunDirectory]) -> dict[str, Any]:
     """Make the record of a reproduction.
 
-    A record is traceable. It holds the resolved configuration with its hash, the text of the recipe, the commit of each
-    run, whether all runs used committed code (``clean``), and a ``digest`` of all these.
+    A record is traceable. It holds the resolved configuration with its hash, the text of the recipe, the commits that
+    each run was started and resumed at, whether all were clean (``clean``), and a ``digest`` of all these.
 
     Args:
         name: Name of the recipe.
@@ -75,12 +75,14 @@ def record(name: str, config: Mapping[str, Any], runs: Mapping[int, RunDirectory
             raise UserError(f"{run.path} (seed {seed}) is not a run of {name}: its configuration differs")
     summaries: dict[int, dict[str, Any]] = {seed: run.summary() or {} for seed, run in runs.items()}
     metas = {seed: run.meta() for seed, run in runs.items()}
+    resumed = {seed: meta.get("resumed", []) for seed, meta in metas.items()}
+    states = [part.get("git") for seed, meta in metas.items() for part in (meta, *resumed[seed])]
     last = metas[max(metas)]
     first = summaries[min(summaries)]
     result = {
         "id": name,
         "command": f"metarun reproduce {name} --seeds {len(runs)}",
-        "clean": all(_is_clean(meta.get("git")) for meta in metas.values()) and _is_shipped(name),
+        "clean": all(map(_is_clean, states)) and _is_shipped(name),
         "title": paper.title,
         "arxiv": paper.arxiv,
         "where": paper.where,
@@ -99,6 +101,11 @@ def record(name: str, config: Mapping[str, Any], runs: Mapping[int, RunDirectory
         "train_s": {str(seed): summary["wall_s"] for seed, summary in summaries.items()},
         "cpu_s": {str(seed): summary.get("cpu_s") for seed, summary in summaries.items()},
         "commits": {str(seed): (meta.get("git") or {}).get("commit") for seed, meta in metas.items()},
+        "resumed_at": {
+            str(seed): [[part.get("iteration"), (part.get("git") or {}).get("commit")] for part in parts]
+            for seed, parts in resumed.items()
+            if parts
+        },
         "versions": {"python": last["python"], **last["versions"]},
         "device": last["device"],
         "threads": last["threads"],

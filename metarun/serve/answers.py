@@ -39,6 +39,13 @@ class Answers:
         self.learner, self.modality = learner, learner.inputs.spec.modality
         self._turn = threading.Lock()
 
+    def warm_up(self) -> None:
+        """Load what the first upload would otherwise wait for, such as a frozen encoder."""
+        if self.modality == "image":
+            self.learner.predict([Image.new("RGB", (32, 32))])
+        elif self.modality == "text":
+            self.learner.predict(["a text"])
+
     def about(self) -> dict[str, Any]:
         """Return what the page says of the learner."""
         learner, about = self.learner, self.learner.about

@@ -322,7 +322,7 @@ def download(url: str, known_hash: str, name: str) -> Path:
     except OSError as error:  # the base class of all errors of requests
         reason = type(error).__name__ if len(str(error)) > 200 else error
         raise RunFailed(
-            f"cannot download {url} ({reason}); put the file under METARUN_DATA or task.root instead"
+            f"cannot download {url} ({reason}); put it as {name} under METARUN_DATA or task.root instead"
         ) from error
     remember("downloads", {"file": name}, {"file": name, "url": url})
     return path

@@ -42,6 +42,8 @@ META: dict[str, Callable[[Any], bool]] = {
     "threads": lambda value: type(value) is int and 1 <= value <= 4096,
     "step": lambda value: isinstance(value, dict) and isinstance(value.get("plan"), dict),
     "git": lambda value: isinstance(value, dict),
+    "versions": lambda value: isinstance(value, dict),
+    "resumed": lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
 }
 """Checks of the entries of meta.json that are not null."""
 

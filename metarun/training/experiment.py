@@ -208,6 +208,8 @@ class Experiment:
             f"the run has {progress.iteration} iterations; runner.iterations can only be raised",
         )
         metrics = MetricsFile(directory.metrics, progress.metrics_size)
+        if not new:
+            setup.store_resumption(directory, progress.iteration)
         if not new and directory.change(asked, after=progress.iteration):
             directory.write_meta(threads=threads)
             if setup.PLANNED & set(asked):

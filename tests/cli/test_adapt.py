@@ -62,6 +62,11 @@ def test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert [r["known"] for r in table] == ["high"] * 2 + ["low"] * 2 + ["middle"] * 2
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["query"]["accuracy"] == sum(r["known"] == r["predicted"] for r in table) / 6
+    answered = [r for r in table if r["predicted"]]
+    abstention = result["query"]["abstention"]
+    assert (abstention["answered"], abstention["examples"]) == (len(answered), 6)
+    if answered:
+        assert abstention["accuracy"] == sum(r["known"] == r["predicted"] for r in answered) / len(answered)
     assert (tmp_path / "out" / "sheet.png").stat().st_size > 1000
     low, high = result["query"]["ci95"]
     assert 0 <= low <= result["query"]["accuracy"] <= high <= 1

@@ -10,6 +10,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,13 @@ def test_resume_of_a_finished_run_and_longer_training(tmp_path: Path, capsys: py
     config = yaml.safe_load((run / "config.yaml").read_text())
     del config["runner"]["devices"], config["task"]["frequency"]  # as in a run from before there were these keys
     (run / "config.yaml").write_text(yaml.safe_dump(config))
+    meta = json.loads((run / "meta.json").read_text())
+    (run / "meta.json").write_text(json.dumps({**meta, "versions": {**meta["versions"], "torch": "2.1.0"}}))
+    capsys.readouterr()
     assert main(["resume", str(run), "runner.iterations=30"]) == 0
+    assert f"may differ from here on: torch 2.1.0 -> {version('torch')}" in capsys.readouterr().err
+    (resumed,) = json.loads((run / "meta.json").read_text())["resumed"]
+    assert (resumed["iteration"], resumed["versions"]["torch"]) == (20, version("torch"))
     main([*SINE, "runner.iterations=30", "name=straight"])
     (straight,) = (r for r in runs(tmp_path) if r.parent.name == "straight")
     assert (run / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from metarun.config.build import build, construct
 from metarun.config.catalogue import catalogue
 from metarun.config.check import check
-from metarun.config.compose import compose, resolve, unresolved
+from metarun.config.compose import compose, named, resolve, unresolved
 from metarun.config.paper import Claim, worst
 from metarun.moved import updated
 from metarun.reports.reproductions import (
@@ -30,6 +30,7 @@ from metarun.reports.reproductions import (
     headline,
     markdown,
     recipes,
+    record,
     sha256,
     standing,
     stated_time,
@@ -453,3 +454,40 @@ def test_a_damaged_record_is_named_and_left_out(text: str, tmp_path: Path, caplo
     assert not set(found) & set(known)
     if "id" not in text or "maml" in text:
         assert f"left out: {tmp_path / 'maml--sinusoid.json'} is damaged" in caplog.text
+
+
+class Stub:
+    """A finished run of maml/sinusoid, started and resumed in checkouts of a test's choosing."""
+
+    path = Path("run")
+
+    def __init__(self, config: dict[str, Any], *states: tuple[str, bool]) -> None:
+        self._config = config
+        parts: list[dict[str, Any]] = [
+            {"git": {"commit": commit, "dirty": dirty}, "iteration": 10} for commit, dirty in states
+        ]
+        kept = {"python": "3", "versions": {}, "device": "cpu", "threads": 1, "host": {"cpu": "x"}, "end": "now"}
+        self._meta = {**parts[0], **kept, **({"resumed": parts[1:]} if parts[1:] else {})}
+
+    def config(self) -> dict[str, Any]:
+        return self._config
+
+    def meta(self) -> dict[str, Any]:
+        return self._meta
+
+    def summary(self) -> dict[str, Any]:
+        points = [{"step": step, "mean": 1.0, "ci95": 0.1, "n": 600} for step in range(11)]
+        test = {"mse": {"mean": 1.0, "ci95": 0.1, "n": 600}}
+        return {"test": test, "adaptation": points, "iterations": 70000, "protocol": {}, "wall_s": 1.0}
+
+
+def test_a_record_knows_where_its_runs_were_resumed() -> None:
+    config = named(compose(["experiment=maml/sinusoid"]))
+    for states, clean, resumed in (
+        ([("a", False)], True, {}),
+        ([("a", False), ("b", False)], True, {"0": [[10, "b"]]}),
+        ([("a", False), ("a", True)], False, {"0": [[10, "a"]]}),
+        ([("a", True), ("a", False)], False, {"0": [[10, "a"]]}),
+    ):
+        found = record("maml/sinusoid", config, {0: Stub(config, *states)})  # type: ignore[dict-item]
+        assert (found["clean"], found["resumed_at"], found["commits"]) == (clean, resumed, {"0": "a"})

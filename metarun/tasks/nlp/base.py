@@ -128,7 +128,10 @@ class TextFewShot(FewShot):
             wrong_first = sorted(queries, key=lambda query: bool(query.right))[:3]
             shown.append(Row(names[label], texts[: min(shape.shot, 2)], wrong_first))
         figure = text_sheet(shown)
-        figure.suptitle(f"One episode of unseen classes: {100 * right:.0f} % of its queries right; ✓ right, ✗ wrong")
+        counted = f"{100 * right:.0f} % of its {shape.way * shape.query} queries right"
+        if sum(len(row.queries) for row in shown) < shape.way * shape.query:
+            counted += ", wrong ones shown first"
+        figure.suptitle(f"One episode of unseen classes: {counted}; ✓ right, ✗ wrong")
         return figure
 
 

@@ -181,7 +181,10 @@ class ImageFewShot(FewShot):
             for label in range(min(shape.way, 10))
         ]  # fmt: skip
         figure = image_sheet(sheet, "queries, with the predicted class", cell=0.8)
-        figure.suptitle(f"One episode of unseen classes: {100 * right:.0f} % of its queries right; ✓ right, ✗ wrong")
+        count, on_sheet = shape.way * each, sum(len(row.queries) for row in sheet)
+        counted = f"{100 * right:.0f} % of its {count} queries right"
+        counted += f", {on_sheet} shown" if on_sheet < count else ""
+        figure.suptitle(f"One episode of unseen classes: {counted}; ✓ right, ✗ wrong")
         return figure
 
     def _pixels(self) -> tuple[int, int, int]:
