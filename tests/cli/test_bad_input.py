@@ -109,7 +109,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     (f"{SINE} runner.select=first", ["runner.select=first", "'best' or 'last'"]),
     (f"{SINE} tracker.wandb=onlin", ["tracker.wandb=onlin", "did you mean 'online'"]),
     (f"{SINE} algorithm.inner_lr=0", ["algorithm.inner_lr=0", "greater than 0"]),
-    (f"{SINE} algorithm.norm=running", ["algorithm.norm=running", "'transductive' or 'support'"]),
+    (f"{SINE} algorithm.norm=running", ["algorithm.norm=running", "'transductive', 'support' or 'frozen'"]),
     (f"{SINE} model.activation=gelu", ["model.activation=gelu", "'relu', 'tanh' or 'sigmoid'"]),
     (f"{SINE} task.shot=0", ["task.shot=0", "greater than or equal to 1"]),
     (f"{SINE} name=a/b", ["name='a/b'", "cannot contain '/'"]),

@@ -242,7 +242,7 @@ def test_goals_of_meta_world_are_hidden_and_kept_apart() -> None:
     ("task", "missing", "said"),
     [
         ("minigrid", "minigrid", "task=rl/minigrid needs minigrid"),
-        ("atari", "ale_py", "task=rl/atari needs ale_py"),
+        ("atari", "ale_py", "task=rl/atari needs ale-py"),
         ("procgen", "procgen", "task=rl/procgen needs procgen2"),
         ("metaworld", "metaworld", "task=rl/metaworld needs metaworld"),
         ("gym", "gymnasium", "task=rl/gym needs gymnasium"),
