@@ -178,6 +178,7 @@ def evaluate(
     shape: EpisodeShape | None = None,
     stopped: Callable[[], int | None] = lambda: None,
     on_predictions: OnPredictions | None = None,
+    label: str = "",
 ) -> Result:
     """Adapt a learner to the fixed tasks of a split and measure it on each of them.
 
@@ -190,6 +191,7 @@ def evaluate(
         shape: Ways, shots and queries of an episode; ``None`` for the task's own.
         stopped: Returns the number of a signal once the process was asked to stop, else ``None``.
         on_predictions: Function that is called with the logits of a classifier and the labels of each batch.
+        label: What the progress line says of the episodes, such as ``20way``.
 
     Returns:
         The metrics of each task, on the CPU.
@@ -198,8 +200,9 @@ def evaluate(
         Interrupted: ``stopped`` returned a signal before a batch.
     """
     curves: dict[str, Tensor] = {}
+    doing = f"{'validating' if split == 'val' else 'testing'} {label}".strip()
     with (
-        Progress("validating" if split == "val" else "testing", episodes, "tasks") as progress,
+        Progress(doing, episodes, "tasks") as progress,
         watching(algorithm, on_predictions),
     ):
         for first in range(0, episodes, batch):

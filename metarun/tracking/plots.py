@@ -104,14 +104,19 @@ def learning_curve(
     if validated:
         x, y = [row["iteration"] for row in validated], [row[val_name] for row in validated]
         half = [row[f"{val_name}_ci95"] for row in validated]
-        ax.plot(x, y, "o-", color=style.EARLY, label=f"meta-validation{others}, 95 % interval")
-        low, high = ([m + sign * h for m, h in zip(y, half, strict=True)] for sign in (-1, 1))
-        ax.fill_between(x, low, high, color=style.EARLY, alpha=0.2, lw=0)
+        label = f"meta-validation{others}, 95 % interval"
+        if len(x) == 1:  # a band has no width
+            ax.errorbar(x, y, yerr=half, fmt="o", color=style.EARLY, capsize=5, label=label)
+        else:
+            ax.plot(x, y, "o-", color=style.EARLY, label=label)
+            low, high = ([m + sign * h for m, h in zip(y, half, strict=True)] for sign in (-1, 1))
+            ax.fill_between(x, low, high, color=style.EARLY, alpha=0.2, lw=0)
     if tested:
         at = summary.get("best_iteration") or tested[-1]["iteration"]
         value, reach = tested[-1][test_name], tested[-1][f"{test_name}_ci95"]
         name = f"meta-test{others}, 95 % interval"
-        ax.errorbar(at, value, yerr=reach, fmt="D", color=style.LATE, ms=6, capsize=3, label=name)
+        # Hollow, since the last validation often lies there.
+        ax.errorbar(at, value, yerr=reach, fmt="D", color=style.LATE, ms=9, mfc="none", mew=1.5, capsize=3, label=name)
     ax.set(xlabel="outer-loop iteration", ylabel=style.metric_name(metric))
     style.counted(ax.xaxis)
     ax.grid(visible=True)
@@ -133,7 +138,8 @@ def reliability(summary: dict[str, Any]) -> Figure | None:
         at = "no temperature" if row["temperature"] == 1 else f"temperature {row['temperature']:.3g}"
         label = f"{at}: error {row['ece']['mean']:.3f}"
         ax.plot(confidence, accuracy, color=colour, lw=1)
-        ax.scatter(confidence, accuracy, s=[10 + 400 * each for each in share], color=colour, label=label, alpha=0.7)
+        sizes = [10 + 400 * each for each in share]
+        ax.scatter(confidence, accuracy, s=sizes, color=colour, label=label, alpha=0.7, clip_on=False)
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     ax.grid(visible=True)
     style.legend(figure, ax)

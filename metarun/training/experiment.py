@@ -110,12 +110,12 @@ class Experiment:
             A result for each episode shape that the learner accepts, by the suffix in :meth:`Task.variants`.
         """
         return {
-            suffix: self._evaluate(split, shape, stop)
+            suffix: self._evaluate(split, shape, stop, suffix.strip("_"))
             for suffix, shape in self.task.variants().items()
             if self.algorithm.accepts(shape)
         }
 
-    def _evaluate(self, split: Split, shape: EpisodeShape | None, stop: StopRequest | None) -> Result:
+    def _evaluate(self, split: Split, shape: EpisodeShape | None, stop: StopRequest | None, label: str) -> Result:
         fitted = getattr(self.algorithm, "temperature", None)
         sums = TemperatureSums([1.0] if fitted is None else dict.fromkeys([1.0, fitted]))
         result = evaluate(
@@ -127,6 +127,7 @@ class Experiment:
             shape=shape,
             stopped=lambda: stop.signal if stop else None,
             on_predictions=sums.add,
+            label=label,
         )
         return replace(result, calibration=sums.tables())
 
