@@ -255,8 +255,11 @@ def _alone(path: Path) -> Iterator[None]:
                 waits = True
                 stopping.raise_if_requested()
                 time.sleep(POLL)
-            stack.callback(place.unlink, missing_ok=True)
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # where an open file cannot be deleted, it stays for `metarun cache`
+                place.unlink(missing_ok=True)
 
 
 @contextmanager
