@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,8 +40,7 @@ def run(arguments: Arguments) -> int:
     for config in configs.values():
         check(config)
     new = [f"experiment={name}", *overrides]
-    cost = re.sub(r"^\d+ seeds?, ", "", stated_time(name) or "no time is stated").replace(" each on", " a seed on")
-    log.info("metarun: %s, %d seed%s, %s", name, seeds, "s" * (seeds > 1), cost)
+    log.info("metarun: %s, %d seed%s, %s", name, seeds, "s" * (seeds > 1), stated_time(name) or "no time is stated")
     try:
         run_all({f"seed {s}": lambda s=s: _words(configs[s], s, new, arguments) for s in configs}, jobs, "seed")  # type: ignore[misc]
     except RunFailed:  # a run that ended with a non-finite result is a miss, not a failure

@@ -109,10 +109,7 @@ def adaptation(setting: Setting, looks: Looks) -> Figure | None:
     drawn = [(row, curve) for row in shown(setting) if (curve := row.adaptation_curve()) is not None]
     if not drawn:
         return None
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
-    ax = figure.subplots()
-    for row, (at, means) in drawn:
-        line(ax, looks, row, at, means)
+    figure, ax = lines(drawn, looks)
     for row in shown(setting):  # a learner that does not adapt in steps
         found = row.estimate(setting.metric) if row.adaptation_curve() is None else None
         if found is not None and isfinite(found.mean):
@@ -132,10 +129,7 @@ def regret(setting: Setting, looks: Looks) -> Figure | None:
     drawn = [(row, curve) for row in shown(setting) if (curve := regret_curve(row)) is not None]
     if not drawn:
         return None
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
-    ax = figure.subplots()
-    for row, (at, means) in drawn:
-        line(ax, looks, row, at, means)
+    figure, ax = lines(drawn, looks)
     first, (at, _) = drawn[0]
     chance, best = first.first.summary["references"].get("random"), knowing(first.first)
     if chance is not None and best is not None:
@@ -200,6 +194,15 @@ def performance(comparison: Comparison, looks: Looks) -> Figure | None:
         ax.fill_between(THRESHOLDS, *score.band, color=look["color"], alpha=0.15, lw=0, step="post")
     ax.set(xlabel="score τ (0: worst run of its setting, 1: best)", ylabel="share of runs above τ", ylim=(0, 1.02))
     return finish(figure, ax)
+
+
+def lines(curves: Sequence[tuple[Row, tuple[Sequence[float], Sequence[Mean]]]], looks: Looks) -> tuple[Figure, Axes]:
+    """Return a figure of one plot that has the curve of each row."""
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    ax = figure.subplots()
+    for row, (at, means) in curves:
+        line(ax, looks, row, at, means)
+    return figure, ax
 
 
 def line(ax: Axes, looks: Looks, row: Row, at: Sequence[float], means: Sequence[Mean]) -> None:

@@ -51,6 +51,18 @@ class Row:
     remark: str = ""
 
 
+def episode_title(right: float, count: int, remark: str) -> str:
+    """Return the title of a sheet of one test episode.
+
+    Args:
+        right: Share of its queries that are predicted right.
+        count: Number of its queries.
+        remark: What the sheet leaves out of them, or an empty string.
+    """
+    counted = f"{100 * right:.0f} % of its {count} queries right"
+    return f"One episode of unseen classes: {', '.join(filter(None, [counted, remark]))}; ✓ right, ✗ wrong"
+
+
 def image_sheet(rows: Sequence[Row], queries_are: str, cell: float = 0.95) -> Figure:
     """Draw images: the support set on a grey background at the left, the queries at the right under their predictions.
 

@@ -211,10 +211,10 @@ class Experiment:
         metrics = MetricsFile(directory.metrics, progress.metrics_size)
         if not new:
             setup.store_resumption(directory, progress.iteration)
-        if not new and directory.change(asked, after=progress.iteration):
-            directory.write_meta(threads=threads)
-            if setup.PLANNED & set(asked):
-                directory.write_meta(step=None)
+            if directory.change(asked, after=progress.iteration):
+                directory.write_meta(threads=threads)
+                if setup.PLANNED & set(asked):
+                    directory.write_meta(step=None)
         directory.write_status("running")
         setup.plan_steps(self.engine, self.task, self.runner, directory, progress.iteration)
         step = directory.meta().get("step")

@@ -50,15 +50,15 @@ def store_facts(
 def store_resumption(directory: RunDirectory, iteration: int) -> None:
     """Add to meta.json where and by what a run is continued, and warn if its packages are not those of before."""
     meta, made = directory.meta(), provenance()
-    parts = [meta, *meta.get("resumed", [])]
-    before, present = parts[-1].get("versions") or {}, made["versions"]
+    resumed = meta.get("resumed", [])
+    before, present = (resumed[-1] if resumed else meta).get("versions") or {}, made["versions"]
     moved = [f"{name} {before[name]} -> {present.get(name)}" for name in before if before[name] != present.get(name)]
     if moved:
         log.warning(
             "the run goes on under other versions, so its numbers may differ from here on: %s", ", ".join(moved)
         )
     kept = {key: made[key] for key in ("git", "python", "versions", "host")}
-    directory.write_meta(resumed=[*parts[1:], {"start": now(), "iteration": iteration, **kept}])
+    directory.write_meta(resumed=[*resumed, {"start": now(), "iteration": iteration, **kept}])
 
 
 def announce(directory: RunDirectory, algorithm: Algorithm, facts: Mapping[str, Any], not_trained: bool) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from metarun.tasks.class_data import ClassData, content_hash
 from metarun.tasks.fewshot import FewShot
-from metarun.tasks.sheets import Query, Row, text_sheet
+from metarun.tasks.sheets import Query, Row, episode_title, text_sheet
 from metarun.types import Episodes, Split
 
 if TYPE_CHECKING:
@@ -128,10 +128,8 @@ class TextFewShot(FewShot):
             wrong_first = sorted(queries, key=lambda query: bool(query.right))[:3]
             shown.append(Row(names[label], texts[: min(shape.shot, 2)], wrong_first))
         figure = text_sheet(shown)
-        counted = f"{100 * right:.0f} % of its {shape.way * shape.query} queries right"
-        if sum(len(row.queries) for row in shown) < shape.way * shape.query:
-            counted += ", wrong ones shown first"
-        figure.suptitle(f"One episode of unseen classes: {counted}; ✓ right, ✗ wrong")
+        count, on_sheet = shape.way * shape.query, sum(len(row.queries) for row in shown)
+        figure.suptitle(episode_title(right, count, "wrong ones shown first" if on_sheet < count else ""))
         return figure
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from metarun.tasks.episode import EpisodeShape, TaskBatch
 from metarun.tasks.fewshot import FewShot
 from metarun.tasks.rng import uniforms
-from metarun.tasks.sheets import Query, Row, image_sheet
+from metarun.tasks.sheets import Query, Row, episode_title, image_sheet
 from metarun.tasks.to_device import to_device
 from metarun.tasks.vision.images import Preparation
 from metarun.types import Ink, Resizing, Split
@@ -182,9 +182,7 @@ class ImageFewShot(FewShot):
         ]  # fmt: skip
         figure = image_sheet(sheet, "queries, with the predicted class", cell=0.8)
         count, on_sheet = shape.way * each, sum(len(row.queries) for row in sheet)
-        counted = f"{100 * right:.0f} % of its {count} queries right"
-        counted += f", {on_sheet} shown" if on_sheet < count else ""
-        figure.suptitle(f"One episode of unseen classes: {counted}; ✓ right, ✗ wrong")
+        figure.suptitle(episode_title(right, count, f"{on_sheet} shown" if on_sheet < count else ""))
         return figure
 
     def _pixels(self) -> tuple[int, int, int]:
