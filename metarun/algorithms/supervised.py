@@ -25,6 +25,13 @@ OnPredictions = Callable[[Tensor, Tensor], None]
 """A function of logits [T, N, way] and labels [T, N] of T tasks."""
 
 
+TASK_LOSS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "classification": F.cross_entropy,
+    "regression": F.mse_loss,
+}
+"""The loss [] of one task by kind, a function of predictions [N, outputs] and class indices [N] or targets [N, D]."""
+
+
 class SupervisedAlgorithm(Algorithm):
     """The base class of learners from support sets that are trained by the gradient of a loss on query sets.
 
@@ -59,6 +66,8 @@ class SupervisedAlgorithm(Algorithm):
     """True if it can be tested on other numbers of classes; False with a head of fixed size."""
     iteration: int = 0
     """The current outer step, from 0."""
+    on_iteration: Callable[[int], None] | None = None
+    """Function called before each outer step with its number."""
     on_predictions: OnPredictions | None = None
     """Function that :meth:`evaluate` calls in classification with the logits [T, Nq, way] after the last adaptation
     step and the labels [T, Nq]."""
@@ -145,6 +154,8 @@ class SupervisedAlgorithm(Algorithm):
         if not self.training:  # going through all modules takes as long as a small step
             self.train()
         self.iteration = iteration
+        if self.on_iteration is not None:
+            self.on_iteration(iteration)
 
     def apply_gradients(self) -> None:
         """Take an optimizer step with the gradients stored on the parameters."""
@@ -270,11 +281,6 @@ def split_queries(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 def running_statistics(module: nn.Module) -> list[Tensor]:
     """Return the buffers that meta-training changes, those whose name begins with ``running_``."""
     return [b for name, b in module.named_buffers() if name.rpartition(".")[2].startswith("running_")]
-
-
-def task_loss(kind: str, prediction: Tensor, y: Tensor) -> Tensor:
-    """Return the loss [] of one task: mean cross-entropy of predictions [N, way], or mean squared error of [N, D]."""
-    return F.cross_entropy(prediction, y) if kind == "classification" else F.mse_loss(prediction, y)
 
 
 def prediction_metrics(spec: Spec, prediction: Tensor, y: Tensor) -> Metrics:

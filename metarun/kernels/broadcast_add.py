@@ -8,14 +8,6 @@ from torch import Tensor
 from torch.autograd import Function
 
 
-def broadcast_add(parameter: Tensor, update: Tensor) -> Tensor:
-    """Return ``parameter + update``, both of the same shape for one task.
-
-    Under ``torch.func.vmap`` either may be shared by all tasks. Its gradient is then summed over tasks in memory order.
-    """
-    return BroadcastAdd.apply(parameter, update)
-
-
 class BroadcastAdd(Function):
     """Sum of two tensors of equal rank, each with one entry per task or a single one for all tasks."""
 
@@ -29,9 +21,21 @@ class BroadcastAdd(Function):
         ctx.shapes = parameter.shape, update.shape
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
-        parameter, update = ctx.shapes
-        return sum_to_shape(g, parameter), sum_to_shape(g, update)
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients, summed to the shapes of the arguments in the order of memory.
+
+        Sums over tasks in another order, such as that of ``Tensor.sum_to_size``, take ten times as long.
+        """
+        gradients = []
+        for shape in ctx.shapes:
+            if shape == g.shape:
+                gradients.append(g)
+                continue
+            order = sorted(range(g.dim()), key=g.stride, reverse=True)
+            dims = [place for place, d in enumerate(order) if shape[d] < g.shape[d]]
+            back = sorted(range(g.dim()), key=order.__getitem__)
+            gradients.append(g.permute(order).sum(dims, keepdim=True).permute(back))
+        return tuple(gradients)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], parameter: Tensor, update: Tensor) -> tuple[Tensor, int]:
@@ -41,16 +45,8 @@ class BroadcastAdd(Function):
         return BroadcastAdd.apply(parameter, update), 0
 
 
-def sum_to_shape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Sum ``x`` to ``shape`` of the same rank, reading its memory from beginning to end.
+broadcast_add = BroadcastAdd.apply
+"""Returns the sum of two tensors that have the same shape for one task.
 
-    Sums over tasks in another order, such as that of ``Tensor.sum_to_size``, take ten times as long.
-    """
-    if x.shape == shape:
-        return x
-    order = sorted(range(x.dim()), key=x.stride, reverse=True)
-    dims = []
-    for place, d in enumerate(order):
-        if shape[d] < x.shape[d]:
-            dims.append(place)
-    return x.permute(order).sum(dims, keepdim=True).permute(sorted(range(x.dim()), key=order.__getitem__))
+Under ``torch.func.vmap`` either may be shared by all tasks. Its gradient is then summed over tasks in memory order.
+"""

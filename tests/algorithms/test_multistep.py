@@ -46,7 +46,7 @@ def importance(iteration: int, over: int, steps: int) -> list[float]:
 def test_weights_are_the_authors_code_s() -> None:
     outer = MultiStep(anneal_over=40, first_order_for=0)
     for iteration in range(40):
-        outer.begin_iteration(iteration)
+        outer.weigh_for(iteration)
         assert outer.weights(5).tolist() == pytest.approx(importance(iteration, 40, 5), abs=1e-15)
         assert float(outer.weights(5).sum()) == pytest.approx(1)
     assert outer.capture_key(39) == (False, True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.supervised import task_loss
+from metarun.algorithms.supervised import TASK_LOSS
 from metarun.tasks.episode import Labelled, Spec
 
 
@@ -32,4 +32,4 @@ def encode_targets(spec: Spec, y: Tensor, dtype: torch.dtype) -> Tensor:
 
 def mean_loss(spec: Spec, prediction: Tensor, y: Tensor) -> Tensor:
     """Return the mean loss of predictions [T, N, outputs] over tasks and examples."""
-    return task_loss(spec.kind, prediction.flatten(0, 1), y.flatten(0, 1))
+    return TASK_LOSS[spec.kind](prediction.flatten(0, 1), y.flatten(0, 1))

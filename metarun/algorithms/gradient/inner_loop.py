@@ -81,10 +81,6 @@ class InnerLoopLearner(SupervisedAlgorithm):
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         return self.outer(self, batch)
 
-    def begin_iteration(self, iteration: int) -> None:
-        super().begin_iteration(iteration)
-        self.outer.begin_iteration(iteration)
-
     def capture_key(self, iteration: int) -> tuple[Any, ...]:
         return self.outer.capture_key(iteration)
 

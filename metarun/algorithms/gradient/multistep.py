@@ -45,8 +45,14 @@ class MultiStep(OuterGradient):
     def prepare(self, learner: InnerLoopLearner) -> None:
         require(learner.inner_steps > 0, "algorithm.inner_steps=0: a loss after each inner step needs one")
         require(not learner.rule.carries, "algorithm.rule.carry=true: losses along the way need all tasks at once")
+        learner.on_iteration = self.weigh_for
 
-    def begin_iteration(self, iteration: int) -> None:
+    def weigh_for(self, iteration: int) -> None:
+        """Use the weights of an outer step.
+
+        Args:
+            iteration: Number of the outer step, from 0.
+        """
         self.iteration.fill_(iteration)
 
     def capture_key(self, iteration: int) -> tuple[bool, bool]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.gradient.parameters import Parameters
-from metarun.algorithms.supervised import task_loss
+from metarun.algorithms.supervised import TASK_LOSS
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 
@@ -173,7 +173,7 @@ class TaskLoss(InnerLoss):
     """The loss of the task: mean cross-entropy or mean squared error."""
 
     def forward(self, prediction: Tensor, x: Tensor, y: Tensor, parameters: Parameters, initial: Parameters) -> Tensor:
-        return task_loss(self.kind, prediction, y)
+        return TASK_LOSS[self.kind](prediction, y)
 
 
 class OuterGradient(nn.Module):
@@ -187,13 +187,6 @@ class OuterGradient(nn.Module):
     is_capturable: bool = True
     """True if it keeps no state in Python, so that a recording of its tensor operations can be repeated."""
 
-    def begin_iteration(self, iteration: int) -> None:
-        """Called before each outer step. Values that change with every step belong in buffers.
-
-        Args:
-            iteration: Number of the outer step, from 0.
-        """
-
     def capture_key(self, iteration: int) -> tuple[Any, ...]:
         """Return the values other than tensors that an outer step depends on.
 
@@ -204,6 +197,9 @@ class OuterGradient(nn.Module):
 
     def prepare(self, learner: Any) -> None:
         """Called once, when the learner is otherwise complete.
+
+        Values that change with every outer step belong in buffers, and the function that sets them in the learner's
+        ``on_iteration``.
 
         Args:
             learner: The learner, an ``InnerLoopLearner``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from metarun.algorithms.supervised import task_loss
+from metarun.algorithms.supervised import TASK_LOSS
 from metarun.bench.implementations import Implementation, PreparedStep, gradient_reader
 from metarun.bench.peers.networks import torch_network
 from metarun.bench.workloads import Problem
@@ -24,8 +24,8 @@ def make(problem: Problem) -> PreparedStep:
         for (sx, sy), (qx, qy) in zip(batch.support.tasks(), batch.query.tasks(), strict=True):
             with innerloop_ctx(net, optimizer, copy_initial_weights=False) as (adapted, descent):
                 for _ in range(learner.inner_steps):
-                    descent.step(task_loss(kind, adapted(sx), sy))
-                (task_loss(kind, adapted(qx), qy) / len(batch.support.y)).backward()
+                    descent.step(TASK_LOSS[kind](adapted(sx), sy))
+                (TASK_LOSS[kind](adapted(qx), qy) / len(batch.support.y)).backward()
 
     return PreparedStep(step, gradient_reader(net.parameters()))
 

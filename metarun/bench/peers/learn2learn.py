@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algorithms.supervised import task_loss
+from metarun.algorithms.supervised import TASK_LOSS
 from metarun.bench.implementations import ALL_METHODS, Implementation, PreparedStep, gradient_reader
 from metarun.bench.peers.networks import torch_network
 from metarun.bench.workloads import Problem
@@ -94,8 +94,8 @@ def maml(problem: Problem) -> PreparedStep:
             adapted = wrapper.clone()
             support, query = features(sx), features(qx)
             for _ in range(steps):
-                adapted.adapt(task_loss(kind, adapted(support), sy))
-            task_loss(kind, adapted(query), qy).backward()
+                adapted.adapt(TASK_LOSS[kind](adapted(support), sy))
+            TASK_LOSS[kind](adapted(query), qy).backward()
         _divide(net, len(batch.support.y))
 
     return PreparedStep(step, gradient_reader(net.parameters()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from metarun.algorithms.supervised import task_loss
+from metarun.algorithms.supervised import TASK_LOSS
 from metarun.bench.implementations import Implementation, PreparedStep, gradient_reader
 from metarun.bench.peers.networks import torch_network
 from metarun.bench.workloads import Problem
@@ -28,8 +28,8 @@ def make(problem: Problem) -> PreparedStep:
         losses = []
         for (sx, sy), (qx, qy) in zip(batch.support.tasks(), batch.query.tasks(), strict=True):
             for _ in range(learner.inner_steps):
-                descent.step(task_loss(kind, net(sx), sy))
-            losses.append(task_loss(kind, net(qx), qy))
+                descent.step(TASK_LOSS[kind](net(sx), sy))
+            losses.append(TASK_LOSS[kind](net(qx), qy))
             recover_state_dict(net, start)
             recover_state_dict(descent, fresh)
         torch.stack(losses).mean().backward()
