@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.hydra import Hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from hydra.types import HydraContext
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.config.catalogue import examine
@@ -89,6 +93,16 @@ class Composed:
         return {"choices": self.choices, "asked": list(self.asked), **({"tuned": values} if values else {})}
 
 
+class _Files(CachingConfigRepository):
+    """Reads each file once. Hydra gets copies, since it changes them as it composes."""
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        return deepcopy(super().load_config(config_path=config_path))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Files:
+        return self  # Hydra copies its repository for each composition
+
+
 class _UserConf(SearchPathPlugin):
     """Hydra plugin that searches the user's directories before the shipped ones."""
 
@@ -138,7 +152,7 @@ def unresolved(
         ConfigStore.instance().store(_GIVEN, dict(section), group=group, provider="metarun")
     try:
         words = [*(choice.text for choice in choices), *(f"{group}={_GIVEN}" for group in sections)]
-        config = _hydras.__wrapped__(tuple(words), ()) if sections else _compose(words)
+        config = _compose_with(_start(), words) if sections else _compose(words)
         plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
         del plain["hydra"]
         values = [override for override in overrides if not is_group(override.key)]
@@ -170,12 +184,8 @@ def launch(
         first: Number of the first job.
     """
     from hydra._internal.callbacks import Callbacks
-    from hydra.types import RunMode
 
-    _prepare()
-    with initialize_config_dir(config_dir=str(conf_directory()), version_base="1.3", job_name="metarun"):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
+    with _initialized(job_name="metarun") as hydra:
         words = [*(setting.text for setting in settings), *jobs[0]]
         config = hydra.compose_config("config", words, run_mode=RunMode.MULTIRUN, with_log_configuration=True)
         context = HydraContext(hydra.config_loader, Callbacks(config))
@@ -187,7 +197,7 @@ def launch(
 def sweep_directory(settings: Sequence[Override], words: Sequence[str]) -> Path:
     """Return the directory of a sweep that starts now; ``words`` are those of one of its runs."""
     try:
-        config = _hydras.__wrapped__((*(setting.text for setting in settings), *words), ())  # it holds the time of day
+        config = _compose_with(_start(), [*(setting.text for setting in settings), *words])
         return Path(config.hydra.sweep.dir).expanduser()
     except COMPOSING as error:
         raise UserError(explain(error)) from None
@@ -240,15 +250,35 @@ def _compose(words: Sequence[str]) -> DictConfig:
 
 
 @lru_cache(maxsize=256)
-def _hydras(words: tuple[str, ...], _: State) -> DictConfig:
-    _prepare()
-    with initialize_config_dir(config_dir=str(conf_directory()), version_base="1.3"):
-        return hydra_compose("config", overrides=list(words), return_hydra_config=True)
+def _hydras(words: tuple[str, ...], state: State) -> DictConfig:
+    return _compose_with(_started(state), words)
 
 
-def _prepare() -> None:
+@lru_cache(maxsize=1)
+def _started(_: State) -> Hydra:
+    return _start()
+
+
+def _start() -> Hydra:
+    """Return Hydra with the present configuration files, each of which it reads once."""
+    with _initialized() as hydra:
+        assert isinstance(hydra.config_loader, ConfigLoaderImpl)
+        hydra.config_loader.repository = _Files(hydra.config_loader.repository)  # type: ignore[assignment]
+        return hydra
+
+
+@contextmanager
+def _initialized(**options: str) -> Iterator[Hydra]:
     Plugins.instance().register(_UserConf)
     GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(conf_directory()), version_base="1.3", **options):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        yield hydra
+
+
+def _compose_with(hydra: Hydra, words: Sequence[str]) -> DictConfig:
+    return hydra.compose_config("config", [*words], RunMode.RUN, from_shell=False)
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
