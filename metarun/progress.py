@@ -103,6 +103,10 @@ class Pace:
             self._marks.append((now, done))
         return (done - before) / (now - then) if done > before and now > then else None
 
+    def skip(self, seconds: float) -> None:
+        """Leave out the last seconds, in which something else was done."""
+        self._marks = [(then + seconds, done) for then, done in self._marks]
+
 
 class Line:
     """The live line of a terminal. All displays of a process share it.

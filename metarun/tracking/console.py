@@ -63,6 +63,8 @@ class Display(progress.Display):
         self._iteration = self._start_at = start
         self._loss = self._validated = self._best = ""
         self._pace = Pace(start)
+        self._stepped = time.monotonic()
+        self._validating = 0.0
 
     def __enter__(self) -> Display:
         super().__enter__()
@@ -72,7 +74,7 @@ class Display(progress.Display):
         """Update the display after an iteration, with the row of metrics if one was just logged."""
         if iteration == self._start_at + 1:  # the first iteration also compiles and fills caches
             self._pace = Pace(iteration)
-        self._iteration = iteration
+        self._iteration, self._stepped = iteration, time.monotonic()
         if row is not None:
             self._loss = _loss(row)
         self.draw()
@@ -80,6 +82,9 @@ class Display(progress.Display):
     def validation(self, iteration: int, value: float, best: float | None) -> None:
         """Show the validation metric after ``iteration``, and its best value so far (``None`` if none is finite)."""
         self._iteration = iteration
+        seconds = time.monotonic() - self._stepped
+        self._pace.skip(seconds)
+        self._validating += seconds
         self._validated = f"val {self._metric} {value:.4g}"
         self._best = f"{self._direction} {best:.4g}" if best is not None else ""
         self.draw(force=True)
@@ -88,11 +93,16 @@ class Display(progress.Display):
         return self._iteration / self._total if self._total else None
 
     def parts(self) -> list[Part]:
-        """Return the parts of the line, with rate and remaining time once an iteration is done."""
+        """Return the parts of the line, with rate and remaining time once an iteration is done.
+
+        The rate is that of iterations alone. Validations to come are taken to need their present share of the time.
+        """
         rate = self._pace.rate(time.monotonic(), self._iteration)
+        done, remaining = self._iteration - self._start_at, self._total - self._iteration
+        seconds = remaining * (1 / rate + self._validating / done) if rate else 0.0
         return [
             Part(f"iteration {self._iteration}/{self._total}", 0),
-            Part(f"left {clock((self._total - self._iteration) / rate)}" if rate else "", 1),
+            Part(f"left {clock(seconds)}" if rate else "", 1),
             Part(self._loss, 3),
             Part(self._validated, 4),
             Part(self._best, 5),

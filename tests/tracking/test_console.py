@@ -62,6 +62,20 @@ def test_plain_lines(now: list[float]) -> None:
     assert len(lines) == 7  # every ten seconds, the validation, the note
 
 
+def test_a_long_validation_is_no_slow_iteration(now: list[float]) -> None:
+    stream = io.StringIO()
+    with Display(300, 0, "accuracy", True, stream=stream) as display:
+        for iteration in range(1, 102):  # two a second
+            if iteration == 101:
+                now[0] += 100
+                display.validation(100, 0.5, 0.5)
+            now[0] += 0.5
+            display.step(iteration, None)
+        display.validation(101, 0.5, 0.5)
+    # 199 iterations take 99.5 s, and the validations among them 1 s an iteration as before.
+    assert "iteration 101/300  left 4:57  val accuracy 0.5  best 0.5  2 it/s" in stream.getvalue().splitlines()
+
+
 def test_rate_is_of_late(now: list[float]) -> None:
     """After a slow start (compilation), and from where a resumed run began."""
     stream = io.StringIO()
