@@ -60,6 +60,7 @@ ALIKE = {
     "vision/omniglot": "conv4",
     "vision/domains": "conv4",
     "nlp/intents": "ngram_bag",
+    "nlp/domains": "ngram_bag",
     "nlp/bao": "ngram_bag",
     "nlp/fewrel": "ngram_bag",
     "regression/functions": "mlp",
@@ -207,6 +208,7 @@ SMALL = {
     "algorithm=flow": ["algorithm.steps=3", "algorithm.train_way=null"],
     "model=siren": ["model.width=8", "model.depth=2"],
     "task=nlp": ["task.test_ways=[4]"],
+    "task=nlp/domains": ["task.way=2", "task.query=2", "task.test_ways=[]"],
     "task=nlp/bao": ["task.way=2", "task.query=2", "task.test_ways=[]"],
     "task=nlp/fewrel": ["task.way=2", "task.query=2", "task.test_ways=[]"],
     "task=nlp/formal_languages": ["task.shot=3", "task.query=2", "task.lengths=[3,6]"],
@@ -341,6 +343,7 @@ def own_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         **{f"vision/{name}": [f"task.root={image_set(name, root / name)}"] for name in IMAGE_SETS},
         "vision/folder": [f"task.root={root}/images"],
         "nlp/text": [f"task.file={root}/texts.jsonl"],
+        "nlp/domains": ["task.domains=[nlp/text]", f"task.domains.text.file={root}/texts.jsonl"],
         "nlp/bao": [f"task.root={root}"],
         "nlp/fewrel": [f"task.root={root}"],
     }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from metarun.errors import require
 
 KEY = "domains"
-"""Key of a task that lists names of other tasks."""
+"""Key of a task that names other tasks."""
 SMALLEST = {"way": 2, "shot": 1, "query": 1, "test_ways": []}
 """Episode sizes of a domain itself. They have no effect, and fit any data."""
 SET = "metarun.tasks.domains.DomainSet"
@@ -22,21 +22,27 @@ def with_sections(task: dict[str, Any], section_of: Callable[[str], dict[str, An
         section_of: Function that returns the section of a task by its name.
 
     Returns:
-        The section, whose ``domains`` have the last part of each name as key: ``vision/glyphs`` is ``glyphs``.
+        The section. Its ``domains`` have the names of a mapping, ``{new: vision/folder, old: vision/folder}``, or the
+        last parts of a list's names: ``vision/glyphs`` is ``glyphs``.
 
     Raises:
-        UserError: The list is empty, names something else, or names a task twice.
+        UserError: It is empty, names something else, or a list names a task twice.
     """
-    listed = task.get(KEY)
-    if not isinstance(listed, list):
+    named = task.get(KEY)
+    if KEY not in task or (isinstance(named, Mapping) and SET in named.values()):
         return task
+    tasks: list[Any] = [*named.values()] if isinstance(named, Mapping) else named  # type: ignore[assignment]
     require(
-        bool(listed) and all(isinstance(name, str) for name in listed),
-        f"task.{KEY}={listed}: list names of tasks, such as [vision/glyphs, vision/omniglot]",
+        isinstance(tasks, list) and bool(tasks) and all(isinstance(name, str) for name in tasks),
+        f"task.{KEY}={named}: list names of tasks, such as [vision/glyphs, vision/omniglot], or name each domain, "
+        "{new: vision/folder, old: vision/folder}",
     )
-    short = [name.rpartition("/")[2] for name in listed]
-    require(len(set(short)) == len(short), f"task.{KEY}={listed}: each task can be listed once")
-    sections = {key: section_of(name) for key, name in zip(short, listed, strict=True)}
+    short = [*named] if isinstance(named, Mapping) else [name.rpartition("/")[2] for name in tasks]
+    require(
+        len({*short}) == len(short),
+        f"task.{KEY}={named}: each task can be listed once; {{new: vision/folder, old: vision/folder}} names domains",
+    )
+    sections = {key: section_of(name) for key, name in zip(short, tasks, strict=True)}
     for section in sections.values():
         section.update({key: value for key, value in SMALLEST.items() if key in section})
     nested = [key for key, section in sections.items() if KEY in section]

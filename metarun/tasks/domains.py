@@ -1,4 +1,4 @@
-"""Several few-shot families of images as one: meta-training on some of them, tests on others."""
+"""Several few-shot families of one kind of input as one: meta-training on some of them, tests on others."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class Domains(Task):
         self.seed, self.domains = seed, domains.domains
         for name, domain in self.domains.items():
             require(
-                isinstance(domain, FewShot) and domain.modality == "image",
-                f"task.domains: '{name}' is no family of few-shot classification of images",
+                isinstance(domain, FewShot) and domain.modality == self.modality,
+                f"task.domains: '{name}' is no family of few-shot classification of {self.modality}s",
             )
         self.trained, self.tested = self._named("train", train), self._named("test", test)
         self.shape: EpisodeShape = EpisodeShape(way, shot, query, unknown=unknown, varied=episodes == "varied")
@@ -107,7 +107,7 @@ class Domains(Task):
         """Set the spec, and check the shapes of episodes."""
         classes = sum(len(self.domains[name].classes["train"]) for name in self.trained)
         size = next(iter(self.domains.values())).spec.input_shape
-        self.spec = Spec("classification", "image", size, self.shape.way, train_classes=classes)
+        self.spec = Spec("classification", self.modality, size, self.shape.way, train_classes=classes)
         self.check("train", replace(self.shape, unknown=0))
         for split in ("val", "test"):
             self.check(split, self.shape)
@@ -194,7 +194,7 @@ class Domains(Task):
     @property
     def preparation(self) -> Any:
         """The preprocessing of a user's image: that of the first test domain."""
-        return self.domains[self.tested[0]].preparation
+        return getattr(self.domains[self.tested[0]], "preparation", None)
 
     def remarks(self) -> list[str]:
         return [remark for domain in self.domains.values() for remark in domain.remarks()]
@@ -232,6 +232,27 @@ class Domains(Task):
 
     def picture(self, learner: Any) -> Any:
         return self.domains[self.tested[0]].picture(learner)
+
+
+class TextDomains(Domains):
+    """Few-shot classification of texts of several domains; else as :class:`Domains`.
+
+    Vocabulary and statistics of a text model come from the classes that it is meta-trained on.
+    """
+
+    modality: ClassVar[str] = "text"
+
+    @property
+    def train_texts(self) -> list[str]:
+        """Texts of the meta-train classes."""
+        return [text for name in self.trained for text in self.domains[name].train_texts]
+
+    def prepare(self, model: Any) -> None:
+        super().prepare(model)
+        data = [domain.data for domain in self.domains.values()]
+        longest = max(each.x.shape[1] for each in data)
+        for each in data:  # 0 is no token
+            each.x = torch.nn.functional.pad(each.x, (0, longest - each.x.shape[1]))
 
 
 def _floats(values: Tensor, of_all: Sequence[Labelled], key: str) -> Tensor:

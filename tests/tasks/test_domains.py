@@ -14,9 +14,9 @@ from PIL import Image
 import metarun
 from metarun.cli import main
 from metarun.config.build import build
-from metarun.config.compose import compose
+from metarun.config.compose import compose, named
 from metarun.errors import UserError
-from metarun.tasks.domains import Domains, DomainSet
+from metarun.tasks.domains import Domains, DomainSet, TextDomains
 from metarun.tasks.episode import EpisodeShape
 from metarun.tasks.vision.glyphs import Glyphs
 from tests.tasks.letters import letters
@@ -145,3 +145,31 @@ def test_a_run_on_letters_is_tested_on_letters_and_photographs(
     one = metarun.evaluate(run, "task.test=[folder]", "runner.test_episodes=5")
     assert "accuracy_folder" not in one["test"]
     assert one["protocol"]["data"] == "folder"
+
+
+def test_a_run_on_texts_of_one_kind_is_tested_on_those_of_two(tmp_path: Path) -> None:
+    for name, count in (("short", 1), ("long", 7)):
+        lines = ["text,label"]
+        for c in range(9):
+            lines += [f"{' '.join(f'{name}{c}word{i}x{k}' for k in range(count))},{name}{c}" for i in range(6)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+    words = ["task=nlp/domains", "task.domains={a: nlp/text, b: nlp/text}", "task.train=[a]", "task.way=2",
+             "task.query=3", f"task.domains.a.file={tmp_path}/short.csv", f"task.domains.b.file={tmp_path}/long.csv",
+             "model.buckets=256", "model.dim=16", "model.rank=4", "algorithm.train_way=null",
+             "runner.test_episodes=6", "runner.eval_batch=6"]  # fmt: skip
+    run = build(named(compose(words)))
+    task = run.task
+    assert isinstance(task, TextDomains)
+    assert {text.partition("word")[0].rstrip("012345678") for text in task.train_texts} == {"short"}
+    batch, ids = task.batch("test", range(8)), run.algorithm.model.encode(task.domains["b"].texts)
+    assert batch.support.x.shape[-1] == ids.shape[1] > run.algorithm.model.encode(task.domains["a"].texts).shape[1]
+    for index in range(8):  # padding changes no task
+        alone = task.batch("test", [index])
+        assert torch.equal(batch.query.x[index], alone.query.x[0])
+    for name in "ab":
+        (found,) = task.domains[name].batch("test", [0], task.shape).support.x
+        rows = task.domains[name].rows("test", [0], task.shape)[1][0, :, 0]
+        own = run.algorithm.model.encode([task.domains[name].texts[row] for row in rows])
+        assert torch.equal(found[:, : own.shape[1]], own)
+        assert not found[:, own.shape[1] :].any()
+    assert [*task.variants()] == ["", "_a", "_b"]
