@@ -106,6 +106,7 @@ FITTING = [cell for cell in EVERY if fits(*cell)]
 NOTHING_THERE = {
     "protomaml": {"linear"},  # whose head has no offsets, as that of a prototypical network must
     "boil": {"tfidf", "linear", "encoder"},
+    "pmf": {"tfidf", "linear", "encoder"},
     "warpgrad": {"tfidf", "linear", "ngram_bag", "encoder"},
     "warpgrad_steps": {"tfidf", "linear", "ngram_bag", "encoder"},
 }
@@ -274,6 +275,7 @@ SMALL = {
     "algorithm=tnp": ["algorithm.width=8", "algorithm.layers=2"],
     **{f"algorithm={name}": ["algorithm.width=16"] for name in ("cnp", "np", "anp")},
     "algorithm=lasso": ["algorithm.iterations=5"],
+    "algorithm=pmf": ["algorithm.test_steps=2"],
     "model=scikit_learn": ["model.estimator=decision_tree"],
     "algorithm=in_context": ["algorithm.width=8", "runner.meta_batch=2"],
     "algorithm=in_context_language": ["algorithm.width=8", "algorithm.ngrams=[1]", "runner.meta_batch=2"],
