@@ -49,8 +49,8 @@ def run(arguments: Arguments) -> int:
     for values in _corners(search):
         check(named(compose([*overrides, *values])))
     used = resolved(config)
-    if not used["runner"]["validate_every"] or not used["runner"]["iterations"]:
-        raise UserError("a search selects by validation: runner.validate_every and runner.iterations must not be 0")
+    if not used["runner"]["validate_every"]:
+        raise UserError("a search selects by validation: runner.validate_every must not be 0")
     from metarun.search.study import SearchFolder
 
     folder = SearchFolder(Path(used["runner"]["directory"], "search", used["name"]))
@@ -118,8 +118,11 @@ def _finish(study: Study, folder: SearchFolder, config: Mapping[str, Any]) -> in
         ],
     }
     draw(study, importance, folder.path / "search.png")
-    print(f"\n{', '.join(f'{n} {state}' for state, n in study.counts().items())}; ", end="")
-    print(f"{study.spent()} of {whole} iterations ({1 - study.spent() / whole:.0%} saved)")
+    counts = ", ".join(f"{n} {state}" for state, n in study.counts().items())
+    print(
+        f"\n{counts}"
+        + (f"; {study.spent()} of {whole} iterations ({1 - study.spent() / whole:.0%} saved)" if whole else "")
+    )
     for key, share in importance.items():
         print(f"  importance {share:.2f}  {key}")
     for t in best:

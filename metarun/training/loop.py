@@ -55,7 +55,7 @@ def _meta_train(task: Task, engine: Engine, runner: Runner, seed: int, session: 
     noise = StepSeeds(seed)
 
     if outputs is not None and not runner.iterations:
-        if not algorithm.learns and progress.validated is None and outputs.on_validation is not None:
+        if progress.validated is None and outputs.on_validation is not None:
             validate(task, algorithm, runner, stop, outputs)  # a search also compares learners that are not trained
         elif task.spec.kind == "classification" and runner.validate_every and progress.temperature is None:
             evaluate_and_calibrate(task, algorithm, runner, stop, progress)  # its metrics select nothing

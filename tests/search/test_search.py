@@ -80,6 +80,18 @@ def test_one_line_for_what_cannot_be(
     assert message in capsys.readouterr().err
 
 
+def test_learners_that_are_not_trained_are_compared() -> None:
+    """Here by how they are fine-tuned on each task."""
+    words = ["task=regression/sinusoid", "algorithm=maml", "runner.iterations=0", "algorithm.test_steps=1", *WORDS[2:]]
+    assert main(["search", "rates", *words, "runner.val_episodes=10", "--trials", "3"]) == 0
+    folder = Path("outputs/search/sinusoid-maml-rates")
+    (best,) = json.loads((folder / "search.json").read_text())["best"]
+    rows = [json.loads((folder / "trials" / f"{n:04d}" / "metrics.jsonl").read_text()) for n in range(3)]
+    assert [row["iteration"] for row in rows] == [0, 0, 0]
+    assert best["mse"] == pytest.approx(min(row["val/mse"] for row in rows))
+    assert len({row["val/mse"] for row in rows}) == 3
+
+
 def test_the_best_by_validation_is_tested_alone(space: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "mine", *WORDS]) == 0
     folder = Path("outputs/search/sinusoid-maml-mine")
