@@ -66,7 +66,7 @@ class FineTunedEmbedding(EmbeddingLearner):
         self.shift, self.flip, self.jitter = shift, flip, jitter
 
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
-        each = []
+        each: list[Adapted] = []
         for task in range(len(support.y)):
             one = support.map(lambda values, task=task: values[task : task + 1])  # type: ignore[misc]
             tuned = self._tuned(one, self.test_steps if steps is None else steps)
