@@ -29,11 +29,11 @@ def with_sections(task: dict[str, Any], section_of: Callable[[str], dict[str, An
         UserError: It is empty, names something else, or a list names a task twice.
     """
     named = task.get(KEY)
-    if KEY not in task or (isinstance(named, Mapping) and SET in named.values()):
+    if not isinstance(named, list | Mapping) or (isinstance(named, Mapping) and SET in named.values()):
         return task
-    tasks: list[Any] = [*named.values()] if isinstance(named, Mapping) else named  # type: ignore[assignment]
+    tasks = [*named.values()] if isinstance(named, Mapping) else named
     require(
-        isinstance(tasks, list) and bool(tasks) and all(isinstance(name, str) for name in tasks),
+        bool(tasks) and all(isinstance(name, str) for name in tasks),
         f"task.{KEY}={named}: list names of tasks, such as [vision/glyphs, vision/omniglot], or name each domain, "
         "{new: vision/folder, old: vision/folder}",
     )

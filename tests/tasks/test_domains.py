@@ -110,6 +110,7 @@ def test_what_does_not_fit_is_refused() -> None:
     for words, said in (
         ("task.domains=[vision/glyph]", "unknown task 'vision/glyph'"),
         ("task.domains=[]", "list names of tasks"),
+        ("task.domains={a: 3}", "list names of tasks"),
         ("task.domains=[vision/glyphs,vision/glyphs]", "each task can be listed once"),
         ("task.domains=[vision/domains]", "consists of domains itself"),
         ("task.domains=[regression/sinusoid]", "no family of few-shot classification of images"),
