@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_finish() -> None:
-    """Collect garbage less often, and not in what stays: modules and tests are half a million objects."""
+    """Collect garbage less often, and not in what stays: modules and tests are 800,000 objects."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)

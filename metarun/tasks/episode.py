@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any, Literal
 
 from torch import Tensor
@@ -70,6 +71,11 @@ class Labelled:
     def tasks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (x [N, ...], y [N, ...]) of one task after another."""
         return zip(self.x, self.y, strict=True)
+
+    def singly(self) -> Iterator[Labelled]:
+        """Yield the examples of one task after another, each with T = 1."""
+        for task in range(len(self.y)):
+            yield self.map(itemgetter(slice(task, task + 1)))
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Labelled:
         """Apply a function to each tensor.

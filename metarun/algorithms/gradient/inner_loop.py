@@ -262,8 +262,7 @@ class InnerLoopLearner(SupervisedAlgorithm):
     def _one_after_another(self, support: Labelled, first_order: bool) -> tuple[Parameters, Dims]:
         """Run :meth:`adapted` with a rule that carries its state from task to task."""
         each = []
-        for task in range(len(support.y)):
-            one = support.map(lambda values, task=task: values[task : task + 1])  # type: ignore[misc]
+        for one in support.singly():
             *_, (parameters, dims, state) = self.trajectory(one, self.inner_steps, self.inner_batch, first_order)
             if state is not None:
                 self.rule.keep(one_of(state, 0, 0))

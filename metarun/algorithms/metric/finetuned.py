@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metarun.algorithms.adam import Adam
 from metarun.algorithms.metric.head import Head
 from metarun.algorithms.metric.learner import EmbeddingLearner
 from metarun.algorithms.supervised import TASK_LOSS, Adapted
@@ -67,8 +68,7 @@ class FineTunedEmbedding(EmbeddingLearner):
 
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
         each: list[Adapted] = []
-        for task in range(len(support.y)):
-            one = support.map(lambda values, task=task: values[task : task + 1])  # type: ignore[misc]
+        for one in support.singly():
             tuned = self._tuned(one, self.test_steps if steps is None else steps)
             each.extend(EmbeddingLearner.adaptations(tuned, one))
         yield lambda x: torch.cat([adapted(x[task : task + 1]) for task, adapted in enumerate(each)])
@@ -81,15 +81,14 @@ class FineTunedEmbedding(EmbeddingLearner):
         tuned = copy.copy(self)
         tuned._modules = {**self._modules, "model": copy.deepcopy(self.model)}
         trained = [p for p in tuned.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(trained, lr=self.inner_lr)
+        optimizer = Adam(trained, lr=self.inner_lr)
         for _ in range(steps):
             with torch.enable_grad():
                 (adapted,) = EmbeddingLearner.adaptations(tuned, support)
                 prediction = adapted(self.augmented(support.x))
                 loss = TASK_LOSS[self.spec.kind](prediction.flatten(0, 1), support.y.flatten(0, 1))
-                gradients = torch.autograd.grad(loss, trained, allow_unused=True)
-            for parameter, gradient in zip(trained, gradients, strict=True):
-                parameter.grad = gradient
+                optimizer.zero_grad()
+                loss.backward(inputs=trained)
             optimizer.step()
         return tuned
 
