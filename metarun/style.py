@@ -10,7 +10,8 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 from metarun.escape import for_plot, printable
 
@@ -63,6 +64,7 @@ def applied() -> Iterator[None]:
                 "axes.spines.top": False,
                 "axes.titlelocation": "left",
                 "axes.titlesize": 9,
+                "figure.dpi": 110,
                 "figure.titlesize": 10,
                 "grid.color": "#e3e3e3",
                 "image.cmap": "gray",
@@ -71,13 +73,21 @@ def applied() -> Iterator[None]:
                 "legend.edgecolor": "none",
                 "lines.linewidth": 1.6,
                 "lines.markersize": 4,
-                "savefig.dpi": 110,
+                "savefig.dpi": "figure",
                 "savefig.facecolor": "white",
                 "xtick.labelsize": SMALL,
                 "ytick.labelsize": SMALL,
             }
         )
         yield
+
+
+def save(figure: Figure, file: Path | IO[bytes]) -> None:
+    """Write a figure as PNG. It is laid out before, as ``savefig`` itself would draw it twice for that."""
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
+        figure.set_layout_engine(None)
+    figure.savefig(file, format="png")
 
 
 def look(number: int) -> dict[str, Any]:

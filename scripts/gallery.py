@@ -52,7 +52,7 @@ def draw(file: str, runs: Sequence[Path]) -> Path:
     with style.applied():
         for name, _, figure in figures(compare(*gather([str(run) for run in runs]))):
             if name.startswith("learning"):
-                figure.savefig(path)
+                style.save(figure, path)
                 return path
     raise AssertionError(f"no learning curve of {runs}")
 

@@ -185,7 +185,7 @@ def draw(found: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
             axis.set(title=problem, xlabel="step", ylim=(0, 1.3 * first))
         axes[0].set_ylabel("training loss")
         axes[-1].legend()
-        figure.savefig(path)
+        style.save(figure, path)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -127,7 +127,7 @@ def picture(scores: dict[str, NDArray[np.float64]], path: Path) -> None:
         ax.set_yticks(range(models), [[*scores][model].replace("_", " ") for model in order])
         ax.set(xlabel=f"mean rank over {sets} sets; grey: critical difference {critical:.2f}")
         ax.grid(visible=True, axis="x")
-        figure.savefig(path)
+        style.save(figure, path)
 
 
 def export_keel(folder: Path) -> None:

@@ -36,6 +36,12 @@ def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``metarun adapt`` draws nothing; tests/cli/test_adapt.py and tests/test_life.py look at its pictures."""
+    monkeypatch.setattr("metarun.cli.adapt.draw", lambda *_: None)
+
+
+@pytest.fixture
 def float64() -> None:
     """For exact comparisons: float64 is the default, until the test ends; random numbers are those of seed 0."""
     import torch

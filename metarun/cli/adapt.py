@@ -175,7 +175,7 @@ def draw(
     with style.applied():
         figure = sheet(learner.inputs.spec, given, queries, learner, predictions)
         style.entitle(figure, *lines)
-        figure.savefig(out / "sheet.png")
+        style.save(figure, out / "sheet.png")
         panels = []
         if learner.classes and alone.predictions is not None:
             targets = [given.targets[row] for row in alone.rows]
@@ -188,7 +188,7 @@ def draw(
         if panels:
             figure = confusion_figure(learner.classes, panels)
             style.entitle(figure, *lines)
-            figure.savefig(out / "confusion.png")
+            style.save(figure, out / "confusion.png")
 
 
 def beyond_training(rows: int, sections: Mapping[str, Any]) -> list[str]:

@@ -101,7 +101,7 @@ def run(arguments: Arguments) -> int:
         with style.applied():
             figure = picture(measured)
             style.entitle(figure, f"bench {path.stem}", f"{settings.rounds} rounds, {settings.threads} threads")
-            figure.savefig(path.with_suffix(".png"))
+            style.save(figure, path.with_suffix(".png"))
     console.print(f"results    {path}")
     return 0
 

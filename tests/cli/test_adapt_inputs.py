@@ -20,6 +20,7 @@ from metarun.cli import main
 
 QUICK = ["runner.iterations=0", "runner.validate_every=0", "runner.test_episodes=0", "runner.plots=false",
          "runner.device=cpu", "runner.threads=1", "runner.directory=.", "tracker.wandb=disabled"]  # fmt: skip
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def trained(where: Path, *words: str) -> Path:

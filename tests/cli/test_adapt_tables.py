@@ -198,6 +198,7 @@ def test_infinite_numbers_of_the_support_set_are_gaps(tmp_path: Path) -> None:
     assert "length: 1 infinite number is read as a gap" in given.notes
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_columns_are_matched_by_name(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known = write(tmp_path / "known.csv", flowers(12, 0))
     new = [{name: row[name] for name in reversed(row) if name not in ("kind", "unit")} for row in flowers(6, 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -280,10 +281,18 @@ def test_values_mean_the_same_to_every_command(finished: Path, capsys: pytest.Ca
     assert (changes[1]["task.test_shots"], changes[1]["algorithm.test_steps"]) == ([3], 5)
 
 
+@pytest.fixture(scope="module")
+def _done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    root = tmp_path_factory.mktemp("done")
+    assert main([SINE, *QUICK, "runner.threads=1", "name=done", f"runner.directory={root}"]) == 0
+    return root / "done"
+
+
 @pytest.fixture
-def finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    assert main([SINE, *QUICK, "name=done"]) == 0
-    capsys.readouterr()
+def finished(_done: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run, to damage."""
+    shutil.copytree(_done, tmp_path / "outputs" / "done")
     (config,) = tmp_path.glob("outputs/done/*/config.yaml")
     return config.parent
 

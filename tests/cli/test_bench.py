@@ -24,12 +24,16 @@ from metarun.bench.workloads import WORKLOADS, Problem, Workload
 from metarun.cli import main
 from metarun.engine.step import Engine
 from metarun.tasks.episode import EpisodeShape, Spec
+from tests.slow import slow_but
 
 CPU = torch.device("cpu")
 HERE = [peer for peer in peers.PEERS.values() if peers.installed(peer)]
 LONG = ("W2x5", "W3", "W5-Reptile")
 """Workloads of five inner steps, which are checked among the slow tests; the others take one."""
+VARIANTS = ("metarun, whole step", "metarun, chunk 1")
+"""Ways to run the engine, which are checked on the shortest workload; on the others among the slow tests."""
 CELLS = [(name, i) for name, w in WORKLOADS.items() for i in [*METARUN, *HERE] if w.method in i.methods]
+QUICK = [(name, i) for name, i in CELLS if name not in LONG and (name == "W1" or i.name not in VARIANTS)]
 
 
 def small(name: str) -> Workload:
@@ -53,11 +57,7 @@ def test_what_there_is() -> None:
     assert len([i for _, i in CELLS if i.package is None]) == 38
 
 
-@pytest.mark.parametrize(
-    ("name", "implementation"),
-    [pytest.param(*cell, marks=[pytest.mark.slow] if cell[0] in LONG else []) for cell in CELLS],
-    ids=lambda v: getattr(v, "name", v),
-)
+@pytest.mark.parametrize(("name", "implementation"), slow_but(QUICK, CELLS), ids=lambda v: getattr(v, "name", v))
 def test_every_implementation_finds_the_same_gradient(name: str, implementation: Implementation) -> None:
     """The engine's own derivation against torch.autograd through a loop of torch's own layers, in float64."""
     workload = small(name)

@@ -278,6 +278,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbSer
         monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
         monkeypatch.setenv("WANDB_BASE_URL", serving.url)
         monkeypatch.setenv("WANDB_API_KEY", API_KEY)
+        monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "1")  # rows are sent every second, not every 15
         wandb.teardown()
         yield serving
     wandb.teardown()
@@ -309,7 +310,7 @@ def test_the_server_stops_in_mid_run(
         server.stop()
 
     monkeypatch.setattr(loop, "validate", validate)
-    assert main([*SINE, "tracker.finish_timeout=15", "tracker.init_timeout=15"]) == 0
+    assert main([*SINE, "tracker.finish_timeout=5", "tracker.init_timeout=15"]) == 0
     assert "wandb sync" in capsys.readouterr().err
     (run,) = runs(tmp_path)
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 7

@@ -107,7 +107,7 @@ def test_a_stored_configuration_runs_nothing(
 
 
 @pytest.fixture
-def learner(run: Path) -> Path:
+def learner(run: Path, undrawn: None) -> Path:
     Path("s.csv").write_text("x,y\n1,2\n2,3\n0,1\n")
     assert main(["adapt", str(run), "--support", "s.csv", "--out", "kept"]) == 0
     return Path("kept/learner.pt")
