@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hydra import initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
-from hydra._internal.hydra import Hydra
-from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigResult
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -31,17 +21,16 @@ from metarun.config.domains import KEY, with_sections
 from metarun.config.environment import as_written
 from metarun.config.explain import COMPOSING, explain
 from metarun.config.grammar import split, written
+from metarun.config.hydra_loader import compose_with, initialized, start, started
 from metarun.config.locations import absolute
 from metarun.config.origins import tuned
 from metarun.config.overrides import Override, apply, read_single, value_at
 from metarun.config.paths import (
     State,
-    conf_directory,
     is_group,
     misplaced,
     option_file,
     options,
-    user_directories,
     users_state,
 )
 from metarun.config.trust import look_in_current_directory, names_other_code
@@ -94,34 +83,6 @@ class Composed:
         return {"choices": self.choices, "asked": list(self.asked), **({"tuned": values} if values else {})}
 
 
-class _Files(CachingConfigRepository):
-    """Reads each file once. Hydra gets copies, since it changes them as it composes.
-
-    They are copied by pickling, which takes a seventh of the time of ``deepcopy``.
-    """
-
-    def __init__(self, delegate: IConfigRepository) -> None:
-        super().__init__(delegate)
-        self._pickled: dict[str, bytes] = {}
-
-    def load_config(self, config_path: str) -> ConfigResult | None:
-        if config_path not in self._pickled:
-            self._pickled[config_path] = pickle.dumps(super().load_config(config_path=config_path))
-        copy: ConfigResult | None = pickle.loads(self._pickled[config_path])
-        return copy
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Files:
-        return self  # Hydra copies its repository for each composition
-
-
-class _UserConf(SearchPathPlugin):
-    """Hydra plugin that searches the user's directories before the shipped ones."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for directory in reversed(user_directories()):
-            search_path.prepend("metarun-user", f"file://{directory}", anchor="main")
-
-
 def compose(words: Sequence[str], sections: Mapping[str, Mapping[str, Any]] | None = None) -> Composed:
     """Compose the configuration for the given words.
 
@@ -163,7 +124,7 @@ def unresolved(
         ConfigStore.instance().store(_GIVEN, dict(section), group=group, provider="metarun")
     try:
         words = [*(choice.text for choice in choices), *(f"{group}={_GIVEN}" for group in sections)]
-        config = _compose_with(_start(), words) if sections else _compose(words)
+        config = compose_with(start(), words) if sections else _compose(words)
         plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
         del plain["hydra"]
         values = [override for override in overrides if not is_group(override.key)]
@@ -196,7 +157,7 @@ def launch(
     """
     from hydra._internal.callbacks import Callbacks
 
-    with _initialized(job_name="metarun") as hydra:
+    with initialized(job_name="metarun") as hydra:
         words = [*(setting.text for setting in settings), *jobs[0]]
         config = hydra.compose_config("config", words, run_mode=RunMode.MULTIRUN, with_log_configuration=True)
         context = HydraContext(hydra.config_loader, Callbacks(config))
@@ -208,7 +169,7 @@ def launch(
 def sweep_directory(settings: Sequence[Override], words: Sequence[str]) -> Path:
     """Return the directory of a sweep that starts now; ``words`` are those of one of its runs."""
     try:
-        config = _compose_with(_start(), [*(setting.text for setting in settings), *words])
+        config = compose_with(start(), [*(setting.text for setting in settings), *words])
         return Path(config.hydra.sweep.dir).expanduser()
     except COMPOSING as error:
         raise UserError(explain(error)) from None
@@ -262,34 +223,7 @@ def _compose(words: Sequence[str]) -> DictConfig:
 
 @lru_cache(maxsize=256)
 def _hydras(words: tuple[str, ...], state: State) -> DictConfig:
-    return _compose_with(_started(state), words)
-
-
-@lru_cache(maxsize=1)
-def _started(_: State) -> Hydra:
-    return _start()
-
-
-def _start() -> Hydra:
-    """Return Hydra with the present configuration files, each of which it reads once."""
-    with _initialized() as hydra:
-        assert isinstance(hydra.config_loader, ConfigLoaderImpl)
-        hydra.config_loader.repository = _Files(hydra.config_loader.repository)  # type: ignore[assignment]
-        return hydra
-
-
-@contextmanager
-def _initialized(**options: str) -> Iterator[Hydra]:
-    Plugins.instance().register(_UserConf)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(conf_directory()), version_base="1.3", **options):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        yield hydra
-
-
-def _compose_with(hydra: Hydra, words: Sequence[str]) -> DictConfig:
-    return hydra.compose_config("config", [*words], RunMode.RUN, from_shell=False)
+    return compose_with(started(state), words)
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
