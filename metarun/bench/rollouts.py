@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
-from rich import box
 from rich.table import Table
 
 from metarun.algorithms.functional import call_with
 from metarun.algorithms.rl.collect import Act, collect
+from metarun.bench.speeds import Speed, sample, speed_table
 from metarun.config.build import construct
 from metarun.config.compose import compose
 from metarun.errors import UserError
@@ -28,31 +24,12 @@ VECTOR_SIZE = 64
 """Number of environments in a Gymnasium vector environment."""
 
 
-@dataclass
-class Speed:
-    """Speed of one way to collect environment steps, in steps per second with one sample per round."""
-
-    name: str
-    about: str
-    run: Callable[[], int]
-    """Takes environment steps and returns their number."""
-    samples: list[float] = field(default_factory=list)
-
-    def ratios(self, base: Speed) -> list[float]:
-        """Return the speed relative to ``base`` in each round."""
-        return [own / other for own, other in zip(self.samples, base.samples, strict=True)]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the samples for the JSON file."""
-        return {"name": self.name, "what": self.about, "steps_per_s": self.samples, "median": median(self.samples)}
-
-
 def rollouts(
     rounds: int, threads: int, tasks: int = TASKS, num_envs: int = NUM_ENVS, vector_size: int = VECTOR_SIZE
 ) -> list[Speed]:
     """Measure the speed of rollout collection.
 
-    After a warm-up, each round measures all ways in turn. Learners compute in one thread.
+    Learners compute in one thread.
 
     Args:
         rounds: Number of rounds.
@@ -74,12 +51,7 @@ def rollouts(
                 *cheetah(tasks, num_envs, threads),
                 *navigation(tasks, num_envs),
             ]
-            for number in range(rounds + 1):
-                for speed in speeds:
-                    start = time.perf_counter()
-                    steps = speed.run()
-                    if number:
-                        speed.samples.append(steps / (time.perf_counter() - start))
+            sample(speeds, rounds)
         return speeds
     finally:
         torch.set_num_threads(before)
@@ -156,14 +128,7 @@ def navigation(tasks: int, num_envs: int) -> Iterator[Speed]:
         yield Speed(short, f"{tasks} x {num_envs} points in the plane, one thread: the collector, {name}", run)
 
 
-def speed_table(speeds: list[Speed]) -> Table:
-    """Return a table of speeds, with the ratio to MuJoCo's thread pool in the same round."""
-    result = Table(box=box.SIMPLE_HEAD, title="rollouts   steps a second", title_justify="left", collapse_padding=True)
-    for heading in ("", "median", "lowest", "highest", f"of {BASE}", "what"):
-        result.add_column(heading, justify="right" if heading not in ("", "what") else "left")
-    (base,) = (speed for speed in speeds if speed.name == BASE)
-    for speed in speeds:
-        numbers = (median(speed.samples), min(speed.samples), max(speed.samples))
-        ratio = f"{median(speed.ratios(base)):.3g}" if "navigation" not in speed.name else ""
-        result.add_row(speed.name, *(f"{number:,.0f}" for number in numbers), ratio, speed.about)
-    return result
+def rollouts_table(speeds: list[Speed]) -> Table:
+    """Return a table of speeds, those of cheetahs relative to MuJoCo's thread pool too."""
+    related = [speed for speed in speeds if "navigation" not in speed.name]
+    return speed_table("rollouts   steps a second", speeds, BASE, related)

@@ -13,7 +13,7 @@ class Settings:
     """Settings of a benchmark."""
 
     workloads: Sequence[str]
-    """Names of workloads, ``end_to_end``, ``rollouts`` or ``runs``."""
+    """Names of workloads, ``end_to_end``, ``rollouts``, ``tables`` or ``runs``."""
     peers: Sequence[str] | None
     """Libraries to compare with besides learn2learn. ``None`` means all that are installed."""
     rounds: Positive

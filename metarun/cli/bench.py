@@ -31,6 +31,7 @@ log = logging.getLogger("metarun")
 
 END_TO_END = "end_to_end"
 ROLLOUTS = "rollouts"
+TABLES = "tables"
 RUNS = "runs"
 LISTS = ("workloads", "peers")
 """Keys whose values are lists and may be written without brackets: ``workloads=W1,W2``."""
@@ -83,11 +84,17 @@ def run(arguments: Arguments) -> int:
             )
             result[END_TO_END] = {**dataclasses.asdict(whole), "share": whole.share}
         if ROLLOUTS in names:
-            from metarun.bench.rollouts import rollouts, speed_table
+            from metarun.bench.rollouts import rollouts, rollouts_table
 
             speeds = rollouts(settings.rounds, settings.threads)
-            console.print(speed_table(speeds))
+            console.print(rollouts_table(speeds))
             result[ROLLOUTS] = [speed.as_dict() for speed in speeds]
+        if TABLES in names:
+            from metarun.bench.tables import tables, tables_table
+
+            speeds = tables(settings.rounds, device)
+            console.print(tables_table(speeds))
+            result[TABLES] = [speed.as_dict() for speed in speeds]
     if RUNS in names:  # with the threads that each run chooses
         from metarun.bench import runs
 
@@ -127,7 +134,7 @@ def read(words: Sequence[str]) -> Settings:
 
 def chosen_workloads(asked: Iterable[str], known: Iterable[str]) -> list[str]:
     """The workloads of the given names, ``W5`` standing for all that begin with ``W5-``, each once."""
-    every = [*known, END_TO_END, ROLLOUTS, RUNS]
+    every = [*known, END_TO_END, ROLLOUTS, TABLES, RUNS]
     chosen: list[str] = []
     for name in asked:
         found = [k for k in every if k == name or k.startswith(f"{name}-")]

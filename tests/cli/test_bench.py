@@ -16,10 +16,12 @@ from metarun.bench.compare import Row, flat_gradient, measure_memory, relative_e
 from metarun.bench.end_to_end import end_to_end, record_steps
 from metarun.bench.implementations import METARUN, Implementation, PreparedStep
 from metarun.bench.machine import limit_threads, measure_added_memory, time_step
+from metarun.bench.peers import nanotabpfn
 from metarun.bench.peers.learn2learn import MAMLReplica
 from metarun.bench.report import legend, picture, table
-from metarun.bench.rollouts import rollouts, speed_table
+from metarun.bench.rollouts import rollouts, rollouts_table
 from metarun.bench.runs import runs_table, time_runs
+from metarun.bench.tables import random_tables, tables, tables_table
 from metarun.bench.workloads import WORKLOADS, Problem, Workload
 from metarun.cli import main
 from metarun.engine.step import Engine
@@ -176,8 +178,24 @@ def test_rollouts() -> None:
     base, collector = speeds[2:4]
     assert (base.name, collector.name) == ("MuJoCo's pool", "metarun, cheetah")
     assert collector.ratios(base)[1] == collector.samples[1] / base.samples[1]
-    assert speed_table(speeds).row_count == 6
+    assert rollouts_table(speeds).row_count == 6
     assert torch.get_num_threads() == 1
+
+
+def test_tables() -> None:
+    speeds = tables(2, CPU, count=2)
+    assert [speed.name for speed in speeds] == ["nanoTabPFN", "metarun", "metarun, as wide"]
+    assert all(len(speed.samples) == 2 and min(speed.samples) > 0 for speed in speeds)
+    assert tables_table(speeds).row_count == 3
+
+
+def test_nanotabpfn_reads_rows_and_columns_in_any_order_and_each_query_alone(float64: None) -> None:
+    batch = random_tables(2).map(lambda t: t.double() if t.is_floating_point() else t)
+    network, (x, y), query = nanotabpfn.Network(2), (batch.support.x, batch.support.y), batch.query.x
+    found, rows, columns = network(x, y, query), torch.randperm(x.shape[1]), torch.randperm(x.shape[2])
+    assert torch.allclose(network(x[:, rows], y[:, rows], query), found)
+    assert torch.allclose(network(x[..., columns], y, query[..., columns]), found)
+    assert torch.allclose(network(x, y, query[:, 3:4]), found[:, 3:4])
 
 
 def test_only_the_run_s_own_steps_are_clocked() -> None:
