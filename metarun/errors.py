@@ -7,6 +7,10 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from traceback import FrameSummary
 
 
 class UserError(Exception):
@@ -83,3 +87,21 @@ def shortened(text: object, most: int = 120) -> str:
     """Return ``text`` for a message: on one line, cut in the middle if it is long, unprintable characters escaped."""
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
     return shown if len(shown) <= most else f"{shown[: most // 2]}...{shown[-most // 4 :]}"
+
+
+def users_frame(error: BaseException) -> FrameSummary | None:
+    """Return the innermost frame of an exception's traceback that is a user's own code; ``None`` if there is none.
+
+    Metarun, Python's library and everything under a folder of installed packages, whichever interpreter or environment
+    it belongs to, are not the user's.
+    """
+    import sysconfig
+    from traceback import extract_tb
+
+    installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")]
+    known = tuple(f"{folder}{os.sep}" for folder in (os.path.dirname(__file__), *installed))
+    for frame in reversed(extract_tb(error.__traceback__)):
+        packaged = {"site-packages", "dist-packages"}.intersection(frame.filename.split(os.sep))
+        if not packaged and not frame.filename.startswith(("<", *known)) and os.path.isfile(frame.filename):
+            return frame
+    return None

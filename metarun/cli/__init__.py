@@ -15,7 +15,7 @@ from metarun import streams
 from metarun.cli import lifeline
 from metarun.cli.arguments import COMMON, parse
 from metarun.cli.commands import COMMANDS
-from metarun.errors import Interrupted, RunFailed, UserError, conceal, nearest, reason
+from metarun.errors import Interrupted, RunFailed, UserError, conceal, nearest, reason, users_frame
 from metarun.escape import printable
 
 _FLAGS = frozenset(name for option in COMMON for name in (option.name, option.short))
@@ -117,13 +117,5 @@ def _complain(error: BaseException, status: int) -> int:
 
 def users_place(error: BaseException) -> str | None:
     """Return the innermost location in a user's own code, ``FILE:LINE, in FUNCTION,``; ``None`` if there is none."""
-    import sysconfig
-    from traceback import extract_tb
-
-    installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib", "scripts")]
-    known = [os.path.dirname(os.path.dirname(__file__)), *installed]
-    for frame in reversed(extract_tb(error.__traceback__)):
-        own = not frame.filename.startswith(("<", *(f"{folder}{os.sep}" for folder in known)))
-        if own and os.path.isfile(frame.filename):
-            return f"{frame.filename}:{frame.lineno}, in {frame.name},"
-    return None
+    frame = users_frame(error)
+    return frame and f"{frame.filename}:{frame.lineno}, in {frame.name},"

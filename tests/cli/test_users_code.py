@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 import metarun
 from metarun.cli import main
 from metarun.config.paths import use_config_dir
+from metarun.errors import users_frame
 
 ROOT = Path(metarun.__file__).parents[1]
 MODEL = """
@@ -85,6 +87,21 @@ def test_a_method(own: list[str], algorithm: str, tmp_path: Path, capsys: pytest
     last = capsys.readouterr().err.splitlines()[-1]
     line = MODEL.splitlines().index("        return self.layer(x)") + 1
     assert last.startswith(f"metarun: {tmp_path / 'picky.py'}:{line}, in forward, raised RuntimeError: mat1 and mat2")
+
+
+def test_packages_of_another_environment_are_not_the_users(tmp_path: Path) -> None:
+    """Of an environment that this one sees by a ``.pth`` file, or of the system."""
+    mine = tmp_path / "mine.py"
+    mine.write_text("def call(f):\n    return f()\n")
+    for folder in ("lib/python3/dist-packages", "other/lib/python3.11/site-packages"):
+        theirs = tmp_path / folder / "theirs.py"
+        theirs.parent.mkdir(parents=True)
+        theirs.write_text("def fail():\n    return 1 / 0\n")
+        with pytest.raises(ZeroDivisionError) as raised:
+            runpy.run_path(str(mine))["call"](runpy.run_path(str(theirs))["fail"])
+        frame = users_frame(raised.value)
+        assert frame is not None
+        assert (frame.filename, frame.lineno) == (str(mine), 2)
 
 
 def test_metaruns_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

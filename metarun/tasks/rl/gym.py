@@ -10,7 +10,6 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarun.errors import RunFailed, UserError, nearest, require
+from metarun.errors import RunFailed, UserError, nearest, require, users_frame
 from metarun.extras import imported
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Spec
@@ -332,12 +331,8 @@ def give_back(family: GymFamily, parameters: Sequence[Any], rows: Sequence[Seque
 
 
 def raised(error: Exception) -> str:
-    """Describe an exception on one line, with the innermost line outside metarun and libraries (or else the
-    innermost one).
-    """
-    frames = traceback.extract_tb(error.__traceback__)
-    own = Path(__file__).parents[2]
-    written = [f for f in frames if "site-packages" not in f.filename and own not in Path(f.filename).parents]
-    where = f" ({(written or frames)[-1].filename}, line {(written or frames)[-1].lineno})" if frames else ""
+    """Describe an exception on one line, with the innermost line of a user's own code, or else the innermost one."""
+    frame = users_frame(error) or next(reversed(traceback.extract_tb(error.__traceback__)), None)
+    where = f" ({frame.filename}, line {frame.lineno})" if frame else ""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}{f': {text[:200]}' if text else ''}{where}"
