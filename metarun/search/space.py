@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from metarun.errors import UserError, nearest
@@ -22,7 +24,7 @@ class Search:
     """A checked search section.
 
     Attributes:
-        trials: Number of trials.
+        trials: Largest number of trials. If the space has no more combinations, each is tried once.
         prune: If true, stop trials that validate worse than the median at the same iteration.
         startup: Finished trials before any is pruned and before the sampler learns from them.
         objectives: ``maximize`` or ``minimize`` for each objective, or ``None`` for the task's own metric.
@@ -81,6 +83,22 @@ class Search:
             else:
                 found[key] = FloatDistribution(float(low), float(high), bool(log), step)
         return found
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """Return the parameters of all combinations of values, if there are at most ``trials``; else an empty list."""
+        from optuna.distributions import CategoricalDistribution, IntDistribution
+
+        values: list[Sequence[Any]] = []
+        for each in self.distributions().values():
+            if isinstance(each, CategoricalDistribution):
+                values.append(each.choices)
+            elif isinstance(each, IntDistribution):
+                values.append(range(each.low, each.high + 1, each.step))
+            else:
+                return []
+        if prod(map(len, values)) > self.trials:
+            return []
+        return [dict(zip(self.space, chosen, strict=True)) for chosen in product(*values)]
 
     def values(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return the value of each key for the parameters of an Optuna trial."""

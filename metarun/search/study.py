@@ -132,6 +132,7 @@ class Study:
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.folder, self.search, self.metric, self.iterations = folder, search, metric, iterations
         self.objectives = dict(search.objectives or {metric: "maximize" if higher_is_better else "minimize"})
+        self.combinations = search.combinations()
         single = len(self.objectives) == 1
         pruner = optuna.pruners.MedianPruner(n_startup_trials=search.startup)
         lock: Any = JournalLock(folder)  # has the two methods of Optuna's BaseJournalFileLock
@@ -152,7 +153,8 @@ class Study:
 
     def work(self, build: Builder) -> None:
         """Run trials until the search has its number of them. Trials of killed workers come first."""
-        with Progress("trial", self.search.trials, done=self._finished(), outer=True) as progress:
+        total = len(self.combinations) or self.search.trials
+        with Progress("trial", total, done=self._finished(), outer=True) as progress:
             while self._run_next(build):
                 progress.update(self._finished() - progress.done)
 
@@ -179,9 +181,15 @@ class Study:
         return None
 
     def _new(self, held: contextlib.ExitStack) -> optuna.Trial | None:
-        """Sample a new trial and lock it, or return ``None`` if there are enough."""
-        if len(self.optuna.get_trials(deepcopy=False)) >= self.search.trials:
+        """Sample a new trial and lock it, or return ``None`` if there are enough or all combinations were tried."""
+        tried = [trial.params for trial in self.optuna.get_trials(deepcopy=False)]
+        if len(tried) >= self.search.trials:
             return None
+        if self.combinations:
+            left = [parameters for parameters in self.combinations if parameters not in tried]
+            if not left:
+                return None
+            self.optuna.enqueue_trial(left[0])
         trial = self.optuna.ask(self.search.distributions())
         held.enter_context(self.folder.locked(f"{trial.number:04d}"))
         return trial

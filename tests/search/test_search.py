@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from metarun.cli import main
 from metarun.errors import UserError
@@ -126,6 +127,26 @@ def test_the_best_by_validation_is_tested_alone(space: Path, capsys: pytest.Capt
     space.write_text(json.dumps({**SECTION, "space": {"algorithm.inner_lr": [0.1, 0.2]}}))
     assert main(["search", "mine", *WORDS]) == 2
     assert "holds another search" in capsys.readouterr().err
+
+
+def test_a_small_space_is_tried_once_each(space: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = {"algorithm.inner_lr": [0.1, 0.01], "algorithm.inner_steps": {"low": 1, "high": 2}}
+    space.write_text(json.dumps({**SECTION, "trials": 20, "prune": False, "space": few}))
+    short = ["runner.iterations=2", "runner.plots=false", "algorithm.test_steps=1"]
+    assert main(["search", "mine", *WORDS, *short]) == 0
+    runs = sorted(Path("outputs/search/sinusoid-maml-mine/trials").iterdir())
+    tried = [yaml.safe_load((run / "config.yaml").read_text())["algorithm"] for run in runs]
+    assert {(each["inner_lr"], each["inner_steps"]) for each in tried} == {(0.1, 1), (0.1, 2), (0.01, 1), (0.01, 2)}
+    assert len(tried) == 4
+    assert "4 complete" in capsys.readouterr().out
+
+
+def test_combinations_are_those_of_spaces_that_have_few() -> None:
+    few = {"a": [1, 2], "b": {"low": 1, "high": 5, "step": 2}}
+    assert Search.of({**SECTION, "trials": 6, "space": few}).combinations()[:2] == [{"a": 0, "b": 1}, {"a": 0, "b": 3}]
+    assert len(Search.of({**SECTION, "trials": 6, "space": few}).combinations()) == 6
+    assert Search.of({**SECTION, "trials": 5, "space": few}).combinations() == []
+    assert Search.of({**SECTION, "space": {"a": {"low": 0.1, "high": 0.2}}}).combinations() == []
 
 
 def test_several_objectives(space: Path) -> None:
