@@ -20,15 +20,12 @@ from typing import Any, Literal
 from metarun.cli.output import print_summary
 from metarun.config.check import check
 from metarun.config.compose import (
-    Composed,
-    asked_keys,
-    chosen,
     compose,
+    described,
     for_hydra,
     launch,
     named,
     of_sweeps,
-    resolve,
     sweep_directory,
 )
 from metarun.config.overrides import Override, read, word
@@ -106,7 +103,7 @@ def job(count: int, config: Any) -> None:
     note = Job(asked, "started", log=_output())
     note.write(directory, hydra.job.num)
     try:
-        composed = Composed(resolve(config), chosen(hydra.runtime.choices), asked_keys(words))
+        composed = described(config, hydra.runtime.choices, words, {})
         wanted = named(composed)
         finished, started = earlier(wanted, same_data(wanted))
         if finished is not None:

@@ -70,11 +70,13 @@ class Composed:
         config: The configuration, resolved except for values of environment variables.
         choices: The chosen option of each group, ``{"task": "vision/glyphs", ...}``.
         asked: Keys that the user set, rather than an option's file.
+        other_task: True if the task is another than that of the chosen recipe.
     """
 
     config: dict[str, Any]
     choices: dict[str, str]
     asked: tuple[str, ...] = ()
+    other_task: bool = False
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -94,10 +96,20 @@ def compose(words: Sequence[str], sections: Mapping[str, Mapping[str, Any]] | No
         UserError: A word names no key, an option does not exist, or a value cannot be resolved.
     """
     own, hydra = unresolved(words, sections)
-    choices = chosen(hydra.runtime.choices)
-    for group, section in (sections or {}).items():
+    return described(own, hydra.runtime.choices, words, sections or {})
+
+
+def described(
+    config: DictConfig, options: Mapping[str, str], words: Sequence[str], sections: Mapping[str, Mapping[str, Any]]
+) -> Composed:
+    """Resolve the configuration for ``words`` and ``sections``, of which Hydra has chosen ``options``."""
+    choices = chosen(options)
+    for group, section in sections.items():
         choices[group] = str(section["_target_"]).rpartition(".")[2].lower()
-    return Composed(resolve(own), choices, asked_keys(words))
+    recipe, other_task = choices.get("experiment"), False
+    if recipe and ("task" in sections or any(split(word)[1] == "task" for word in words)):
+        other_task = choices["task"] != unresolved([f"experiment={recipe}"])[1].runtime.choices.task
+    return Composed(resolve(config), choices, asked_keys(words), other_task)
 
 
 def asked_keys(words: Sequence[str]) -> tuple[str, ...]:
@@ -268,9 +280,10 @@ def chosen(choices: Mapping[str, str]) -> dict[str, str]:
     return {group: name for group, name in choices.items() if "hydra" not in group and group not in _DERIVED and name}
 
 
-def default_name(choices: Mapping[str, str]) -> str:
-    """Return a run's default name: ``omniglot-maml``, or the recipe's path."""
-    if choices.get("experiment"):
+def default_name(composed: Composed) -> str:
+    """Return a run's default name: ``omniglot-maml``, or the path of a recipe whose task it has."""
+    choices = composed.choices
+    if choices.get("experiment") and not composed.other_task:
         return choices["experiment"].replace("/", "-")
     return f"{choices['task'].rsplit('/')[-1]}-{choices['algorithm'].rsplit('/')[-1]}"
 
@@ -281,5 +294,5 @@ def named(composed: Composed) -> dict[str, Any]:
     runner = config.get("runner")
     if isinstance(runner, dict) and isinstance(where := runner.get("directory"), str):
         config["runner"] = {**runner, "directory": os.path.expanduser(where)}
-    config["name"] = config.get("name") or default_name(composed.choices)
+    config["name"] = config.get("name") or default_name(composed)
     return config

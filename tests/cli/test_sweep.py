@@ -129,13 +129,13 @@ def test_what_is_done_is_not_launched_and_equal_options_are_composed_once(monkey
     done = {path.parent for path in Path("outputs").glob("*/*/summary.json")}
     assert len(done) == 4
     composed: list[Any] = []
-    compose_with = compose_module._compose_with
+    compose_with = compose_module.compose_with
 
     def counted(hydra: Any, words: Any) -> Any:
         composed.append([*words])
         return compose_with(hydra, words)
 
-    monkeypatch.setattr(compose_module, "_compose_with", counted)
+    monkeypatch.setattr(compose_module, "compose_with", counted)
     compose_module._hydras.cache_clear()
     monkeypatch.setattr(sweep, "launch", lambda *_: pytest.fail("launched"))
     assert main(words) == 0

@@ -1,11 +1,13 @@
-"""Composition: what is remembered is forgotten when a file changes."""
+"""Composition: what is remembered is forgotten when a file changes; the names of runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from metarun.config.catalogue import entry
-from metarun.config.compose import compose
+from metarun.config.compose import compose, named
 from metarun.config.paths import config_dir_in_use
 
 
@@ -19,6 +21,21 @@ def test_an_edited_option_is_composed_anew(tmp_path: Path) -> None:
             found = entry("task", "own")
             assert found is not None
             assert found.section["shot"] == shot
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["experiment=maml/sinusoid"], "maml-sinusoid"),
+        (["experiment=maml/sinusoid", "algorithm=cavia"], "maml-sinusoid"),
+        (["experiment=maml/sinusoid", "task=regression/sinusoid"], "maml-sinusoid"),
+        (["experiment=maml/sinusoid", "task=regression/gp"], "gp-maml"),
+        (["task=regression/gp", "algorithm=cavia"], "gp-cavia"),
+        (["experiment=maml/sinusoid", "task=regression/gp", "name=mine"], "mine"),
+    ],
+)
+def test_a_run_has_the_name_of_a_recipe_whose_task_it_has(words: list[str], name: str) -> None:
+    assert named(compose(words))["name"] == name
 
 
 def test_what_a_caller_changes_is_its_own() -> None:
