@@ -182,6 +182,8 @@ class Study:
 
     def _new(self, held: contextlib.ExitStack) -> optuna.Trial | None:
         """Sample a new trial and lock it, or return ``None`` if there are enough or all combinations were tried."""
+        import optuna
+
         tried = [trial.params for trial in self.optuna.get_trials(deepcopy=False)]
         if len(tried) >= self.search.trials:
             return None
@@ -189,7 +191,8 @@ class Study:
             left = [parameters for parameters in self.combinations if parameters not in tried]
             if not left:
                 return None
-            self.optuna.enqueue_trial(left[0])
+            # Not by `enqueue_trial`: a kill before the next line would leave a trial that waits and counts.
+            self.optuna.sampler = optuna.samplers.PartialFixedSampler(left[0], optuna.samplers.RandomSampler())
         trial = self.optuna.ask(self.search.distributions())
         held.enter_context(self.folder.locked(f"{trial.number:04d}"))
         return trial
