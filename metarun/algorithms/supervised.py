@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Algorithm, Metrics
-from metarun.algorithms.schedule import Schedule
+from metarun.algorithms.outer_optimizer import Adam, Schedule
 from metarun.algorithms.unknown import detection_metrics
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.types import Decay
@@ -160,7 +159,7 @@ class SupervisedAlgorithm(Algorithm):
     def apply_gradients(self) -> None:
         """Take an optimizer step with the gradients stored on the parameters."""
         if self.optimizer is not None:
-            self.schedule.apply(self.optimizer, self.iteration)
+            self.optimizer.param_groups[0]["lr"] = self.schedule.rate(self.iteration)
             self.optimizer.step()
 
     # Statistics that meta-training takes from the features of its tasks, such as their mean.

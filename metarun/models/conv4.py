@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.errors import require
+from metarun.models.mlp import as_float
 from metarun.models.norm import BatchNorm
 from metarun.tasks.episode import Spec
 from metarun.types import Count, Positive
@@ -87,8 +88,3 @@ class Conv4(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.maps(x)
         return x.mean((2, 3)) if self.reduce == "mean" else x.flatten(1)
-
-
-def as_float(x: Tensor) -> Tensor:
-    """Convert uint8 images in 0..255 to floats in 0..1. Other tensors are returned as they are."""
-    return x.to(torch.get_default_dtype()) / 255 if x.dtype == torch.uint8 else x

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.models.cards import Card
-from metarun.models.conv4 import as_float
+from metarun.models.mlp import as_float
 from metarun.models.pretrained import Embed, Embedder, embed_once, fingerprint, pretrained_protocol, select_trained
 from metarun.tasks.episode import Spec
 from metarun.types import Interpolation, Rate, Tune

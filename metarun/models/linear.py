@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from metarun.models.conv4 import as_float
+from metarun.models.mlp import as_float
 
 
 class Linear(nn.Module):

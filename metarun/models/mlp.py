@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from math import prod
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
-from metarun.models.conv4 import as_float
 from metarun.models.norm import BatchNorm
 from metarun.tasks.episode import Spec
 from metarun.types import Positive
@@ -60,3 +60,8 @@ def finn_init(layer: nn.Linear, std: float = 0.01) -> None:
     """Initialise a layer with truncated normal weights and zero biases, in place."""
     nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
     nn.init.zeros_(layer.bias)
+
+
+def as_float(x: Tensor) -> Tensor:
+    """Convert uint8 images in 0..255 to floats in 0..1. Other tensors are returned as they are."""
+    return x.to(torch.get_default_dtype()) / 255 if x.dtype == torch.uint8 else x

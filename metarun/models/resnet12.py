@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.errors import require
-from metarun.models.conv4 import as_float
+from metarun.models.mlp import as_float
 from metarun.models.norm import BatchNorm
 from metarun.tasks.episode import Spec
 from metarun.types import Fraction, Positive

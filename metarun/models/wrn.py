@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.errors import require
-from metarun.models.conv4 import as_float
+from metarun.models.mlp import as_float
 from metarun.models.norm import BatchNorm
 from metarun.tasks.episode import Spec
 from metarun.types import Fraction, Positive

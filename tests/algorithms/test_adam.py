@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.adam import Adam
+from metarun.algorithms.outer_optimizer import Adam
 
 SHAPES = [(40, 1), (7,), (4, 6, 3, 3), (1,), (13, 5)]
 

@@ -16,6 +16,7 @@ from torch.func import grad, vmap
 
 from metarun.kernels.conv import Col2Im, Geometry, Im2Col
 from metarun.kernels.mode import REPLACED, TaskBatched
+from metarun.kernels.shared import add_to_shared
 
 TASKS, BATCH = 3, 4
 
@@ -171,6 +172,24 @@ def test_weights_in_any_layout_give_the_same() -> None:
         f = vmap(partial(conv, stride=2, padding=1))
         channels_last = w.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
         assert torch.allclose(f(x, w), f(x, channels_last))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (0, 2, 4, 1, 3), (3, 0, 1, 4, 2)], ids=str)
+def test_two_derivatives_of_an_addition_to_a_shared_tensor_are_the_plain_ones(order: tuple[int, ...]) -> None:
+    """Whatever the order in memory of the gradient that comes in."""
+    torch.manual_seed(0)
+    shared = torch.randn(2, 3, 4, 5, requires_grad=True)
+    sizes = (TASKS, *shared.shape)
+    each = torch.randn(sizes, requires_grad=True)
+    weight = torch.randn([sizes[d] for d in order]).permute(sorted(range(5), key=order.__getitem__))
+
+    def derivatives(add: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+        y = add(shared, each)
+        first = torch.autograd.grad((y.sin() * weight).sum(), (shared, each), create_graph=True)
+        return [y, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), (shared, each))]
+
+    for ours, plain in zip(derivatives(add_to_shared), derivatives(torch.add), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
 
 def test_other_convolutions_are_left_to_torch() -> None:

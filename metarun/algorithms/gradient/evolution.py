@@ -94,10 +94,12 @@ class Evolution(TruncatedUnroll):
         for step, (x, y) in enumerate(minibatches(batch.support, last - first, learner.inner_batch), first):
             move = with_meta(learner, partial(learner.inner_step, step, False))
             dims = (0, 0, None if state is None else 0, 0, 0, 0)
-            parameters, state = learner.map_tasks(move, dims, meta, parameters, state, initial, twice(x), twice(y))
+            changes, state = learner.map_tasks(move, dims, meta, parameters, state, initial, twice(x), twice(y))
+            parameters = {name: p + changes[name] for name, p in parameters.items()}
             if self.along or step + 1 == last:
-                predict = with_meta(learner, partial(learner.predict_query, step=step))
-                predictions = learner.map_tasks(predict, (0, 0, 0, 0), meta, parameters, support.x, query.x)
+                predict = with_meta(learner, learner.predict)
+                each = (0, 0, 0, None, 0)
+                predictions = learner.map_tasks(predict, each, meta, parameters, query.x, step, support.x)
                 metrics = prediction_metrics(learner.spec, predictions, query.y)
             if self.along or step + 1 == learner.inner_steps:
                 losses = losses + self.task_objectives(metrics)

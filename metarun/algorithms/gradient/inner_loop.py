@@ -28,8 +28,8 @@ from metarun.algorithms.gradient.pieces import (
 )
 from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, prediction_metrics
 from metarun.kernels.bfloat16 import bfloat16_disabled
-from metarun.kernels.broadcast_add import broadcast_add
 from metarun.kernels.mode import TaskBatched
+from metarun.kernels.shared import add_to_shared
 from metarun.models.norm import statistics_from
 from metarun.tasks.episode import Labelled, TaskBatch
 
@@ -128,8 +128,12 @@ class InnerLoopLearner(SupervisedAlgorithm):
         for step, (x, y) in enumerate(minibatches(support, steps, size), done):
             inner_step = partial(self.inner_step, step, first_order, predict=predict)
             argument_dims = (dims, None if state is None else 0, initial_dims, 0, 0)
-            parameters, state = self.map_tasks(inner_step, argument_dims, parameters, state, initial, x, y)
-            dims = 0
+            changes, state = self.map_tasks(inner_step, argument_dims, parameters, state, initial, x, y)
+            moved = {}
+            for name, p in parameters.items():
+                shared = p.dim() < changes[name].dim()
+                moved[name] = add_to_shared(p, changes[name]) if shared else p + changes[name]
+            parameters, dims = moved, 0
             yield parameters, dims, state
 
     def begin(self, support: Labelled) -> InnerLoopState:
@@ -157,16 +161,12 @@ class InnerLoopLearner(SupervisedAlgorithm):
         y: Tensor,
         predict: Callable[..., Tensor] | None = None,
     ) -> tuple[Parameters, State]:
-        """Take one step on one task; return the new parameters phi + u(gradient) and the new state of the rule."""
+        """Return the change u(gradient) of the parameters by one step on one task, and the new state of the rule."""
         gradients = self.inner_gradient(parameters, initial, x, y, step, predict)
         if first_order:
             gradients = {name: g.detach() for name, g in gradients.items()}
         with bfloat16_disabled() if self.precision == "bfloat16" else nullcontext():  # layers of the rule
-            changes, state = self.rule.update(gradients, self.rule.init(parameters) if state is None else state, step)
-        moved = {}
-        for name, p in parameters.items():
-            moved[name] = broadcast_add(p, changes[name])
-        return moved, state
+            return self.rule.update(gradients, self.rule.init(parameters) if state is None else state, step)
 
     @without_compiler()
     def inner_gradient(
@@ -191,10 +191,18 @@ class InnerLoopLearner(SupervisedAlgorithm):
 
         return grad(loss)(parameters)
 
-    def predict(self, parameters: Parameters, x: Tensor, step: int | None = None) -> Tensor:
-        """Return predictions [N, outputs] of the network with ``parameters`` in place of its own."""
+    def predict(
+        self, parameters: Parameters, x: Tensor, step: int | None = None, support: Tensor | None = None
+    ) -> Tensor:
+        """Return predictions [N, outputs] of the network with ``parameters`` in place of its own.
+
+        Normalisation is by the statistics of ``x``, or of ``support`` [Ns, ...] if given and :attr:`norm` says so.
+        """
         overrides = self.adapts.overrides_at(max(self.inner_steps - 1, 0) if step is None else step)
-        return call_with({**overrides, **parameters}, self.net, x)
+        if support is None or self.norm != "support":
+            return call_with({**overrides, **parameters}, self.net, x)
+        with statistics_from(self.net, len(support)):
+            return call_with({**overrides, **parameters}, self.net, torch.cat([support, x]))[len(support) :]
 
     @property
     def has_constant_features(self) -> bool:
@@ -209,13 +217,6 @@ class InnerLoopLearner(SupervisedAlgorithm):
         """Return predictions [N, outputs] of the head alone, whose ``parameters`` have the names of the network's."""
         own = {name.partition(".")[2]: value for name, value in parameters.items()}
         return call_with(own, self.net[-1], features)
-
-    def predict_query(self, parameters: Parameters, support: Tensor, query: Tensor, step: int | None = None) -> Tensor:
-        """Return query predictions [Nq, outputs], with normalisation by support or query statistics (:attr:`norm`)."""
-        if self.norm == "support":
-            with statistics_from(self.net, len(support)):
-                return self.predict(parameters, torch.cat([support, query]), step)[len(support) :]
-        return self.predict(parameters, query, step)
 
     # Functions of T tasks.
 
@@ -235,7 +236,7 @@ class InnerLoopLearner(SupervisedAlgorithm):
         self, parameters: Parameters, dims: Dims, support: Labelled, query: Tensor, step: int | None = None
     ) -> Tensor:
         """Return predictions [T, Nq, outputs] for query inputs [T, Nq, ...]."""
-        return self.map_tasks(partial(self.predict_query, step=step), (dims, 0, 0), parameters, support.x, query)
+        return self.map_tasks(self.predict, (dims, 0, None, 0), parameters, query, step, support.x)
 
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
         steps = self.test_steps if steps is None else steps

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
-from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Algorithm, Metrics
 from metarun.algorithms.functional import without_compiler
 from metarun.algorithms.gradient.evolution import finite, with_meta
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.pieces import Rule, State
 from metarun.algorithms.gradient.truncated import mapped
-from metarun.algorithms.schedule import Schedule
+from metarun.algorithms.outer_optimizer import Adam, Schedule
 from metarun.errors import require
 from metarun.tasks.episode import Spec
 from metarun.tasks.optimization.problem import Problem
@@ -73,7 +72,7 @@ class PersistentEvolution(Algorithm):
     @torch.no_grad()
     def meta_step(self, batch: list[Problem], iteration: int) -> Metrics:
         self.train()
-        self.schedule.apply(self.optimizer, iteration)
+        self.optimizer.param_groups[0]["lr"] = self.schedule.rate(iteration)
         if len(self.kept) != len(batch):
             self.kept = [self.begin(problem) for problem in batch]
         pairs = zip(self.kept, batch, strict=True)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.adam import Adam
 from metarun.algorithms.metric.head import Head
 from metarun.algorithms.metric.learner import EmbeddingLearner
+from metarun.algorithms.outer_optimizer import Adam
 from metarun.algorithms.supervised import TASK_LOSS, Adapted
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, Spec

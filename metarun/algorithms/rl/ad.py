@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Metrics
+from metarun.algorithms.outer_optimizer import Adam, Schedule
 from metarun.algorithms.rl.advantage import masked_mean
 from metarun.algorithms.rl.base import TrialLearner
 from metarun.algorithms.rl.collect import Act, Transition
 from metarun.algorithms.rl.distributions import distribution
-from metarun.algorithms.schedule import Schedule
 from metarun.errors import UserError
 from metarun.models.roles import RecurrentPolicy
 from metarun.tasks.episode import Spec
@@ -109,7 +108,7 @@ class AlgorithmDistillation(TrialLearner):
                 )
             self.histories = Histories(Path(self.folder).expanduser(), self.spec, self.every)
         self.train()
-        self.schedule.apply(self.optimizer, iteration)
+        self.optimizer.param_groups[0]["lr"] = self.schedule.rate(iteration)
         dtype = torch.get_default_dtype()
         windows = [to_device(part, batch.device, dtype) for part in self.histories.windows(batch.tasks, self.context)]
         logp, mask = self.likelihood(*windows)

@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Metrics
+from metarun.algorithms.outer_optimizer import Adam, Schedule
 from metarun.algorithms.rl.advantage import masked_mean
 from metarun.algorithms.rl.base import TrialLearner, by_step
 from metarun.algorithms.rl.collect import Act, Transition, collect
 from metarun.algorithms.rl.ppo import descend
 from metarun.algorithms.rl.rl2 import RecurrentAgent
-from metarun.algorithms.schedule import Schedule
 from metarun.errors import require
 from metarun.models.roles import RecurrentPolicy
 from metarun.tasks.episode import Spec
@@ -121,7 +120,7 @@ class DPT(TrialLearner):
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
-        self.schedule.apply(self.optimizer, iteration)
+        self.optimizer.param_groups[0]["lr"] = self.schedule.rate(iteration)
         expert = ExpertEnv(batch)
         agent = Explorer(self.model, self.spec.output_size, self.on_policy)
         rollout = collect(expert, self.spec, agent, self.trials, batch.episodes, batch.generator())

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from metarun import distributed
-from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Metrics
+from metarun.algorithms.outer_optimizer import Adam
 from metarun.algorithms.rl.policy_gradient import Experience, OuterStep, PolicyGradientLearner, over_steps
 from metarun.types import NonNegative, Positive, Rate
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Metrics
+from metarun.algorithms.outer_optimizer import Adam
 from metarun.algorithms.rl.base import RLAlgorithm
 from metarun.algorithms.rl.collect import Rollout, Transition, collect
 from metarun.algorithms.rl.distributions import MIN_LOG_STD

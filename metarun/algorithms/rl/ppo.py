@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from metarun import distributed
+from metarun.algorithms.outer_optimizer import Schedule
 from metarun.algorithms.rl.advantage import gae, masked_mean, normalised
 from metarun.algorithms.rl.collect import Rollout
 from metarun.algorithms.rl.distributions import Distribution
-from metarun.algorithms.schedule import Schedule
 from metarun.types import NonNegative, Positive, Rate
 
 

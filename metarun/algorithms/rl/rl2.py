@@ -8,14 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Metrics
+from metarun.algorithms.outer_optimizer import Adam, Schedule
 from metarun.algorithms.rl.advantage import masked_mean
 from metarun.algorithms.rl.base import TrialLearner, by_step
 from metarun.algorithms.rl.collect import Transition
 from metarun.algorithms.rl.distributions import distribution
 from metarun.algorithms.rl.ppo import PPOLoss, advantages, descend
-from metarun.algorithms.schedule import Schedule
 from metarun.errors import UserError
 from metarun.models.policies import ActionHead, AgentInput, TaskLinear
 from metarun.models.roles import RecurrentPolicy
@@ -124,7 +123,7 @@ class RL2(TrialLearner):
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
-        self.schedule.apply(self.optimizer, iteration)
+        self.optimizer.param_groups[0]["lr"] = self.schedule.rate(iteration)
         rollout, agent = self.trial(batch, self.trials)
         scaled = replace(rollout, reward=self.reward_scale * rollout.reward)
         advantage, target = advantages(scaled, agent.values, self.discount, self.gae_lambda)

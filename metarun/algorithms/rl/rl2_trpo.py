@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Metrics
+from metarun.algorithms.outer_optimizer import Adam
 from metarun.algorithms.rl.advantage import masked_mean
 from metarun.algorithms.rl.base import TrialLearner, by_step
 from metarun.algorithms.rl.distributions import distribution

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from metarun import distributed
-from metarun.algorithms.adam import Adam
 from metarun.algorithms.base import Metrics
+from metarun.algorithms.outer_optimizer import Adam
 from metarun.algorithms.rl.advantage import masked_mean
 from metarun.algorithms.rl.base import TrialLearner, by_step
 from metarun.algorithms.rl.collect import Rollout, Transition

@@ -1,15 +1,19 @@
-"""Adam on all parameters at once."""
+"""The outer optimizer: Adam on all parameters at once, and the schedule of the learning rate."""
 
 from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import cos, pi
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
+
+from metarun.types import Decay
 
 
 class Adam(torch.optim.Optimizer):
@@ -46,17 +50,29 @@ class Adam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take a step along the gradients that the parameters hold. Parameters without a gradient are unchanged."""
+        """Take a step along the gradients that the parameters hold. Parameters without a gradient are unchanged.
+
+        The operations are torch's, in its order.
+        """
         for hook in self._optimizer_step_pre_hooks.values():
             hook(self, (), {})
         for number, group in enumerate(self.param_groups):
             parameters = [p for p in group["params"] if p.grad is not None]
+            first, second = group["betas"]
             before, moments = self._moments.get(number, ([], []))
             if len(parameters) != len(before) or any(p is not q for p, q in zip(parameters, before, strict=True)):
                 moments = self._gathered(parameters)
                 self._moments[number] = parameters, moments
             for each in moments:
-                each.step(group)
+                each.taken += 1
+                each.step.fill_(each.taken)
+                gradient = _flatten_dense_tensors([p.grad for p in each.parameters])
+                each.mean.lerp_(gradient, 1 - first)
+                each.square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+                torch.sqrt(each.square, out=each.root)
+                each.root.div_((1 - second**each.taken) ** 0.5).add_(group["eps"])
+                size = group["lr"] / (1 - first**each.taken)
+                torch._foreach_addcdiv_(each.parameters, each.means, each.roots, -size)
         for hook in self._optimizer_step_post_hooks.values():
             hook(self, (), {})
 
@@ -82,32 +98,41 @@ class _Moments:
     """
 
     def __init__(self, parameters: list[Tensor], states: list[dict[str, Any]]) -> None:
-        self._parameters = parameters
+        self.parameters = parameters
         averages = []
         for name in ("exp_avg", "exp_avg_sq"):
             averages.append(torch.cat([s[name].reshape(-1) if s else torch.zeros_like(p).reshape(-1)
                                        for p, s in zip(parameters, states, strict=True)]))  # fmt: skip
-        self._mean, self._square = averages
-        self._root = torch.empty_like(self._mean)
-        self._taken = int(states[0]["step"]) if states[0] else 0
-        self._step = torch.tensor(float(self._taken))
-        self._means, self._roots = self._views(self._mean), self._views(self._root)
-        for state, mean, square in zip(states, self._means, self._views(self._square), strict=True):
-            state.update(step=self._step, exp_avg=mean, exp_avg_sq=square)
+        self.mean, self.square = averages
+        self.root = torch.empty_like(self.mean)
+        self.taken = int(states[0]["step"]) if states[0] else 0
+        self.step = torch.tensor(float(self.taken))
+        self.means, self.roots = self._views(self.mean), self._views(self.root)
+        for state, mean, square in zip(states, self.means, self._views(self.square), strict=True):
+            state.update(step=self.step, exp_avg=mean, exp_avg_sq=square)
 
     def _views(self, vector: Tensor) -> list[Tensor]:
-        parts = vector.split([p.numel() for p in self._parameters])
-        return [part.view(p.shape) for part, p in zip(parts, self._parameters, strict=True)]
+        parts = vector.split([p.numel() for p in self.parameters])
+        return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
 
-    def step(self, group: Mapping[str, Any]) -> None:
-        """Take a step along the parameters' gradients, in the order of operations of torch's Adam."""
-        self._taken += 1
-        self._step.fill_(self._taken)
-        first, second = group["betas"]
-        gradient = _flatten_dense_tensors([p.grad for p in self._parameters])
-        self._mean.lerp_(gradient, 1 - first)
-        self._square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        torch.sqrt(self._square, out=self._root)
-        self._root.div_((1 - second**self._taken) ** 0.5).add_(group["eps"])
-        size = group["lr"] / (1 - first**self._taken)
-        torch._foreach_addcdiv_(self._parameters, self._means, self._roots, -size)
+
+@dataclass(frozen=True)
+class Schedule:
+    """``lr``, halved every ``halve_every`` iterations, and brought to 0 over ``decay_over``: null for neither.
+
+    At iteration i of the N that it decays over, ``linear`` takes the fraction 1 - i / N of the rate, and ``cosine``
+    (1 + cos(pi i / N)) / 2 (Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5, without restarts).
+    """
+
+    lr: float
+    halve_every: int | None = None
+    decay_over: int | None = None
+    decay: Decay = "linear"
+
+    def rate(self, iteration: int) -> float:
+        """Return the learning rate at ``iteration``."""
+        halved = self.lr * (0.5 ** (iteration // self.halve_every) if self.halve_every else 1.0)
+        if not self.decay_over:
+            return halved
+        done = min(1.0, iteration / self.decay_over)
+        return halved * (1 - done if self.decay == "linear" else (1 + cos(pi * done)) / 2)
