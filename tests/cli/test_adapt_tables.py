@@ -65,7 +65,7 @@ def flowers(count: int, seed: int) -> list[dict[str, Any]]:
 
 def test_a_table_with_oddities(run: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     known, new = flowers(30, 0), flowers(9, 1)
-    known[3]["colour"], known[5]["length"], known[29] = "blu", "?", {**known[2], "id": 129}
+    known[3]["colour"], known[5]["length"], known[29] = "blu", "?", known[2]
     new[4]["colour"], new[6]["length"], new[8]["kind"] = "redd", "inf", "c"
     out = tmp_path / "out"
     words = ["--support", str(write(tmp_path / "known.csv", known)), "--query", str(write(tmp_path / "new.csv", new))]

@@ -81,9 +81,10 @@ class Encoding:
             "out",
         )
         used, notes = [], []
+        different = {str([row.get(name) for name in table.columns]): row for _, row in table.rows}.values()
         for name in names:
             cells = [(where, row.get(name)) for where, row in table.rows]
-            if reason := useless(name, [value for _, value in cells]):
+            if reason := useless(name, [row.get(name) for row in different]):  # a copied row has its number twice
                 notes.append(f"not used: {name} ({reason})")
                 continue
             column, remark = _typed(name, cells)
