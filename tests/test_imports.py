@@ -22,6 +22,7 @@ ORDER = (
 )  # fmt: skip
 """Modules and packages of metarun from the lowest to the highest: each may import those before it."""
 LONGEST = 350
+LONGEST_EXPERIMENT = 230
 TOP_LEVEL = {
     ".ci", ".gitignore", "LICENSE", "README.md", "conf", "metarun", "outputs", "pyproject.toml", "scripts", "tests",
 }  # fmt: skip
@@ -84,6 +85,12 @@ def test_imports_point_to_lower_packages(graph: dict[str, set[str]]) -> None:
 def test_files_are_short() -> None:
     lengths = {module: len(file.read_text(encoding="utf-8").splitlines()) for module, file in FILES.items()}
     assert {module: length for module, length in lengths.items() if length > LONGEST} == {}
+
+
+def test_the_experiment_is_short() -> None:
+    tree = ast.parse(FILES["metarun.training.experiment"].read_text(encoding="utf-8"))
+    (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef))
+    assert (found.end_lineno or 0) - found.lineno < LONGEST_EXPERIMENT
 
 
 def test_the_top_level_holds_what_it_says() -> None:

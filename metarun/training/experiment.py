@@ -17,7 +17,7 @@ from metarun.engine.step import Engine
 from metarun.engine.tuning import Tuned
 from metarun.errors import require
 from metarun.evaluation.calibration import TemperatureSums
-from metarun.evaluation.evaluator import Result, calibration, evaluate, final, robust, warn_of_divergence
+from metarun.evaluation.evaluator import Result, evaluate, warn_of_divergence
 from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape
 from metarun.tracking import sinks
@@ -26,6 +26,7 @@ from metarun.tracking.files import MetricsFile, logging_to
 from metarun.tracking.rundir import RunDirectory, not_finite, now
 from metarun.tracking.settings import Tracker
 from metarun.training import checkpoint, device, setup
+from metarun.training.findings import findings, protocol
 from metarun.training.loop import meta_train
 from metarun.training.session import OnValidation, Outputs, Progress, Session, closing, ending, restored
 from metarun.training.settings import Runner
@@ -122,7 +123,7 @@ class Experiment:
             self.algorithm,
             self.task,
             split,
-            self._episodes(split),
+            self.runner.episodes(split),
             batch=self.runner.eval_batch,
             shape=shape,
             stopped=lambda: stop.signal if stop else None,
@@ -139,39 +140,9 @@ class Experiment:
         checkpoint.set_temperature(self.algorithm, state)
         return checkpoint.iteration(state)
 
-    def protocol(self) -> dict[str, Any]:
-        """Return the facts that are needed to compare the results with others."""
-        return {
-            **self.task.protocol(),
-            **self.learner_protocol(),
-            **({} if self.algorithm.precision == "float32" else {"precision": self.algorithm.precision}),
-            "test_episodes": self.runner.test_episodes,
-            "selection": f"{self.runner.select} on {self.runner.val_episodes} validation episodes"
-            if self.runner.selects_best
-            else "last iteration",
-            **({} if self.runner.patience is None else {"early_stopping": f"patience {self.runner.patience}"}),
-        }
-
-    def learner_protocol(self) -> dict[str, Any]:
-        """Return the part of the protocol that the learner determines, including its pretrained encoder if any."""
-        pretrained = getattr(getattr(self.algorithm, "model", None), "protocol", dict)
-        return {**pretrained(), **self.algorithm.protocol()}
-
     def findings(self, split: Split, results: dict[str, Result]) -> dict[str, Any]:
-        """Return the test results as plain values: estimates, references, the protocol and the adaptation curve."""
-        if not results:
-            return {"test": {}, "references": {}, "protocol": self.protocol(), "adaptation": []}
-        return {
-            "test": {name: estimate.as_dict() for name, estimate in final(results).items()},
-            "references": self.task.references(split, range(self._episodes(split))),
-            **robust(self.task, results),
-            **calibration(results),
-            "metric": self.task.metric,
-            "higher_is_better": self.task.higher_is_better,
-            "protocol": self.protocol(),
-            "protocol_of_learner": list(self.learner_protocol()),
-            "adaptation": results[""].adaptation(self.task.metric),
-        }
+        """Return the results of a test as plain values, with the protocol: see :mod:`metarun.training.findings`."""
+        return findings(self.task, self.algorithm, self.runner, split, results)
 
     def _run_main(self, directory: RunDirectory | None) -> dict[str, Any]:
         """Run the main process, the only one that validates, tests and writes."""
@@ -243,9 +214,8 @@ class Experiment:
         if progress.iteration:
             log.info("continuing after iteration %d", progress.iteration)
         label, choices = f"{self.name}-s{self.seed}", self.facts.get("choices", {})
-        run = sinks.TrackedRun(
-            directory.path.resolve(), label, self.config, choices, self.protocol(), self.facts.get("group")
-        )
+        facts = protocol(self.task, self.algorithm, self.runner)
+        run = sinks.TrackedRun(directory.path.resolve(), label, self.config, choices, facts, self.facts.get("group"))
         sink = sinks.start(run, self.tracker)
         with closing(metrics, sink):
             task, iterations = self.task, self.runner.iterations
@@ -261,7 +231,7 @@ class Experiment:
                     checkpoint.set_temperature(self.algorithm, {"progress": progress.state()})
                 results = {}
                 if self.runner.test_episodes:
-                    held_out = "held-out " if self.protocol().get("held_out_tasks", True) else ""
+                    held_out = "held-out " if facts.get("held_out_tasks", True) else ""
                     display.note(f"testing on {self.runner.test_episodes} {held_out}tasks")
                     results = self.test("test", stop)
             warn_of_divergence(results)
@@ -285,6 +255,3 @@ class Experiment:
             "validated": [{"iteration": iteration, "seconds": seconds} for iteration, seconds in progress.clock],
             "paper": self.config.get("paper"),
         }
-
-    def _episodes(self, split: Split) -> int:
-        return self.runner.test_episodes if split == "test" else self.runner.val_episodes

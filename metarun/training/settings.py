@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from metarun.types import Count, DataPath, NonNegative, Positive, Precision, Rate
+from metarun.types import Count, DataPath, NonNegative, Positive, Precision, Rate, Split
 
 
 @dataclass(frozen=True)
@@ -69,3 +69,7 @@ class Runner:
     def selects_best(self) -> bool:
         """True if the best learner on validation is tested; false if the last one is."""
         return self.select == "best" and self.validate_every > 0 and self.iterations > 0
+
+    def episodes(self, split: Split) -> int:
+        """Return the number of tasks that an evaluation on a split takes."""
+        return self.test_episodes if split == "test" else self.val_episodes
