@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from metarun import strict_json, style
+from metarun.cli.adapt_report import report_leave_one_out, report_queries, report_seen_classes
 from metarun.cli.arguments import Arguments
 from metarun.errors import RunFailed, require
 from metarun.escape import printable
 from metarun.runs.stored import latest_here
-from metarun.tasks.same_data import named
 from metarun.tracking.files import make_output_folder
 
 if TYPE_CHECKING:
     from metarun.adapted.learner import AdaptedLearner
     from metarun.adapted.predictions import LeaveOneOut, Predictions
-    from metarun.adapted.scores import Score
     from metarun.adapted.sources import Source
-    from metarun.tasks.record import DataRecord
+    from metarun.runs.origin import Origin
 
 log = logging.getLogger("metarun")
 
@@ -54,8 +53,6 @@ def run(arguments: Arguments) -> int:
         require(not Path(asked.out).expanduser().is_file(), f"--out {asked.out}: there is a file of that name")
     # Imported here because they import torch.
     from metarun.adapted import scores, sources
-    from metarun.adapted.learner import AdaptedLearner
-    from metarun.adapted.temperature import fit_temperature
     from metarun.models.pretrained import fingerprint
     from metarun.runs.origin import origin_of_run, pretrained_origin
 
@@ -65,34 +62,18 @@ def run(arguments: Arguments) -> int:
         if asked.query is not None:
             sources.refuse_missing("--query", Path(asked.query).expanduser())
     origin = pretrained_origin(path) if asked.run is None else origin_of_run([asked.run, *asked.changes], trust)
-    meta_trained = origin.learner
-    algorithm, inputs = meta_trained.algorithm, meta_trained.inputs
-    inputs.check()
-    given = sources.support(inputs, path, asked.target)
-    if inputs.spec.modality == "table":
-        given.notes += beyond_training(len(given.items), origin.sections)
-    tell("support", given)
-    learner = AdaptedLearner.adapt(
-        algorithm, inputs, given.items, given.targets, steps=asked.steps, seed=meta_trained.seed
-    )
-    learner.columns, learner.abstain = given.read_columns(), asked.abstain
-    require(
-        asked.abstain is None or bool(learner.classes), "--abstain is for classes, and this learner predicts numbers"
-    )
-    if inputs.spec.modality == "table":
-        learner.calibrate()
-    elif asked.run is None:
-        fit_temperature(learner)
+    learner, given = adapted(asked, origin)
+    inputs = learner.inputs
     queries = predictions = None
     if asked.query is not None:
         queries = sources.query(inputs, Path(asked.query).expanduser(), learner.classes, given, asked.labels)
         tell("query", queries)
-        x = inputs.tensor(queries.items, algorithm.model)
+        x = inputs.tensor(queries.items, origin.learner.algorithm.model)
     score = "accuracy" if learner.classes else "mse"
     result: dict[str, Any] = {
         "run": str(origin.run) if origin.run else None,
         "learner": origin.name,
-        "iterations": meta_trained.iteration,
+        "iterations": origin.learner.iteration,
         "changes": origin.changes,
         "support": {"path": asked.support, "examples": len(given.items), "classes": learner.classes,
                     "notes": given.notes},
@@ -111,21 +92,18 @@ def run(arguments: Arguments) -> int:
         kept = scores.Coverage.of(alone, given.targets, asked.abstain)
         print(kept)
         result["leave_one_out"]["abstention"] = kept.as_dict()
+    found = None
     if queries is not None:
         predictions = learner.predict_prepared(x)
         known = set(support)
         in_support = [content in known for content in contents(learner, queries)]
-        result["query"] = {"path": asked.query, "examples": len(queries.items), "notes": queries.notes}
-        result["query"] |= report_queries(score, queries, predictions, in_support)
-    found = None
-    if queries is not None and predictions is not None and queries.targets:
-        found = scores.score(learner, given, queries, predictions)
-        print(f"  {found.beside}")
-        result["query"] |= {"ci95": [found.low, found.high], "baselines": found.baselines}
-        if asked.abstain is not None:
-            kept = scores.Coverage.of_predictions(predictions, queries.targets, asked.abstain)
-            print(f"  {kept}")
-            result["query"]["abstention"] = kept.as_dict()
+        found = scores.score(learner, given, queries, predictions) if queries.targets else None
+        result["query"] = {
+            "path": asked.query,
+            "examples": len(queries.items),
+            "notes": queries.notes,
+            **report_queries(score, queries, predictions, in_support, found, asked.abstain),
+        }
     out = folder_for_results(asked.out, origin.folder)
     if queries is not None and predictions is not None:
         write_table(out / "predictions.csv", queries, learner, predictions)
@@ -149,6 +127,33 @@ def run(arguments: Arguments) -> int:
             "smaller algorithm.inner_lr"
         )
     return 0
+
+
+def adapted(asked: Request, origin: Origin) -> tuple[AdaptedLearner, Source]:
+    """Read the support set and adapt the learner to it."""
+    from metarun.adapted import sources
+    from metarun.adapted.learner import AdaptedLearner
+    from metarun.adapted.temperature import fit_temperature
+
+    meta_trained = origin.learner
+    inputs = meta_trained.inputs
+    inputs.check()
+    given = sources.support(inputs, Path(asked.support).expanduser(), asked.target)
+    if inputs.spec.modality == "table":
+        given.notes += beyond_training(len(given.items), origin.sections)
+    tell("support", given)
+    learner = AdaptedLearner.adapt(
+        meta_trained.algorithm, inputs, given.items, given.targets, steps=asked.steps, seed=meta_trained.seed
+    )
+    learner.columns, learner.abstain = given.read_columns(), asked.abstain
+    require(
+        asked.abstain is None or bool(learner.classes), "--abstain is for classes, and this learner predicts numbers"
+    )
+    if inputs.spec.modality == "table":
+        learner.calibrate()
+    elif asked.run is None:
+        fit_temperature(learner)
+    return learner, given
 
 
 def draw(
@@ -207,66 +212,6 @@ def tell(option: str, source: Source) -> None:
     log.info("%s: %s", option, "; ".join(source.notes))
 
 
-def report_seen_classes(classes: Sequence[str], record: DataRecord | None) -> list[str]:
-    """Print which ``classes`` have the names of meta-training classes of the run, and return these."""
-    seen = record.trained_on(classes, {}) if record else []
-    if seen:
-        print(
-            printable(f"{len(seen)} of the {len(classes)} classes have names of meta-training classes: {named(seen)}")
-        )
-        print("  if they are the same classes, the scores below are not about new ones")
-    return seen
-
-
-def report_leave_one_out(
-    score: str, alone: LeaveOneOut, support: Sequence[Hashable], found: Score | None
-) -> dict[str, Any]:
-    """Print the leave-one-out score and return its entry of result.json.
-
-    Args:
-        score: Name of the score.
-        alone: The leave-one-out result.
-        support: Content of each support example, to count duplicates.
-        found: The accuracy with its interval and baselines; ``None`` in regression.
-    """
-    twins = sum(count for count in Counter(support).values() if count > 1)
-    if alone.score is not None:
-        print(f"leave-one-out {score} {alone.score:.4g} on {alone.evaluated} of them")
-        if found is not None:
-            print(f"  {found.beside}")
-            if score == "accuracy" and max(found.baselines.values()) > alone.score:
-                print("  a baseline does better: the learner may not suit these data   see metarun help data")
-        if twins:
-            print(f"  {twins} of which have a duplicate in the support set, which stays when one of them is left out")
-    elif not alone.diverged:
-        print("no leave-one-out score: it needs two examples of a class")
-    beside = {} if found is None else {"ci95": [found.low, found.high], "baselines": found.baselines}
-    counts = {"judged": alone.evaluated, "only_one_of_their_class": alone.left_out}
-    return {score: alone.score, **counts, "diverged": alone.diverged, "with_identical": twins, **beside}
-
-
-def report_queries(score: str, queries: Source, predictions: Predictions, known: Sequence[bool]) -> dict[str, Any]:
-    """Print the score of the predictions, if answers are known, and return their entry of result.json.
-
-    Args:
-        score: Name of the score.
-        queries: The queries.
-        predictions: Predictions for them.
-        known: True for each query that is identical to a support example.
-    """
-    found: dict[str, Any] = {"in_support": sum(known)}
-    if any(known):
-        print(f"{sum(known)} of {len(known)} queries are identical to a support example")
-    if queries.targets:
-        found[score] = score_of(queries.targets, predictions, range(len(known)))
-        print(f"query {score} {found[score]:.4g} on {len(known)}")
-        new = [i for i, seen in enumerate(known) if not seen]
-        if 0 < len(new) < len(known):
-            found[f"{score}_of_new"] = score_of(queries.targets, predictions, new)
-            print(f"query {score} {found[f'{score}_of_new']:.4g} on the {len(new)} that are not in the support set")
-    return found
-
-
 def contents(learner: AdaptedLearner, source: Source) -> list[Hashable]:
     """Return one value for each input; identical inputs have equal values. Images are compared as prepared."""
     if learner.inputs.spec.modality == "image":
@@ -306,16 +251,6 @@ def read(arguments: Arguments) -> Request:
         labels,
         arguments.overrides,
     )
-
-
-def score_of(targets: Sequence[Any], predictions: Predictions, which: Sequence[int]) -> float:
-    """Return the accuracy, or the mean squared error, on the queries ``which``."""
-    if predictions.labels:
-        return sum(targets[i] == predictions.labels[i] for i in which) / len(which)
-    import torch
-
-    answers = predictions.values[torch.tensor(which)]
-    return float((answers - torch.tensor([targets[i] for i in which], dtype=answers.dtype)).square().mean())
 
 
 def write_table(path: Path, queries: Source, learner: AdaptedLearner, predictions: Predictions) -> None:
