@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 BLOCK = 4096
-"""Rows that are summed at a time."""
+"""Rows of which each sum is taken, before these are summed."""
 
 
 def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,23 +50,17 @@ def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """
     if in_blocks(x):
         shift = x[..., :BLOCK, :].mean(-2, keepdim=True)
-        total = squares = torch.zeros_like(shift)
-        for block in x.split(BLOCK, -2):
-            centred = block - shift
-            total = total + sum_rows(centred)
-            squares = squares + sum_rows(centred.square_())
-        beyond = total / x.shape[-2]
-        return shift + beyond, torch.rsqrt((squares / x.shape[-2] - beyond.square()).clamp_(min=0) + eps)
+        centred = x - shift
+        beyond = sum_blocks(centred) / x.shape[-2]
+        squares = sum_blocks(centred.square_()) / x.shape[-2]
+        return shift + beyond, torch.rsqrt((squares - beyond.square()).clamp_(min=0) + eps)
     mean = x.mean(-2, keepdim=True)
     # torch.var_mean over this dimension is ten times slower.
     return mean, torch.rsqrt((x - mean).square_().mean(-2, keepdim=True) + eps)
 
 
 def in_blocks(x: Tensor) -> bool:
-    """Return whether sums over the rows of ``x`` are computed block by block, so that each block stays in the cache.
-
-    This pays for a single task on the CPU with many rows. It is not differentiable.
-    """
+    """Return whether sums over the rows of ``x`` are computed block by block: those of a single task's many rows."""
     single = x.dim() == 2 or (x.dim() == 3 and len(x) == 1)
     return single and x.shape[-2] > 2 * BLOCK and x.device.type == "cpu" and not torch.is_grad_enabled()
 
@@ -86,12 +80,7 @@ def backward(g: Tensor, x: Tensor, mean: Tensor, r: Tensor, w: Tensor) -> tuple[
     slope = by_sum * r * gw
     # s (g - gb / n - xhat gw / n), with xhat = (x - mean) r
     offset = torch.addcmul(by_sum * gb, slope, mean, value=-1)
-    if not in_blocks(x):
-        return affine(offset, (x, slope), (g, scale)), gw, gb
-    gx = torch.empty_like(x)
-    for to, x_block, g_block in zip(*(t.split(BLOCK, -2) for t in (gx, x, g)), strict=True):
-        torch.addcmul(offset, x_block, slope, out=to).addcmul_(g_block, scale)
-    return gx, gw, gb
+    return affine(offset, (x, slope), (g, scale)), gw, gb
 
 
 def sums(g: Tensor, x: Tensor, mean: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,20 +90,15 @@ def sums(g: Tensor, x: Tensor, mean: Tensor, r: Tensor) -> tuple[Tensor, Tensor]
 
 
 def sums_in_blocks(g: Tensor, x: Tensor, mean: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the same as :func:`sums`. torch's kernel sums within blocks, where its error is still small."""
-    one, statistics = torch.ones_like(mean.flatten()), (mean.flatten(), r.flatten())
-    gw = gb = torch.zeros_like(one)
-    for g_block, x_block in zip(g.split(BLOCK, -2), x.split(BLOCK, -2), strict=True):
-        _, more_w, more_b = torch.ops.aten.native_batch_norm_backward(
-            as_image(g_block), as_image(x_block), one, None, None, *statistics, True, 0.0, [False, True, True]
-        )
-        gw, gb = gw + more_w, gb + more_b
-    return gw.view_as(mean), gb.view_as(mean)
+    """Return the same as :func:`sums`, by sums of few rows each."""
+    return r * sum_blocks((x - mean).mul_(g)), sum_blocks(g)
 
 
-def as_image(x: Tensor) -> Tensor:
-    """View rows [M, C] or [1, M, C] as a channels-last image [1, C, M, 1]."""
-    return x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+def sum_blocks(x: Tensor) -> Tensor:
+    """Sum over rows, [..., M, C] -> [..., 1, C], block by block: a sum of many values one by one loses digits."""
+    whole = x.shape[-2] // BLOCK * BLOCK
+    blocks = x[..., :whole, :].unflatten(-2, (-1, BLOCK)).sum(-2)
+    return sum_rows(blocks) + sum_rows(x[..., whole:, :])
 
 
 def double_backward(

@@ -24,6 +24,9 @@ from metarun.types import NormPolicy
 
 log = logging.getLogger("metarun")
 
+COLUMNS = 256
+"""Columns of :func:`gram` that are summed in the dtype of the rows."""
+
 
 class BatchNorm(nn.Module):
     """Batch normalisation over all dimensions except the channels (dimension 1).
@@ -104,9 +107,9 @@ class BatchNorm(nn.Module):
         count = measured.shape[1]
         w = conv.weight.flatten(1)
         # Neighbouring pixels are alike, so most of the covariance cancels in the variance of their differences.
-        exact = torch.float32 if x.device.type == "mps" else torch.float64
-        measured, exact_w = measured.to(exact), w.to(exact)
-        var = ((exact_w @ (measured @ measured.T / count)) * exact_w).sum(1).to(w.dtype)
+        products = gram(measured)
+        exact_w = w.to(products.dtype)
+        var = ((exact_w @ (products / count)) * exact_w).sum(1).to(w.dtype)
         if self.rows is None and self.policy == "running":
             self._observe(w @ centre[:, 0], var, count)
         scale = torch.rsqrt(var + self.eps)
@@ -131,6 +134,17 @@ class BatchNorm(nn.Module):
             and conv.weight[0].numel() <= len(conv.weight)
             and (self.policy in ("transductive", "support") or (self.policy == "running" and self.training))
         )
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Return the products [P, P] of all rows [P, M] with each other.
+
+    Few columns at a time are summed in the dtype of the rows, and these sums in float64, where the device has it.
+    """
+    exact = torch.float32 if rows.device.type == "mps" else torch.float64
+    whole = rows.shape[1] // COLUMNS * COLUMNS
+    blocks, rest = rows[:, :whole].unflatten(1, (-1, COLUMNS)).movedim(1, 0), rows[:, whole:].to(exact)
+    return (blocks @ blocks.mT).to(exact).sum(0) + rest @ rest.T
 
 
 def is_initial(layer: nn.Module) -> bool:
