@@ -30,6 +30,7 @@ from metarun.config.schema import declaration, is_section
 from metarun.errors import UserError
 from metarun.tasks.vision.published import class_list
 from metarun.training.experiment import Experiment
+from metarun.training.findings import protocol
 from metarun.types import SPLITS
 from tests.histories import random_histories
 from tests.models.tiny_bert import tiny_bert
@@ -466,7 +467,7 @@ def test_fitting_cell(cell: Cell, own_data: dict[str, list[str]], request: pytes
     stepped(again, 1)
     for name, values in evaluated(again).items():
         assert torch.equal(values, after[name]), name
-    json.dumps(run.protocol())
+    json.dumps(protocol(run.task, run.algorithm, run.runner))
 
     if cell in META:  # a step reads no value back from its device
         dry = build(config)
