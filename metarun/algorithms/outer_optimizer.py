@@ -136,3 +136,8 @@ class Schedule:
             return halved
         done = min(1.0, iteration / self.decay_over)
         return halved * (1 - done if self.decay == "linear" else (1 + cos(pi * done)) / 2)
+
+    def apply(self, optimizer: torch.optim.Optimizer, iteration: int) -> None:
+        """Set the learning rate of all groups of an optimizer to that at ``iteration``."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate(iteration)

@@ -159,7 +159,7 @@ class SupervisedAlgorithm(Algorithm):
     def apply_gradients(self) -> None:
         """Take an optimizer step with the gradients stored on the parameters."""
         if self.optimizer is not None:
-            self.optimizer.param_groups[0]["lr"] = self.schedule.rate(self.iteration)
+            self.schedule.apply(self.optimizer, self.iteration)
             self.optimizer.step()
 
     # Statistics that meta-training takes from the features of its tasks, such as their mean.

@@ -1,4 +1,4 @@
-"""What ``metarun adapt`` prints of its results and stores in result.json."""
+"""The results of ``metarun adapt``, as printed and as stored in result.json."""
 
 from __future__ import annotations
 

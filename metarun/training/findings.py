@@ -1,4 +1,4 @@
-"""What a run reports: the results of its tests as plain values, with the protocol that they were found by."""
+"""The results of a run's tests as plain values, with the protocol that they were found by."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learning rate of the outer optimizer at each iteration."""
+"""The outer step size, and that optimizers step by it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def test_cosine_is_torchs() -> None:
         torchs.step()
 
 
-def test_halving_and_decay_multiply() -> None:
-    assert [Schedule(0.4, halve_every=10).rate(i) for i in (0, 9, 10, 25)] == [0.4, 0.4, 0.2, 0.1]
+def test_halving_and_decay_multiply_and_reach_the_optimizer() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(()))], lr=1.0)
+    for iteration, rate in ((0, 0.4), (9, 0.4), (10, 0.2), (25, 0.1)):
+        Schedule(0.4, halve_every=10).apply(optimizer, iteration)
+        assert optimizer.param_groups[0]["lr"] == rate
     assert Schedule(0.4, halve_every=10, decay_over=40).rate(20) == pytest.approx(0.4 / 4 / 2)
     assert Schedule(0.4).rate(10**6) == 0.4

@@ -72,7 +72,7 @@ class PersistentEvolution(Algorithm):
     @torch.no_grad()
     def meta_step(self, batch: list[Problem], iteration: int) -> Metrics:
         self.train()
-        self.optimizer.param_groups[0]["lr"] = self.schedule.rate(iteration)
+        self.schedule.apply(self.optimizer, iteration)
         if len(self.kept) != len(batch):
             self.kept = [self.begin(problem) for problem in batch]
         pairs = zip(self.kept, batch, strict=True)

@@ -108,7 +108,7 @@ class AlgorithmDistillation(TrialLearner):
                 )
             self.histories = Histories(Path(self.folder).expanduser(), self.spec, self.every)
         self.train()
-        self.optimizer.param_groups[0]["lr"] = self.schedule.rate(iteration)
+        self.schedule.apply(self.optimizer, iteration)
         dtype = torch.get_default_dtype()
         windows = [to_device(part, batch.device, dtype) for part in self.histories.windows(batch.tasks, self.context)]
         logp, mask = self.likelihood(*windows)

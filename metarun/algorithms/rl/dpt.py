@@ -120,7 +120,7 @@ class DPT(TrialLearner):
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
-        self.optimizer.param_groups[0]["lr"] = self.schedule.rate(iteration)
+        self.schedule.apply(self.optimizer, iteration)
         expert = ExpertEnv(batch)
         agent = Explorer(self.model, self.spec.output_size, self.on_policy)
         rollout = collect(expert, self.spec, agent, self.trials, batch.episodes, batch.generator())

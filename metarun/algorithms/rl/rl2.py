@@ -123,7 +123,7 @@ class RL2(TrialLearner):
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
-        self.optimizer.param_groups[0]["lr"] = self.schedule.rate(iteration)
+        self.schedule.apply(self.optimizer, iteration)
         rollout, agent = self.trial(batch, self.trials)
         scaled = replace(rollout, reward=self.reward_scale * rollout.reward)
         advantage, target = advantages(scaled, agent.values, self.discount, self.gae_lambda)
