@@ -61,7 +61,7 @@ def unrolled_by_hand(learner: GradientLearner, data: TaskBatch, start: str, inpu
     """The outer gradient by torch.autograd through one task after another, all from the seed's random starts."""
     classes = learner.spec.kind == "classification"
     torch.manual_seed(5)
-    starts = learner.begin(data.support).parameters
+    starts = next(learner.trajectory(data.support, 0, None)).parameters
     meta = {n: p for n, p in learner.named_parameters() if p.requires_grad}
     total = torch.zeros(())
     for t, ((sx, sy), (qx, qy)) in enumerate(zip(data.support.tasks(), data.query.tasks(), strict=True)):
@@ -118,8 +118,8 @@ def test_outer_gradient_equals_finite_differences(norm: str) -> None:
                 for n, p in weights.items():
                     p += eps * direction[n]
                 torch.manual_seed(5)
-                *_, (parameters, dims, _) = learner.trajectory(data.support, learner.inner_steps, None)
-                values.append(float(learner.query_loss(parameters, dims, data)[0]))
+                *_, last = learner.trajectory(data.support, learner.inner_steps, None)
+                values.append(float(learner.query_loss(last.parameters, last.dims, data)[0]))
                 for n, p in weights.items():
                     p -= eps * direction[n]
         exact = sum(float((gradient[n] * direction[n]).sum()) for n in weights)

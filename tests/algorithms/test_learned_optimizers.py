@@ -66,8 +66,8 @@ def test_the_mlp_optimizer_with_given_weights_is_a_mixture_of_momenta() -> None:
         learner.rule.layers[-1].weight.zero_()  # type: ignore[index,union-attr]
         learner.rule.layers[-1].bias.copy_(torch.tensor([0.2, -1.0, 0.5]))  # type: ignore[index,union-attr]
     steps_taken = learner.trajectory(data.support, 4, None)
-    phi, means = {n: p[1] for n, p in next(steps_taken)[0].items()}, dict.fromkeys((0.5, 0.9), 0.0)
-    for parameters, _, _ in steps_taken:
+    phi, means = {n: p[1] for n, p in next(steps_taken).parameters.items()}, dict.fromkeys((0.5, 0.9), 0.0)
+    for now in steps_taken:
         phi = {n: p.detach().requires_grad_() for n, p in phi.items()}
         loss = F.cross_entropy(functional_call(learner.net, phi, (data.support.x[1],)), data.support.y[1])
         g = torch.cat([d.flatten() for d in torch.autograd.grad(loss, list(phi.values()))])
@@ -76,7 +76,7 @@ def test_the_mlp_optimizer_with_given_weights_is_a_mixture_of_momenta() -> None:
         parts = move.split([p.numel() for p in phi.values()])
         phi = {n: p + part.view_as(p) for (n, p), part in zip(phi.items(), parts, strict=True)}
         for n, p in phi.items():
-            assert torch.allclose(parameters[n][1], p, rtol=1e-10, atol=1e-13), n
+            assert torch.allclose(now.parameters[n][1], p, rtol=1e-10, atol=1e-13), n
 
 
 @pytest.mark.parametrize("name", ["Momentum", "RMSprop", "Adam"])
@@ -89,7 +89,7 @@ def test_rules_move_as_torchs_optimizers(name: str) -> None:
     learner = build("scratch", body(), rule={"_target_": f"{RULES}.{name}", **keys[name]}, inner_lr=0.05)
     data = batch()
     steps_taken = learner.trajectory(data.support, 5, None)
-    start = next(steps_taken)[0]
+    start = next(steps_taken).parameters
     net = copy.deepcopy(learner.net).requires_grad_()
     with torch.no_grad():
         for n, p in net.named_parameters():
@@ -99,12 +99,12 @@ def test_rules_move_as_torchs_optimizers(name: str) -> None:
         "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.05, alpha=0.9, eps=1e-8),
         "Adam": lambda p: torch.optim.Adam(p, lr=0.05, betas=(0.9, 0.99), eps=1e-8),
     }[name](net.parameters())
-    for parameters, _, _ in steps_taken:
+    for now in steps_taken:
         optimizer.zero_grad()
         F.cross_entropy(net(data.support.x[1]), data.support.y[1]).backward()
         optimizer.step()
         for n, p in net.named_parameters():
-            assert torch.allclose(parameters[n][1], p, rtol=1e-9, atol=1e-12), n
+            assert torch.allclose(now.parameters[n][1], p, rtol=1e-9, atol=1e-12), n
 
 
 def test_second_order_through_rmsprop_against_a_loop_unrolled_by_hand() -> None:
@@ -135,7 +135,7 @@ def test_every_task_starts_from_a_point_of_its_own_that_the_seed_decides() -> No
 
     def start(seed: int) -> dict[str, Tensor]:
         torch.manual_seed(seed)
-        return learner.begin(data.support).parameters
+        return next(learner.trajectory(data.support, 0, None)).parameters
 
     first, again, other = start(1), start(1), start(2)
     assert (
@@ -172,7 +172,7 @@ def objective(learner: GradientLearner, data: TaskBatch, steps: int) -> Tensor:
     """The sum over the inner loop of the query loss, from the same random starts whenever it is called."""
     torch.manual_seed(5)
     steps_taken = islice(learner.trajectory(data.support, steps, learner.inner_batch), 1, None)
-    return torch.stack([learner.query_loss(p, dims, data)[0] for p, dims, _ in steps_taken]).sum()
+    return torch.stack([learner.query_loss(now.parameters, now.dims, data)[0] for now in steps_taken]).sum()
 
 
 def gradient_at(learner: GradientLearner, data: TaskBatch) -> dict[str, Tensor]:
@@ -213,7 +213,7 @@ def test_windows_against_a_loop_unrolled_by_hand(norm: str, first_order: bool) -
     rule = learner.rule
     meta = {n: p for n, p in learner.named_parameters() if p.requires_grad}
     torch.manual_seed(3)
-    start = learner.begin(data.support).parameters
+    start = next(learner.trajectory(data.support, 0, None)).parameters
     torch.manual_seed(3)
 
     def lstm(g: Tensor, state: list[tuple[Tensor, Tensor]]) -> Tensor:

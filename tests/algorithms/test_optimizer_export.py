@@ -76,19 +76,19 @@ def test_it_takes_the_steps_of_the_inner_loop(name: str, dtype: str, request: py
     learner, data = build("scratch" if changes else name, body(), inner_lr=0.05, **changes), batch()
     perturb(learner)
     trajectory = learner.trajectory(data.support, 30, None)
-    start, _, _ = next(trajectory)
+    start = next(trajectory).parameters
     net = copy.deepcopy(learner.net).requires_grad_()
     with torch.no_grad():
         for n, p in net.named_parameters():
             p.copy_(start[n][1])
     first, second = list(net[0].parameters()), list(net[1].parameters())
     optimizer = LearnedOptimizer([{"params": second}, {"params": first}], learner.rule)  # groups in another order
-    for parameters, _, _ in trajectory:
+    for now in trajectory:
         optimizer.zero_grad()
         F.cross_entropy(net(data.support.x[1]), data.support.y[1]).backward()
         optimizer.step()
         for n, p in net.named_parameters():
-            assert torch.allclose(parameters[n][1], p, rtol=0, atol=1e-10 if dtype == "float64" else 1e-6), n
+            assert torch.allclose(now.parameters[n][1], p, rtol=0, atol=1e-10 if dtype == "float64" else 1e-6), n
     assert max(float((p - start[n][1]).detach().abs().max()) for n, p in net.named_parameters()) > 0.01
 
 

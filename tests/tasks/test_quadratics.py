@@ -43,14 +43,14 @@ def test_the_learners_loss_is_the_quadratic_itself() -> None:
     learner = construct(config["algorithm"], model=construct(config["model"]), spec=task.spec)
     assert [name for name, _ in learner.net.named_parameters()] == ["1.weight"]
     batch = task.batch("val", range(3))
-    *_, (parameters, _, _) = learner.trajectory(batch.support, 4, None)
+    *_, last = learner.trajectory(batch.support, 4, None)
     got = learner.evaluate(batch)["mse"]
     assert got.shape == (3, 101)
     for t, entries in enumerate(task.entries("val", range(3), 10)):
         W, y = torch.tensor(entries[:, :10]), torch.tensor(entries[:, 10])
-        theta = parameters["1.weight"][t, 0]
+        theta = last.parameters["1.weight"][t, 0]
         f = (W @ theta - y).square().sum()
-        assert learner.query_loss({"1.weight": parameters["1.weight"][t : t + 1]}, 0, task.batch("val", [t]))[
+        assert learner.query_loss({"1.weight": last.parameters["1.weight"][t : t + 1]}, 0, task.batch("val", [t]))[
             0
         ].item() == pytest.approx(float(f), rel=1e-12)
 

@@ -96,8 +96,8 @@ class InnerLoopLearner(SupervisedAlgorithm):
         """
         if self.rule.carries:
             return self._one_after_another(support, first_order)
-        *_, (parameters, dims, _) = self.trajectory(support, self.inner_steps, self.inner_batch, first_order)
-        return parameters, dims
+        *_, last = self.trajectory(support, self.inner_steps, self.inner_batch, first_order)
+        return last.parameters, last.dims
 
     def trajectory(
         self,
@@ -106,7 +106,7 @@ class InnerLoopLearner(SupervisedAlgorithm):
         size: int | None,
         first_order: bool = False,
         start: InnerLoopState | None = None,
-    ) -> Iterator[tuple[Parameters, Dims, State]]:
+    ) -> Iterator[InnerLoopState]:
         """Take inner steps on all tasks.
 
         Args:
@@ -117,29 +117,27 @@ class InnerLoopLearner(SupervisedAlgorithm):
             start: State to continue from; ``None``: the beginning.
 
         Yields:
-            The parameters, their dimension of tasks, and the state of the rule, after 0, ..., ``steps`` steps.
+            The state after 0, ..., ``steps`` steps.
         """
-        initial, initial_dims, parameters, dims, state, done = start or self.begin(support)
-        yield parameters, dims, state
+        now = start
+        if now is None:
+            initial, dims = self.adapts.initial(self, support)
+            now = InnerLoopState(initial, dims, initial, dims, None, 0)
+        yield now
         predict: Callable[..., Tensor] = self.predict
         if steps > 1 and self.has_constant_features and (size is None or size >= support.y.shape[1]):
             features = self.map_tasks(self.net[0], (0,), support.x)
             support, predict = replace(support, x=features), self.predict_from_features
-        for step, (x, y) in enumerate(minibatches(support, steps, size), done):
+        for step, (x, y) in enumerate(minibatches(support, steps, size), now.step):
             inner_step = partial(self.inner_step, step, first_order, predict=predict)
-            argument_dims = (dims, None if state is None else 0, initial_dims, 0, 0)
-            changes, state = self.map_tasks(inner_step, argument_dims, parameters, state, initial, x, y)
+            argument_dims = (now.dims, None if now.state is None else 0, now.initial_dims, 0, 0)
+            changes, state = self.map_tasks(inner_step, argument_dims, now.parameters, now.state, now.initial, x, y)
             moved = {}
-            for name, p in parameters.items():
+            for name, p in now.parameters.items():
                 shared = p.dim() < changes[name].dim()
                 moved[name] = add_to_shared(p, changes[name]) if shared else p + changes[name]
-            parameters, dims = moved, 0
-            yield parameters, dims, state
-
-    def begin(self, support: Labelled) -> InnerLoopState:
-        """Return the state of the inner loops before the first step on the support sets of T tasks."""
-        initial, dims = self.adapts.initial(self, support)
-        return InnerLoopState(initial, dims, initial, dims, None, 0)
+            now = now._replace(parameters=moved, dims=0, state=state, step=step + 1)
+            yield now
 
     def meta_learned(self) -> Parameters:
         """Return the values of the adapting parameters that the network holds, by name."""
@@ -240,8 +238,8 @@ class InnerLoopLearner(SupervisedAlgorithm):
 
     def adaptations(self, support: Labelled, steps: int | None = None) -> Iterator[Adapted]:
         steps = self.test_steps if steps is None else steps
-        for taken, (parameters, dims, _) in enumerate(self.trajectory(support, steps, self.test_batch)):
-            yield partial(self.query_predictions, parameters, dims, support, step=max(taken - 1, 0))
+        for now in self.trajectory(support, steps, self.test_batch):
+            yield partial(self.query_predictions, now.parameters, now.dims, support, step=max(now.step - 1, 0))
 
     def map_tasks(self, f: Callable[..., Any], dims: tuple[Dims, ...], *arguments: Any) -> Any:
         """Apply a function of one task to T tasks: batched if that is exact, else to one task after another.
@@ -264,10 +262,10 @@ class InnerLoopLearner(SupervisedAlgorithm):
         """Run :meth:`adapted` with a rule that carries its state from task to task."""
         each = []
         for one in support.singly():
-            *_, (parameters, dims, state) = self.trajectory(one, self.inner_steps, self.inner_batch, first_order)
-            if state is not None:
-                self.rule.keep(one_of(state, 0, 0))
-            each.append(parameters if dims is None else one_of(parameters, dims, 0))
+            *_, last = self.trajectory(one, self.inner_steps, self.inner_batch, first_order)
+            if last.state is not None:
+                self.rule.keep(one_of(last.state, 0, 0))
+            each.append(last.parameters if last.dims is None else one_of(last.parameters, last.dims, 0))
         return _stack(each), 0
 
 

@@ -69,8 +69,8 @@ class MultiStep(OuterGradient):
         if not along:
             return learner.query_loss(*learner.adapted(batch.support, first_order), batch)
         trajectory = learner.trajectory(batch.support, learner.inner_steps, learner.inner_batch, first_order)
-        points = enumerate(islice(trajectory, 1, None))
-        results = [learner.query_loss(parameters, dims, batch, step) for step, (parameters, dims, _) in points]
+        points = islice(trajectory, 1, None)
+        results = [learner.query_loss(now.parameters, now.dims, batch, now.step - 1) for now in points]
         losses = torch.stack([loss for loss, _ in results])
         return self.weights(len(losses)) @ losses, results[-1][1]
 

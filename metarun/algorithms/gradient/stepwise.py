@@ -30,12 +30,11 @@ class Stepwise(OuterGradient):
         require(not learner.rule.carries, "algorithm.rule.carry=true: steps on their own have no state to carry on")
 
     def forward(self, learner: InnerLoopLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
-        inner, losses = learner.begin(batch.support), []
-        for _ in range(learner.inner_steps):
-            *_, (moved, dims, state) = learner.trajectory(batch.support, 1, learner.inner_batch, start=inner)
-            loss, metrics = learner.query_loss(moved, dims, batch, inner.step)
+        start, losses = None, []
+        for step in range(learner.inner_steps):
+            _, moved = learner.trajectory(batch.support, 1, learner.inner_batch, start=start)
+            loss, metrics = learner.query_loss(moved.parameters, moved.dims, batch, step)
             losses.append(loss)
-            constant = {name: p + (moved[name] - p).detach() for name, p in inner.initial.items()}
-            state = tree_map_only(Tensor, Tensor.detach, state)
-            inner = inner._replace(parameters=constant, dims=dims, state=state, step=inner.step + 1)
+            constant = {name: p + (moved.parameters[name] - p).detach() for name, p in moved.initial.items()}
+            start = moved._replace(parameters=constant, state=tree_map_only(Tensor, Tensor.detach, moved.state))
         return torch.stack(losses).mean(), metrics

@@ -100,18 +100,16 @@ class TruncatedBackprop(TruncatedUnroll):
 
     def forward(self, learner: InnerLoopLearner, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         batch = self.tasks(batch)
-        inner = learner.begin(batch.support) if self.kept is None else InnerLoopState(*self.kept["walk"])
-        steps, losses = self.window(learner, inner.step), []
-        trajectory = learner.trajectory(batch.support, steps, learner.inner_batch, self.first_order, inner)
-        for step, (parameters, dims, state) in enumerate(islice(trajectory, 1, None), inner.step):  # noqa: B007
-            predictions = learner.query_predictions(parameters, dims, batch.support, batch.query.x, step)
+        start = None if self.kept is None else InnerLoopState(*self.kept["walk"])
+        steps, losses = self.window(learner, 0 if start is None else start.step), []
+        trajectory = learner.trajectory(batch.support, steps, learner.inner_batch, self.first_order, start)
+        for now in islice(trajectory, 1, None):
+            predictions = learner.query_predictions(
+                now.parameters, now.dims, batch.support, batch.query.x, now.step - 1
+            )
             metrics = prediction_metrics(learner.spec, predictions, batch.query.y)
             losses.append(self.task_objectives(metrics).mean())
-        self.keep(
-            learner,
-            batch,
-            InnerLoopState(inner.initial, inner.initial_dims, parameters, dims, state, inner.step + steps),
-        )
+        self.keep(learner, batch, now)
         return torch.stack(losses).sum(), {name: value.detach().mean() for name, value in metrics.items()}
 
     def extra_repr(self) -> str:
