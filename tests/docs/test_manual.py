@@ -31,7 +31,7 @@ from tests.script import script
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = {path.stem: path for path in (README, *sorted(DOCS.glob("*.md")))}
+PAGES = {path.stem: path for path in (README, *sorted(Path(DOCS).glob("*.md")))}
 OWN_TEST = {"extending"}
 """Pages whose commands another test runs as they are written."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from metarun.cli.help import DOCS
 from metarun.config.check import check
@@ -17,7 +18,7 @@ def test_pictures_have_commands_that_the_pages_state() -> None:
     files = [*gallery.GALLERY.iterdir()]
     assert {path.name for path in files} == {*gallery.PICTURES}
     assert sum(path.stat().st_size for path in files) < MAX_BYTES
-    pages = [DOCS.parents[1] / "README.md", *DOCS.glob("*.md")]
+    pages = [Path(DOCS).parents[1] / "README.md", *Path(DOCS).glob("*.md")]
     texts = [re.sub(r"\s+", " ", page.read_text(encoding="utf-8")) for page in pages]
     for file, commands in gallery.PICTURES.items():
         shown = [text for text in texts if f"gallery/{file}" in text]
