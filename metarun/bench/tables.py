@@ -1,4 +1,4 @@
-"""Benchmark of training on synthetic tables in steps per second, against the loop of nanoTabPFN."""
+"""Benchmark of training on synthetic tables, against the loop of nanoTabPFN, and of predicting a table."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ from metarun.training.updates import OuterUpdates
 
 TABLES, SUPPORT, QUERIES, COLUMNS, WAY = 32, 100, 50, 5, 2
 """Shape of a meta-batch, that of the tables on which nanoTabPFN is trained."""
+KNOWN, ASKED, WIDE = 150, 1000, 10
+"""Labelled rows, predicted rows and columns of the table that is predicted: the most that the default prior has."""
 
 
-def random_tables(tables: int) -> TaskBatch:
+def random_tables(tables: int, support: int = SUPPORT, queries: int = QUERIES, columns: int = COLUMNS) -> TaskBatch:
     """Return a meta-batch of ``tables`` random tables."""
     noise = torch.Generator().manual_seed(0)
     parts = []
-    for rows in (SUPPORT, QUERIES):
-        x = torch.randn(tables, rows, COLUMNS, generator=noise)
+    for rows in (support, queries):
+        x = torch.randn(tables, rows, columns, generator=noise)
         parts.append(Labelled(x, (x.sum(-1) > 0).long(), WAY))
     return TaskBatch(*parts)
 
 
 def tables(rounds: int, device: torch.device, count: int = TABLES) -> list[Speed]:
     """Measure the speed of training steps, of metarun's table transformer by default and as wide as nanoTabPFN.
+
+    The last one measured is not a training step: the default learner predicts the rows of one table.
 
     Args:
         rounds: Number of rounds.
@@ -52,10 +56,21 @@ def tables(rounds: int, device: torch.device, count: int = TABLES) -> list[Speed
 
             sizes = f"tokens of {run.config['model']['width']} and {run.config['model']['row_width']}"
             speeds.append(Speed(name, f"the same: a training step, {sizes}", step))
+        learner = build(compose(["task=tabular/prior", f"runner.device={device}", "name=tables"]).config).algorithm
+        one = random_tables(1, KNOWN, ASKED, WIDE).map(lambda values: values.to(device))
+
+        @torch.no_grad()
+        def predict() -> int:
+            learner.eval()
+            learner.adapt(one.support)(one.query.x).sum().item()
+            return 1
+
+        about = f"predictions of {ASKED:,} rows from {KNOWN} with {WIDE} columns"
+        speeds.append(Speed("metarun, predicting", about, predict))
         sample(speeds, rounds)
     return speeds
 
 
 def tables_table(speeds: list[Speed]) -> Table:
-    """Return a table of speeds, with the ratio to nanoTabPFN."""
-    return speed_table("tables   training steps a second", speeds, nanotabpfn.NAME, speeds)
+    """Return a table of speeds, with the ratio of training steps to nanoTabPFN's."""
+    return speed_table("tables   training steps a second", speeds, nanotabpfn.NAME, speeds[:-1])

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.errors import require
+from metarun.models.table_features import NearLabels, NearRows, cell_features, nearness, spread_rates
 from metarun.tasks.episode import Spec
 from metarun.types import Count, Positive
 
-CLIP = 5.0
-"""Standardised values are clipped at this many standard deviations."""
 FLOOR = 0.01
 """Share of each class that is added to the recalled shares before their logarithm."""
 
@@ -31,9 +30,10 @@ class TableTransformer(nn.Module):
 
     A cell is given as its standardised value, clipped at 5 standard deviations, its quantile among the support rows,
     a flag for a gap, and the labels of the support rows with near values in its column. Means, deviations and quantiles
-    are those of the support rows. The result is the logarithm of the labels that attention recalls from the support
-    rows plus a perceptron of the row. Both recalls let a network predict by similarity from the first step on; without
-    them it predicts nothing but the frequency of classes for many steps.
+    are those of the support rows. The label token is also given the labels of the support rows that are near in all
+    columns. The result is the logarithm of the labels that attention recalls from the support rows plus a perceptron
+    of the row. These recalls let a network predict by similarity from the first step on; without them it predicts
+    nothing but the frequency of classes for many steps.
 
     Args:
         spec: The task family. Its ``output_size`` is the largest number of classes, or the number of targets.
@@ -42,13 +42,23 @@ class TableTransformer(nn.Module):
         row_width: Size of a row's token.
         row_layers: Number of blocks over rows.
         heads: Number of attention heads. It must divide both widths.
+        joint: Whether nearness in all columns at once counts: a row is given the labels of near support rows, and
+            recall prefers near rows. Without it, a network does not learn how columns act together.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("table",)
     role: ClassVar[str] = "in_context"
 
     def __init__(
-        self, spec: Spec, *, width: Positive, layers: Positive, row_width: Positive, row_layers: Count, heads: Positive
+        self,
+        spec: Spec,
+        *,
+        width: Positive,
+        layers: Positive,
+        row_width: Positive,
+        row_layers: Count,
+        heads: Positive,
+        joint: bool = False,
     ) -> None:
         super().__init__()
         for name, size in (("width", width), ("row_width", row_width)):
@@ -57,12 +67,13 @@ class TableTransformer(nn.Module):
         self.is_classifier = spec.kind == "classification"
         self.cells = nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, width))
         self.near = NearLabels(spec.output_size, width)
+        self.near_rows = NearRows(spec.output_size, width) if joint else None
         self.labels = nn.Linear(spec.output_size, width)
         self.question = nn.Parameter(torch.randn(width) / width**0.5)
         self.blocks = nn.ModuleList(CellBlock(width, heads, last=n == layers - 1) for n in range(layers))
         self.rows = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, row_width))
         self.row_blocks = nn.ModuleList(RowBlock(row_width, heads) for _ in range(row_layers))
-        self.recall = Recall(row_width, heads)
+        self.recall = Recall(row_width, heads, joint)
         self.head = nn.Sequential(
             nn.LayerNorm(row_width), nn.Linear(row_width, row_width), nn.GELU(), nn.Linear(row_width, outputs)
         )
@@ -81,57 +92,20 @@ class TableTransformer(nn.Module):
         count, asked = x.shape[1], queries.shape[1]
         features = cell_features(x, queries)
         cells = self.cells(features) + self.near(features, y)
-        question = self.question.expand(len(x), asked, -1)
-        tokens = torch.cat([cells, torch.cat([self.labels(y), question], 1)[:, :, None]], 2)
+        label = torch.cat([self.labels(y), self.question.expand(len(x), asked, -1)], 1)
+        if self.near_rows is not None:
+            label = label + self.near_rows(features, y)
+        tokens = torch.cat([cells, label[:, :, None]], 2)
         for block in self.blocks:
             tokens = block(tokens, count)
         rows = self.rows(tokens)
         for block in self.row_blocks:
             rows = block(rows, count)
         support, asking = rows[:, :count, 0], rows[:, count:, 0]
-        recalled, found = self.recall(asking, support, y), self.head(asking)
+        recalled, found = self.recall(asking, support, y, features), self.head(asking)
         if self.is_classifier:
             return found + torch.log(recalled + FLOOR)
         return found + F.pad(recalled, (0, found.shape[-1] - recalled.shape[-1]))
-
-
-class NearLabels(nn.Module):
-    """Mean label of the support rows with near values in a column, for each cell; a support row leaves itself out.
-
-    The weight of a support row falls with the squared distances d of quantiles and standardised values as
-    exp(-a d_quantile - b d_value), with learned a and b of each kernel. Gaps weigh nothing beside a value.
-
-    Args:
-        outputs: Number of classes or targets, K.
-        width: Size of a token.
-    """
-
-    def __init__(self, outputs: int, width: int) -> None:
-        super().__init__()
-        self.log_rates = nn.Parameter(torch.tensor([[4.0, 32.0, 256.0], [0.25, 2.0, 16.0]]).log())
-        self.embed = nn.Linear(3 * outputs, width, bias=False)
-
-    def forward(self, features: Tensor, y: Tensor) -> Tensor:
-        """Return embedded labels.
-
-        Args:
-            features: Features [T, R, C, 3] of :func:`cell_features`, the support rows first.
-            y: Labels of the N support rows, [T, N, K].
-
-        Returns:
-            Embeddings [T, R, C, width].
-        """
-        count = y.shape[1]
-        z, quantile, gap = (part.transpose(1, 2)[:, :, None] for part in features.unbind(-1))
-        a, b = self.log_rates.exp()[:, :, None]
-        asking = torch.stack([2 * a * quantile, 2 * b * z, torch.ones_like(a * z)], -1)
-        # The square of the asking cell's own value is left out, which the softmax would cancel.
-        own = -a * quantile.square() - b * z.square() - 100 * gap
-        known = torch.stack([quantile.expand_as(own), z.expand_as(own), own], -1)[..., :count, :]
-        itself = torch.eye(features.shape[1], count, dtype=torch.bool, device=y.device)
-        weights = (asking @ known.transpose(-1, -2)).masked_fill(itself, -1e4).softmax(-1)
-        centred = y - y.mean(1, keepdim=True)
-        return self.embed((weights @ centred[:, None, None]).permute(0, 3, 1, 2, 4).flatten(3))
 
 
 class Recall(nn.Module):
@@ -140,24 +114,37 @@ class Recall(nn.Module):
     Args:
         width: Size of a row's token.
         heads: Number of heads.
+        joint: Whether weights also fall with the distance of rows, with learned rates of each head.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, joint: bool) -> None:
         super().__init__()
         self.heads = heads
         self.before = nn.LayerNorm(width)
         self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        self.log_rates = nn.Parameter(spread_rates(0.1, heads)) if joint else None
 
-    def forward(self, asking: Tensor, support: Tensor, y: Tensor) -> Tensor:
-        """Return mean labels [T, M, K] for query tokens [T, M, width], from support tokens [T, N, width] with labels
-        ``y`` [T, N, K].
+    def forward(self, asking: Tensor, support: Tensor, y: Tensor, features: Tensor) -> Tensor:
+        """Return mean labels.
+
+        Args:
+            asking: Tokens of the query rows, [T, M, width].
+            support: Tokens of the support rows, [T, N, width].
+            y: Labels of the support rows, [T, N, K].
+            features: Features [T, N + M, C, 3] of :func:`cell_features`, the support rows first.
+
+        Returns:
+            Mean labels of the query rows, [T, M, K].
         """
         q, k = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (self.query(self.before(asking)), self.key(self.before(support)))
         )
-        weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1).mean(1)
-        return weights @ y
+        logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        if self.log_rates is not None:
+            known, asked = features.split([k.shape[2], q.shape[2]], 1)
+            logits = logits + nearness(asked, known, self.log_rates)
+        return logits.softmax(-1).mean(1) @ y
 
 
 class Attention(nn.Module):
@@ -261,36 +248,3 @@ class CellBlock(RowBlock):
         if self.spread is not None:
             label = torch.cat([tokens[:, :, :-1] + self.spread(label), label], 2)
         return super().forward(label, count)
-
-
-def cell_features(x: Tensor, queries: Tensor) -> Tensor:
-    """Return the standardised value, the quantile and the flag of a gap of every cell.
-
-    Args:
-        x: Support rows [T, N, C]; NaN marks a gap.
-        queries: Query rows [T, M, C].
-
-    Returns:
-        Features [T, N + M, C, 3], by means, deviations and quantiles of the support rows. Quantiles are in -1..1. Both
-        are 0 for a gap and in a column without a value in the support rows.
-    """
-    both = torch.cat([x, queries], 1)
-    gap, given = both.isnan(), ~x.isnan()
-    values = both.masked_fill(gap, 0)
-    # Scaled by the largest value first, so that squares of large numbers stay finite.
-    largest = values[:, : x.shape[1]].abs().amax(1, keepdim=True)
-    values = values / torch.where(largest > 0, largest, 1)
-    known = values[:, : x.shape[1]]
-    count = given.sum(1, keepdim=True)
-    total = count.clamp(min=1)
-    mean = known.sum(1, keepdim=True) / total
-    deviation = ((known - mean).square() * given).sum(1, keepdim=True).div(total).sqrt()
-    varies = deviation > 1e-6
-    z = ((values - mean) / torch.where(varies, deviation, 1)).clamp(-CLIP, CLIP)
-    ordered = known.masked_fill(~given, torch.inf).transpose(1, 2).sort(-1).values.contiguous()
-    asked = values.transpose(1, 2).contiguous()
-    below, up_to = (torch.searchsorted(ordered, asked, right=right).transpose(1, 2) for right in (False, True))
-    quantile = (below + up_to) / total - 1
-    empty = gap | (count == 0)
-    features = [torch.where(empty, 0, part) for part in (z, quantile.to(z.dtype))]
-    return torch.stack([*features, gap.to(z.dtype)], -1)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from metarun.algorithms.amortised.prior_fitted import PriorFitted, auc
 from metarun.config.build import construct
 from metarun.config.catalogue import entry
-from metarun.models.table_transformer import CLIP, FLOOR, TableTransformer, cell_features
+from metarun.models.table_features import CLIP, cell_features
+from metarun.models.table_transformer import FLOOR, TableTransformer
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 
 CLASSES = Spec("classification", "table", (4,), 3)
@@ -28,12 +29,12 @@ def _float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def learner(spec: Spec = CLASSES, model: nn.Module | None = None, **changes: Any) -> PriorFitted:
+def learner(spec: Spec = CLASSES, model: nn.Module | None = None, joint: bool = True, **changes: Any) -> PriorFitted:
     torch.manual_seed(0)
     found = entry("algorithm", "prior_fitted")
     assert found is not None
     section = {**found.section, "decay_over": None, **changes}
-    own = TableTransformer(spec, width=8, layers=2, row_width=12, row_layers=1, heads=2)
+    own = TableTransformer(spec, width=8, layers=2, row_width=12, row_layers=1, heads=2, joint=joint)
     return construct(section, model=model or own, spec=spec)
 
 
@@ -124,10 +125,23 @@ def near_labels(model: TableTransformer, features: Tensor, y: Tensor, r: int, c:
     return model.near.embed(torch.cat(found))
 
 
+def near_rows(rates: Tensor, features: Tensor, r: int) -> Tensor:
+    """Nearness of support rows to row ``r`` of a table, [kernels, 9]: minus the weighted squares, cell by cell."""
+    found = torch.zeros(len(rates), 9)
+    for k, weights in enumerate(rates.tolist()):
+        for s in range(9):
+            for cell, other in zip(features[r], features[s], strict=True):
+                found[k, s] -= sum(
+                    w * (a - b) ** 2 for w, a, b in zip(weights, cell.tolist(), other.tolist(), strict=True)
+                )
+    return found
+
+
+@pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("spec", [CLASSES, VALUES])
-def test_the_transformer_against_one_written_out(spec: Spec) -> None:
+def test_the_transformer_against_one_written_out(spec: Spec, joint: bool) -> None:
     """Row by row and column by column."""
-    model, batch = learner(spec).model, tables(spec)
+    model, batch = learner(spec, joint=joint).model, tables(spec)
     assert isinstance(model, TableTransformer)
     labels = batch.support.y if spec is VALUES else F.one_hot(batch.support.y, 3).double()
     found = model(batch.support.x, labels, batch.query.x)
@@ -136,6 +150,12 @@ def test_the_transformer_against_one_written_out(spec: Spec) -> None:
         near = [[near_labels(model, features, labels[t], r, c) for c in range(4)] for r in range(14)]
         cells = model.cells(features) + torch.stack([torch.stack(row) for row in near])
         last = torch.cat([model.labels(labels[t]), model.question.expand(5, -1)])
+        for r in range(14 if joint else 0):
+            assert model.near_rows is not None
+            weights = near_rows(model.near_rows.log_rates.exp(), features, r).exp()
+            weights[:, r : r + 1] = 0  # a support row leaves itself out
+            means = weights @ labels[t] / weights.sum(1, keepdim=True) - labels[t].mean(0)
+            last[r] = last[r] + model.near_rows.embed(means.flatten())
         tokens = torch.cat([cells, last[:, None]], 1)
         for block in model.blocks:
             label = torch.stack([row[-1:] + plain_attention(block.along_columns, row[-1:], row) for row in tokens])
@@ -149,7 +169,11 @@ def test_the_transformer_against_one_written_out(spec: Spec) -> None:
             rows = rows + plain_attention(block.along_rows, rows, rows[:9])
             rows = rows + block.units(rows)
         q, k = model.recall.query(model.recall.before(rows[9:])), model.recall.key(model.recall.before(rows[:9]))
-        heads = [torch.softmax(q[:, h] @ k[:, h].T / 6**0.5, -1) for h in (slice(6), slice(6, None))]
+        logits = torch.stack([q[:, h] @ k[:, h].T / 6**0.5 for h in (slice(6), slice(6, None))])
+        if model.recall.log_rates is not None:
+            rates = model.recall.log_rates.exp()
+            logits = logits + torch.stack([near_rows(rates, features, r) for r in range(9, 14)], 1)
+        heads = logits.softmax(-1)
         recalled = (heads[0] + heads[1]) / 2 @ labels[t]
         expected = model.head(rows[9:])
         if spec is CLASSES:

@@ -184,9 +184,9 @@ def test_rollouts() -> None:
 
 def test_tables() -> None:
     speeds = tables(2, CPU, count=2)
-    assert [speed.name for speed in speeds] == ["nanoTabPFN", "metarun", "metarun, as wide"]
+    assert [speed.name for speed in speeds] == ["nanoTabPFN", "metarun", "metarun, as wide", "metarun, predicting"]
     assert all(len(speed.samples) == 2 and min(speed.samples) > 0 for speed in speeds)
-    assert tables_table(speeds).row_count == 3
+    assert tables_table(speeds).row_count == 4
 
 
 def test_nanotabpfn_reads_rows_and_columns_in_any_order_and_each_query_alone(float64: None) -> None:
