@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import torch
 from rich.table import Table
 
+from metarun.algorithms.amortised.prior_fitted import PriorFitted
 from metarun.bench.peers import nanotabpfn
 from metarun.bench.speeds import Speed, sample, speed_table
 from metarun.config.build import build
@@ -57,6 +58,7 @@ def tables(rounds: int, device: torch.device, count: int = TABLES) -> list[Speed
             sizes = f"tokens of {run.config['model']['width']} and {run.config['model']['row_width']}"
             speeds.append(Speed(name, f"the same: a training step, {sizes}", step))
         learner = build(compose(["task=tabular/prior", f"runner.device={device}", "name=tables"]).config).algorithm
+        assert isinstance(learner, PriorFitted)
         one = random_tables(1, KNOWN, ASKED, WIDE).map(lambda values: values.to(device))
 
         @torch.no_grad()
