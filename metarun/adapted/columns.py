@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from metarun.errors import require
+from metarun.tasks.tabular.cells import DATES, NUMBERS
 from metarun.tasks.tabular.encoding import Column, Encoding, Type
 
 
@@ -43,5 +44,7 @@ class Columns:
                 for each in encoding["columns"]
             )
             require(all(each.type in get_args(Type) for each in columns), "unknown type of a column")
+            known = {"numbers": ("", *NUMBERS), "dates": DATES, "categories": ("",)}
+            require(all(each.format in known[each.type] for each in columns), "unknown format of a column")
             encoding = Encoding(columns, str(encoding["target"]))
         return cls([str(name) for name in stored["inputs"]], [str(name) for name in stored["targets"]], encoding)

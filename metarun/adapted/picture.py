@@ -11,7 +11,7 @@ import numpy as np
 from metarun import style
 from metarun.adapted.learner import AdaptedLearner
 from metarun.adapted.predictions import Predictions
-from metarun.adapted.sources import Source
+from metarun.adapted.source import Source
 from metarun.adapted.tables import importance, importance_figure
 from metarun.tasks.episode import Spec
 from metarun.tasks.sheets import Query, Row, image_sheet, text_sheet

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from metarun.adapted.learner import AdaptedLearner
 from metarun.adapted.predictions import LeaveOneOut, Predictions
-from metarun.adapted.sources import Source
+from metarun.adapted.source import Source
 from metarun.adapted.tables import classifiers
 from metarun.evaluation.statistics import over_episodes, proportion_interval
 

@@ -2,62 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
-
-from metarun.adapted.columns import Columns
+from metarun.adapted.source import Labels, Source, with_classes
+from metarun.adapted.table_sources import table_queries, table_support
 from metarun.errors import UserError, nearest, nearest_path, require
 from metarun.tasks import parquet
 from metarun.tasks.inputs import Inputs
-from metarun.tasks.tables import TABLES, Row, Table, parse_number, read_table
-from metarun.tasks.tabular.encoding import Encoding, is_gap
-from metarun.tasks.tabular.labels import spread_over_classes
+from metarun.tasks.tables import TABLES, Table, parse_number, read_table
 from metarun.tasks.vision.folder import by_folder
 from metarun.tasks.vision.images import ENDINGS, is_clutter, is_image
 from metarun.tasks.vision.sources import listing
 from metarun.tasks.vision.stored_images import images
 
-Labels = Literal["auto", "labelled", "unlabelled"]
-"""States whether queries have known answers; ``auto`` detects and reports it."""
 NAMED = 3
-MOST_ROWS = 500
-"""Largest number of support rows of a table."""
-
-
-@dataclass
-class Source:
-    """Inputs, with their targets if known.
-
-    Attributes:
-        items: Paths of images, texts, or rows of numbers.
-        targets: A class name or a row of numbers for each item; empty if unknown.
-        notes: Remarks on the items read and skipped, and on the origin of the targets.
-        columns: For a table of numbers with a header, the names of its inputs and of its targets.
-        label: For images in a parquet file, the column of the classes; for texts, the one that is asked for.
-    """
-
-    items: list[Any]
-    targets: list[Any] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    columns: tuple[list[str], list[str]] | None = None
-    encoding: Encoding | None = None
-    """The reading of a table's columns."""
-    label: str | None = None
-
-    def read_columns(self) -> Columns | None:
-        """Return the columns by which other files of the same form are read; ``None`` for images and texts."""
-        return None if self.columns is None else Columns(*self.columns, self.encoding)
-
-    def names(self) -> list[str]:
-        """Return the name of each input for a table."""
-        if self.encoding is not None:
-            return [f"row {i}" for i in range(1, len(self.items) + 1)]
-        return [str(item) if not isinstance(item, list) else " ".join(f"{v:g}" for v in item) for item in self.items]
 
 
 def support(inputs: Inputs, path: Path, target: str | None = None) -> Source:
@@ -84,7 +43,7 @@ def support(inputs: Inputs, path: Path, target: str | None = None) -> Source:
         return Source(files, targets, found.notes)
     table = read(option, path)
     if spec.modality == "table":
-        return _table_support(inputs, table, target)
+        return table_support(inputs, table, target)
     if spec.modality == "text":
         text = column_of(table, option, inputs.columns["text"], "text")
         label = column_of(table, option, target or inputs.columns["label"], target or "label")
@@ -126,74 +85,10 @@ def query(inputs: Inputs, path: Path, classes: Sequence[str], given: Source, lab
         return _image_queries(path, classes, labels)
     table = read("--query", path)
     if inputs.spec.modality == "table":
-        return _table_queries(inputs, table, classes, given, labels)
+        return table_queries(inputs, table, classes, given, labels)
     if inputs.spec.modality == "text":
         return _text_queries(inputs, table, classes, given, labels)
     return _number_queries(inputs, table, given, labels)
-
-
-def _table_support(inputs: Inputs, table: Table, target: str | None) -> Source:
-    others = f"   columns: {', '.join(table.columns[:20])}{', ...' if len(table.columns) > 20 else ''}"
-    require(target is not None, f"--target is missing: the column of {table.path} to predict{others}")
-    assert target is not None
-    require(target in table.columns, f"--target {target}: {table.path} has no such column"
-            f"{nearest(target, table.columns)}{others}")  # fmt: skip
-    notes = list(table.notes)
-    kept = [(where, row) for where, row in table.rows if not is_gap(row.get(target))]
-    if len(kept) < len(table.rows):
-        notes.append(f"{len(table.rows) - len(kept)} rows without '{target}' are not used")
-    require(bool(kept), f"--target {target}: has no values in {table.path}")
-    if len(kept) > MOST_ROWS:
-        kept, chosen = _fewer_rows(kept, target, inputs.spec.kind == "classification")
-        notes.append(chosen)
-    table = replace(table, rows=kept)
-    encoding, types = Encoding.of(table, target)
-    rows, gaps = encoding.rows(table)
-    twice = len(rows) - len({str(row) for row in rows})
-    if twice:
-        gaps.append(f"{twice} row{'s are copies' if twice > 1 else ' is a copy'} of others")
-    if len(encoding.columns) > (trained := inputs.spec.input_shape[0]):
-        notes.append(f"{len(encoding.columns)} columns; the learner was trained on at most {trained}")
-    targets = _table_targets(inputs, table, target)
-    told = [f"{len(rows)} rows; {target} from {len(encoding.columns)} columns", *types, *gaps, *notes]
-    return Source(rows, targets, told, ([c.name for c in encoding.columns], [target]), encoding)
-
-
-def _fewer_rows(rows: Sequence[Row], target: str, classes: bool) -> tuple[list[Row], str]:
-    """Return :data:`MOST_ROWS` rows in their order, each class in its share, and a note on how they were chosen."""
-    start = f"{MOST_ROWS} of {len(rows):,} rows are used"
-    if not classes:
-        return [rows[i * len(rows) // MOST_ROWS] for i in range(MOST_ROWS)], f"{start}, evenly spread"
-    _, y = np.unique([str(row[target]).strip() for _, row in rows], return_inverse=True)
-    order = spread_over_classes(y, np.random.default_rng(0))
-    return [rows[i] for i in sorted(order[:MOST_ROWS])], f"{start}, drawn by class with a fixed seed"
-
-
-def _table_targets(inputs: Inputs, table: Table, target: str) -> list[Any]:
-    """Return the classes of a column as strings, or its numbers in rows of one."""
-    if inputs.spec.kind == "regression":
-        return table.numbers([target])
-    return [str(row[target]).strip() for _, row in table.rows]
-
-
-def _table_queries(inputs: Inputs, table: Table, classes: Sequence[str], given: Source, labels: Labels) -> Source:
-    assert given.encoding is not None
-    encoding = given.encoding
-    rows, gaps = encoding.rows(table)
-    read = {encoding.target, *(column.name for column in encoding.columns)}
-    other = [name for name in table.columns if name not in read]
-    notes = [f"{len(rows)} rows", *([f"not used: {', '.join(other)}"] if other else []), *gaps, *table.notes]
-    source = Source(rows, notes=notes, columns=given.columns)
-    answers = [row.get(encoding.target) for _, row in table.rows]
-    there = not all(is_gap(answer) for answer in answers)
-    require(there or labels != "labelled", f"--query {table.path}: has no values of '{encoding.target}'")
-    if inputs.spec.kind == "regression":
-        if there and labels != "unlabelled":
-            source.targets = table.numbers([encoding.target])
-        return source
-    found = [None if is_gap(answer) else str(answer).strip() for answer in answers]
-    where = [place for place, _ in table.rows]
-    return _with_classes(source, found, where, classes, labels, f"column '{encoding.target}'")
 
 
 def _image_queries(path: Path, classes: Sequence[str], labels: Labels) -> Source:
@@ -216,7 +111,7 @@ def _image_queries(path: Path, classes: Sequence[str], labels: Labels) -> Source
         more = ", ..." if len(skipped) > NAMED else ""
         notes.append(f"{len(skipped)} other files not read: {', '.join(skipped[:NAMED])}{more}")
     where = [f"--query {file}" for file in files]
-    return _with_classes(Source(files, notes=notes), folders, where, classes, labels, "folders")
+    return with_classes(Source(files, notes=notes), folders, where, classes, labels, "folders")
 
 
 def _stored_queries(path: Path, classes: Sequence[str], given: Source, labels: Labels) -> Source:
@@ -224,7 +119,7 @@ def _stored_queries(path: Path, classes: Sequence[str], given: Source, labels: L
     items = list(images(path))
     require(bool(items), f"--query {path}: holds no rows")
     source = Source(list(items), notes=[f"{len(items)} images"])
-    return _with_classes(source, found, [str(item) for item in items], classes, labels, f"column '{label}'")
+    return with_classes(source, found, [str(item) for item in items], classes, labels, f"column '{label}'")
 
 
 def _text_queries(inputs: Inputs, table: Table, classes: Sequence[str], given: Source, labels: Labels) -> Source:
@@ -240,37 +135,7 @@ def _text_queries(inputs: Inputs, table: Table, classes: Sequence[str], given: S
         remedy = "" if labels == "labelled" else ", or say --unlabelled"
         found = [*table.texts(used, f"a class; give every row one{remedy}")]
     source = Source(table.texts(text), notes=[table.summary([text, *([used] if used else [])])])
-    return _with_classes(source, found, [where for where, _ in table.rows], classes, labels, f"column '{label}'")
-
-
-def _with_classes(
-    source: Source,
-    found: Sequence[str | None],
-    where: Sequence[str],
-    classes: Sequence[str],
-    labels: Labels,
-    origin: str,
-) -> Source:
-    """Set the classes ``found`` as targets of ``source``, if that is requested and all of them are in ``classes``."""
-    unknown = Counter(name for name in found if name not in classes)
-    if labels == "unlabelled" or not any(found):
-        require(labels != "labelled", f"{where[0]}: --labelled needs folders named as classes")
-        source.notes.append("unlabelled: predicted, not scored")
-    elif not unknown:
-        source.targets = list(found)
-        source.notes.append(f"labelled: the classes are taken from the {origin}")
-    else:
-        at = next(i for i, name in enumerate(found) if name not in classes)
-        name = found[at]
-        what = f"'{name}'" if name else f"no class of its own ({where[at]})"
-        reason = f"{what} is none of the classes of the support set ({', '.join(classes[:10])}"
-        reason = f"{reason}{', ...' if len(classes) > 10 else ''}){nearest(str(name), classes)}"
-        require(labels != "labelled", f"{where[at]}: {reason}")
-        source.notes.append(
-            f"NOT SCORED, although {len(found) - unknown.total()} of {len(found)} have a class by their {origin}: "
-            f"{reason}"
-        )
-    return source
+    return with_classes(source, found, [where for where, _ in table.rows], classes, labels, f"column '{label}'")
 
 
 def _number_queries(inputs: Inputs, table: Table, given: Source, labels: Labels) -> Source:

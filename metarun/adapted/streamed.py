@@ -19,7 +19,8 @@ from torch import Tensor
 
 from metarun.adapted.learner import AdaptedLearner
 from metarun.adapted.predictions import Predictions
-from metarun.adapted.sources import Source, query
+from metarun.adapted.source import Source
+from metarun.adapted.sources import query
 from metarun.errors import UserError, require
 from metarun.escape import for_csv
 from metarun.progress import Progress

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarun import style
 from metarun.adapted.learner import AdaptedLearner
-from metarun.adapted.sources import Source
+from metarun.adapted.source import Source
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,7 +22,7 @@ from metarun.tracking.files import make_output_folder
 if TYPE_CHECKING:
     from metarun.adapted.learner import AdaptedLearner
     from metarun.adapted.predictions import LeaveOneOut, Predictions
-    from metarun.adapted.sources import Source
+    from metarun.adapted.source import Source
     from metarun.runs.origin import Origin
 
 log = logging.getLogger("metarun")

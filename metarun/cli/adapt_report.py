@@ -12,7 +12,7 @@ from metarun.tasks.same_data import named
 if TYPE_CHECKING:
     from metarun.adapted.predictions import LeaveOneOut, Predictions
     from metarun.adapted.scores import Score
-    from metarun.adapted.sources import Source
+    from metarun.adapted.source import Source
     from metarun.tasks.record import DataRecord
 
 

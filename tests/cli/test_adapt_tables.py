@@ -175,7 +175,7 @@ def test_a_table_that_cannot_be_read_gets_one_clear_line(
 
 
 def test_of_many_rows_each_class_keeps_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metarun.adapted.sources.MOST_ROWS", 10)
+    monkeypatch.setattr("metarun.adapted.table_sources.MOST_ROWS", 10)
     rows = [{"length": i * i, "kind": "xyz"[(i > 38) + (i > 48)]} for i in range(50)]
     given = support(INPUTS, write(tmp_path / "known.csv", rows), "kind")
     assert [given.targets.count(kind) for kind in "xyz"] == [7, 2, 1]

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import pairwise
 from math import isfinite, nan
 from typing import Any, Literal
 
 from metarun.errors import UserError, nearest, require
-from metarun.tasks.tables import LARGEST, Table, is_blank, parse_number, shown
+from metarun.tasks.tables import LARGEST, Table, shown
+from metarun.tasks.tabular.cells import date_formats, is_gap, number_format, parse_date, read_number
 
-GAPS = {"?", "na", "n/a", "nan", "null", "none", "-"}
-"""Words for a missing value, in lower case."""
-DATES = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y")
 LEVELS = 30
 """Largest number of categories of a column that also holds numbers, or whose words are mostly different."""
 MOST_COLUMNS = 100
@@ -30,7 +27,7 @@ class Column:
         name: Name of the column.
         type: Type of its values.
         levels: Its categories, sorted; the number of a category is its place. Empty for other types.
-        format: Format of its dates.
+        format: Format of its dates or numbers; empty for plain numbers.
     """
 
     name: str
@@ -48,7 +45,7 @@ class Column:
         if self.type == "dates":
             date = parse_date(str(value), self.format)
             return nan if date is None else date
-        number = parse_number(value)
+        number = read_number(value, self.format)
         return number if number is not None and isfinite(number) and abs(number) <= LARGEST else nan
 
 
@@ -84,10 +81,11 @@ class Encoding:
         different = {str([row.get(name) for name in table.columns]): row for _, row in table.rows}.values()
         for name in names:
             cells = [(where, row.get(name)) for where, row in table.rows]
-            if reason := useless(name, [row.get(name) for row in different]):  # a copied row has its number twice
+            form = number_format([cell for _, cell in cells if not is_gap(cell)], table.decimal_commas)
+            if reason := useless(name, [row.get(name) for row in different], form):  # a copied row has its number twice
                 notes.append(f"not used: {name} ({reason})")
                 continue
-            column, remark = _typed(name, cells)
+            column, remark = _typed(name, cells, form)
             used.append(column)
             notes += [f"{name}: {remark}"] if remark else []
         reasons = "; ".join(notes) or "there is no other column"
@@ -130,37 +128,29 @@ class Encoding:
         return found, [*([f"{gaps} gap{'s' * (gaps > 1)}"] if gaps else []), *notes]
 
 
-def is_gap(value: Any) -> bool:
-    """Return whether a cell is empty or holds a word for a missing value."""
-    return is_blank(value) or (isinstance(value, str) and value.strip().lower() in GAPS)
-
-
-def parse_date(text: str, form: str) -> float | None:
-    """Return a date as days since 2000, or ``None`` if it has another form."""
-    try:
-        return (datetime.strptime(text.strip(), form) - datetime(2000, 1, 1)).total_seconds() / 86400
-    except ValueError:
-        return None
-
-
-def useless(name: str, values: Sequence[Any]) -> str | None:
-    """Return why a column tells nothing about other rows, or ``None``."""
+def useless(name: str, values: Sequence[Any], form: str) -> str | None:
+    """Return why a column, with numbers in the format ``form``, tells nothing about other rows; ``None`` if it may."""
     given = [str(value).strip() for value in values if not is_gap(value)]
     if not given:
         return "no values"
     different = len(set(given))
     if different == 1:
         return f"always {shown(given[0])}"
-    found = [parse_number(value) for value in given]
+    found = [read_number(value, form) for value in given]
     numbers = [number for number in found if number is not None]
     if len(numbers) == len(values) >= 10:
         steps = {b - a for a, b in pairwise(numbers)}
         named = name.lower() in ("id", "index", "row", "unnamed: 0") or name.lower().endswith(("_id", " id"))
         if steps == {1.0} or (named and different == len(given)):
             return "it numbers the rows"
-    if not numbers and different > max(LEVELS, len(given) // 2) and not _format(given):
+    if not numbers and different > max(LEVELS, len(given) // 2) and not date_formats(given):
         return f"texts, {different} different ones in {len(given)} rows"
     return None
+
+
+def _unclear(formats: Sequence[str]) -> bool:
+    """Return whether dates may have the month first, as well as the day."""
+    return any(form.startswith("%m") for form in formats) and any(form.startswith("%d") for form in formats)
 
 
 def _infinite(count: int) -> str:
@@ -169,21 +159,21 @@ def _infinite(count: int) -> str:
     return "1 infinite number is read as a gap" if count == 1 else f"{count} infinite numbers are read as gaps"
 
 
-def _format(texts: Sequence[str]) -> str:
-    """Return the format of all of the dates, or an empty string if they are not dates of one format."""
-    return next((form for form in DATES if all(parse_date(text, form) is not None for text in texts)), "")
+def _typed(name: str, cells: Sequence[tuple[str, Any]], form: str) -> tuple[Column, str]:
+    """Return a column by its values, with numbers in the format ``form``, and a remark.
 
-
-def _typed(name: str, cells: Sequence[tuple[str, Any]]) -> tuple[Column, str]:
-    """Return a column by its values, and a remark: a misspelling is looked for in words of letters alone."""
+    A misspelling is looked for in words of letters alone.
+    """
     given = [(where, value) for where, value in cells if not is_gap(value)]
-    words = [(where, str(value).strip()) for where, value in given if parse_number(value) is None]
+    words = [(where, str(value).strip()) for where, value in given if read_number(value, form) is None]
     if not words:
-        infinite = sum(not isfinite(parse_number(value) or 0.0) for _, value in given)
-        return Column(name, "numbers"), _infinite(infinite)
+        infinite = sum(not isfinite(read_number(value, form) or 0.0) for _, value in given)
+        written = f"numbers written as {form}, such as {shown(given[0][1])}" if form else ""
+        return Column(name, "numbers", format=form), written or _infinite(infinite)
     texts = [str(value).strip() for _, value in given]
-    if form := _format(texts):
-        return Column(name, "dates", format=form), ""
+    if dates := date_formats(texts):
+        remark = "days and months are unclear, read as month/day/year" if _unclear(dates) else ""
+        return Column(name, "dates", format=dates[0]), remark
     counts = Counter(texts)
     if len(words) < len(given):
         where, word = words[0]

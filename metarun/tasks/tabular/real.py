@@ -18,7 +18,8 @@ from metarun.tasks.base import Task
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.tasks.rng import permutation, uniforms
 from metarun.tasks.tables import TABLES, read_table
-from metarun.tasks.tabular.encoding import Encoding, is_gap
+from metarun.tasks.tabular.cells import is_gap
+from metarun.tasks.tabular.encoding import Encoding
 from metarun.tasks.tabular.labels import first_of_each
 from metarun.tasks.to_device import to_device
 from metarun.types import DataPath, Fraction, Positive, Split
