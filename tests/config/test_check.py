@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from metarun.config.build import build
+from metarun.config.catalogue import Entry, catalogue
 from metarun.config.check import check, check_section
 from metarun.config.compose import compose
 from metarun.config.schema import declaration
@@ -38,6 +39,20 @@ def changed(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 def test_what_is_shipped_passes() -> None:
     check(SINE)
     check(BANDIT)
+
+
+LASTING = [each for each in catalogue("algorithm") if "${runner.iterations}" in each.section.values()]
+
+
+@pytest.mark.parametrize("algorithm", LASTING, ids=lambda each: each.name)
+def test_what_lasts_as_long_as_training_may_last_no_iteration(algorithm: Entry) -> None:
+    """A learner that is only evaluated has runner.iterations=0; a message would name a key that nobody set."""
+    section = {key: 0 if value == "${runner.iterations}" else value for key, value in algorithm.section.items()}
+    check_section("algorithm", section)
+
+
+def test_some_last_as_long_as_training() -> None:
+    assert len(LASTING) > 5
 
 
 @pytest.mark.parametrize(

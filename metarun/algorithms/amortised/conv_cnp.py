@@ -69,7 +69,7 @@ class ConvCNP(PredictiveProcess):
         train_query: Positive | None,
         outer_lr: Rate,
         halve_every: Positive | None,
-        decay_over: Positive | None,
+        decay_over: Count | None,
         decay: Decay,
         halvings: Count | None = None,
     ) -> None:

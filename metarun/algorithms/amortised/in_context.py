@@ -14,7 +14,7 @@ from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run,
 from metarun.errors import require
 from metarun.models.attention import Block
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
-from metarun.types import Decay, Fraction, Positive, Rate
+from metarun.types import Count, Decay, Fraction, Positive, Rate
 
 
 class InContext(SupervisedAlgorithm):
@@ -47,7 +47,7 @@ class InContext(SupervisedAlgorithm):
         train_query: Positive | None,
         outer_lr: Rate,
         halve_every: Positive | None,
-        decay_over: Positive | None,
+        decay_over: Count | None,
         decay: Decay,
     ) -> None:
         super().__init__()

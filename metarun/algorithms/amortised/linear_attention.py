@@ -13,7 +13,7 @@ from metarun.algorithms.amortised.sequence import embedded, mean_loss
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
-from metarun.types import Decay, NonNegative, Positive, Rate
+from metarun.types import Count, Decay, NonNegative, Positive, Rate
 
 
 class Reader(SupervisedAlgorithm):
@@ -75,7 +75,7 @@ class LinearAttention(Reader):
         train_query: Positive | None,
         outer_lr: Rate,
         halve_every: Positive | None,
-        decay_over: Positive | None,
+        decay_over: Count | None,
         decay: Decay,
     ) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class GradientDescent(Reader):
         train_query: Positive | None,
         outer_lr: Rate,
         halve_every: Positive | None,
-        decay_over: Positive | None,
+        decay_over: Count | None,
         decay: Decay,
     ) -> None:
         super().__init__()

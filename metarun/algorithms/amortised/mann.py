@@ -14,7 +14,7 @@ from metarun.algorithms.base import Metrics
 from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run, prediction_metrics
 from metarun.errors import require
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
-from metarun.types import Decay, Fraction, Positive, Rate
+from metarun.types import Count, Decay, Fraction, Positive, Rate
 
 
 class State(NamedTuple):
@@ -59,7 +59,7 @@ class MANN(SupervisedAlgorithm):
         train_query: Positive | None,
         outer_lr: Rate,
         halve_every: Positive | None,
-        decay_over: Positive | None,
+        decay_over: Count | None,
         decay: Decay,
     ) -> None:
         super().__init__()

@@ -101,7 +101,7 @@ class NeuralProcess(PredictiveProcess):
         train_query: Positive | None,
         outer_lr: Rate,
         halve_every: Positive | None,
-        decay_over: Positive | None,
+        decay_over: Count | None,
         decay: Decay,
     ) -> None:
         super().__init__()

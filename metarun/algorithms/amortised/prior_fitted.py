@@ -14,7 +14,7 @@ from metarun.algorithms.amortised.sequence import encode_targets
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, prediction_metrics
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
-from metarun.types import Decay, Positive, Rate
+from metarun.types import Count, Decay, Positive, Rate
 
 ABSENT = -1e4
 """Logit of a class that no support row has."""
@@ -46,7 +46,7 @@ class PriorFitted(SupervisedAlgorithm):
         train_query: Positive | None,
         outer_lr: Rate,
         halve_every: Positive | None,
-        decay_over: Positive | None,
+        decay_over: Count | None,
         decay: Decay,
     ) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from metarun.algorithms.supervised import Adapted
 from metarun.errors import require
 from metarun.models.roles import Denoiser
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
-from metarun.types import Decay, Fraction, NonNegative, Positive, Rate
+from metarun.types import Count, Decay, Fraction, NonNegative, Positive, Rate
 
 
 class Flow(Generative):
@@ -54,7 +54,7 @@ class Flow(Generative):
         train_shot: Positive | None,
         train_query: Positive | None,
         outer_lr: Rate,
-        decay_over: Positive | None,
+        decay_over: Count | None,
         decay: Decay,
     ) -> None:
         super().__init__()

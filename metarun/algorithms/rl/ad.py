@@ -20,7 +20,7 @@ from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rl.histories import Histories
 from metarun.tasks.to_device import to_device
-from metarun.types import DataPath, Decay, Positive, Rate
+from metarun.types import Count, DataPath, Decay, Positive, Rate
 
 
 class SlidingAgent:
@@ -85,7 +85,7 @@ class AlgorithmDistillation(TrialLearner):
         test_rollouts: Positive,
         max_grad_norm: Rate,
         outer_lr: Rate,
-        decay_over: Positive | None,
+        decay_over: Count | None,
         decay: Decay,
         every: Positive = 1,
     ) -> None:

@@ -19,7 +19,7 @@ from metarun.models.roles import RecurrentPolicy
 from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
 from metarun.tasks.rl.recording import ExpertEnv
-from metarun.types import Decay, Fraction, Positive, Rate
+from metarun.types import Count, Decay, Fraction, Positive, Rate
 
 
 class Explorer(RecurrentAgent):
@@ -99,7 +99,7 @@ class DPT(TrialLearner):
         minibatches: Positive,
         max_grad_norm: Rate,
         outer_lr: Rate,
-        decay_over: Positive | None,
+        decay_over: Count | None,
         decay: Decay,
     ) -> None:
         require(
