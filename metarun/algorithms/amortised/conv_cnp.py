@@ -22,6 +22,9 @@ from metarun.types import Count, Decay, NonNegative, Positive, Rate
 
 EMPTY = 1e-8
 """Added to densities, by which signals are divided."""
+FAR = -40.0
+"""Smallest exponent of a weight. It is far below EMPTY, and the exponential of less takes ten times as long where it
+underflows, as do products of the results."""
 
 
 class ConvCNP(PredictiveProcess):
@@ -117,17 +120,22 @@ class ConvCNP(PredictiveProcess):
 
     def _on_grid(self, support: Labelled) -> Tensor:
         """Return the density of the context and its mean values on the grid, [T, 1 + D, G] or [T, 1 + D, G, G]."""
-        values = torch.cat([torch.ones_like(support.y[..., :1]), support.y], -1)
-        weights = self.encode.weights(embedded(self.model, support.x), self.grid)
-        sums = torch.einsum("tngc,tnc->tcg" if len(weights) == 1 else "tngc,tnhc,tnc->tcgh", *weights, values)
+        values = torch.cat([torch.ones_like(support.y[..., :1]), support.y], -1).transpose(1, 2)
+        *rows, last = self.encode.weights(embedded(self.model, support.x), self.grid)
+        # Matrix products of [1 or G, N] and [N, G]. No product has points, rows and columns of the grid at once.
+        read = (values[..., None] * rows[0]).transpose(2, 3) if rows else values[:, :, None]
+        sums = read @ last if rows else (read @ last)[:, :, 0]
         density = sums[:, :1]
         return torch.cat([density, sums[:, 1:] / (density + EMPTY)], 1)
 
     def _read(self, channels: Tensor, x: Tensor) -> Gaussian:
         """Predict at ``x`` [T, M, 1 or 2] from the channels of the grid; mean and deviation are [1, T, M, D]."""
-        rule = "tmgc,tcg->tmc" if x.shape[-1] == 1 else "tmgc,tmhc,tcgh->tmc"
-        heads = (self.mean, self.std)
-        mean, raw = (head(torch.einsum(rule, *head.weights(x, self.grid), channels)) for head in heads)
+        found = []
+        for head in (self.mean, self.std):
+            *rows, last = (weights.transpose(2, 3) for weights in head.weights(x, self.grid))
+            read = channels @ last * rows[0] if rows else channels[:, :, None] @ last
+            found.append(head(read.sum(2).transpose(1, 2)))
+        mean, raw = found
         return mean[None], self.min_std + F.softplus(raw)[None]
 
     def protocol(self) -> dict[str, Any]:
@@ -149,9 +157,13 @@ class SetConvolution(nn.Module):
         self.linear = nn.Linear(inputs, outputs)
 
     def weights(self, x: Tensor, grid: Tensor) -> list[Tensor]:
-        """Return exp(-(x_d - grid)^2 / 2 l_c^2) for each coordinate d: [T, N, G, C] each for ``x`` [T, N, d]."""
-        scale = -0.5 * torch.exp(-2 * self.log_length)
-        return [((x[..., d, None] - grid).square()[..., None] * scale).exp() for d in range(x.shape[-1])]
+        """Return exp(-(x_d - grid)^2 / 2 l_c^2), at least e^-40, for each coordinate d of ``x`` [T, N, d].
+
+        Shapes: [T, C, N, G] each.
+        """
+        scale = -0.5 * torch.exp(-2 * self.log_length)[:, None, None]
+        far = [(x[:, None, :, d, None] - grid).square() * scale for d in range(x.shape[-1])]
+        return [exponent.clamp(min=FAR).exp() for exponent in far]
 
     def forward(self, values: Tensor, dim: int = -1) -> Tensor:
         """Apply the linear layer over dimension ``dim`` of ``values``."""
