@@ -7,8 +7,8 @@
     python scripts/tables.py --each FOLDER RUN RUN ...
     python scripts/tables.py --bayes RUN [RUN ...]    # on two normal distributions, whose Bayes error is known
 
-Several runs are the seeds of one learner, whose score on a set is their mean. With --each they are compared with the
-first of them, without scikit-learn's models. Words with = change keys of the task.
+Several runs are the seeds of one learner, whose score on a set is their mean. With --each, those in one folder are, and
+learners are compared with the first of them, without scikit-learn's models. Words with = change keys of the task.
 
 Printed: the area under the ROC curve of each set, its mean with a 95 % interval over sets, mean ranks, wins, and the
 learner's difference from each model, over sets, for the mean and for each run. The picture has the mean ranks and the
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--made", type=Path, metavar="FOLDER")
     parser.add_argument("--iris", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path("tables.png"), help="the picture")
-    parser.add_argument("--each", action="store_true", help="compare the runs with the first of them")
+    parser.add_argument("--each", action="store_true", help="compare runs of several folders with those of the first")
     parser.add_argument("--bayes", nargs="+", metavar="RUN")
     parser.add_argument("words", nargs="*", metavar="FOLDER RUN [RUN ...] [key=value ...]")
     asked = parser.parse_args()
@@ -85,7 +85,10 @@ def main() -> None:
     names = [table.name for table in task.tables["test"]]
     found = {run: by_set(learner(run), task) for run in runs}
     if asked.each:
-        scores = {Path(run).parent.name: each for run, each in found.items()}
+        learners: dict[str, list[NDArray[np.float64]]] = {}
+        for run, each in found.items():
+            learners.setdefault(Path(run).parent.name, []).append(each)
+        scores = {name: np.mean(each, axis=0) for name, each in learners.items()}
         print("\n".join(report(names, scores)))
     else:
         models = {}
