@@ -129,15 +129,20 @@ def test_second_order_through_rmsprop_against_a_loop_unrolled_by_hand() -> None:
 # RandomInit starts.
 
 
+def start(learner: GradientLearner, data: TaskBatch) -> dict[str, Tensor]:
+    """The adapting parameters of all tasks before the first step."""
+    return next(learner.trajectory(data.support, 0, None)).parameters
+
+
 def test_every_task_starts_from_a_point_of_its_own_that_the_seed_decides() -> None:
     learner, data = build("scratch", body("batch")), batch()
     assert not any(p.requires_grad for p in learner.parameters())
 
-    def start(seed: int) -> dict[str, Tensor]:
+    def drawn(seed: int) -> dict[str, Tensor]:
         torch.manual_seed(seed)
-        return next(learner.trajectory(data.support, 0, None)).parameters
+        return start(learner, data)
 
-    first, again, other = start(1), start(1), start(2)
+    first, again, other = drawn(1), drawn(1), drawn(2)
     assert (
         [*first] == learner.adapted_names == ["0.0.weight", "0.0.bias", "0.1.weight", "0.1.bias", "1.weight", "1.bias"]
     )
@@ -152,13 +157,13 @@ def test_starting_points_have_the_asked_or_the_models_own_distribution() -> None
     tasks = TaskBatch(
         *(part.map(lambda v: v[:1].expand(400, *v.shape[1:])) for part in (batch().support, batch().query))
     )
-    given = build("scratch", body(), adapts__std=0.2).begin(tasks.support).parameters
+    given = start(build("scratch", body(), adapts__std=0.2), tasks)
     assert float(given["1.weight"].std()) == pytest.approx(0.2, rel=0.02)
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 50), nn.Tanh())
     with torch.no_grad():
         model[1].bias.fill_(0.25)  # type: ignore[operator,union-attr]
         model[1].weight.uniform_(-3, 1)
-    own = build("scratch", model, adapts__std=None).begin(tasks.support).parameters
+    own = start(build("scratch", model, adapts__std=None), tasks)
     assert (own["0.1.bias"] == 0.25).all()
     assert set(own["0.1.weight"].unique().tolist()) <= set(model[1].weight.flatten().tolist())
     assert float(own["0.1.weight"].mean()) == pytest.approx(float(model[1].weight.detach().mean()), abs=0.01)
@@ -213,7 +218,7 @@ def test_windows_against_a_loop_unrolled_by_hand(norm: str, first_order: bool) -
     rule = learner.rule
     meta = {n: p for n, p in learner.named_parameters() if p.requires_grad}
     torch.manual_seed(3)
-    start = next(learner.trajectory(data.support, 0, None)).parameters
+    begin = start(learner, data)
     torch.manual_seed(3)
 
     def lstm(g: Tensor, state: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -228,7 +233,7 @@ def test_windows_against_a_loop_unrolled_by_hand(norm: str, first_order: bool) -
 
     walks = []
     for t in range(TASKS):
-        phi = {n: p[t].detach().clone() for n, p in start.items()}
+        phi = {n: p[t].detach().clone() for n, p in begin.items()}
         size = sum(p.numel() for p in phi.values())
         walks.append((phi, [(torch.zeros(size, 20), torch.zeros(size, 20)) for _ in range(2)]))
     for window in (2, 2, 1):

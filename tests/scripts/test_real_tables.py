@@ -22,10 +22,19 @@ def test_equal_scores_share_their_mean_rank() -> None:
 
 
 def test_the_set_that_is_lost_most_comes_first(tmp_path: Path) -> None:
-    lines = tables.report(["a", "b", "c"], SCORES)
+    lines = tables.report(["a", "b", "c"], SCORES, np.array([True, True, True]))
     assert [line.split()[0] for line in lines[1:4]] == ["c", "b", "a"]
     assert lines[5].split()[-3:] == pytest.approx(["1.83", "1.50", "2.67"])
     assert lines[-2].startswith("learner - random_forest: -0.0333 +- ")
     assert lines[-2].endswith("better on 1 of 3")
     tables.picture(SCORES, tmp_path / "ranks.png")
     assert (tmp_path / "ranks.png").stat().st_size > 1000
+
+
+def test_a_set_that_is_left_out_is_shown_and_in_no_mean() -> None:
+    lines = tables.report(["a", "b", "c"], SCORES, np.array([True, True, False]))
+    assert [line.split()[0] for line in lines[1:4]] == ["c", "b", "a"]
+    assert lines[1].startswith("c (left out)  ")
+    assert lines[4].split()[1] == "0.8500"
+    assert lines[-2].startswith("learner - random_forest: +0.0500 +- ")
+    assert lines[-2].endswith("better on 1 of 2")
