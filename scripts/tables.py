@@ -102,11 +102,9 @@ def main() -> None:
             print(f"{name} done", file=sys.stderr)
         scores = {"learner": np.mean([*found.values()], axis=0), **models}
         print("\n".join(report(names, scores, kept)))
-        others = {name: each[kept] for name, each in models.items()}
-        for run, own in found.items():
-            print("\n".join([f"{run}: {own[kept].mean():.4f}", *compared("learner", own[kept], others)]))
-    scores = {name: each[kept] for name, each in scores.items()}
-    picture(scores, asked.out)
+        for run, own in only(found, kept).items():
+            print("\n".join([f"{run}: {own.mean():.4f}", *compared("learner", own, only(models, kept))]))
+    picture(only(scores, kept), asked.out)
 
 
 def learner(run: str) -> Any:
@@ -179,19 +177,23 @@ def ranks(scores: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
 
 def report(names: list[str], scores: dict[str, NDArray[np.float64]], kept: NDArray[np.bool_]) -> list[str]:
     """The lines to print; sets that are not ``kept`` stand first and are in no mean."""
-    (first, own), *rest = scores.items()
-    others = dict(rest)
+    own, *others = scores.values()
     lines = [f"{'set':<32}" + "".join(f"{name:>20}" for name in scores)]
-    lost = own - np.max([*others.values()], 0)
+    lost = own - np.max(others, 0)
     for i in np.lexsort([lost, kept]):
         mark = "" if kept[i] else " (left out)"
         lines.append(f"{names[i] + mark:<32}" + "".join(f"{each[i]:>20.4f}" for each in scores.values()))
-    scores = {name: each[kept] for name, each in scores.items()}
+    scores = only(scores, kept)
     means = [over_seeds(each) for each in scores.values()]
     lines.append(f"{'mean':<32}" + "".join(f"{f'{m.mean:.4f} +- {m.half_width:.4f}':>20}" for m in means))
     lines.append(f"{'mean rank':<32}" + "".join(f"{rank:>20.2f}" for rank in ranks(scores).mean(0)))
-    own, *_ = scores.values()
-    return lines + compared(first, own, {name: each for name, each in scores.items() if name != first})
+    (first, own), *rest = scores.items()
+    return lines + compared(first, own, dict(rest))
+
+
+def only(scores: dict[str, NDArray[np.float64]], kept: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
+    """The scores on the sets that are ``kept``."""
+    return {name: each[kept] for name, each in scores.items()}
 
 
 def compared(learner: str, own: NDArray[np.float64], others: dict[str, NDArray[np.float64]]) -> list[str]:

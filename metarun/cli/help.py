@@ -14,7 +14,7 @@ from metarun.cli.commands import COMMANDS
 from metarun.errors import UserError, nearest
 
 DOCS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "docs")
-"""Folder of the manual. Paths are text here: the overview would take a quarter longer with pathlib."""
+"""Folder of the manual. Paths are text here, since the overview should not wait for the import of pathlib."""
 WIDEST = 100
 """Columns of a page in a wide terminal."""
 

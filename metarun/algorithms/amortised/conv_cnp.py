@@ -124,7 +124,8 @@ class ConvCNP(PredictiveProcess):
         *rows, last = self.encode.weights(embedded(self.model, support.x), self.grid)
         # Matrix products of [1 or G, N] and [N, G]. No product has points, rows and columns of the grid at once.
         read = (values[..., None] * rows[0]).transpose(2, 3) if rows else values[:, :, None]
-        sums = read @ last if rows else (read @ last)[:, :, 0]
+        sums = read @ last
+        sums = sums if rows else sums[:, :, 0]
         density = sums[:, :1]
         return torch.cat([density, sums[:, 1:] / (density + EMPTY)], 1)
 

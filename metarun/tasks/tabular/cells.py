@@ -54,6 +54,8 @@ def number_format(cells: Sequence[Any], decimal_commas: bool) -> str:
         cells: Cells that are no gaps.
         decimal_commas: Whether 1,500 is one and a half, rather than fifteen hundred.
     """
+    if all(parse_number(cell) is not None for cell in cells):  # most columns; the others are read in every format
+        return ""
     known = sorted(NUMBERS, key=lambda form: (form[-2] == ",") != decimal_commas)
     counts = {form: sum(read_number(cell, form) is not None for cell in cells) for form in ("", *known)}
     best = max(counts, key=lambda form: counts[form])
