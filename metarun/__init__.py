@@ -6,9 +6,10 @@ fast and imports no torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # the constant of typing, for whose import help would wait
 if TYPE_CHECKING:
+    from typing import Any
+
     from metarun.api import (
         AdaptedLearner,
         Algorithm,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterable
-from typing import Any, TextIO
+
+TYPE_CHECKING = False  # the constant of typing, for whose import help would wait
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any, TextIO
 
 
 class Surviving:
@@ -56,10 +58,12 @@ class Surviving:
     def _fall_silent(self, error: Exception) -> None:
         self.error = self.error or error
         if self._redirect and self._stream is not None:
-            with contextlib.suppress(OSError, ValueError):
+            try:
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, self._stream.fileno())
                 os.close(null)
+            except (OSError, ValueError):
+                pass
 
 
 def survive() -> None:

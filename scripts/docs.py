@@ -1,4 +1,4 @@
-"""Write the tables of the manual that come from the catalogue: python scripts/docs.py"""
+"""Write what the manual takes from the catalogue and the commands: python scripts/docs.py"""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from metarun.cli.help import overview
+from metarun.cli.pages import OVERVIEW, WIDEST
 from metarun.config.catalogue import Entry, catalogue
 from metarun.config.paper import Paper
 from metarun.reports.reproductions import findings, recipes, row, standing, stored
@@ -21,12 +23,18 @@ SHOWN = ("inner_lr", "inner_steps", "test_steps", "train_way", "rollouts", "disc
 
 
 def main() -> None:
-    """Rewrite every page whose tables have changed."""
-    for page in sorted(DOCS.glob("*.md")):
-        text = page.read_text(encoding="utf-8")
-        if (new := with_tables(text)) != text:
+    """Rewrite every page that has changed."""
+    for page, new in pages():
+        if not page.exists() or page.read_text(encoding="utf-8") != new:
             page.write_text(new, encoding="utf-8")
             print(page.relative_to(ROOT))
+
+
+def pages() -> Iterator[tuple[Path, str]]:
+    """The pages with tables, and the overview that ``metarun --help`` prints, as they should be."""
+    for page in sorted(DOCS.glob("*.md")):
+        yield page, with_tables(page.read_text(encoding="utf-8"))
+    yield Path(OVERVIEW), f"{overview(WIDEST)}\n"
 
 
 def with_tables(text: str) -> str:

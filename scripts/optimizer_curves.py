@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import metarun
 from metarun import style
-from metarun.cli.help import DOCS
+from metarun.cli.pages import DOCS
 from metarun.errors import UserError
 from metarun.evaluation.evaluator import Estimate
 

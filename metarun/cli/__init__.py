@@ -1,44 +1,27 @@
 """The command line, one module for each command.
 
-This module imports the standard library alone, so that help and errors come at once. ``output`` prints results; what a
-command does to runs stands in ``metarun.runs``.
+``output`` prints results; what a command does to runs stands in ``metarun.runs``. This module imports next to nothing:
+``metarun --help`` prints a page that ``scripts/docs.py`` has made, and waits for no more than that.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-from collections.abc import Sequence
 
 from metarun import streams
-from metarun.cli import lifeline
-from metarun.cli.arguments import COMMON, parse
-from metarun.cli.commands import COMMANDS
-from metarun.errors import Interrupted, RunFailed, UserError, conceal, nearest, reason, users_frame
-from metarun.escape import printable
+from metarun.cli.pages import OVERVIEW, WIDEST, columns
 
-_FLAGS = frozenset(name for option in COMMON for name in (option.name, option.short))
-_CONFIG_DIR = ("--config-dir", "-cd")
-_HELP = frozenset(("--help", "-h"))
+TYPE_CHECKING = False  # the constant of typing, which takes longer to import than all of this
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 1 (failed), 2 (wrong usage), 130 or 143 (stopped by a signal)."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return _dispatch(words)
-    except UserError as error:
-        return _complain(error, 2)
-    except RunFailed as error:
-        return _complain(error, 1)
-    except Interrupted as error:
-        return 128 + error.signal_number
-    except KeyboardInterrupt:
-        print("metarun: stopped", file=sys.stderr)
-        return 130
-    except Exception as error:
-        return _complain(error, 1)
+    from metarun.cli import dispatch
+
+    return dispatch.run(sys.argv[1:] if arguments is None else arguments)
 
 
 def console() -> None:
@@ -46,76 +29,21 @@ def console() -> None:
     prints.
     """
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # processes it starts do not import from the current directory either
-    lifeline.watch()
     streams.survive()
     words = sys.argv[1:]
-    status = main(words)
+    if words in (["--help"], ["-h"], ["help"]) and columns() == WIDEST:
+        with open(OVERVIEW, encoding="utf-8") as page:
+            print(page.read(), end="")
+        status = 0
+    else:
+        from metarun.cli import lifeline
+
+        lifeline.watch()
+        status = main(words)
     if reason := streams.lost():
+        from metarun.cli.dispatch import only_prints
+
         print(f"metarun: cannot write to standard output: {reason}", file=sys.stderr)
         if status == 0 and only_prints(words):
             status = 1
     sys.exit(status)
-
-
-def _dispatch(words: list[str]) -> int:
-    if words and words[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"metarun {version('metarun')}")
-        return 0
-    name, rest = split(words)
-    if name not in COMMANDS:
-        raise UserError(f"unknown command '{name}'{nearest(name, COMMANDS)}   commands: {', '.join(COMMANDS)}")
-    if _HELP & {*rest}:
-        from metarun.cli.help import command_help, overview
-
-        print(command_help(COMMANDS[name]) if {*words} - _FLAGS else overview())
-        return 0
-    command = COMMANDS[name]
-    arguments = parse(command, rest)
-    arguments.apply()
-    return importlib.import_module(f"metarun.cli.{command.module or name}").run(arguments) or 0
-
-
-def split(words: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the name of the command and its other words. Common options and ``--config-dir`` may come before it."""
-    before, rest = [], list(words)
-    while rest and rest[0].partition("=")[0] in (*_FLAGS, *_CONFIG_DIR):
-        takes = 2 if rest[0] in _CONFIG_DIR else 1
-        before += rest[:takes]
-        del rest[:takes]
-    return ("train", list(words)) if is_train(rest) else (rest[0], [*before, *rest[1:]])
-
-
-def is_train(words: Sequence[str]) -> bool:
-    """Return whether the words name no command and so belong to a training run."""
-    return not words or words[0].startswith(("-", "+", "~")) or "=" in words[0]
-
-
-def only_prints(words: Sequence[str]) -> bool:
-    """Return whether the result of a command is its output, rather than files."""
-    name, rest = split(words)
-    return (name in COMMANDS and COMMANDS[name].prints) or bool({"--json", "--version", *_HELP} & {*rest})
-
-
-def _complain(error: BaseException, status: int) -> int:
-    if os.environ.get("METARUN_DEBUG") == "1":
-        raise error
-    if isinstance(error, (UserError, RunFailed)):
-        message = str(error)
-    elif isinstance(error, OSError):  # a full disk, a file that may not be read
-        message = reason(error)
-    elif isinstance(error, MemoryError):
-        message = "not enough memory"
-    else:
-        description = f"{type(error).__name__}: {error}   (METARUN_DEBUG=1 shows the traceback)"
-        place = users_place(error)
-        message = f"{place} raised {description}" if place else f"this is a bug in metarun: {description}"
-    print(printable(f"metarun: {conceal(message)}"), file=sys.stderr)
-    return status
-
-
-def users_place(error: BaseException) -> str | None:
-    """Return the innermost location in a user's own code, ``FILE:LINE, in FUNCTION,``; ``None`` if there is none."""
-    frame = users_frame(error)
-    return frame and f"{frame.filename}:{frame.lineno}, in {frame.name},"

@@ -11,12 +11,8 @@ from itertools import zip_longest
 
 from metarun.cli.arguments import COMMON, Arguments, Command, Key, Option
 from metarun.cli.commands import COMMANDS
+from metarun.cli.pages import DOCS, WIDEST, columns
 from metarun.errors import UserError, nearest
-
-DOCS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "docs")
-"""Folder of the manual. Paths are text here, since the overview should not wait for the import of pathlib."""
-WIDEST = 100
-"""Columns of a page in a wide terminal."""
 
 _ORDER = (
     "getting-started", "command-line", "tasks", "algorithms", "models", "configuration", "sweeps", "tracking",
@@ -50,7 +46,7 @@ Tab completion for bash, zsh and fish: eval "$(metarun -sc install=bash)"
 def run(arguments: Arguments) -> int:
     """Print the overview, the help of a command, or the page of a topic; returns the exit status."""
     if not arguments.names:
-        print(overview())
+        print(overview(columns()))
         return 0
     if len(arguments.names) > 1:
         raise UserError("help takes one topic: metarun help getting-started   `metarun help` lists them")
@@ -66,33 +62,28 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def columns() -> int:
-    """Return the width of help: that of the terminal, and at most :data:`WIDEST`."""
-    asked = os.environ.get("COLUMNS", "")
-    try:
-        return min(int(asked) if asked.isdecimal() and int(asked) else os.get_terminal_size(1).columns, WIDEST)
-    except OSError:  # standard output is no terminal
-        return WIDEST
-
-
 def command_help(command: Command) -> str:
     """Return the help of a command: usage, what it does, its options and keys with their defaults, two examples."""
     width = columns()
     lines = [f"usage: {command.words}", "", *textwrap.wrap(command.about, width), ""]
     if keys := [*command.keys, *keys_in(command.keys_file)]:
-        lines += ["keys", *rows([(f"{key.name}={key.value}", with_default(key.help, key.default)) for key in keys]), ""]
+        lines += [
+            "keys",
+            *rows([(f"{key.name}={key.value}", with_default(key.help, key.default)) for key in keys], width),
+            "",
+        ]
     listed = [each for each in command.options if not each.hidden]
     options = [(shown_as(each), with_default(each.help, default_of(each))) for each in listed]
-    lines += ["options", *rows([*options, *((shown_as(each), each.help) for each in COMMON)]), ""]
+    lines += ["options", *rows([*options, *((shown_as(each), each.help) for each in COMMON)], width), ""]
     lines += ["examples"]
     for line, what in command.examples:
         lines += [f"  {line}", f"      {what}"]
     return "\n".join([*lines, "", f"More: metarun help {command.page}"])
 
 
-def rows(cells: Sequence[tuple[str, str]]) -> list[str]:
+def rows(cells: Sequence[tuple[str, str]], width: int) -> list[str]:
     """Return rows of two columns; the second is wrapped, and begins on a line of its own where the first is wide."""
-    width, left = columns(), min(max(len(name) for name, _ in cells), 24)
+    left = min(max(len(name) for name, _ in cells), 24)
     made: list[str] = []
     for name, text in cells:
         wrapped = textwrap.wrap(text, max(width - left - 4, 20)) or [""]
@@ -149,16 +140,16 @@ def summary(page: str) -> str:
     return page.partition("\n")[0].lstrip("# ")
 
 
-def overview() -> str:
-    """The commands, the topics, and the options of every command."""
+def overview(width: int) -> str:
+    """The commands, the topics, and the options of every command, on lines of at most ``width`` characters."""
     titles = {}
     for topic, path in topics().items():
         with open(path, encoding="utf-8") as page:
             titles[topic] = summary(page.readline())
     return _OVERVIEW.format(
-        commands="\n".join(rows([(name, command.summary) for name, command in COMMANDS.items()])),
-        topics="\n".join(rows([(topic, title.partition(": ")[2] or title) for topic, title in titles.items()])),
-        common="\n".join(rows([(shown_as(option), option.help) for option in COMMON])),
+        commands="\n".join(rows([(name, command.summary) for name, command in COMMANDS.items()], width)),
+        topics="\n".join(rows([(topic, title.partition(": ")[2] or title) for topic, title in titles.items()], width)),
+        common="\n".join(rows([(shown_as(option), option.help) for option in COMMON], width)),
     ).rstrip()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import itertools
+import os
 import re
 import shlex
 import subprocess
@@ -17,10 +18,12 @@ from typing import Any
 import pytest
 
 import metarun
-from metarun.cli import adapt, bench, cache, main, report, reproduce, search, split
+from metarun.cli import adapt, bench, cache, main, report, reproduce, search
 from metarun.cli.arguments import Command, parse
 from metarun.cli.commands import COMMANDS
-from metarun.cli.help import DOCS, command_help, overview, summary, topics
+from metarun.cli.dispatch import split
+from metarun.cli.help import command_help, overview, summary, topics
+from metarun.cli.pages import DOCS
 from metarun.cli.sweep import _jobs
 from metarun.config.catalogue import catalogue
 from metarun.config.check import check
@@ -219,11 +222,11 @@ def test_a_topic_is_shown(topic: str, capsys: pytest.CaptureFixture[str], monkey
 
 
 def test_help_lists_commands_and_topics(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["help"]) == 0
     listed = capsys.readouterr().out
-    assert listed.strip() == overview().strip()
-    monkeypatch.setenv("COLUMNS", "80")
-    assert max(map(len, overview().splitlines())) <= 80
+    assert listed == f"{overview(80)}\n"
+    assert max(map(len, overview(80).splitlines())) <= 80
     assert all(f"\n  {name}" in listed for name in (*COMMANDS, *topics()))
     assert all(re.search(rf"^  {topic} +\S", listed, re.MULTILINE) for topic in topics())
 
@@ -240,6 +243,27 @@ def test_help_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT).returncode == 0
 
 
+def test_the_overview_waits_for_no_import() -> None:
+    code = (
+        "import sys; before = {*sys.modules}; from metarun.cli import console\n"
+        "try: console()\n"
+        "finally: print(*sorted({*sys.modules} - before), file=sys.stderr)"
+    )
+    words = [sys.executable, "-c", code, "--help"]
+    wide = subprocess.run(words, env={**os.environ, "COLUMNS": "100"}, capture_output=True, text=True, cwd=ROOT)
+    assert (wide.returncode, wide.stdout) == (0, f"{overview(100)}\n")
+    assert {*wide.stderr.split()} <= {
+        "__future__",
+        "errno",
+        "metarun",
+        "metarun.cli",
+        "metarun.cli.pages",
+        "metarun.streams",
+    }
+    narrow = subprocess.run(words, env={**os.environ, "COLUMNS": "70"}, capture_output=True, text=True, cwd=ROOT)
+    assert (narrow.returncode, narrow.stdout) == (0, f"{overview(70)}\n")
+
+
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
     return script("docs")
@@ -247,7 +271,7 @@ def generator() -> ModuleType:
 
 def test_tables_are_up_to_date(generator: ModuleType) -> None:
     """``python scripts/docs.py`` writes them."""
-    stale = [page for page in PAGES if generator.with_tables(text_of(page)) != text_of(page)]
+    stale = [page for page, text in generator.pages() if page.read_text(encoding="utf-8") != text]
     assert not stale, "run: python scripts/docs.py"
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarun.cli import main, split
+from metarun.cli import main
 from metarun.cli.arguments import parse
 from metarun.cli.commands import COMMANDS
+from metarun.cli.dispatch import split
 from tests.docs.test_manual import ALL
 
 BUDGET = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from metarun.cli.help import DOCS
+from metarun.cli.pages import DOCS
 from metarun.config.check import check
 from metarun.config.compose import compose, named
 from tests.script import script

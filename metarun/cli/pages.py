@@ -1,0 +1,19 @@
+"""Where the manual lies, and how wide its pages are printed. This imports next to nothing: help should not wait."""
+
+import os
+
+DOCS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "docs")
+"""Folder of the manual."""
+OVERVIEW = os.path.join(DOCS, "overview.txt")
+"""What ``metarun help`` prints in a wide terminal, made from ``help.overview`` by scripts/docs.py."""
+WIDEST = 100
+"""Columns of a page in a wide terminal."""
+
+
+def columns() -> int:
+    """Return the width of help: that of the terminal, and at most :data:`WIDEST`."""
+    asked = os.environ.get("COLUMNS", "")
+    try:
+        return min(int(asked) if asked.isdecimal() and int(asked) else os.get_terminal_size(1).columns, WIDEST)
+    except OSError:  # standard output is no terminal
+        return WIDEST
