@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import cos, pi
+from operator import is_not
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ class Adam(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             first, second = group["betas"]
             before, moments = self._moments.get(number, ([], []))
-            if len(parameters) != len(before) or any(p is not q for p, q in zip(parameters, before, strict=True)):
+            if len(parameters) != len(before) or any(map(is_not, parameters, before)):
                 moments = self._gathered(parameters)
                 self._moments[number] = parameters, moments
             for each in moments:
