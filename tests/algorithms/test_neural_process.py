@@ -152,6 +152,36 @@ def test_each_point_attends_by_its_own_x(attention: str) -> None:
     assert not torch.allclose(want[:, 0], want[:, 1])
 
 
+def test_residual_attention_is_a_post_norm_transformers() -> None:
+    """LN(a + L a) of a = LN(attention + queries), with torch's own attention and written-out norms."""
+    process, data = learner("anp", attention="residual", latent=0), batch()
+    for norm in process.after_attention.norms:
+        torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    theirs = torch.nn.MultiheadAttention(8, 2, bias=False, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([each.weight for each in process.projections[:3]]))
+        theirs.out_proj.weight.copy_(process.projections[3].weight)
+    values = process.encoder(torch.cat([data.support.x, data.support.y], -1))
+    queries, keys = process.keys(data.query.x), process.keys(data.support.x)
+
+    def normed(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
+        return (x - x.mean(-1, keepdim=True)) / (
+            x.var(-1, keepdim=True, correction=0) + 1e-5
+        ).sqrt() * norm.weight + norm.bias
+
+    first, second = process.after_attention.norms
+    seen = normed(theirs(queries, keys, values, need_weights=False)[0] + queries, first)
+    linear = process.after_attention.linear
+    want = normed(seen + seen @ linear.weight.mT + linear.bias, second)
+    assert torch.allclose(process.attend(data.support, data.query.x), want, rtol=1e-10)
+
+
+def test_a_loss_without_the_context_is_the_metric_of_the_query_points() -> None:
+    process, data = learner("cnp", context_loss=False), batch()
+    loss, _ = process.outer_loss(data)
+    assert loss.item() == pytest.approx(process.evaluate(data)["nll"].mean().item(), rel=1e-12)
+
+
 @pytest.mark.parametrize("changes", [{}, {"self_attention": 2}, {"deterministic": False}])
 def test_the_order_of_the_context_does_not_matter(changes: dict[str, Any]) -> None:
     process, data = learner("anp", **changes), batch()

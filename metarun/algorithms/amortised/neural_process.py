@@ -76,7 +76,10 @@ class NeuralProcess(PredictiveProcess):
     from q(z | context and targets) and the prior q(z | context). The KL term is divided by the number of points.
     **Attentive** (Kim et al. 2019, arXiv:1901.05761, section 3): cross-attention of kind ``attention`` between target
     and context inputs weighs the r_i (``uniform``: their mean). ``self_attention`` layers let context points attend to
-    each other first, in both paths. Queries and keys are a two-layer MLP of x, except for ``uniform``.
+    each other first, in both paths. Queries and keys are a two-layer MLP of x, except for ``uniform``. ``residual``
+    is ``multihead`` with what follows it in a transformer, as in the code of Gordon et al. 2020 (arXiv:1910.13556).
+
+    Without ``context_loss``, the loss is that of the target points alone.
 
     The standard deviation of y is ``min_std`` + (1 - ``min_std``) softplus, that of z is .1 + .9 sigmoid, as in the
     authors' notebooks. ``model`` embeds x [T, N, ...]. At test, ``samples`` values of z are drawn from q(z | context).
@@ -92,7 +95,7 @@ class NeuralProcess(PredictiveProcess):
         decoder_layers: Positive,
         deterministic: bool,
         latent: Count,
-        attention: Literal["uniform", "dot", "multihead"],
+        attention: Literal["uniform", "dot", "multihead", "residual"],
         heads: Positive,
         self_attention: Count,
         min_std: NonNegative,
@@ -103,16 +106,17 @@ class NeuralProcess(PredictiveProcess):
         halve_every: Positive | None,
         decay_over: Count | None,
         decay: Decay,
+        context_loss: bool = True,
     ) -> None:
         super().__init__()
         require(deterministic or latent > 0, "algorithm.deterministic=false needs algorithm.latent of 1 or more")
         require(
-            width % heads == 0 or (attention != "multihead" and not self_attention),
+            width % heads == 0 or (attention in ("uniform", "dot") and not self_attention),
             f"algorithm.width={width} cannot be shared out among algorithm.heads={heads}",
         )
         self.model, self.spec, self.attention, self.latent = model, spec, attention, latent
         self.heads, self.min_std, self.samples = heads, min_std, samples
-        self.train_shot, self.train_query = train_shot, train_query
+        self.train_shot, self.train_query, self.context_loss = train_shot, train_query, context_loss
         inputs, outputs = dry_run(model, spec).shape[-1], spec.output_size
         encoder = [width] * encoder_layers
         attend_context = [SelfAttention(width, heads) for _ in range(self_attention)]
@@ -120,8 +124,9 @@ class NeuralProcess(PredictiveProcess):
             self.encoder = nn.Sequential(mlp(inputs + outputs, *encoder), *attend_context)
             if attention != "uniform":
                 self.keys = mlp(inputs, width, width)
-            if attention == "multihead":
+            if attention in ("multihead", "residual"):
                 self.projections = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(4))
+            self.after_attention = AfterAttention(width) if attention == "residual" else None
         if latent:
             attend_context = [SelfAttention(width, heads) for _ in range(self_attention)]
             self.latent_encoder = nn.Sequential(mlp(inputs + outputs, *encoder), *attend_context)
@@ -142,6 +147,8 @@ class NeuralProcess(PredictiveProcess):
             prior, posterior = self.latent_of(context), self.latent_of(points)
             z = (posterior[0] + posterior[1] * torch.randn_like(posterior[0]))[None]
             kl = divergence(posterior, prior).mean()
+        if not self.context_loss:
+            points = points.map(lambda values: values[:, context.x.shape[1] :])
         mean, std = self.decode(context, points.x, z)
         nll = -log_density(mean, std, points.y).mean()
         loss = nll if kl is None else nll + kl / points.y.shape[1]
@@ -185,7 +192,8 @@ class NeuralProcess(PredictiveProcess):
         if self.attention == "dot":
             return torch.softmax(queries @ keys.transpose(1, 2) / sqrt(keys.shape[-1]), -1) @ values
         for_query, for_key, for_value, out = self.projections
-        return out(attend(for_query(queries), for_key(keys), for_value(values), self.heads))
+        found = out(attend(for_query(queries), for_key(keys), for_value(values), self.heads))
+        return found if self.after_attention is None else self.after_attention(queries, found)
 
     def protocol(self) -> dict[str, Any]:
         return {"latent_samples": self.samples} if self.latent else {}
@@ -214,6 +222,24 @@ class SelfAttention(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         queries, keys, read = self.read(values).chunk(3, -1)
         return values + self.out(attend(queries, keys, read, self.heads))
+
+
+class AfterAttention(nn.Module):
+    """What follows attention in a post-norm transformer: a residual connection to the queries, then one linear layer.
+
+    Gordon et al. 2020 (arXiv:1910.13556) have it in the attentive process that they compare with, in their code.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, queries: Tensor, found: Tensor) -> Tensor:
+        """Return [T, N, width] from queries and what they found by attention, both [T, N, width]."""
+        first, second = self.norms
+        seen = first(found + queries)
+        return second(seen + self.linear(seen))
 
 
 def log_density(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:
