@@ -55,6 +55,12 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f" - did you mean '{known[found[0]]}'?" if found else ""
 
 
+def listed(names: Iterable[str], most: int = 100) -> str:
+    """Return names for a message, with commas; of more than ``most``, the first twenty and how many there are."""
+    known = list(names)
+    return ", ".join(known) if len(known) <= most else f"{', '.join(known[:20])}, ... ({len(known)} in all)"
+
+
 def nearest_path(path: str | os.PathLike[str]) -> str:
     """Return a suggestion for a path that does not exist, from the folder that lacks its first missing part.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from metarun.adapted.source import Labels, Source, with_classes
 from metarun.adapted.table_sources import table_queries, table_support
-from metarun.errors import UserError, nearest, nearest_path, require
+from metarun.errors import UserError, listed, nearest, nearest_path, require
 from metarun.tasks import parquet
 from metarun.tasks.inputs import Inputs
 from metarun.tasks.tables import TABLES, Table, parse_number, read_table
@@ -53,7 +53,7 @@ def support(inputs: Inputs, path: Path, target: str | None = None) -> Source:
     count, outputs = spec.input_shape[0], spec.output_size
     require(
         len(table.columns) == count + outputs,
-        f"{option} {path}: has the columns {', '.join(table.columns)}; the learner needs "
+        f"{option} {path}: has the columns {listed(table.columns)}; the learner needs "
         f"exactly {count} of inputs, then {outputs} of targets",
     )
     refuse_numbers_as_names(table)
@@ -148,7 +148,7 @@ def _number_queries(inputs: Inputs, table: Table, given: Source, labels: Labels)
             hint = nearest(missing[0], table.columns)
             raise UserError(
                 f"{path}: no column '{missing[0]}', which is an input of the support set{hint}   available: "
-                f"{', '.join(table.columns)}"
+                f"{listed(table.columns)}"
             )
     else:
         require(
@@ -200,7 +200,7 @@ def column_of(table: Table, option: str, own: str, usual: str) -> str:
     found = next((name for name in (own, usual) if name in table.columns), None)
     if found is None:
         hint = "; name the columns in the first line" if not table.header else nearest(own, table.columns)
-        raise UserError(f"{option} {table.path}: no column '{own}'{hint}   available: {', '.join(table.columns)}")
+        raise UserError(f"{option} {table.path}: no column '{own}'{hint}   available: {listed(table.columns)}")
     return found
 
 
@@ -209,5 +209,5 @@ def refuse_numbers_as_names(table: Table) -> None:
     numeric = [name for name in table.columns if parse_number(name) is not None]
     require(
         not numeric,
-        f"{table.path}, line 1: {', '.join(table.columns)} mixes numbers and words; use either names or numbers",
+        f"{table.path}, line 1: {listed(table.columns)} mixes numbers and words; use either names or numbers",
     )

@@ -15,7 +15,7 @@ from metarun.cli.output import print_json
 from metarun.config.catalogue import Entry, catalogue
 from metarun.config.check import misfit
 from metarun.config.paths import options
-from metarun.errors import UserError, nearest, shortened
+from metarun.errors import UserError, listed, nearest, shortened
 from metarun.escape import printable
 from metarun.reports.reproductions import findings, metric_of, published, reached, recipes, row, status_of, stored
 
@@ -91,7 +91,7 @@ def check_filters(wanted: str | None, filters: Mapping[str, str]) -> None:
             raise UserError(f"metarun list {wanted} cannot be filtered by {key}=")
         names = [each.name for each in catalogue(key)] if key in AXES else kinds() if key == "kind" else [value]
         if value not in names:
-            raise UserError(f"unknown {key} '{value}'{nearest(value, names)}   available: {', '.join(names)}")
+            raise UserError(f"unknown {key} '{value}'{nearest(value, names)}   available: {listed(names)}")
 
 
 def kinds() -> list[str]:

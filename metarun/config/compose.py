@@ -34,7 +34,7 @@ from metarun.config.paths import (
     users_state,
 )
 from metarun.config.trust import look_in_current_directory, names_other_code
-from metarun.errors import UserError, nearest, require, shortened
+from metarun.errors import UserError, listed, nearest, require, shortened
 from metarun.moved import renamed, updated
 
 log = logging.getLogger("metarun")
@@ -210,8 +210,8 @@ def for_hydra(override: Override) -> Override:
         raise UserError(f"{shortened(override.word)}: the option follows from {_DERIVED[group]}")
     if override.sign == "~" or name is None:
         if group not in _OPTIONAL:
-            listed = ", ".join(name for name, _ in options(group))
-            raise UserError(f"{shortened(override.word)}: a run needs an option of {group}: {listed}")
+            names = listed(name for name, _ in options(group))
+            raise UserError(f"{shortened(override.word)}: a run needs an option of {group}: {names}")
         return replace(override, sign="~", parsed=None)
     if isinstance(name, (int, float)):
         name = str(override.parsed)
@@ -219,7 +219,7 @@ def for_hydra(override: Override) -> Override:
         known = [option for option, _ in options(group)]
         text = name if isinstance(name, str) else written(name)
         hint = misplaced(group, text) or nearest(text, known)
-        raise UserError(f"unknown {group} '{shortened(text)}'{hint}   available: {', '.join(known)}")
+        raise UserError(f"unknown {group} '{shortened(text)}'{hint}   available: {listed(known)}")
     examine(group, name)
     return replace(override, sign="", parsed=name)
 

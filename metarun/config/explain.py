@@ -20,7 +20,7 @@ from omegaconf.errors import (
 
 from metarun.config.catalogue import explain_yaml
 from metarun.config.paths import options
-from metarun.errors import nearest, reason, shortened
+from metarun.errors import listed, nearest, reason, shortened
 
 COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError, OSError, ValueError)
 """Exceptions raised while composing what a user wrote, on the command line or in a file."""
@@ -93,7 +93,7 @@ def _missing_option(error: MissingConfigException) -> str:
     found = re.match(r"In '(.*?)'", str(error))
     asked_by = f"{found[1]}: " if found and found[1] not in ("config", "hydra/config") else ""
     names = sorted(error.options or [name for name, _ in options(group)])
-    return f"{asked_by}unknown {group} '{name}'{nearest(name, names)}   available: {', '.join(names) or 'none'}"
+    return f"{asked_by}unknown {group} '{name}'{nearest(name, names)}   available: {listed(names) or 'none'}"
 
 
 def _known(resolver: str) -> bool:

@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Q
 
 from metarun.config import grammar
 from metarun.config.paths import is_group, options
-from metarun.errors import UserError, nearest, shortened
+from metarun.errors import UserError, listed, nearest, shortened
 
 _SWEEPS = (ChoiceSweep, RangeSweep, IntervalSweep, Glob)
 
@@ -92,7 +92,7 @@ class Override:
             raise UserError(f"{shortened(self.word)}: glob chooses options of a group, such as algorithm=glob(maml*)")
         found = Glob(_plain(self.parsed.include), _plain(self.parsed.exclude)).filter(names)
         if not found:
-            raise UserError(f"{shortened(self.word)}: no {self.key} matches   available: {', '.join(names)}")
+            raise UserError(f"{shortened(self.word)}: no {self.key} matches   available: {listed(names)}")
         return found
 
 

@@ -46,7 +46,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("algorithm=mamml", ["unknown algorithm 'mamml'", "did you mean 'maml'"]),
     ("runner=defalt", ["unknown runner 'defalt'", "did you mean 'default'"]),
     ("tracker=wandb", ["unknown tracker 'wandb'", "available: default"]),
-    ("experiment=maml/none", ["unknown experiment 'maml/none'"]),
+    ("experiment=maml/none", ["unknown experiment 'maml/none'", "in all)"]),
     ("taks=vision/glyphs", ["unknown key 'taks'", "did you mean 'task'"]),
     ("sed=1", ["unknown key 'sed'", "did you mean 'seed'"]),
     (f"{SINE} task.shots=3", ["unknown key 'task.shots'", "did you mean 'task.shot'"]),
@@ -228,6 +228,7 @@ def test_mistake(words: str, says: list[str], capsys: pytest.CaptureFixture[str]
     said = complaint(words.split(), capsys)
     for part in says:
         assert part in said, said
+    assert len(said) < 2000, "a line that long has too many names"
     assert not list(tmp_path.rglob("config.yaml")), "a refused run must leave nothing behind"
 
 

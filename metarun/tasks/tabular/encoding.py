@@ -9,7 +9,7 @@ from itertools import pairwise
 from math import isfinite, nan
 from typing import Any, Literal
 
-from metarun.errors import UserError, nearest, require
+from metarun.errors import UserError, listed, nearest, require
 from metarun.tasks.tables import LARGEST, Table, shown
 from metarun.tasks.tabular.cells import date_formats, is_gap, number_format, parse_date, read_number
 
@@ -104,7 +104,7 @@ class Encoding:
             if column.name not in table.columns:
                 raise UserError(
                     f"{table.path}: no column '{column.name}', which is an input of the support set"
-                    f"{nearest(column.name, table.columns)}   available: {', '.join(table.columns)}"
+                    f"{nearest(column.name, table.columns)}   available: {listed(table.columns)}"
                 )
         found, notes, gaps = [], [], 0
         for where, row in table.rows:
