@@ -109,23 +109,29 @@ class GaussianProcesses(Task):
         length, scale, period = (
             low + (high - low) * u[:, i] for i, (low, high) in enumerate((self.length, self.scale, self.period))
         )
-        apart = np.abs(a[:, :, None] - b[:, None, :])
-        if self.kernel == "rbf":  # in place, as new memory takes longer than the computation
-            apart /= length
-            np.square(apart, out=apart)
-            apart *= -0.5
-            np.exp(apart, out=apart)
-            apart *= scale**2
-            return apart
-        if self.kernel == "matern52":
-            r = sqrt(5) * apart / length
-            return scale**2 * (1 + r + r**2 / 3) * np.exp(-r)
+        apart = a[:, :, None] - b[:, None, :]
+        np.abs(apart, out=apart)  # in place, here and below: new memory takes longer than the computation
         if self.kernel == "mixture":
-            return scale**2 * sum(np.exp(-0.5 * (apart / end) ** 2) for end in self.length)
-        wave = np.sin(pi * apart / period)
-        if self.kernel == "weakly_periodic":
-            return scale**2 * np.exp(-0.5 * (apart / length) ** 2 - 2 * wave**2)
-        return scale**2 * np.exp(-2 * (wave / length) ** 2)
+            found = sum(_bell(apart / end) for end in self.length)
+        elif self.kernel == "rbf":
+            found = _bell(np.divide(apart, length, out=apart))
+        elif self.kernel == "matern52":
+            r = np.multiply(apart, sqrt(5) / length, out=apart)
+            found = r / 3
+            found += 1
+            found *= r
+            found += 1
+            found *= np.exp(np.negative(r, out=r), out=r)
+        else:
+            found = np.sin(apart * (pi / period))
+            if self.kernel == "periodic":
+                found = _bell(np.multiply(found, 2 / length, out=found))
+            else:
+                found *= 2
+                np.hypot(found, np.divide(apart, length, out=apart), out=found)
+                found = _bell(found)
+        found *= scale**2
+        return found
 
     def sawtooth(self, split: Split, indices: Sequence[int], x: Array) -> Array:
         """Return the noiseless sawtooth waves of the tasks at ``x`` [T, N], as [T, N]."""
@@ -133,9 +139,12 @@ class GaussianProcesses(Task):
         scale, period = (low + (high - low) * u for (low, high), u in ((self.scale, scale), (self.period, period)))
         return scale * ((np.where(direction < 0.5, -x, x) / period - phase) % 1)
 
-    def draw(self, split: Split, indices: Sequence[int], x: Array) -> Array:
-        """Return the noisy values of the tasks' curves at ``x`` [T, N], as [T, N]."""
-        z = normals(self.seed, split, indices, x.shape[1], stream=2)
+    def draw(self, split: Split, indices: Sequence[int], x: Array, most: int | None = None) -> Array:
+        """Return the noisy values of the tasks' curves at ``x`` [T, N], as [T, N].
+
+        They are those of the first N of ``most`` points, of which the others need not be computed.
+        """
+        z = normals(self.seed, split, indices, most or x.shape[1], stream=2)[:, : x.shape[1]]
         if self.kernel == "sawtooth":
             return self.sawtooth(split, indices, x) + self.noise * z
         K = self.covariance(split, indices, x, x)
@@ -154,10 +163,11 @@ class GaussianProcesses(Task):
         return shot, query
 
     def points(self, split: Split, indices: Sequence[int], shape: EpisodeShape) -> tuple[Array, Array]:
-        """Return x and y, each [T, shot + query]: the largest possible context first, then the query points."""
+        """Return x and y, each [T, N]: as many points as the largest context has, then the query points."""
         low, high = self.domain
-        x = low + (high - low) * uniforms(self.seed, split, indices, shape.shot + shape.query, stream=1)
-        return x, self.draw(split, indices, x)
+        _, query = self.counts(split, indices, shape)
+        x = low + (high - low) * uniforms(self.seed, split, indices, shape.shot + query, stream=1)
+        return x, self.draw(split, indices, x, shape.shot + shape.query)
 
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
         shape = shape or self.shape
@@ -254,3 +264,10 @@ class GaussianProcesses(Task):
         style.legend(figure, figure.axes[0])
         figure.suptitle("Curves of the meta-test split, completed from their context")
         return figure
+
+
+def _bell(distance: Array) -> Array:
+    """Return exp(-distance^2 / 2), in the memory of ``distance``."""
+    np.square(distance, out=distance)
+    distance *= -0.5
+    return np.exp(distance, out=distance)
