@@ -64,6 +64,7 @@ def test_predictions_and_loss_by_hand(inputs: int) -> None:
                     torch.stack(
                         [
                             sum(channels[c, i] * weight(head, c, x, point) for i, point in enumerate(points))
+                            / (1 if inputs == 1 else sum(weight(head, c, x[:1], (a,)) for a in line))
                             for c in range(4)
                         ]
                     )

@@ -176,6 +176,16 @@ def test_residual_attention_is_a_post_norm_transformers() -> None:
     assert torch.allclose(process.attend(data.support, data.query.x), want, rtol=1e-10)
 
 
+def test_xaviers_weights_have_the_variance_of_his_rule_and_no_biases() -> None:
+    process = learner("anp", init="xavier", width=64, self_attention=1)
+    linear = {name: layer for name, layer in process.named_modules() if isinstance(layer, torch.nn.Linear)}
+    assert linear.pop("model.linear", None) is None
+    for layer in linear.values():
+        assert layer.bias is None or not layer.bias.any()
+        if min(layer.weight.shape) >= 64:
+            assert layer.weight.std().item() == pytest.approx(sqrt(2 / sum(layer.weight.shape)), rel=0.1)
+
+
 def test_a_loss_without_the_context_is_the_metric_of_the_query_points() -> None:
     process, data = learner("cnp", context_loss=False), batch()
     loss, _ = process.outer_loss(data)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from metarun.algorithms.amortised.neural_process import Gaussian, PredictiveProcess, log_density
+from metarun.algorithms.amortised.neural_process import Gaussian, PredictiveProcess, log_density, xavier
 from metarun.algorithms.amortised.sequence import embedded
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.supervised import dry_run
@@ -33,8 +33,8 @@ class ConvCNP(PredictiveProcess):
     Inputs x have one or two dimensions. A set convolution maps context pairs to a grid: the density of context points,
     and the mean of their values weighted by a Gaussian of the distance. A linear layer and a sigmoid give ``hidden``
     channels, a CNN with ReLUs transforms them, and two more set convolutions read mean and deviation at any x, as
-    softplus + ``min_std``. Length scales start at two grid points and are learned for each channel. Predictions shift
-    with the context if both stay away from the edges of the grid.
+    softplus + ``min_std``. Length scales start at ``length`` grid points and are learned for each channel. Predictions
+    shift with the context if both stay away from the edges of the grid.
 
     The loss is the negative log likelihood of a task's query points, summed over them, as in the authors' code.
 
@@ -49,6 +49,7 @@ class ConvCNP(PredictiveProcess):
         kernel: Size of the convolutions, odd.
         min_std: Smallest standard deviation that is predicted.
         halvings: Halvings of the resolution in a U-Net, the paper's "XL" network; 0 or ``None``: one resolution.
+        length: Initial length scale of the set convolutions, in grid points.
 
     Raises:
         UserError: Embedded inputs have more than two dimensions, or the domain or the kernel's size is not one.
@@ -75,6 +76,7 @@ class ConvCNP(PredictiveProcess):
         decay_over: Count | None,
         decay: Decay,
         halvings: Count | None = None,
+        length: Rate = 2.0,
     ) -> None:
         super().__init__()
         inputs, outputs = dry_run(model, spec).shape[-1], spec.output_size
@@ -98,13 +100,12 @@ class ConvCNP(PredictiveProcess):
         self.register_buffer("grid", torch.linspace(low, high, points))
         spacing = float(self.grid[1] - self.grid[0])
         self.cnn = UNet(hidden, halvings, kernel, inputs) if halvings else same_size(hidden, channels, kernel, inputs)
-        self.encode = SetConvolution(1 + outputs, hidden, 2 * spacing)
+        self.encode = SetConvolution(1 + outputs, hidden, length * spacing)
         read = 2 * hidden if halvings else hidden
-        self.mean, self.std = (SetConvolution(read, outputs, 2 * spacing) for _ in range(2))
+        self.mean, self.std = (SetConvolution(read, outputs, length * spacing) for _ in range(2))
         for module in self.modules():
             if isinstance(module, (nn.Linear, _ConvNd)) and module not in model.modules():
-                nn.init.xavier_normal_(module.weight)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                xavier(module)
         self.learn_with(outer_lr, halve_every, decay_over, decay)
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
@@ -134,7 +135,8 @@ class ConvCNP(PredictiveProcess):
         found = []
         for head in (self.mean, self.std):
             *rows, last = (weights.transpose(2, 3) for weights in head.weights(x, self.grid))
-            read = channels @ last * rows[0] if rows else channels[:, :, None] @ last
+            # Over a second coordinate it is a mean: sums over the plane start several times as large, and diverge.
+            read = channels @ last * (rows[0] / rows[0].sum(2, keepdim=True)) if rows else channels[:, :, None] @ last
             found.append(head(read.sum(2).transpose(1, 2)))
         mean, raw = found
         return mean[None], self.min_std + F.softplus(raw)[None]

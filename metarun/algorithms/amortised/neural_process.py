@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from metarun.algorithms.amortised.sequence import embedded
 from metarun.algorithms.base import Metrics
@@ -79,7 +80,8 @@ class NeuralProcess(PredictiveProcess):
     each other first, in both paths. Queries and keys are a two-layer MLP of x, except for ``uniform``. ``residual``
     is ``multihead`` with what follows it in a transformer, as in the code of Gordon et al. 2020 (arXiv:1910.13556).
 
-    Without ``context_loss``, the loss is that of the target points alone.
+    Without ``context_loss``, the loss is that of target points alone. ``init=xavier`` draws weights by Xavier's rule
+    (Glorot & Bengio 2010, normal) with zero biases, as that code does. They start 1.7 times as large as torch's own.
 
     The standard deviation of y is ``min_std`` + (1 - ``min_std``) softplus, that of z is .1 + .9 sigmoid, as in the
     authors' notebooks. ``model`` embeds x [T, N, ...]. At test, ``samples`` values of z are drawn from q(z | context).
@@ -107,6 +109,7 @@ class NeuralProcess(PredictiveProcess):
         decay_over: Count | None,
         decay: Decay,
         context_loss: bool = True,
+        init: Literal["torch", "xavier"] = "torch",
     ) -> None:
         super().__init__()
         require(deterministic or latent > 0, "algorithm.deterministic=false needs algorithm.latent of 1 or more")
@@ -134,6 +137,10 @@ class NeuralProcess(PredictiveProcess):
         self.deterministic = deterministic
         read = inputs + latent + (width if deterministic else 0)
         self.decoder = mlp(read, *[width] * decoder_layers, 2 * outputs)
+        if init == "xavier":
+            for name, module in self.named_modules():
+                if isinstance(module, nn.Linear) and not name.startswith("model."):
+                    xavier(module)
         self.learn_with(outer_lr, halve_every, decay_over, decay)
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
@@ -251,6 +258,13 @@ def divergence(q: Gaussian, p: Gaussian) -> Tensor:
     """Return KL(q || p) of diagonal Gaussians, summed over dimensions: [..., D] -> [...]."""
     ratio = (q[1] / p[1]).square()
     return 0.5 * (ratio + ((q[0] - p[0]) / p[1]).square() - 1 - ratio.log()).sum(-1)
+
+
+def xavier(layer: nn.Linear | _ConvNd) -> None:
+    """Initialise a layer with normal weights of variance 2 / (inputs + outputs) and zero biases, in place."""
+    nn.init.xavier_normal_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def mlp(inputs: int, *widths: int) -> nn.Sequential:
