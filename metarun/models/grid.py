@@ -1,13 +1,18 @@
-"""Convolutional networks for signals on a grid of one or two dimensions."""
+"""Convolutional networks for signals on a grid of one or two dimensions, and the way of sets of points onto it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import log
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+FAR = -40.0
+"""Smallest exponent of a weight, of which nothing is seen. The exponential of less takes ten times as long where it
+underflows, as do products of the results."""
 
 
 def same_size(ends: int, between: Sequence[int], kernel: int, dimensions: int) -> nn.Sequential:
@@ -53,3 +58,31 @@ class UNet(nn.Module):
         for layer in self.up:
             h = torch.cat([passed.pop(), F.relu(layer(h))], 1)
         return h
+
+
+class SetConvolution(nn.Module):
+    """Weights by Gaussians with a learned length scale for each channel, then a linear layer over channels.
+
+    Args:
+        inputs: Channels that are weighted.
+        outputs: Channels of the linear layer.
+        length: Initial length scale.
+    """
+
+    def __init__(self, inputs: int, outputs: int, length: float) -> None:
+        super().__init__()
+        self.log_length = nn.Parameter(torch.full((inputs,), log(length)))
+        self.linear = nn.Linear(inputs, outputs)
+
+    def weights(self, x: Tensor, grid: Tensor) -> list[Tensor]:
+        """Return exp(-(x_d - grid)^2 / 2 l_c^2), at least e^-40, for each coordinate d of ``x`` [T, N, d].
+
+        Shapes: [T, C, N, G] each.
+        """
+        scale = -0.5 * torch.exp(-2 * self.log_length)[:, None, None]
+        far = [(x[:, None, :, d, None] - grid).square() * scale for d in range(x.shape[-1])]
+        return [exponent.clamp(min=FAR).exp() for exponent in far]
+
+    def forward(self, values: Tensor, dim: int = -1) -> Tensor:
+        """Apply the linear layer over dimension ``dim`` of ``values``."""
+        return self.linear(values.movedim(dim, -1)).movedim(-1, dim)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.algorithms.amortised.conv_cnp import ConvCNP, SetConvolution
+from metarun.algorithms.amortised.conv_cnp import ConvCNP
 from metarun.config.build import construct
 from metarun.errors import UserError
-from metarun.models.grid import UNet
+from metarun.models.grid import SetConvolution, UNet
 from metarun.models.linear import Linear
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from tests.composed import composed

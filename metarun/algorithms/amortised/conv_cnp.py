@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import ceil, log
+from math import ceil
 from typing import Any
 
 import torch
@@ -16,15 +16,12 @@ from metarun.algorithms.amortised.sequence import embedded
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.supervised import dry_run
 from metarun.errors import require
-from metarun.models.grid import UNet, same_size
+from metarun.models.grid import SetConvolution, UNet, same_size
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Count, Decay, NonNegative, Positive, Rate
 
 EMPTY = 1e-8
 """Added to densities, by which signals are divided."""
-FAR = -40.0
-"""Smallest exponent of a weight. It is far below EMPTY, and the exponential of less takes ten times as long where it
-underflows, as do products of the results."""
 
 
 class ConvCNP(PredictiveProcess):
@@ -143,31 +140,3 @@ class ConvCNP(PredictiveProcess):
 
     def protocol(self) -> dict[str, Any]:
         return {"grid_points": len(self.grid)}
-
-
-class SetConvolution(nn.Module):
-    """Weights by Gaussians with a learned length scale for each channel, then a linear layer over channels.
-
-    Args:
-        inputs: Channels that are weighted.
-        outputs: Channels of the linear layer.
-        length: Initial length scale.
-    """
-
-    def __init__(self, inputs: int, outputs: int, length: float) -> None:
-        super().__init__()
-        self.log_length = nn.Parameter(torch.full((inputs,), log(length)))
-        self.linear = nn.Linear(inputs, outputs)
-
-    def weights(self, x: Tensor, grid: Tensor) -> list[Tensor]:
-        """Return exp(-(x_d - grid)^2 / 2 l_c^2), at least e^-40, for each coordinate d of ``x`` [T, N, d].
-
-        Shapes: [T, C, N, G] each.
-        """
-        scale = -0.5 * torch.exp(-2 * self.log_length)[:, None, None]
-        far = [(x[:, None, :, d, None] - grid).square() * scale for d in range(x.shape[-1])]
-        return [exponent.clamp(min=FAR).exp() for exponent in far]
-
-    def forward(self, values: Tensor, dim: int = -1) -> Tensor:
-        """Apply the linear layer over dimension ``dim`` of ``values``."""
-        return self.linear(values.movedim(dim, -1)).movedim(-1, dim)
