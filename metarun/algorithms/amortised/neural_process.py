@@ -80,8 +80,10 @@ class NeuralProcess(PredictiveProcess):
     each other first, in both paths. Queries and keys are a two-layer MLP of x, except for ``uniform``. ``residual``
     is ``multihead`` with what follows it in a transformer, as in the code of Gordon et al. 2020 (arXiv:1910.13556).
 
-    Without ``context_loss``, the loss is that of target points alone. ``init=xavier`` draws weights by Xavier's rule
-    (Glorot & Bengio 2010, normal) with zero biases, as that code does. They start 1.7 times as large as torch's own.
+    ``loss=targets`` is the sum over the target points alone, with the KL term undivided. ``init=xavier`` draws all
+    weights but those of queries and keys by Xavier's rule (Glorot & Bengio 2010, normal), with zero biases; they start
+    1.7 times as large as torch's own. The network of queries and keys keeps torch's biases, which tell its units apart.
+    Both are as in the code of Gordon et al.
 
     The standard deviation of y is ``min_std`` + (1 - ``min_std``) softplus, that of z is .1 + .9 sigmoid, as in the
     authors' notebooks. ``model`` embeds x [T, N, ...]. At test, ``samples`` values of z are drawn from q(z | context).
@@ -108,7 +110,7 @@ class NeuralProcess(PredictiveProcess):
         halve_every: Positive | None,
         decay_over: Count | None,
         decay: Decay,
-        context_loss: bool = True,
+        loss: Literal["mean", "targets"] = "mean",
         init: Literal["torch", "xavier"] = "torch",
     ) -> None:
         super().__init__()
@@ -119,7 +121,7 @@ class NeuralProcess(PredictiveProcess):
         )
         self.model, self.spec, self.attention, self.latent = model, spec, attention, latent
         self.heads, self.min_std, self.samples = heads, min_std, samples
-        self.train_shot, self.train_query, self.context_loss = train_shot, train_query, context_loss
+        self.train_shot, self.train_query, self.loss = train_shot, train_query, loss
         inputs, outputs = dry_run(model, spec).shape[-1], spec.output_size
         encoder = [width] * encoder_layers
         attend_context = [SelfAttention(width, heads) for _ in range(self_attention)]
@@ -139,7 +141,7 @@ class NeuralProcess(PredictiveProcess):
         self.decoder = mlp(read, *[width] * decoder_layers, 2 * outputs)
         if init == "xavier":
             for name, module in self.named_modules():
-                if isinstance(module, nn.Linear) and not name.startswith("model."):
+                if isinstance(module, nn.Linear) and not name.startswith(("model.", "keys.")):
                     xavier(module)
         self.learn_with(outer_lr, halve_every, decay_over, decay)
 
@@ -154,11 +156,12 @@ class NeuralProcess(PredictiveProcess):
             prior, posterior = self.latent_of(context), self.latent_of(points)
             z = (posterior[0] + posterior[1] * torch.randn_like(posterior[0]))[None]
             kl = divergence(posterior, prior).mean()
-        if not self.context_loss:
+        if self.loss == "targets":
             points = points.map(lambda values: values[:, context.x.shape[1] :])
         mean, std = self.decode(context, points.x, z)
         nll = -log_density(mean, std, points.y).mean()
         loss = nll if kl is None else nll + kl / points.y.shape[1]
+        loss = loss * points.y.shape[1] if self.loss == "targets" else loss
         metrics = {"loss": loss, "nll": nll, "mse": (mean - points.y).square().mean()}
         return loss, {name: value.detach() for name, value in {**metrics, **({} if kl is None else {"kl": kl})}.items()}
 
