@@ -151,7 +151,10 @@ class GaussianProcesses(Task):
         # Points that nearly coincide make K singular in float64 without noise.
         diagonal = np.arange(x.shape[1])
         K[:, diagonal, diagonal] += max(self.noise**2, 1e-8 * max(self.scale) ** 2)
-        return (np.linalg.cholesky(K) @ z[..., None])[..., 0]
+        # By torch, which has the run's threads. NumPy has all, for matrices too small to share: on a busy machine these
+        # wait for each other a hundred times as long.
+        factor = torch.linalg.cholesky(torch.from_numpy(K))
+        return (factor @ torch.from_numpy(z)[..., None])[..., 0].numpy()
 
     def counts(self, split: Split, indices: Sequence[int], shape: EpisodeShape) -> tuple[int, int]:
         """Return the numbers of context and query points of these tasks, at most those of ``shape``."""
@@ -184,7 +187,8 @@ class GaussianProcesses(Task):
         K = self.covariance(split, indices, x, x) + self.noise**2 * np.eye(x.shape[1])
         cross = self.covariance(split, indices, x, at)
         prior = self.covariance(split, indices, at[:, :1], at[:, :1])[:, 0] + self.noise**2
-        gain = np.linalg.solve(K + 1e-10 * np.eye(x.shape[1]), cross).swapaxes(1, 2)
+        K += 1e-10 * np.eye(x.shape[1])
+        gain = torch.linalg.solve(torch.from_numpy(K), torch.from_numpy(cross)).numpy().swapaxes(1, 2)
         variance = prior - (gain * cross.swapaxes(1, 2)).sum(-1)
         return (gain @ y[..., None])[..., 0], np.sqrt(np.maximum(variance, 1e-10))
 
