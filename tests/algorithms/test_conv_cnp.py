@@ -83,6 +83,19 @@ def test_predictions_and_loss_by_hand(inputs: int) -> None:
     assert found_by_test["nll"][:, 0].tolist() == pytest.approx([t / 3 for t in totals], rel=1e-10)
 
 
+def test_reading_a_plane_starts_as_large_as_reading_a_line() -> None:
+    """A sum over the plane would be five times as large: as the sum of a Gaussian of two grid points over a line."""
+    size = {}
+    for inputs in (1, 2):
+        torch.manual_seed(0)
+        section = composed("algorithm=convcnp")["algorithm"] | {"domain": [0.0, 2.0], "density": 14, "margin": 1.0}
+        process = construct(section, model=Linear(bias=False), spec=Spec("regression", "vector", (inputs,), 2))
+        channels = torch.ones(1, 8, *[len(process.grid)] * inputs)
+        mean, _ = process._read(channels, torch.full((1, 1, inputs), 1.0))
+        size[inputs] = (mean / process.mean.linear.weight.sum(1)).mean().item()
+    assert size[2] == pytest.approx(size[1], rel=1e-3)
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("inputs", [1, 2])
 def test_predictions_move_with_the_context(inputs: int) -> None:
