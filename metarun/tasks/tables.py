@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from metarun.errors import UserError, nearest, require
+from metarun.errors import UserError, listed, nearest, require
 from metarun.tasks import parquet
 
 Row = tuple[str, dict[str, Any]]
@@ -62,7 +62,7 @@ class Table:
     def summary(self, used: Sequence[str]) -> str:
         """Describe the reading in one line: number of rows, columns ``used``, columns not used, and :attr:`notes`."""
         unused = [column for column in self.columns if column not in used]
-        ignored = [f"not used: {', '.join(unused)}"] if unused else []
+        ignored = [f"not used: {listed(unused)}"] if unused else []
         return "; ".join([f"{len(self.rows)} rows of {', '.join(used)}", *ignored, *self.notes])
 
     def texts(self, column: str, what: str = "a text", key: str | None = None) -> list[str]:
