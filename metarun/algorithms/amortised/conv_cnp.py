@@ -132,7 +132,7 @@ class ConvCNP(PredictiveProcess):
         found = []
         for head in (self.mean, self.std):
             *rows, last = (weights.transpose(2, 3) for weights in head.weights(x, self.grid))
-            # Over a second coordinate it is a mean: sums over the plane start several times as large, and diverge.
+            # Over a second coordinate it is a mean: a sum over the plane starts several times as large.
             read = channels @ last * (rows[0] / rows[0].sum(2, keepdim=True)) if rows else channels[:, :, None] @ last
             found.append(head(read.sum(2).transpose(1, 2)))
         mean, raw = found
