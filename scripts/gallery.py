@@ -27,6 +27,7 @@ PICTURES = {
     "navigation.png": ["task=rl/navigation"],
     "field.png": ["experiment=field/glyphs runner.iterations=250 runner.test_episodes=100"],
     "completion.png": ["experiment=completion/omniglot"],
+    "completion_convcnp.png": ["experiment=completion/omniglot_convcnp"],
     "generation.png": ["experiment=flow/omniglot"],
     "half_cheetah.png": [
         "experiment=maml/half_cheetah_dir runner.iterations=100",
