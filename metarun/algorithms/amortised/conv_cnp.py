@@ -46,7 +46,7 @@ class ConvCNP(PredictiveProcess):
         kernel: Size of the convolutions, odd.
         min_std: Smallest standard deviation that is predicted.
         halvings: Halvings of the resolution in a U-Net, the paper's "XL" network; 0 or ``None``: one resolution.
-        length: Initial length scale of the set convolutions, in grid points.
+        length: Initial length scale of the set convolutions, in grid points; ``None``: 2.
 
     Raises:
         UserError: Embedded inputs have more than two dimensions, or the domain or the kernel's size is not one.
@@ -73,7 +73,7 @@ class ConvCNP(PredictiveProcess):
         decay_over: Count | None,
         decay: Decay,
         halvings: Count | None = None,
-        length: Rate = 2.0,
+        length: Rate | None = None,
     ) -> None:
         super().__init__()
         inputs, outputs = dry_run(model, spec).shape[-1], spec.output_size
@@ -97,9 +97,10 @@ class ConvCNP(PredictiveProcess):
         self.register_buffer("grid", torch.linspace(low, high, points))
         spacing = float(self.grid[1] - self.grid[0])
         self.cnn = UNet(hidden, halvings, kernel, inputs) if halvings else same_size(hidden, channels, kernel, inputs)
-        self.encode = SetConvolution(1 + outputs, hidden, length * spacing)
+        scale = spacing * (length or 2)
+        self.encode = SetConvolution(1 + outputs, hidden, scale)
         read = 2 * hidden if halvings else hidden
-        self.mean, self.std = (SetConvolution(read, outputs, length * spacing) for _ in range(2))
+        self.mean, self.std = (SetConvolution(read, outputs, scale) for _ in range(2))
         for module in self.modules():
             if isinstance(module, (nn.Linear, _ConvNd)) and module not in model.modules():
                 xavier(module)

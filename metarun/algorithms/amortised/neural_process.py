@@ -83,7 +83,7 @@ class NeuralProcess(PredictiveProcess):
     ``loss=targets`` is the sum over the target points alone, with the KL term undivided. ``init=xavier`` draws all
     weights but those of queries and keys by Xavier's rule (Glorot & Bengio 2010, normal), with zero biases; they start
     1.7 times as large as torch's own. The network of queries and keys keeps torch's biases, which tell its units apart.
-    Both are as in the code of Gordon et al.
+    Both are as in the code of Gordon et al.; ``None`` is ``mean`` and ``torch``.
 
     The standard deviation of y is ``min_std`` + (1 - ``min_std``) softplus, that of z is .1 + .9 sigmoid, as in the
     authors' notebooks. ``model`` embeds x [T, N, ...]. At test, ``samples`` values of z are drawn from q(z | context).
@@ -110,8 +110,8 @@ class NeuralProcess(PredictiveProcess):
         halve_every: Positive | None,
         decay_over: Count | None,
         decay: Decay,
-        loss: Literal["mean", "targets"] = "mean",
-        init: Literal["torch", "xavier"] = "torch",
+        loss: Literal["mean", "targets"] | None = None,
+        init: Literal["torch", "xavier"] | None = None,
     ) -> None:
         super().__init__()
         require(deterministic or latent > 0, "algorithm.deterministic=false needs algorithm.latent of 1 or more")
