@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from metarun.cli.help import overview
-from metarun.cli.pages import OVERVIEW, WIDEST
+from metarun.cli.pages import DOCS, OVERVIEW, WIDEST
 from metarun.config.catalogue import Entry, catalogue
 from metarun.config.paper import Paper
 from metarun.reports.reproductions import findings, recipes, row, standing, stored
 
 ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "metarun" / "docs"
 TABLE = re.compile(r"(<!-- table of (\w+): ([^>]*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 """A generated table between two comments. The first one names the group, and the rows in their order."""
 SHOWN = ("inner_lr", "inner_steps", "test_steps", "train_way", "rollouts", "discount", "norm", "outer_lr")
@@ -32,7 +31,7 @@ def main() -> None:
 
 def pages() -> Iterator[tuple[Path, str]]:
     """The pages with tables, and the overview that ``metarun --help`` prints, as they should be."""
-    for page in sorted(DOCS.glob("*.md")):
+    for page in sorted(Path(DOCS).glob("*.md")):
         yield page, with_tables(page.read_text(encoding="utf-8"))
     yield Path(OVERVIEW), f"{overview(WIDEST)}\n"
 

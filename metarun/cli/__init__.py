@@ -10,7 +10,7 @@ import os
 import sys
 
 from metarun import streams
-from metarun.cli.pages import OVERVIEW, WIDEST, columns
+from metarun.cli.pages import HELP, OVERVIEW, WIDEST, columns
 
 TYPE_CHECKING = False  # the constant of typing, which takes longer to import than all of this
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def console() -> None:
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # processes it starts do not import from the current directory either
     streams.survive()
     words = sys.argv[1:]
-    if words in (["--help"], ["-h"], ["help"]) and columns() == WIDEST:
+    if len(words) == 1 and words[0] in (*HELP, "help") and columns() == WIDEST:
         with open(OVERVIEW, encoding="utf-8") as page:
             print(page.read(), end="")
         status = 0

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 from metarun.cli.arguments import COMMON, parse
 from metarun.cli.commands import COMMANDS
+from metarun.cli.pages import HELP, columns
 from metarun.errors import Interrupted, RunFailed, UserError, conceal, nearest, reason, users_frame
 from metarun.escape import printable
 
 _FLAGS = frozenset(name for option in COMMON for name in (option.name, option.short))
 _CONFIG_DIR = ("--config-dir", "-cd")
-_HELP = frozenset(("--help", "-h"))
 
 
 def run(words: Sequence[str]) -> int:
@@ -46,8 +46,8 @@ def _dispatch(words: list[str]) -> int:
     name, rest = split(words)
     if name not in COMMANDS:
         raise UserError(f"unknown command '{name}'{nearest(name, COMMANDS)}   commands: {', '.join(COMMANDS)}")
-    if _HELP & {*rest}:
-        from metarun.cli.help import columns, command_help, overview
+    if {*HELP} & {*rest}:
+        from metarun.cli.help import command_help, overview
 
         print(command_help(COMMANDS[name]) if {*words} - _FLAGS else overview(columns()))
         return 0
@@ -75,7 +75,7 @@ def is_train(words: Sequence[str]) -> bool:
 def only_prints(words: Sequence[str]) -> bool:
     """Return whether the result of a command is its output, rather than files."""
     name, rest = split(words)
-    return (name in COMMANDS and COMMANDS[name].prints) or bool({"--json", "--version", *_HELP} & {*rest})
+    return (name in COMMANDS and COMMANDS[name].prints) or bool({"--json", "--version", *HELP} & {*rest})
 
 
 def _complain(error: BaseException, status: int) -> int:

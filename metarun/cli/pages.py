@@ -5,7 +5,9 @@ import os
 DOCS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "docs")
 """Folder of the manual."""
 OVERVIEW = os.path.join(DOCS, "overview.txt")
-"""What ``metarun help`` prints in a wide terminal, made from ``help.overview`` by scripts/docs.py."""
+"""The page that ``metarun help`` prints in a wide terminal. scripts/docs.py makes it by ``help.overview``."""
+HELP = ("--help", "-h")
+"""Options that ask for help."""
 WIDEST = 100
 """Columns of a page in a wide terminal."""
 

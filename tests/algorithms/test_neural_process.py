@@ -165,9 +165,8 @@ def test_residual_attention_is_a_post_norm_transformers() -> None:
     queries, keys = process.keys(data.query.x), process.keys(data.support.x)
 
     def normed(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
-        return (x - x.mean(-1, keepdim=True)) / (
-            x.var(-1, keepdim=True, correction=0) + 1e-5
-        ).sqrt() * norm.weight + norm.bias
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
 
     first, second = process.after_attention.norms
     seen = normed(theirs(queries, keys, values, need_weights=False)[0] + queries, first)

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
-from metarun.algorithms.amortised.neural_process import Gaussian, PredictiveProcess, log_density, xavier
+from metarun.algorithms.amortised.neural_process import Gaussian, PredictiveProcess, initialise, log_density
 from metarun.algorithms.amortised.sequence import embedded
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.supervised import dry_run
@@ -101,9 +100,7 @@ class ConvCNP(PredictiveProcess):
         self.encode = SetConvolution(1 + outputs, hidden, scale)
         read = 2 * hidden if halvings else hidden
         self.mean, self.std = (SetConvolution(read, outputs, scale) for _ in range(2))
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, _ConvNd)) and module not in model.modules():
-                xavier(module)
+        initialise(self, but=("model",))
         self.learn_with(outer_lr, halve_every, decay_over, decay)
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:

@@ -140,9 +140,7 @@ class NeuralProcess(PredictiveProcess):
         read = inputs + latent + (width if deterministic else 0)
         self.decoder = mlp(read, *[width] * decoder_layers, 2 * outputs)
         if init == "xavier":
-            for name, module in self.named_modules():
-                if isinstance(module, nn.Linear) and not name.startswith(("model.", "keys.")):
-                    xavier(module)
+            initialise(self, but=("model", "keys"))
         self.learn_with(outer_lr, halve_every, decay_over, decay)
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
@@ -235,7 +233,7 @@ class SelfAttention(nn.Module):
 
 
 class AfterAttention(nn.Module):
-    """What follows attention in a post-norm transformer: a residual connection to the queries, then one linear layer.
+    """The rest of a post-norm transformer's layer after its attention: residual connections around it and a linear map.
 
     Gordon et al. 2020 (arXiv:1910.13556) have it in the attentive process that they compare with, in their code.
     """
@@ -263,11 +261,18 @@ def divergence(q: Gaussian, p: Gaussian) -> Tensor:
     return 0.5 * (ratio + ((q[0] - p[0]) / p[1]).square() - 1 - ratio.log()).sum(-1)
 
 
-def xavier(layer: nn.Linear | _ConvNd) -> None:
-    """Initialise a layer with normal weights of variance 2 / (inputs + outputs) and zero biases, in place."""
-    nn.init.xavier_normal_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+def initialise(process: nn.Module, but: tuple[str, ...]) -> None:
+    """Give linear and convolutional layers normal weights of variance 2 / (inputs + outputs) and zero biases, in place.
+
+    Args:
+        process: The layers.
+        but: Names of its parts that are left as they are.
+    """
+    for name, layer in process.named_modules():
+        if isinstance(layer, (nn.Linear, _ConvNd)) and not name.startswith(but):
+            nn.init.xavier_normal_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def mlp(inputs: int, *widths: int) -> nn.Sequential:

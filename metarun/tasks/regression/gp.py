@@ -165,17 +165,16 @@ class GaussianProcesses(Task):
         )
         return shot, query
 
-    def points(self, split: Split, indices: Sequence[int], shape: EpisodeShape) -> tuple[Array, Array]:
-        """Return x and y, each [T, N]: as many points as the largest context has, then the query points."""
+    def points(self, split: Split, indices: Sequence[int], shape: EpisodeShape, query: int) -> tuple[Array, Array]:
+        """Return x and y, each [T, N]: as many points as the largest context has, then ``query`` query points."""
         low, high = self.domain
-        _, query = self.counts(split, indices, shape)
         x = low + (high - low) * uniforms(self.seed, split, indices, shape.shot + query, stream=1)
         return x, self.draw(split, indices, x, shape.shot + shape.query)
 
     def batch(self, split: Split, indices: Sequence[int], shape: EpisodeShape | None = None) -> TaskBatch:
         shape = shape or self.shape
         shot, query = self.counts(split, indices, shape)
-        values = np.stack(self.points(split, indices, shape), axis=-1)
+        values = np.stack(self.points(split, indices, shape, query), axis=-1)
         both = to_device(values, self.device, torch.get_default_dtype())
         parts = both[:, :shot], both[:, shape.shot : shape.shot + query]
         return TaskBatch(*(Labelled(part[..., :1], part[..., 1:]) for part in parts))
@@ -204,7 +203,7 @@ class GaussianProcesses(Task):
         for first in range(0, len(indices), self.together):
             some = list(indices[first : first + self.together])
             shot, query = self.counts(split, some, self.shape)
-            x, y = self.points(split, some, self.shape)
+            x, y = self.points(split, some, self.shape, query)
             queries = slice(self.shape.shot, self.shape.shot + query)
             mean, std = self.posterior(split, some, x[:, :shot], y[:, :shot], x[:, queries])
             std = np.maximum(std, self.floor)
