@@ -76,6 +76,15 @@ class Captured:
         found = iter(values[split:])
         return dict(zip(self.names, values[:split], strict=True)), [next(found) if has else None for has in self.has]
 
+    def add_gradient(self, batch: TaskBatch, share: float) -> Metrics:
+        """Add the gradient, times ``share``, to those that the learned parameters hold, and return the metrics."""
+        metrics, gradients = self(batch)
+        for p, g in zip(self.learned.values(), gradients, strict=True):
+            if g is not None:
+                g = g if share == 1 else g * share
+                p.grad = g if p.grad is None else p.grad.add_(g)
+        return metrics
+
     def _state(self) -> Iterator[tuple[str, Tensor]]:
         return chain(self.algorithm.named_parameters(), self.algorithm.named_buffers())
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from operator import itemgetter
 from typing import Any
 
 from metarun import distributed
@@ -13,6 +14,7 @@ from metarun.algorithms.supervised import SupervisedAlgorithm, running_statistic
 from metarun.engine.capture import Captured
 from metarun.engine.plan import Plan
 from metarun.kernels.fusion import fuse_layers
+from metarun.models.norm import BatchNorm
 from metarun.tasks.episode import TaskBatch
 
 log = logging.getLogger("metarun")
@@ -30,6 +32,10 @@ class Engine:
     def __init__(self, algorithm: Algorithm, plan: Plan | None = None) -> None:
         self.algorithm: Any = algorithm.train()
         self.recordings: dict[Any, Captured | None] = {}
+        self.processes = distributed.world_size()
+        # Going through all modules, as these do, takes as long as a small step.
+        self.parameters = list(algorithm.parameters())
+        self.is_normalised = any(isinstance(layer, BatchNorm) for layer in algorithm.modules())
         self.plan = plan or Plan()
 
     @property
@@ -58,7 +64,7 @@ class Engine:
             return algorithm.meta_step(batch, iteration)
         algorithm.begin_iteration(iteration)
         metrics = self.gradient(batch)
-        if distributed.world_size() > 1:
+        if self.processes > 1:
             distributed.average_gradients(algorithm.parameters(), running_statistics(algorithm))
         algorithm.apply_gradients()
         return metrics
@@ -69,57 +75,24 @@ class Engine:
         Args:
             batch: The tasks. Those of several sizes are a batch for each size, computed one after another.
         """
-        if isinstance(batch, list):
-            return self._gradient_of_groups(batch)
         algorithm, plan = self.algorithm, self._plan
-        size = len(batch.query.y) if plan.chunk is None or algorithm.needs_full_meta_batch else plan.chunk
-        recording = None if plan.capture == "none" or size < len(batch.query.y) else self._recording(batch)
-        if recording is not None:
-            metrics, gradients = recording(batch)
-            for p, g in zip(recording.learned.values(), gradients, strict=True):
-                p.grad = g
-            return metrics
-        algorithm.zero_grad()
+        groups = batch if isinstance(batch, list) else [batch]
         total: Metrics = {}
-        with self._computing():
-            for part, share in parts(batch, size):
-                for name, value in self._add_gradient(part, share).items():
+        for parameter in self.parameters:
+            parameter.grad = None
+        fused = plan.batched and algorithm.precision == "float32" and self.is_normalised
+        with algorithm.computing(), fuse_layers(True) if fused else nullcontext():
+            for part, share in parts(groups, None if algorithm.needs_full_meta_batch else plan.chunk):
+                recording = None if plan.capture == "none" else self._recording(part)
+                if recording is None:
+                    loss, metrics = algorithm.outer_loss(part)
+                    (loss if share == 1 else loss * share).backward()
+                else:
+                    metrics = recording.add_gradient(part, share)
+                for name, value in metrics.items():
                     value = value if share == 1 else value * share
                     total[name] = total[name] + value if name in total else value
         return total
-
-    def _gradient_of_groups(self, groups: list[TaskBatch]) -> Metrics:
-        tasks = sum(len(group.query.y) for group in groups)
-        total: Metrics = {}
-        self.algorithm.zero_grad()
-        with self._computing():
-            for group in groups:
-                for part, share in parts(group, self._plan.chunk):
-                    weight = share * len(group.query.y) / tasks
-                    for name, value in self._add_gradient(part, weight).items():
-                        total[name] = total[name] + value * weight if name in total else value * weight
-        return total
-
-    def _add_gradient(self, part: TaskBatch, share: float) -> Metrics:
-        """Add the gradient of one part of a meta-batch, times its share, to the parameters'; return its metrics."""
-        recording = None if self._plan.capture == "none" else self._recording(part)
-        if recording is None:
-            loss, metrics = self.algorithm.outer_loss(part)
-            (loss if share == 1 else loss * share).backward()
-            return metrics
-        metrics, gradients = recording(part)
-        for p, g in zip(recording.learned.values(), gradients, strict=True):
-            if g is not None:
-                g = g if share == 1 else g * share
-                p.grad = g if p.grad is None else p.grad.add_(g)
-        return metrics
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Compute in the algorithm's precision and with fused layers within the block."""
-        fused = self._plan.batched and self.algorithm.precision == "float32"
-        with self.algorithm.computing(), fuse_layers(fused):
-            yield
 
     def _recording(self, part: TaskBatch) -> Captured | None:
         """The recording for parts of this shape, made when first asked for; ``None`` if there can be none."""
@@ -133,8 +106,7 @@ class Engine:
             if len(self.recordings) > MAX_RECORDINGS:
                 self.recordings.clear()
             try:
-                with self._computing():
-                    self.recordings[key] = Captured(algorithm, part, plan.capture)
+                self.recordings[key] = Captured(algorithm, part, plan.capture)
             except Exception as error:
                 log.warning(
                     "the step could not be captured and runs uncaptured (%s)", " ".join(str(error).split())[:200]
@@ -143,13 +115,11 @@ class Engine:
         return self.recordings[key]
 
 
-def parts(batch: TaskBatch, chunk: int | None) -> Iterator[tuple[TaskBatch, float]]:
-    """Cut ``batch`` into parts of at most ``chunk`` tasks; yields each with its share in the mean over tasks."""
-    tasks = len(batch.query.y)
-    size = min(chunk or tasks, tasks)
-    if size == tasks:
-        yield batch, 1.0
-        return
-    for first in range(0, tasks, size):
-        part = batch.map(lambda values, first=first: values[first : first + size])  # type: ignore[misc]
-        yield part, len(part.query.y) / tasks
+def parts(groups: Sequence[TaskBatch], chunk: int | None) -> Iterator[tuple[TaskBatch, float]]:
+    """Cut batches into parts of at most ``chunk`` tasks; yields each with its share in the mean over all tasks."""
+    sizes = [len(group.query.y) for group in groups]
+    for group, tasks in zip(groups, sizes, strict=True):
+        size = min(chunk or tasks, tasks)
+        for first in range(0, tasks, size):
+            part = group if size == tasks else group.map(itemgetter(slice(first, first + size)))
+            yield part, len(part.query.y) / sum(sizes)

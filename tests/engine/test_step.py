@@ -27,6 +27,9 @@ OFTEN = ("maml", "mamlpp", "anil", "lowrank", "ml3", "warpgrad_steps", "protonet
 CONV4 = {"_target_": "metarun.models.conv4.Conv4", "width": 4, "depth": 1, "downsample": "pool", "halvings": None,
          "reduce": "flatten", "norm_scale": True}  # fmt: skip
 
+PERCEPTRON = {"_target_": "metarun.models.mlp.MLP", "hidden": [5], "activation": "relu", "batch_norm": False,
+              "norm_scale": True, "init": "torch"}  # fmt: skip
+
 
 def build(name: str, model: nn.Module | None = None, **changes: Any) -> GradientLearner:
     torch.manual_seed(0)
@@ -52,6 +55,28 @@ def found_by(engine: Engine, plan: Plan, data: TaskBatch) -> list[torch.Tensor]:
     torch.manual_seed(1)
     engine.gradient(data)
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in engine.algorithm.parameters()]
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "scratch"])  # which has no outer gradient
+def test_a_network_without_replaced_layers_is_computed_without_kernels(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, data = build(name, construct(PERCEPTRON, spec=SPEC)), batch()
+    assert not learner.has_replaced_layers
+    other = copy.deepcopy(learner)
+    other.has_replaced_layers = True
+    with monkeypatch.context() as patched:
+        patched.setattr("metarun.algorithms.gradient.inner_loop.TaskBatched", None)
+        without = gradient(learner, Plan(), data)
+    assert all(map(torch.equal, without, gradient(other, Plan(), data)))
+
+
+def test_convolutions_and_layers_of_a_users_own_are_computed_by_kernels() -> None:
+    class Mine(nn.Linear):
+        pass
+
+    assert build("maml").has_replaced_layers
+    assert build("maml", nn.Sequential(nn.Flatten(), Mine(64, 5))).has_replaced_layers
 
 
 @pytest.mark.parametrize("name", slow_but(OFTEN, [*METHODS, "protonet"]))
@@ -113,7 +138,7 @@ def test_parts_of_the_meta_batch_add_up(name: str) -> None:
     for other in (one, three, loop):
         for a, b in zip(once, other, strict=True):
             assert torch.allclose(a, b, rtol=1e-8, atol=1e-10 * max(1.0, float(a.abs().max())))
-    shares = [share for _, share in parts(data, 3)]
+    shares = [share for _, share in parts([data], 3)]
     assert shares == [0.75, 0.25]
 
 

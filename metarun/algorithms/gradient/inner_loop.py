@@ -77,6 +77,8 @@ class InnerLoopLearner(SupervisedAlgorithm):
     test_batch: int | None
     batchable: bool
     """True if all layers of the network are exact when T tasks are evaluated at once."""
+    has_replaced_layers: bool = True
+    """False if no layer of the network is one that :class:`TaskBatched` replaces."""
 
     def outer_loss(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
         return self.outer(self, batch)
@@ -253,7 +255,7 @@ class InnerLoopLearner(SupervisedAlgorithm):
             The results, with tasks in dimension 0.
         """
         if self.batchable and self.batch_tasks:
-            with TaskBatched():
+            with TaskBatched() if self.has_replaced_layers else nullcontext():
                 return vmap(f, in_dims=dims, randomness="different")(*arguments)
         tasks = range(len(arguments[-1]))
         return _stack([f(*(one_of(a, d, t) for a, d in zip(arguments, dims, strict=True))) for t in tasks])

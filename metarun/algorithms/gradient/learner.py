@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from metarun.algorithms.functional import is_known
 from metarun.algorithms.gradient.inner_loop import InnerLoopLearner
 from metarun.algorithms.gradient.pieces import AdaptedParameters, InnerLoss, OuterGradient, Rule
 from metarun.algorithms.supervised import dry_run, with_head
@@ -80,9 +83,10 @@ class GradientLearner(InnerLoopLearner):
         rule.prepare(self.meta_learned(), inner_lr, inner_steps)
         loss.prepare(spec)
         outer.prepare(self)
-        with _Unbatchable() as found:
+        with _Calls() as calls:
             dry_run(model, spec)
-        self.batchable = not found.any and getattr(model, "batchable", True)
+        self.batchable = not calls.unbatchable and getattr(model, "batchable", True)
+        self.has_replaced_layers = calls.replaced or not is_known(self)
         self.needs_full_meta_batch = rule.carries or outer.needs_full_meta_batch
         self.learn_with(outer_lr, halve_every, decay_over, decay, outer_optimizer)
 
@@ -109,15 +113,20 @@ class GradientLearner(InnerLoopLearner):
 UNTRUSTED = ("batch_norm", "layer_norm", "instance_norm", "group_norm", "lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
-class _Unbatchable(TorchFunctionMode):
-    """Detects calls of operations that are wrong or missing under ``vmap``.
+class _Calls(TorchFunctionMode):
+    """Notes what a network calls.
 
-    torch's own batch, layer and instance normalisation silently give wrong second-order gradients there.
-    ``metarun.kernels`` replaces all of these but instance normalisation. Recurrent kernels have no batching rule.
+    Attributes:
+        unbatchable: True if it calls operations that are wrong or missing under ``vmap``. torch's own batch, layer and
+            instance normalisation silently give wrong second-order gradients there; ``metarun.kernels`` replaces all of
+            these but instance normalisation. Recurrent kernels have no batching rule.
+        replaced: True if it calls operations that ``metarun.kernels`` replaces. Rectifiers alone need no replacement.
     """
 
-    any = False
+    unbatchable = False
+    replaced = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.any |= func not in REPLACED and getattr(func, "__name__", "").endswith(UNTRUSTED)
+        self.unbatchable |= func not in REPLACED and getattr(func, "__name__", "").endswith(UNTRUSTED)
+        self.replaced |= func in REPLACED and func not in (F.relu, torch.relu)
         return func(*args, **(kwargs or {}))
