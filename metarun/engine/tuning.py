@@ -39,7 +39,9 @@ SAVED = 2 / 3
 SMALL = 0.02
 """Seconds up to which a step is worth compiling: longer ones spend their time in matrix products."""
 MEMORY = 400e6
-"""Bytes that a step's tensors may add where a smaller part of the meta-batch would do with less."""
+"""Bytes that a step's tensors may add on the CPU where a smaller part of the meta-batch would do with less."""
+MEMORY_SHARE = 0.5
+"""Share of a GPU's free memory that they may add there: it belongs to the run alone."""
 CLOSE = 1.3
 """Largest ratio to the fastest first timing with which a plan is still a candidate."""
 RECORDED = 2
@@ -209,7 +211,7 @@ def choose(
     if default.seconds_for(iterations) < above:
         return known
     long = above == 0 or iterations * SEARCH_SHARE >= SEARCH_STEPS
-    large = 1e6 * (default.peak_mb or 0.0) > MEMORY
+    large = 1e6 * (default.peak_mb or 0.0) > spare_memory(batch.query.x.device)
     if (long and not known.recorded) or (large and not known.searched):
         known = search(algorithm, engine, batch, chunk, default, long)
     fastest_step = known.best(inf)
@@ -218,6 +220,11 @@ def choose(
     if not known.compiled and fastest_step.plan.capture == "graph" and worth_compiling:
         known = replace(compiled(algorithm, engine, batch, known, fastest_step), compiled=True)
     return known
+
+
+def spare_memory(device: torch.device) -> float:
+    """Return the bytes that a step's tensors may add on a device before smaller parts of a meta-batch are tried."""
+    return MEMORY_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else MEMORY
 
 
 def search(
@@ -236,7 +243,7 @@ def search(
     can_record = record and can_capture(engine.algorithm)
     slowest = 1e3 * seconds(engine, batch, plain, 1)
     tried = [Tuned(plain, slowest, slowest, peak(engine, batch, plain) / 1e6, 0.0)]
-    limit = max(MEMORY, 1e6 * (tried[0].peak_mb or 0.0))
+    limit = max(spare_memory(batch.query.x.device), 1e6 * (tried[0].peak_mb or 0.0))
     tasks = len(batch.query.y)
     sizes = [chunk] if chunk else sorted({tasks, ceil(tasks / 2), ceil(tasks / 4), 1}, reverse=True)
     eager: list[Tuned] = []

@@ -44,6 +44,7 @@ class Task(ABC):
         independent_tasks: True if each task of a batch is the same to the bit, whatever other tasks the batch has.
             Training then draws several meta-batches at once, which saves time where tasks are small. A subclass has to
             set it again, since it may draw its tasks in another way.
+        simulated_on_host: True if a library on the CPU simulates its environments, whatever the device of the run.
         tested_together: Number of consecutive validation or test tasks that share a random quantity, such as their
             number of points. Confidence intervals count them as one.
         seed: Seed of all episodes.
@@ -57,6 +58,7 @@ class Task(ABC):
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     independent_tasks: ClassVar[bool] = False
+    simulated_on_host: ClassVar[bool] = False
 
     held_out_val: bool = True
     tested_together: int = 1

@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from metarun import distributed
 from metarun.errors import UserError
+from metarun.tasks.base import Task
 
 _CONTAINER = Path("/sys/fs/cgroup/memory.max")
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -56,6 +58,29 @@ def choose_device(name: str, key: str = "runner.device") -> torch.device:
         ]
         raise UserError(f"{key}={name} is not available here; this machine has {', '.join(found)} (or auto)")
     return device
+
+
+LARGE = 10**6
+"""Parameters from which a policy is worth copying every observation of simulated environments to a GPU."""
+
+
+def device_for(name: str, task: Task, algorithm: nn.Module) -> torch.device:
+    """Return the device on which to train ``algorithm`` on ``task``.
+
+    It is that of :func:`choose_device`, but ``auto`` leaves small policies on the CPU if their environments are
+    simulated there: each step of an episode copies observations to the GPU and actions back, and waits for both.
+
+    Args:
+        name: auto, cpu, cuda, cuda:N or mps.
+        task: The task family.
+        algorithm: The learner.
+
+    Raises:
+        UserError: The device is unknown or not available.
+    """
+    if name == "auto" and task.simulated_on_host and sum(p.numel() for p in algorithm.parameters()) < LARGE:
+        return torch.device("cpu")
+    return choose_device(name)
 
 
 def keep_freed_memory() -> None:

@@ -77,7 +77,7 @@ class Experiment:
         self.on_validation: OnValidation | None = None
         setup.require_consistent(task, algorithm, runner)
         sinks.require_packages(tracker)
-        self.device = device.choose_device(runner.device)
+        self.device = device.device_for(runner.device, task, algorithm)
         algorithm.to(self.device)
         self.engine = Engine(algorithm)
         precision.settle(algorithm, runner.precision, self.device)

@@ -60,6 +60,7 @@ class GymFamily(Task):
     kind: ClassVar[str] = "control"
     modality: ClassVar[str] = "observation"
     metric: ClassVar[str] = "return"
+    simulated_on_host: ClassVar[bool] = True
 
     horizon: int
     episodes: int

@@ -164,6 +164,7 @@ class Locomotion(Task):
     kind: ClassVar[str] = "control"
     modality: ClassVar[str] = "vector"
     metric: ClassVar[str] = "return"
+    simulated_on_host: ClassVar[bool] = True
 
     def __init__(
         self,
