@@ -118,7 +118,7 @@ class BatchNorm(nn.Module):
         w = w * scale[:, None]
         if self.bias is not None:  # as one more weight, which saves a pass over the outputs
             w, columns = torch.cat([w, self.bias[:, None]], 1), F.pad(columns, [0, 0, 0, 1], value=1.0)
-        y = columns.T @ w.T
+        y = columns.T @ w.T.contiguous()  # else the derivative by w multiplies rows of the transposed, 50 times as slow
         return y.view(-1, *size, len(w)).permute(0, 3, 1, 2)
 
     def can_fuse(self, conv: nn.Module) -> bool:
