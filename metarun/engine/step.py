@@ -65,7 +65,7 @@ class Engine:
         algorithm.begin_iteration(iteration)
         metrics = self.gradient(batch)
         if self.processes > 1:
-            distributed.average_gradients(algorithm.parameters(), running_statistics(algorithm))
+            distributed.average_gradients(self.parameters, running_statistics(algorithm))
         algorithm.apply_gradients()
         return metrics
 
