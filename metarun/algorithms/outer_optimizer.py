@@ -6,8 +6,10 @@ import inspect
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import compress
 from math import cos, pi
-from operator import is_not
+from operator import attrgetter, is_not
 from typing import Any
 
 import torch
@@ -58,7 +60,8 @@ class Adam(torch.optim.Optimizer):
         for hook in self._optimizer_step_pre_hooks.values():
             hook(self, (), {})
         for number, group in enumerate(self.param_groups):
-            parameters = [p for p in group["params"] if p.grad is not None]
+            has_gradient = map(partial(is_not, None), map(attrgetter("grad"), group["params"]))
+            parameters = list(compress(group["params"], has_gradient))
             first, second = group["betas"]
             before, moments = self._moments.get(number, ([], []))
             if len(parameters) != len(before) or any(map(is_not, parameters, before)):
@@ -67,7 +70,7 @@ class Adam(torch.optim.Optimizer):
             for each in moments:
                 each.taken += 1
                 each.step.fill_(each.taken)
-                gradient = _flatten_dense_tensors([p.grad for p in each.parameters])
+                gradient = _flatten_dense_tensors(list(map(attrgetter("grad"), each.parameters)))
                 each.mean.lerp_(gradient, 1 - first)
                 each.square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
                 torch.sqrt(each.square, out=each.root)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from metarun import distributed
@@ -117,7 +117,7 @@ class Engine:
 
 def parts(groups: Sequence[TaskBatch], chunk: int | None) -> Iterator[tuple[TaskBatch, float]]:
     """Cut batches into parts of at most ``chunk`` tasks; yields each with its share in the mean over all tasks."""
-    sizes = [len(group.query.y) for group in groups]
+    sizes = list(map(len, map(attrgetter("query.y"), groups)))
     for group, tasks in zip(groups, sizes, strict=True):
         size = min(chunk or tasks, tasks)
         for first in range(0, tasks, size):
