@@ -24,7 +24,9 @@ Source = Literal["paper", "code", "rerun", "quoted", "recalled", "own"]
 party's quotation, or ``recalled`` without a source. Recalled values are never presented as the paper's and never
 counted. ``own``: a baseline that is measured here alone, whose claims have no value.
 """
-COUNTED: tuple[Source, ...] = ("paper", "code", "rerun")
+FIRST_HAND: tuple[Source, ...] = ("paper", "code", "rerun")
+"""Sources in which those who measured a value wrote it down."""
+COUNTED: tuple[Source, ...] = (*FIRST_HAND, "quoted")
 """Sources of values against which a pass counts."""
 SEEDS = 3
 """Smallest number of seeds that can pass. Fewer can only be consistent."""

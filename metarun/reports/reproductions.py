@@ -16,7 +16,7 @@ import yaml
 from metarun import strict_json
 from metarun.config.catalogue import Entry, catalogue, entry
 from metarun.config.locations import relative
-from metarun.config.paper import COUNTED, SEEDS, Claim, Finding, Paper, worst
+from metarun.config.paper import COUNTED, FIRST_HAND, SEEDS, Claim, Finding, Paper, Source, worst
 from metarun.config.paths import conf_directory, records_directory
 from metarun.errors import UserError
 from metarun.escape import for_markdown
@@ -176,13 +176,13 @@ def findings(paper: Paper, result: Mapping[str, Any]) -> list[Finding]:
     ]
 
 
-def counts(name: str, paper: Paper, result: Mapping[str, Any]) -> bool:
+def counts(name: str, paper: Paper, result: Mapping[str, Any], sources: Sequence[Source] = COUNTED) -> bool:
     """Return whether a record counts as a pass.
 
-    It must be sound, reach all values of the paper, and compare with values that were read in a source.
+    It must be sound, reach all values of the paper, and at least one of them must have been read in one of ``sources``.
     """
     found = findings(paper, result)
-    read = all(paper.source(finding.claim) in COUNTED for finding in found if finding.verdict)
+    read = any(paper.source(finding.claim) in sources for finding in found if finding.verdict)
     return worst(found) == "pass" and read and standing(name, result) == "sound"
 
 
@@ -291,10 +291,13 @@ def headline(papers: Mapping[str, Paper], results: Mapping[str, Mapping[str, Any
     """Return a sentence with the numbers of recipes that have a sound record and that pass."""
     known = {name: result for name, result in results.items() if name in papers}
     sound = [name for name, result in known.items() if standing(name, result) == "sound"]
-    passed = [name for name in sound if counts(name, papers[name], known[name])]
+    passed, first_hand = (
+        sum(counts(name, papers[name], known[name], sources) for name in sound) for sources in (COUNTED, FIRST_HAND)
+    )
     return (
-        f"{len(sound)} of {len(papers)} recipes have a record that can be traced; {len(passed)} of them pass: over at "
-        f"least {SEEDS} seeds, against values read in the paper, its authors' code or a named re-run."
+        f"{len(sound)} of {len(papers)} recipes have a record that can be traced; {passed} of them pass over at least "
+        f"{SEEDS} seeds: {first_hand} against values read in the paper, its authors' code or a named re-run, "
+        f"{passed - first_hand} against values that others quote. Values from memory do not count."
     )
 
 

@@ -12,7 +12,7 @@ Status = Literal[
 
 ``passed``: all published numbers are reached. ``consistent``: reached, with too few seeds to pass.
 ``inconclusive``: within the interval over seeds, but none of them reached the value. ``recalled``:
-reached, but some of the published numbers were not read in a source. ``missed``: some number is not reached. ``short``:
+reached, but none of the published numbers was read in a source. ``missed``: some number is not reached. ``short``:
 missed with fewer iterations than the paper's. ``no-value``: the paper has curves only. ``stale``, ``uncommitted``,
 ``altered`` and ``untraced``: the record does not count. ``not-run``: there is no record.
 """

@@ -21,7 +21,7 @@ from metarun.config.build import build, construct
 from metarun.config.catalogue import catalogue
 from metarun.config.check import check
 from metarun.config.compose import compose, named, resolve, unresolved
-from metarun.config.paper import Claim, worst
+from metarun.config.paper import FIRST_HAND, Claim, worst
 from metarun.moved import updated
 from metarun.reports.reproductions import (
     counts,
@@ -436,6 +436,16 @@ def test_only_a_sound_pass_over_three_seeds_counts(sound: tuple[str, dict[str, A
     recalled = dataclasses.replace(paper, verified="recalled")
     assert worst(findings(recalled, result)) == "pass"
     assert not counts(name, recalled, result)
+    quoted = dataclasses.replace(paper, verified="quoted")
+    assert counts(name, quoted, result)
+    assert not counts(name, quoted, result, FIRST_HAND)
+
+
+def test_the_headline_tells_quoted_values_from_those_read_first_hand(sound: tuple[str, dict[str, Any]]) -> None:
+    name, result = sound
+    quoted = {**PAPERS, name: dataclasses.replace(PAPERS[name], verified="quoted")}
+    assert "1 of them pass over at least 3 seeds: 1 against values read" in headline(PAPERS, {name: result})
+    assert "named re-run, 1 against values that others quote" in headline(quoted, {name: result})
 
 
 def test_the_readmes_show_what_is_stored() -> None:
