@@ -1,9 +1,10 @@
-"""Records the gradient of an outer step as a graph of tensor operations, to be repeated on other meta-batches."""
+"""Records functions of tensors, as the gradient of an outer step, as graphs of operations to be repeated on others."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -28,26 +29,32 @@ def can_capture(algorithm: SupervisedAlgorithm) -> bool:
     return is_known(algorithm) and algorithm.is_capturable and not algorithm.needs_full_meta_batch
 
 
-class Captured:
-    """The gradient of the outer loss on meta-batches of one shape, recorded as a graph of tensor operations.
+class Recording:
+    """A function of tensors that also reads a module's parameters and buffers, recorded as a graph of operations.
 
-    Parameters, buffers and the meta-batch are its inputs; everything else that the step reads must not change.
-    Random numbers are drawn anew whenever it is repeated, in the same order as by the step itself.
+    Everything else that the function reads must not change. Random numbers are drawn anew whenever it is repeated, in
+    the same order as by the function itself.
+
+    Args:
+        module: The module. Its learned parameters require gradients within the function.
+        function: The function. It is called once, on ``example``.
+        example: Tensors of the shapes and types on which it will be repeated.
+        capture: ``graph`` or ``compiled``; on CUDA a ``graph`` becomes a CUDA graph.
     """
 
-    def __init__(self, algorithm: SupervisedAlgorithm, example: TaskBatch, capture: Capture) -> None:
-        self._bind(algorithm)
-        self.way = example.support.way, example.query.way
-        self.names: list[str] = []
+    def __init__(
+        self, module: nn.Module, function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], capture: Capture
+    ) -> None:
+        self._bind(module)
         inputs = self._inputs(example)
         self.run: Callable[..., list[Tensor]]
-        device = example.query.x.device
-        with forked_rng(device):  # recording and warming up draw random numbers that the step will draw
-            # On copies of the buffers: recording runs the step, which would move running statistics once too often.
-            buffers = {id(b) for b in algorithm.buffers()}
-            held = [id(t) for _, t in self._state()] + 4 * [0]
+        device = example[0].device
+        with forked_rng(device):  # recording and warming up draw random numbers that the function will draw
+            # On copies of the buffers: recording calls the function, which would move running statistics once too often.
+            buffers = {id(b) for b in module.buffers()}
+            held = [id(t) for _, t in self._state()] + len(example) * [0]
             example_inputs = [t.clone() if i in buffers else t for i, t in zip(held, inputs, strict=True)]
-            graph = simplified(traced(self._gradient, example_inputs))
+            graph = simplified(traced(partial(self._called, function), example_inputs))
             if capture == "compiled":
                 self.run = compiled(graph, inputs)
             elif device.type == "cuda":
@@ -56,55 +63,118 @@ class Captured:
             else:
                 self.run = written_in_place(graph)
 
-    def of(self, algorithm: SupervisedAlgorithm) -> Captured:
-        """Return the recording for the parameters and buffers of ``algorithm``, of which it was made on a copy."""
+    def of(self, module: nn.Module) -> Recording:
+        """Return the recording for the parameters and buffers of ``module``, of which it was made on a copy."""
         other = copy.copy(self)
-        other._bind(algorithm)
+        other._bind(module)
         return other
 
-    def _bind(self, algorithm: SupervisedAlgorithm) -> None:
-        """Read parameters and buffers from ``algorithm``."""
-        self.algorithm = algorithm
-        self.learned = {n: p for n, p in algorithm.named_parameters() if p.requires_grad}
-        self.places = [place_of(algorithm, name) for name, _ in self._state()]
-
-    def __call__(self, batch: TaskBatch) -> tuple[Metrics, list[Tensor | None]]:
-        """Return the metrics, and the gradient by each learned parameter (in order)."""
+    def __call__(self, *data: Tensor) -> list[Tensor]:
+        """Return the values of the function, detached."""
         with torch.no_grad():
-            values = self.run(*self._inputs(batch))
+            return self.run(*self._inputs(data))
+
+    def _bind(self, module: nn.Module) -> None:
+        """Read parameters and buffers from ``module``."""
+        self.module = module
+        self.learned = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self.places = [place_of(module, name) for name, _ in self._state()]
+
+    def _state(self) -> Iterator[tuple[str, Tensor]]:
+        return chain(self.module.named_parameters(), self.module.named_buffers())
+
+    def _inputs(self, data: Sequence[Tensor]) -> list[Tensor]:
+        return [*(tensors[name].detach() for tensors, name in self.places), *data]
+
+    def _called(self, function: Callable[..., Sequence[Tensor]], *inputs: Tensor) -> list[Tensor]:
+        state = dict(zip((name for name, _ in self._state()), inputs, strict=False))
+        data = inputs[len(state) :]
+        state |= {name: state[name].detach().requires_grad_() for name in self.learned}
+        with torch.enable_grad():
+            values = call_with({f"module.{n}": t for n, t in state.items()}, _Calls(self.module, function), *data)
+        return [value.detach() for value in values]
+
+
+class RecordedGradient:
+    """The gradient of a loss by the learned parameters of a module, recorded.
+
+    Args:
+        module: The module.
+        loss: Function of tensors to the loss [] and scalars to log.
+        example: Tensors of the shapes and types on which it will be repeated.
+        capture: ``graph`` or ``compiled``.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Callable[..., tuple[Tensor, Mapping[str, Tensor]]],
+        example: Sequence[Tensor],
+        capture: Capture,
+    ) -> None:
+        self.names: list[str] = []
+        self.has: list[bool] = []
+        self.recording = Recording(module, partial(self._gradient, module, loss), example, capture)
+
+    def of(self, module: nn.Module) -> Any:
+        """Return the recording for ``module``, of which it was made on a copy."""
+        other = copy.copy(self)
+        other.recording = self.recording.of(module)
+        return other
+
+    def __call__(self, *data: Tensor) -> tuple[Metrics, list[Tensor | None]]:
+        """Return the scalars, and the gradient by each learned parameter (in order)."""
+        values = self.recording(*data)
         split = len(self.names)
         found = iter(values[split:])
         return dict(zip(self.names, values[:split], strict=True)), [next(found) if has else None for has in self.has]
 
-    def add_gradient(self, batch: TaskBatch, share: float) -> Metrics:
-        """Add the gradient, times ``share``, to those that the learned parameters hold, and return the metrics."""
-        metrics, gradients = self(batch)
-        for p, g in zip(self.learned.values(), gradients, strict=True):
+    def add_gradient(self, *data: Tensor, share: float = 1) -> Metrics:
+        """Add the gradient, times ``share``, to those that the learned parameters hold, and return the scalars."""
+        metrics, gradients = self(*data)
+        for p, g in zip(self.recording.learned.values(), gradients, strict=True):
             if g is not None:
                 g = g if share == 1 else g * share
                 p.grad = g if p.grad is None else p.grad.add_(g)
         return metrics
 
-    def _state(self) -> Iterator[tuple[str, Tensor]]:
-        return chain(self.algorithm.named_parameters(), self.algorithm.named_buffers())
+    def _gradient(
+        self, module: nn.Module, loss: Callable[..., tuple[Tensor, Mapping[str, Tensor]]], *data: Tensor
+    ) -> list[Tensor]:
+        value, metrics = loss(*data)
+        learned = [p for p in module.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(value, learned, allow_unused=True)
+        self.names, self.has = list(metrics), [g is not None for g in gradients]
+        return [*metrics.values(), *(g for g in gradients if g is not None)]
 
-    def _inputs(self, batch: TaskBatch) -> list[Tensor]:
-        data = (batch.support.x, batch.support.y, batch.query.x, batch.query.y)
-        return [*(tensors[name].detach() for tensors, name in self.places), *data]
 
-    def _gradient(self, *inputs: Tensor) -> list[Tensor]:
-        names = [n for n, _ in self._state()]
-        state = dict(zip(names, inputs, strict=False))
-        leaves = {n: state[n].detach().requires_grad_() for n in self.learned}
-        sx, sy, qx, qy = inputs[len(names) :]
-        batch = TaskBatch(Labelled(sx, sy, self.way[0]), Labelled(qx, qy, self.way[1]))
-        with torch.enable_grad():
-            inner = {f"algorithm.{n}": t for n, t in {**state, **leaves}.items()}
-            loss, metrics = call_with(inner, _OuterLoss(self.algorithm), batch)
-            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        self.names = list(metrics)
-        self.has = [g is not None for g in gradients]
-        return [*(m.detach() for m in metrics.values()), *(g for g in gradients if g is not None)]
+class Captured(RecordedGradient):
+    """The gradient of the outer loss on meta-batches of one shape, recorded."""
+
+    def __init__(self, algorithm: SupervisedAlgorithm, example: TaskBatch, capture: Capture) -> None:
+        self.way = example.support.way, example.query.way
+        super().__init__(algorithm, partial(self._loss, algorithm), tensors_of(example), capture)
+
+    def _loss(
+        self, algorithm: SupervisedAlgorithm, sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        return algorithm.outer_loss(TaskBatch(Labelled(sx, sy, self.way[0]), Labelled(qx, qy, self.way[1])))
+
+
+def tensors_of(batch: TaskBatch) -> tuple[Tensor, ...]:
+    """Return the inputs and targets of support and query sets."""
+    return batch.support.x, batch.support.y, batch.query.x, batch.query.y
+
+
+class _Calls(nn.Module):
+    """A function that reads ``module``, as a module of which that is a part."""
+
+    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self, *data: Tensor) -> Any:
+        return self.function(*data)
 
 
 def traced(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> GraphModule:
@@ -126,15 +196,6 @@ def place_of(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     path, _, key = name.rpartition(".")
     owner = module.get_submodule(path)
     return (owner._parameters if key in owner._parameters else owner._buffers), key
-
-
-class _OuterLoss(nn.Module):
-    def __init__(self, algorithm: SupervisedAlgorithm) -> None:
-        super().__init__()
-        self.algorithm = algorithm
-
-    def forward(self, batch: TaskBatch) -> tuple[Tensor, Metrics]:
-        return self.algorithm.outer_loss(batch)
 
 
 def compiled(graph: Any, inputs: list[Tensor]) -> Callable[..., list[Tensor]]:

@@ -11,7 +11,7 @@ from typing import Any
 from metarun import distributed
 from metarun.algorithms.base import Algorithm, Metrics
 from metarun.algorithms.supervised import SupervisedAlgorithm, running_statistics
-from metarun.engine.capture import Captured
+from metarun.engine.capture import Captured, tensors_of
 from metarun.engine.plan import Plan
 from metarun.kernels.fusion import fuse_layers
 from metarun.models.norm import BatchNorm
@@ -88,7 +88,7 @@ class Engine:
                     loss, metrics = algorithm.outer_loss(part)
                     (loss if share == 1 else loss * share).backward()
                 else:
-                    metrics = recording.add_gradient(part, share)
+                    metrics = recording.add_gradient(*tensors_of(part), share=share)
                 for name, value in metrics.items():
                     value = value if share == 1 else value * share
                     total[name] = total[name] + value if name in total else value
@@ -100,8 +100,7 @@ class Engine:
         key = algorithm.capture_key(algorithm.iteration)
         if algorithm.iteration > 0 and key != algorithm.capture_key(algorithm.iteration - 1):
             return None  # a function of the iteration alone, so that a resumed run does the same
-        data = (part.support.x, part.support.y, part.query.x, part.query.y)
-        key = (key, plan, *((t.shape, t.dtype, t.device) for t in data))
+        key = (key, plan, *((t.shape, t.dtype, t.device) for t in tensors_of(part)))
         if key not in self.recordings:
             if len(self.recordings) > MAX_RECORDINGS:
                 self.recordings.clear()

@@ -94,8 +94,8 @@ def test_a_wrong_gradient_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: p
 def test_a_wrong_recording_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     replay = step.Captured.__call__
 
-    def wrong(self: Any, batch: Any) -> Any:
-        metrics, gradients = replay(self, batch)
+    def wrong(self: Any, *data: Any) -> Any:
+        metrics, gradients = replay(self, *data)
         return metrics, [g if g is None else 1.001 * g for g in gradients]
 
     monkeypatch.setattr(step.Captured, "__call__", wrong)
