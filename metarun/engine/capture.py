@@ -50,7 +50,7 @@ class Recording:
         self.run: Callable[..., list[Tensor]]
         device = example[0].device
         with forked_rng(device):  # recording and warming up draw random numbers that the function will draw
-            # On copies of the buffers: recording calls the function, which would move running statistics once too often.
+            # On copies of the buffers: recording calls the function, which would move running statistics once more.
             buffers = {id(b) for b in module.buffers()}
             held = [id(t) for _, t in self._state()] + len(example) * [0]
             example_inputs = [t.clone() if i in buffers else t for i, t in zip(held, inputs, strict=True)]

@@ -10,9 +10,11 @@ from typing import Any
 
 from metarun import distributed
 from metarun.algorithms.base import Algorithm, Metrics
+from metarun.algorithms.rl.base import RLAlgorithm
 from metarun.algorithms.supervised import SupervisedAlgorithm, running_statistics
 from metarun.engine.capture import Captured, tensors_of
 from metarun.engine.plan import Plan
+from metarun.engine.recorder import Recorder
 from metarun.kernels.fusion import fuse_layers
 from metarun.models.norm import BatchNorm
 from metarun.tasks.episode import TaskBatch
@@ -26,7 +28,8 @@ MAX_RECORDINGS = 8
 class Engine:
     """Takes the outer steps of an algorithm, computed by a :class:`Plan`, and keeps what it has recorded.
 
-    Algorithms that are no :class:`SupervisedAlgorithm` take their steps themselves.
+    Algorithms that are no :class:`SupervisedAlgorithm` take their steps themselves. Of a plan, RL algorithms use whether
+    their functions are recorded.
     """
 
     def __init__(self, algorithm: Algorithm, plan: Plan | None = None) -> None:
@@ -46,6 +49,8 @@ class Engine:
     @plan.setter
     def plan(self, plan: Plan) -> None:
         self._plan = plan
+        if isinstance(self.algorithm, RLAlgorithm):
+            self.algorithm.recorder = None if plan.capture == "none" else Recorder(self.algorithm)
         if isinstance(self.algorithm, SupervisedAlgorithm) and self.algorithm.batch_tasks != plan.batched:
             self.algorithm.batch_tasks = plan.batched
 

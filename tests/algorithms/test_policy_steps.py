@@ -19,10 +19,12 @@ pytestmark = pytest.mark.usefixtures("float64")
 def test_gradients_are_shortened_to_their_limit(limit: float, moved: float) -> None:
     weight = nn.Parameter(torch.zeros(2))
     slope = torch.tensor([3.0, 4.0])
-    descend(
-        lambda chosen: slope @ weight, 1, torch.optim.SGD([weight], lr=1.0),
-        epochs=1, minibatches=1, max_grad_norm=limit,
-    )  # fmt: skip
+
+    def backward(_: Tensor) -> dict[str, Tensor]:
+        (loss := slope @ weight).backward()
+        return {"": loss.detach()}
+
+    descend(backward, 1, torch.optim.SGD([weight], lr=1.0), epochs=1, minibatches=1, max_grad_norm=limit)
     torch.testing.assert_close(weight.detach(), -slope / 5 * moved, rtol=1e-5, atol=1e-6)
 
 
@@ -38,7 +40,9 @@ def step(judge: Any = None, **changes: Any) -> tuple[Tensor, Tensor, Tensor]:
     def quadratic(x: Tensor) -> tuple[Tensor, Tensor]:
         return GRADIENT @ x, (1 - 1e-9) * x @ METRIC @ x / 2
 
-    return TRPOStep(**keys).take(torch.zeros(3), torch.zeros(()), GRADIENT, lambda v: METRIC @ v, judge or quadratic)  # type: ignore[return-value]
+    trpo = TRPOStep(**keys)
+    natural = trpo.natural_step(GRADIENT, lambda v: METRIC @ v)
+    return trpo.line_search(torch.zeros(3), natural, torch.zeros(()), judge or quadratic)  # type: ignore[return-value]
 
 
 def test_a_trust_region_step_ends_on_its_bound_along_the_natural_gradient() -> None:

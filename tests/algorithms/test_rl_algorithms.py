@@ -644,7 +644,8 @@ def test_loss_of_predicted_rewards(spec: Spec) -> None:
     inputs = torch.randn(*mask.shape, learner.model.encode.size, generator=g, dtype=torch.float64)
     like = mask.double()
     steps = [inputs, action, -like, like, 2 * like, mask, by_step(rollout.reward)]
-    found = learner.loss(learner.ppo, *steps) - plain.loss(plain.ppo, *steps)
+    weight = learner.ppo.entropy_weight_at(0, like)
+    found = learner.loss(weight, *steps) - plain.loss(weight, *steps)
 
     weight, bias = (p.detach() for p in learner.rewards.parameters())  # type: ignore[union-attr]
     features = learner.model.features(inputs)[0].detach()
@@ -834,11 +835,12 @@ def test_the_loss_of_ppo_is_the_formula(spec: Spec) -> None:
         own = distribution(spec, outputs[i].detach())
         terms.append(0.7 * 0.5 * float(value[i] - target[i]) ** 2 - surrogate - 0.3 * float(own.entropy()))
     assert len(cases) == 6
-    loss = ppo.loss(policy, value, action, old_logp, advantage, target, mask)
+    weight = ppo.entropy_weight_at(0, value)
+    loss = ppo.loss(weight, policy, value, action, old_logp, advantage, target, mask)
     assert float(loss.detach()) == pytest.approx(sum(terms) / len(terms), rel=1e-12)
 
     still = torch.zeros_like(advantage)
-    alone = ppo.loss(policy, target, action, old_logp, still, target, mask)
+    alone = ppo.loss(weight, policy, target, action, old_logp, still, target, mask)
     (slope,) = torch.autograd.grad(alone, outputs)
     more = distribution(spec, outputs.detach() - 10 * slope)
     assert float(masked_mean(more.entropy(), mask)) > float(masked_mean(policy.entropy(), mask))
@@ -935,7 +937,6 @@ def test_who_is_paid_for_exploring_only_in_later_episodes_explores(name: str) ->
 def test_the_weight_of_the_entropy_falls_to_nothing() -> None:
     spec = Spec("control", "state", (2,), 3, discrete_actions=True)
     ppo = rl2(spec, entropy_weight=0.2, entropy_decay_over=100).ppo
-    weights = [ppo.at_iteration(i).entropy_weight for i in (0, 50, 75, 100, 200)]
+    weights = [float(ppo.entropy_weight_at(i, torch.zeros(()))) for i in (0, 50, 75, 100, 200)]
     assert weights == pytest.approx([0.2, 0.1, 0.05, 0.0, 0.0])
-    assert (ppo.at_iteration(75).clip, ppo.at_iteration(75).value_weight) == (ppo.clip, ppo.value_weight)
-    assert rl2(spec).ppo.at_iteration(10_000) == rl2(spec).ppo
+    assert float(PPOLoss(0.2, 0.7, 0.3).entropy_weight_at(10_000, torch.zeros(()))) == pytest.approx(0.3)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,14 @@ from metarun.tasks.episode import Spec
 from metarun.tasks.rl.base import Environment
 
 
+class Recorder(Protocol):
+    """Computes functions of an algorithm from recordings (:class:`metarun.engine.recorder.Recorder`)."""
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any: ...
+
+    def backward(self, loss: Callable[..., Any], *arguments: Any) -> Mapping[str, Tensor] | None: ...
+
+
 class RLAlgorithm(Algorithm):
     """The base class of RL algorithms, which adapt from experience in T tasks at once, a batched environment.
 
@@ -23,6 +31,35 @@ class RLAlgorithm(Algorithm):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("control",)
+    recorder: Recorder | None = None
+    """Set by a run where launching operations takes longer than computing them; ``None``: nothing is recorded."""
+
+    def repeat(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return ``function(*arguments)``, from a recording if the run makes some; results are then detached.
+
+        Args:
+            function: A function, the same object at each call, of nothing that changes but the algorithm's parameters
+                and its arguments.
+            arguments: Tensors, also in nested tuples, lists and dictionaries; modules, numbers, ``None``.
+        """
+        return function(*arguments) if self.recorder is None else self.recorder(function, *arguments)
+
+    def backward(self, loss: Callable[..., Any], *arguments: Any) -> dict[str, Tensor]:
+        """Add the gradient of a loss to those that the parameters hold.
+
+        Args:
+            loss: A function as that of :meth:`repeat`, to the loss [], or to the loss and further scalars by name.
+            arguments: Its arguments.
+
+        Returns:
+            The scalars, detached. The loss is the one without a name, ``""``.
+        """
+        recorded = None if self.recorder is None else self.recorder.backward(loss, *arguments)
+        if recorded is not None:
+            return {**recorded}
+        value, scalars = with_scalars(loss(*arguments))
+        value.backward()
+        return {name: each.detach() for name, each in {"": value, **scalars}.items()}
 
     @abstractmethod
     def rollouts(self, env: Environment) -> Iterator[Rollout]:
@@ -114,6 +151,11 @@ class TrialLearner(RLAlgorithm):
 
     def rollouts(self, env: Environment) -> Iterator[Rollout]:
         yield self.trial(env, self.test_rollouts)[0]
+
+
+def with_scalars(found: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Return a loss and its scalars, of a loss alone or of both."""
+    return found if isinstance(found, tuple) else (found, {})
 
 
 def by_step(x: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ class DPT(TrialLearner):
         self.optimizer = Adam([p for p in self.parameters() if p.requires_grad], lr=outer_lr)
 
     def agent(self, env: Environment) -> Act:
-        agent = RecurrentAgent(self.model)
+        agent = RecurrentAgent(self.model, self.repeat)
         return lambda transition: agent(transition) / self.temperature
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
@@ -127,8 +127,9 @@ class DPT(TrialLearner):
         inputs, optimal = torch.stack(agent.inputs), by_step(torch.stack(expert.optimal, 2))
         mask = by_step(rollout.mask)
         loss, gradient_norm = descend(
-            lambda chosen: self.loss(inputs[:, chosen], optimal[:, chosen], mask[:, chosen]), inputs.shape[1],
-            self.optimizer, epochs=self.epochs, minibatches=self.minibatches, max_grad_norm=self.max_grad_norm,
+            lambda chosen: self.backward(self.loss, inputs[:, chosen], optimal[:, chosen], mask[:, chosen]),
+            inputs.shape[1], self.optimizer,
+            epochs=self.epochs, minibatches=self.minibatches, max_grad_norm=self.max_grad_norm,
         )  # fmt: skip
         return {"loss": loss, "return": rollout.returns().mean(), "gradient_norm": gradient_norm}
 

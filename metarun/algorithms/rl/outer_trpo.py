@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metarun import distributed
 from metarun.algorithms.base import Metrics
+from metarun.algorithms.rl.distributions import Distribution
 from metarun.algorithms.rl.policy_gradient import Experience, OuterStep, PolicyGradientLearner, over_steps
 from metarun.algorithms.rl.trpo import TRPOStep, fisher
 from metarun.algorithms.solve import Product
@@ -39,20 +41,40 @@ class OuterTRPO(OuterStep):
         self.trpo = TRPOStep(max_kl, cg_iterations, damping, backtracks, backtrack_ratio)
 
     def step(self, learner: PolicyGradientLearner, path: Sequence[Experience], post: Experience) -> Metrics:
-        theta = learner.flat().requires_grad_()
-        loss, phis, policy = learner.outer_loss(theta, path, post)
-        (gradient,) = torch.autograd.grad(loss, theta)
-        theta, phis, some = theta.detach(), [phi.detach() for phi in phis], self.fisher_rollouts
-        metric = self.metric(learner, phis, [experience.first(some) for experience in path], post.first(some))
+        theta = learner.flat()
+        loss, gradient, step, policy = learner.repeat(self.direction, learner, theta, path, post)
 
         def evaluate(candidate: Tensor) -> tuple[Tensor, Tensor]:
-            there, _, moved = learner.outer_loss(candidate, path, post)
-            return there, over_steps(moved.kl_from(policy), post.rollout).mean()  # type: ignore[arg-type]
+            return learner.repeat(self.evaluate, learner, candidate, path, post, policy)
 
-        theta, gain, kl = self.trpo.take(theta, loss.detach(), gradient, metric, evaluate)
+        theta, gain, kl = self.trpo.line_search(theta, step, loss, evaluate)
         learner.load(theta)
         # The gradient's norm says it where that is not finite: the line search would just refuse.
         return {"gain": gain, "kl": kl, "gradient_norm": gradient.norm()}
+
+    def direction(
+        self, learner: PolicyGradientLearner, theta: Tensor, path: Sequence[Experience], post: Experience
+    ) -> tuple[Tensor, Tensor, Tensor, Distribution]:
+        """Return the outer loss [] at ``theta`` [P], its gradient [P], the natural step [P], the adapted policies."""
+        theta = theta.detach().requires_grad_()
+        loss, phis, policy = learner.outer_loss(theta, path, post)
+        (gradient,) = torch.autograd.grad(loss, theta)
+        loss, gradient = distributed.average([loss.detach(), gradient])
+        phis, some = [phi.detach() for phi in phis], self.fisher_rollouts
+        metric = self.metric(learner, phis, [experience.first(some) for experience in path], post.first(some))
+        return loss, gradient, self.trpo.natural_step(gradient, metric), policy
+
+    def evaluate(
+        self,
+        learner: PolicyGradientLearner,
+        candidate: Tensor,
+        path: Sequence[Experience],
+        post: Experience,
+        old: Distribution,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the outer loss [] at a candidate [P], and the divergence [] of its adapted policies from ``old``."""
+        loss, _, policy = learner.outer_loss(candidate, path, post)
+        return loss, over_steps(policy.kl_from(old), post.rollout).mean()  # type: ignore[arg-type]
 
     def metric(
         self, learner: PolicyGradientLearner, phis: Sequence[Tensor], path: Sequence[Experience], post: Experience

@@ -177,7 +177,7 @@ class PolicyGradientLearner(RLAlgorithm):
         parameters = self.named(phi)
 
         def act(transition: Transition) -> Tensor:
-            return call_with(parameters, self.model, transition.observation)
+            return self.repeat(call_with, parameters, self.model, transition.observation)
 
         rollout = collect(env, self.spec, act, episodes, 1, generator)
         if env_steps:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,13 +30,13 @@ class PPOLoss:
     entropy_weight: NonNegative
     entropy_decay_over: Positive | None = None
 
-    def at_iteration(self, iteration: int) -> PPOLoss:
-        """Return the loss with the weight of the entropy at ``iteration``, counted from 0."""
-        weight = Schedule(self.entropy_weight, decay_over=self.entropy_decay_over).rate(iteration)
-        return PPOLoss(self.clip, self.value_weight, weight)
+    def entropy_weight_at(self, iteration: int, like: Tensor) -> Tensor:
+        """Return the weight [] of the entropy at ``iteration``, counted from 0, as a tensor of the type of ``like``."""
+        return like.new_full((), Schedule(self.entropy_weight, decay_over=self.entropy_decay_over).rate(iteration))
 
     def loss(
         self,
+        entropy_weight: Tensor,
         policy: Distribution,
         value: Tensor,
         action: Tensor,
@@ -48,6 +48,7 @@ class PPOLoss:
         """Return the loss [] on steps [...].
 
         Args:
+            entropy_weight: Weight of the entropy, [].
             policy: Action distributions of the current policy.
             value: Current values [...].
             action: Actions taken, [...] or [..., size].
@@ -60,7 +61,7 @@ class PPOLoss:
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         surrogate = torch.minimum(ratio * advantage, clipped * advantage)
         error = 0.5 * (value - target).square()
-        losses = self.value_weight * error - surrogate - self.entropy_weight * policy.entropy()
+        losses = self.value_weight * error - surrogate - entropy_weight * policy.entropy()
         return masked_mean(losses, mask)
 
 
@@ -83,7 +84,7 @@ def advantages(rollout: Rollout, values: Sequence[Tensor], discount: float, gae_
 
 
 def descend(
-    loss: Callable[[Tensor], Tensor],
+    backward: Callable[[Tensor], Mapping[str, Tensor]],
     count: int,
     optimizer: torch.optim.Optimizer,
     *,
@@ -94,7 +95,8 @@ def descend(
     """Take an optimizer step on each random minibatch, in several passes over the data.
 
     Args:
-        loss: Function of the indices of a minibatch to its loss [].
+        backward: Function of the indices of a minibatch that adds the gradient of its loss to the parameters, as
+            :meth:`RLAlgorithm.backward` does, and returns its scalars.
         count: Number of items.
         optimizer: Optimizer of all parameters.
         epochs: Number of passes.
@@ -108,11 +110,9 @@ def descend(
     losses, norms = [], []
     for _ in range(epochs):
         for chosen in torch.randperm(count, device=parameters[0].device).chunk(minibatches):
-            value = loss(chosen)
             optimizer.zero_grad()
-            value.backward()
+            losses.append(backward(chosen)[""])
             distributed.average_gradients(parameters)
             norms.append(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
             optimizer.step()
-            losses.append(value.detach())
     return torch.stack(losses).mean(), torch.stack(norms).mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -24,10 +25,15 @@ from metarun.types import Fraction, NonNegative, Positive, Rate
 
 
 class RecurrentAgent:
-    """An agent with a recurrent policy. It records the policy's inputs, outputs and values at each step of a trial."""
+    """An agent with a recurrent policy. It keeps the policy's inputs, outputs and values at each step of a trial.
 
-    def __init__(self, model: RecurrentPolicy) -> None:
-        self.model = model
+    Args:
+        model: The policy.
+        repeat: :meth:`RLAlgorithm.repeat`; ``None``: the policy is called.
+    """
+
+    def __init__(self, model: RecurrentPolicy, repeat: Callable[..., Any] | None = None) -> None:
+        self.model, self.repeat = model, repeat or called
         self.state: list[Any] = []
         """The model's hidden state; empty at the start of a trial."""
         self.inputs: list[Tensor] = []
@@ -35,12 +41,33 @@ class RecurrentAgent:
         self.values: list[Tensor] = []
 
     def __call__(self, transition: Transition) -> Tensor:
-        inputs = self.model.encode(*transition)
-        output, value, *self.state = self.model(inputs.flatten(0, 1)[None], *self.state)
-        self.inputs.append(inputs.flatten(0, 1))
-        self.outputs.append(output[0])
-        self.values.append(value[0])
-        return output[0].view(*inputs.shape[:2], -1)
+        inputs, output, value, *self.state = self.repeat(policy_step, self.model, transition, self.state)
+        self.inputs.append(inputs)
+        self.outputs.append(output)
+        self.values.append(value)
+        return output.view(*transition.previous_reward.shape, -1)
+
+
+def policy_step(model: RecurrentPolicy, transition: Transition, state: Sequence[Any]) -> tuple[Any, ...]:
+    """Take one step of the trials of T x E environments.
+
+    Args:
+        model: The policy.
+        transition: Its input, tensors [T, E, ...].
+        state: Its hidden state; empty at the start of a trial.
+
+    Returns:
+        Encoded inputs [T * E, inputs], parameters of action distributions [T * E, outputs], values [T * E], and the
+        parts of the new hidden state.
+    """
+    inputs = model.encode(*transition).flatten(0, 1)
+    output, value, *state = model(inputs[None], *state)
+    return inputs, output[0], value[0], *state
+
+
+def called(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return ``function(*arguments)``."""
+    return function(*arguments)
 
 
 class RewardHead(nn.Module):
@@ -119,7 +146,7 @@ class RL2(TrialLearner):
         self.optimizer = Adam(self.parameters(), lr=outer_lr, eps=1e-5)
 
     def agent(self, env: Environment) -> RecurrentAgent:
-        return RecurrentAgent(self.model)
+        return RecurrentAgent(self.model, self.repeat)
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
@@ -134,10 +161,10 @@ class RL2(TrialLearner):
         mask, reward = by_step(rollout.mask), by_step(rollout.reward)
         trials = [torch.stack(agent.inputs), action, old_logp, by_step(advantage), by_step(target), mask, reward]
 
-        ppo = self.ppo.at_iteration(iteration)
+        weight = self.ppo.entropy_weight_at(iteration, reward)
         loss, gradient_norm = descend(
-            lambda chosen: self.loss(ppo, *(x[:, chosen] for x in trials)), action.shape[1], self.optimizer,
-            epochs=self.epochs, minibatches=self.minibatches, max_grad_norm=self.max_grad_norm,
+            lambda chosen: self.backward(self.loss, weight, *(x[:, chosen] for x in trials)), action.shape[1],
+            self.optimizer, epochs=self.epochs, minibatches=self.minibatches, max_grad_norm=self.max_grad_norm,
         )  # fmt: skip
         entropy = masked_mean(distribution(self.spec, outputs).entropy(), mask)
         returns = rollout.returns().mean()
@@ -145,7 +172,7 @@ class RL2(TrialLearner):
 
     def loss(
         self,
-        ppo: PPOLoss,
+        entropy_weight: Tensor,
         inputs: Tensor,
         action: Tensor,
         old_logp: Tensor,
@@ -154,10 +181,10 @@ class RL2(TrialLearner):
         mask: Tensor,
         reward: Tensor,
     ) -> Tensor:
-        """Return the loss [] of B whole trials, tensors [S, B, ...]."""
+        """Return the loss [] of B whole trials, tensors [S, B, ...], with the weight of the entropy []."""
         features, _ = self.model.features(inputs)
         policy, value = distribution(self.spec, self.model.head(features)), self.model.value(features)[..., 0]
-        loss = ppo.loss(policy, value, action, old_logp, advantage, target, mask)
+        loss = self.ppo.loss(entropy_weight, policy, value, action, old_logp, advantage, target, mask)
         if self.rewards is not None:
             assert isinstance(self.model.encode, AgentInput)
             expected = self.rewards(features, self.model.encode.encode_action(action, reward.dtype))

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from metarun import distributed
 from metarun.algorithms.base import Metrics
+from metarun.algorithms.functional import call_with
 from metarun.algorithms.outer_optimizer import Adam
 from metarun.algorithms.rl.advantage import masked_mean
 from metarun.algorithms.rl.base import TrialLearner, by_step
-from metarun.algorithms.rl.distributions import distribution
+from metarun.algorithms.rl.distributions import Distribution, distribution
 from metarun.algorithms.rl.ppo import advantages, descend
 from metarun.algorithms.rl.rl2 import RecurrentAgent
 from metarun.algorithms.rl.trpo import TRPOStep, fisher
@@ -63,11 +65,11 @@ class RL2TRPO(TrialLearner):
         self.optimizer = Adam(self.model.value.parameters(), lr=value_lr)
 
     def agent(self, env: Environment) -> RecurrentAgent:
-        return RecurrentAgent(self.model)
+        return RecurrentAgent(self.model, self.repeat)
 
-    def acting(self) -> list[nn.Parameter]:
-        """Return the parameters of the policy: all but those of the value head."""
-        return [p for name, p in self.named_parameters() if not name.startswith("model.value.")]
+    def acting(self) -> dict[str, nn.Parameter]:
+        """Return the parameters of the policy by name: all of the model's but those of the value head."""
+        return {name: p for name, p in self.model.named_parameters() if not name.startswith("value.")}
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
@@ -80,29 +82,46 @@ class RL2TRPO(TrialLearner):
 
     def improve(self, inputs: Tensor, action: Tensor, advantage: Tensor, mask: Tensor) -> Metrics:
         """Take the policy's step on the B trials [S, B, ...] of a meta-batch; return metrics."""
-        parameters = self.acting()
-        old = distribution(self.spec, self.model(inputs)[0])
-        logp = old.log_prob(action)
-        loss = -masked_mean((logp - logp.detach()).exp() * advantage, mask)
-        gradient = parameters_to_vector(torch.autograd.grad(loss, parameters))
-        some = max(1, round(self.fisher_share * action.shape[1]))
-        metric = self.metric(inputs[:, :some], mask[:, :some])
+        trials = inputs, action, advantage, mask
+        loss, gradient, step, old = self.repeat(self.direction, *trials)
 
         def evaluate(candidate: Tensor) -> tuple[Tensor, Tensor]:
-            vector_to_parameters(candidate, parameters)
-            new = distribution(self.spec, self.model(inputs)[0])
-            gains = (new.log_prob(action) - logp).exp() * advantage
-            return -masked_mean(gains, mask), masked_mean(new.kl_from(old), mask)  # type: ignore[arg-type]
+            return self.repeat(self.evaluate_candidate, candidate, old, *trials)
 
+        parameters = list(self.acting().values())
         theta = parameters_to_vector(parameters).detach()
-        theta, gain, kl = self.trpo.take(theta, loss.detach(), gradient, metric, evaluate)
+        theta, gain, kl = self.trpo.line_search(theta, step, loss, evaluate)
         vector_to_parameters(theta, parameters)
         entropy = masked_mean(old.entropy().detach(), mask)
         return {"gain": gain, "kl": kl, "gradient_norm": gradient.norm(), "entropy": entropy}
 
+    def direction(
+        self, inputs: Tensor, action: Tensor, advantage: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Distribution]:
+        """Return the loss [], its gradient [P], the natural step [P], and the policy's distributions."""
+        old = distribution(self.spec, self.model(inputs)[0])
+        logp = old.log_prob(action)
+        loss = -masked_mean((logp - logp.detach()).exp() * advantage, mask)
+        gradient = parameters_to_vector(torch.autograd.grad(loss, list(self.acting().values())))
+        loss, gradient = distributed.average([loss.detach(), gradient])
+        some = max(1, round(self.fisher_share * action.shape[1]))
+        metric = self.metric(inputs[:, :some], mask[:, :some])
+        return loss, gradient, self.trpo.natural_step(gradient, metric), old
+
+    def evaluate_candidate(
+        self, candidate: Tensor, old: Distribution, inputs: Tensor, action: Tensor, advantage: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss [] at a candidate [P] for the policy's parameters, and its divergence [] from ``old``."""
+        acting = self.acting()
+        parts = candidate.split([p.numel() for p in acting.values()])
+        values = {name: part.view_as(p) for (name, p), part in zip(acting.items(), parts, strict=True)}
+        new = distribution(self.spec, call_with(values, self.model, inputs)[0])
+        gains = (new.log_prob(action) - old.log_prob(action)).exp() * advantage
+        return -masked_mean(gains, mask), masked_mean(new.kl_from(old), mask)  # type: ignore[arg-type]
+
     def metric(self, inputs: Tensor, mask: Tensor) -> Product:
         """Return the product ``v -> F v`` [P] with the policy's Fisher matrix, the mean over steps [S, B]."""
-        parameters = self.acting()
+        parameters = list(self.acting().values())
         sizes, shapes = [p.numel() for p in parameters], [p.shape for p in parameters]
         # The fused kernels of attention, and those of cuDNN, cannot be differentiated twice.
         with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
@@ -118,15 +137,16 @@ class RL2TRPO(TrialLearner):
         with torch.no_grad():
             features, _ = self.model.features(inputs)
 
-        def loss(chosen: Tensor) -> Tensor:
-            error = self.model.value(features[:, chosen])[..., 0] - target[:, chosen]
-            return masked_mean(error.square(), mask[:, chosen])
-
         mean_error, _ = descend(
-            loss, target.shape[1], self.optimizer,
+            lambda chosen: self.backward(self.value_loss, features[:, chosen], target[:, chosen], mask[:, chosen]),
+            target.shape[1], self.optimizer,
             epochs=self.value_epochs, minibatches=self.minibatches, max_grad_norm=float("inf"),
         )  # fmt: skip
         return mean_error
+
+    def value_loss(self, features: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Return the mean squared error [] of the values of steps [S, B] with features [S, B, width]."""
+        return masked_mean((self.model.value(features)[..., 0] - target).square(), mask)
 
     def protocol(self) -> dict[str, Any]:
         return {"trials": self.test_rollouts, "optimizer": "TRPO"}

@@ -31,24 +31,13 @@ class TRPOStep:
     backtracks: Positive
     backtrack_ratio: Fraction
 
-    def take(
-        self, theta: Tensor, loss: Tensor, gradient: Tensor, metric: Product, evaluate: Evaluate
-    ) -> tuple[Tensor, ...]:
-        """Take a step.
-
-        Values of this process's tasks are averaged with those of other processes.
+    def natural_step(self, gradient: Tensor, metric: Product) -> Tensor:
+        """Return the step [P] along the natural gradient whose divergence is ``max_kl``, to be subtracted.
 
         Args:
-            theta: Parameters [P].
-            loss: Loss [] at ``theta``.
-            gradient: Gradient [P] of the loss at ``theta``.
-            metric: Product of the Fisher matrix with a vector [P].
-            evaluate: Loss and divergence of candidates.
-
-        Returns:
-            The new parameters [P], the decrease of the loss [], and the divergence [].
+            gradient: Gradient [P] of the loss.
+            metric: Product of the Fisher matrix with a vector [P]. It is averaged over processes.
         """
-        loss, gradient = distributed.average([loss, gradient])
 
         def damped(v: Tensor) -> Tensor:
             return distributed.average(metric(v)) + self.damping * v
@@ -56,21 +45,36 @@ class TRPOStep:
         direction = conjugate_gradient(damped, gradient, self.cg_iterations)
         # (direction @ gradient is the same but for rounding, which in float32 is a per cent or more.)
         length = (2 * self.max_kl / (direction @ damped(direction)).clamp_min(1e-12)).sqrt()
-        return self.line_search(theta, length * direction, loss, evaluate)
+        return length * direction
 
     @torch.no_grad()
     def line_search(self, theta: Tensor, step: Tensor, start: Tensor, evaluate: Evaluate) -> tuple[Tensor, ...]:
         """Take the longest shortening of ``step`` that lowers the loss below ``start`` within ``max_kl``, or none.
 
-        Whether a candidate is accepted is read back from the device: avoiding that
-        would mean to evaluate all candidates at every step, while mostly the first is accepted.
+        On the CPU the search ends with the first that does. On other devices all are evaluated, and nothing is read
+        back: the host would wait for the device at every step.
+
+        Args:
+            theta: Parameters [P].
+            step: Step [P], to be subtracted.
+            start: Loss [] at ``theta``.
+            evaluate: Loss and divergence of candidates. They are averaged over processes.
+
+        Returns:
+            The new parameters [P], the decrease of the loss [], and the divergence [].
         """
+        found = theta, torch.zeros_like(start), torch.zeros_like(start)
+        searching = torch.ones_like(start, dtype=torch.bool)
         for attempt in range(self.backtracks):
             candidate = theta - self.backtrack_ratio**attempt * step
             loss, kl = distributed.average(evaluate(candidate))
-            if theta.is_meta or bool((loss < start) & (kl <= self.max_kl)):
-                return candidate, start - loss, kl
-        return theta, torch.zeros_like(start), torch.zeros_like(start)
+            accepted = searching & (loss < start) & (kl <= self.max_kl)
+            new = candidate, start - loss, kl
+            found = tuple(torch.where(accepted, after, before) for after, before in zip(new, found, strict=True))
+            searching = searching & ~accepted
+            if theta.device.type == "cpu" and not searching:
+                break
+        return found
 
 
 def fisher(whitened: Tensor, at: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -22,10 +23,15 @@ from metarun.types import Fraction, NonNegative, Positive, Rate
 
 
 class BeliefAgent:
-    """An agent with a belief. It records its inputs, beliefs, outputs and values at each step of a trial."""
+    """An agent with a belief. It keeps its inputs, beliefs, outputs and values at each step of a trial.
 
-    def __init__(self, model: BeliefPolicy) -> None:
-        self.model = model
+    Args:
+        model: The policy.
+        repeat: :meth:`RLAlgorithm.repeat`.
+    """
+
+    def __init__(self, model: BeliefPolicy, repeat: Callable[..., Any]) -> None:
+        self.model, self.repeat = model, repeat
         self.hidden: Tensor | None = None
         self.inputs: list[Tensor] = []
         self.beliefs: list[tuple[Tensor, Tensor]] = []
@@ -33,15 +39,32 @@ class BeliefAgent:
         self.values: list[Tensor] = []
 
     def __call__(self, transition: Transition) -> Tensor:
-        shape = transition.previous_reward.shape
-        inputs = self.model.encode(*transition).flatten(0, 1)
-        mean, log_variance, self.hidden = self.model.belief(inputs[None], self.hidden)
-        output, value = self.model.act(transition.observation.flatten(0, 1), mean[0], log_variance[0])
+        inputs, mean, log_variance, output, value, self.hidden = self.repeat(
+            belief_step, self.model, transition, self.hidden
+        )
         self.inputs.append(inputs)
-        self.beliefs.append((mean[0], log_variance[0]))
+        self.beliefs.append((mean, log_variance))
         self.outputs.append(output)
         self.values.append(value)
-        return output.view(*shape, -1)
+        return output.view(*transition.previous_reward.shape, -1)
+
+
+def belief_step(model: BeliefPolicy, transition: Transition, hidden: Tensor | None) -> tuple[Tensor, ...]:
+    """Take one step of the trials of T x E environments.
+
+    Args:
+        model: The policy.
+        transition: Its input, tensors [T, E, ...].
+        hidden: Its hidden state; ``None`` at the start of a trial.
+
+    Returns:
+        Encoded inputs [T * E, inputs], mean and log-variance of the belief [T * E, latent], parameters of action
+        distributions [T * E, outputs], values [T * E], and the new hidden state.
+    """
+    inputs = model.encode(*transition).flatten(0, 1)
+    mean, log_variance, hidden = model.belief(inputs[None], hidden)
+    output, value = model.act(transition.observation.flatten(0, 1), mean[0], log_variance[0])
+    return inputs, mean[0], log_variance[0], output, value, hidden
 
 
 class VariBAD(TrialLearner):
@@ -95,26 +118,24 @@ class VariBAD(TrialLearner):
         self.vae_optimizer = Adam(believing, lr=vae_lr)
 
     def agent(self, env: Environment) -> BeliefAgent:
-        return BeliefAgent(self.model)
+        return BeliefAgent(self.model, self.repeat)
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
         rollout, agent = self.trial(batch, self.trials)
-        metrics = self.learn_to_act(rollout, agent, self.ppo.at_iteration(iteration))
+        metrics = self.learn_to_act(rollout, agent, self.ppo.entropy_weight_at(iteration, rollout.reward))
         inputs = torch.stack(agent.inputs)
-        bounds = []
+        bound: Metrics = {}
         for _ in range(self.vae_epochs):
-            bound = self.bound(inputs, rollout, batch.horizon)
             self.vae_optimizer.zero_grad()
-            bound["elbo"].neg().backward()
+            bound = self.backward(self.negative_bound, inputs, rollout, batch.horizon)
             distributed.average_gradients(p for group in self.vae_optimizer.param_groups for p in group["params"])
             self.vae_optimizer.step()
-            bounds.append({name: value.detach() for name, value in bound.items()})
-        return {"return": rollout.returns().mean(), **metrics, **bounds[-1]}
+        return {"return": rollout.returns().mean(), **metrics, **{name: each for name, each in bound.items() if name}}
 
     # Acting
 
-    def learn_to_act(self, rollout: Rollout, agent: BeliefAgent, ppo: PPOLoss) -> Metrics:
+    def learn_to_act(self, rollout: Rollout, agent: BeliefAgent, entropy_weight: Tensor) -> Metrics:
         """Train the policy by PPO on the steps of a meta-batch. Beliefs are part of its observations."""
         advantage, target = advantages(rollout, agent.values, self.discount, self.gae_lambda)
         seen = by_step(rollout.observation)
@@ -124,18 +145,21 @@ class VariBAD(TrialLearner):
         steps = [seen, mean, log_variance, action, old.log_prob(action)]
         steps = [x.flatten(0, 1) for x in [*steps, *map(by_step, (advantage, target, rollout.mask))]]
 
-        def loss(chosen: Tensor) -> Tensor:
-            seen, mean, log_variance, *rest = (x[chosen] for x in steps)
-            output, value = self.model.act(seen, mean, log_variance)
-            return ppo.loss(distribution(self.spec, output), value, *rest)
-
         mean_loss, gradient_norm = descend(
-            loss, len(steps[0]), self.optimizer,
+            lambda chosen: self.backward(self.acting_loss, entropy_weight, *(x[chosen] for x in steps)),
+            len(steps[0]), self.optimizer,
             epochs=self.epochs, minibatches=self.minibatches, max_grad_norm=self.max_grad_norm,
         )  # fmt: skip
         mask = by_step(rollout.mask)
         entropy = masked_mean(old.entropy(), mask)
         return {"loss": mean_loss, "entropy": entropy, "gradient_norm": gradient_norm}
+
+    def acting_loss(
+        self, entropy_weight: Tensor, seen: Tensor, mean: Tensor, log_variance: Tensor, *rest: Tensor
+    ) -> Tensor:
+        """Return PPO's loss [] of N steps: observations, beliefs, and the further arguments of :class:`PPOLoss`."""
+        output, value = self.model.act(seen, mean, log_variance)
+        return self.ppo.loss(entropy_weight, distribution(self.spec, output), value, *rest)
 
     # Believing
 
@@ -178,6 +202,11 @@ class VariBAD(TrialLearner):
             "reward_error": -2 * likelihood / mask.sum(0).to(reward.dtype).mean(),
             "kl": divergence,
         }
+
+    def negative_bound(self, inputs: Tensor, rollout: Rollout, horizon: int) -> tuple[Tensor, Metrics]:
+        """Return the loss of the encoder and the decoder, and what :meth:`bound` returns."""
+        found = self.bound(inputs, rollout, horizon)
+        return found["elbo"].neg(), found
 
     def protocol(self) -> dict[str, Any]:
         return {"trials": self.test_rollouts, "optimizer": "PPO"}
