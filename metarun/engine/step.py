@@ -28,8 +28,8 @@ MAX_RECORDINGS = 8
 class Engine:
     """Takes the outer steps of an algorithm, computed by a :class:`Plan`, and keeps what it has recorded.
 
-    Algorithms that are no :class:`SupervisedAlgorithm` take their steps themselves. Of a plan, RL algorithms use whether
-    their functions are recorded.
+    Algorithms that are no :class:`SupervisedAlgorithm` take their steps themselves; those of RL record their functions
+    if the plan records.
     """
 
     def __init__(self, algorithm: Algorithm, plan: Plan | None = None) -> None:

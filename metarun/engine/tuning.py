@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
-from metarun import strict_json
+from metarun import distributed, strict_json
+from metarun.algorithms.functional import is_known
+from metarun.algorithms.rl.base import RLAlgorithm
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.engine.capture import can_capture
 from metarun.engine.measure import Exactness, peak, seconds, start_seconds
@@ -48,6 +50,8 @@ RECORDED = 2
 """Largest number of parts of the meta-batch that are recorded: the fastest ones unrecorded."""
 ROUNDS = 3
 """In which the close ones take turns."""
+RECORD_FROM = 100
+"""Iterations from which RL on a GPU records its functions, which takes as long as a few of them."""
 EXACT = 1e-8
 """Relative difference from the plain loop's gradient, in float64, up to which a way to compute it counts as exact."""
 
@@ -145,6 +149,10 @@ def tuned(engine: Engine, batch: Any, iterations: int, chunk: int | None, above:
             made, and the fastest step is taken whatever its start takes.
     """
     algorithm = engine.algorithm
+    if isinstance(algorithm, RLAlgorithm):
+        launches = batch.device.type == "cuda" and distributed.world_size() == 1 and is_known(algorithm)
+        pays = above is not None and iterations >= RECORD_FROM
+        return Tuned(Plan(capture="graph")) if launches and pays else None
     if not isinstance(algorithm, SupervisedAlgorithm) or algorithm.optimizer is None:
         return None
     trial = Engine(copy.deepcopy(algorithm).train())  # one for all plans: what it has recorded is used again

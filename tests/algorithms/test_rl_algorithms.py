@@ -726,7 +726,7 @@ def test_metric_of_a_recurrent_policy_is_the_mean_square_of_its_score(spec: Spec
     g = torch.Generator().manual_seed(2)
     inputs = torch.randn(3, 2, learner.model.encode.size, generator=g, dtype=torch.float64)
     mask = torch.tensor([[True, True], [True, True], [True, False]])
-    parameters = learner.acting()
+    parameters = list(learner.acting().values())
     count = sum(p.numel() for p in parameters)
     expected = torch.zeros(count, count).double()
     if spec.discrete_actions:

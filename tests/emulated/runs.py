@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from metarun.algorithms.rl.base import RLAlgorithm
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.cli import main
 from metarun.config.build import build
@@ -160,6 +161,8 @@ def difference(ours: Any, theirs: Any) -> float:
 def captured(run: Experiment) -> str:
     """Whether a step of ``run`` can be a CUDA graph, and gives the same gradient then on two meta-batches."""
     learner = run.algorithm
+    if isinstance(learner, RLAlgorithm):
+        return recorded(run, learner)
     if not isinstance(learner, SupervisedAlgorithm) or learner.optimizer is None:
         return "no choice"
     if not can_capture(learner):
@@ -184,6 +187,27 @@ def captured(run: Experiment) -> str:
     finally:
         logging.getLogger("metarun").removeHandler(handler)
     return warnings.getvalue().strip() or ("same" if worst < 1e-5 else f"off by {worst:.1e}")
+
+
+def recorded(run: Experiment, learner: RLAlgorithm) -> str:
+    """Whether RL's functions can be CUDA graphs, and two meta-steps by them are the plain ones."""
+    said, states = io.StringIO(), []
+    handler = logging.StreamHandler(said)
+    logging.getLogger("metarun").addHandler(handler)
+    try:
+        for capture in ("none", "graph"):
+            engine = Engine(copy.deepcopy(learner), Plan(capture=capture))  # type: ignore[arg-type]
+            for iteration in (0, 1):
+                torch.manual_seed(iteration)
+                metrics = engine.meta_step(run.task.batch("train", range(iteration, iteration + 2)), iteration)
+            states.append(as_now([metrics, engine.algorithm.state_dict()]))
+    finally:
+        logging.getLogger("metarun").removeHandler(handler)
+    recorder = engine.algorithm.recorder
+    if said.getvalue() or not recorder.recordings:
+        return said.getvalue().strip() or "nothing was recorded"
+    worst = difference(*states)
+    return "same" if worst < 1e-5 else f"off by {worst:.1e}"
 
 
 def train(words: Sequence[str]) -> str:

@@ -52,7 +52,7 @@ def cell_of(algorithm: str) -> tuple[str, str, str]:
     return min((c for c in WORKING if c[1] == algorithm), key=lambda c: places.get((c[0], c[2]), len(places)))
 
 
-CAPTURED = ("maml", "protonet", "r2d2", "relation", "in_context", "anp")
+CAPTURED = ("maml", "protonet", "r2d2", "relation", "in_context", "anp", "rl2", "varibad", "anil_trpo", "maml_ppo")
 """One of each way to build a step; recordings take long, and the others are captured in the slow tests alone."""
 DEAR = ("flow", "rl2_trpo")
 """Take as long as many others, and are walked among the slow tests alone."""
@@ -76,7 +76,6 @@ CHOSEN = covering((cell for cell in CELLS if cell[1] not in DEAR), classes_of)
 """Have every class that an algorithm is made of; the other algorithms are walked among the slow tests."""
 FURTHER = [cell for cell in WORKING if cell not in CHOSEN or cell[1] not in CAPTURED]
 READ_BACK = {
-    "algorithms/rl/trpo.py": "the line search of TRPO decides on the host",
     "models/scikit_learn.py": "the models of scikit-learn run on the host",
     "algorithms/amortised/baselines.py": "least squares by singular values, of a baseline that learns nothing",
 }

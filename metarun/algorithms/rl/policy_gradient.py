@@ -185,17 +185,20 @@ class PolicyGradientLearner(RLAlgorithm):
             more = math.ceil(env_steps / an_episode) - episodes
             if more > 0:
                 rollout = rollout.concatenate(collect(env, self.spec, act, more, 1, generator))
+        return Experience(rollout, *self.repeat(self.credited, phi, rollout))
+
+    @torch.no_grad()
+    def credited(self, phi: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+        """Return advantages and log-probabilities [T, E, S] of the actions, and the scale [T] of the advantages."""
         # A fit to an image's pixels would be of thousands of features: to images, time alone.
         seen = rollout.observation if len(self.spec.input_shape) == 1 else rollout.observation[..., :0]
         value = linear_baseline(seen, rollout.reward, rollout.mask, self.discount)
         advantage = gae(rollout.reward, value, rollout.mask, self.discount, self.gae_lambda)
-        scale = advantage.new_ones(env.tasks)
+        scale = advantage.new_ones(len(advantage))
         if self.normalise:
             advantage, scale = normalised(advantage, rollout.mask, (1, 2))
             scale = scale.flatten()
-        with torch.no_grad():
-            logp = self.policy(phi, rollout).log_prob(rollout.action)
-        return Experience(rollout, advantage, logp, scale)
+        return advantage, self.policy(phi, rollout).log_prob(rollout.action), scale
 
     # The inner loop
 
@@ -243,7 +246,8 @@ class PolicyGradientLearner(RLAlgorithm):
             experience = self.experience(env, phi, self.test_rollouts, generator, self.test_env_steps)
             yield experience.rollout
             if step < self.test_steps:
-                phi = self.inner_step(phi, experience, self.test_lr[min(step, len(self.test_lr) - 1)])
+                lr = self.test_lr[min(step, len(self.test_lr) - 1)]
+                phi = self.repeat(self.inner_step, phi, experience, lr)
 
     # The outer loop
 
@@ -294,7 +298,7 @@ class PolicyGradientLearner(RLAlgorithm):
         phi = self.flat().expand(batch.tasks, -1)
         for _ in range(self.inner_steps):
             path.append(self.experience(batch, phi, self.episodes, generator, self.env_steps))
-            phi = self.inner_step(phi, path[-1], self.inner_lr)
+            phi = self.repeat(self.inner_step, phi, path[-1], self.inner_lr)
         post = self.experience(batch, phi, self.episodes, generator, self.env_steps)
         metrics = self.outer.step(self, path, post)
         before = (path[0] if path else post).rollout.returns().mean()

@@ -153,7 +153,7 @@ class RL2(TrialLearner):
         self.schedule.apply(self.optimizer, iteration)
         rollout, agent = self.trial(batch, self.trials)
         scaled = replace(rollout, reward=self.reward_scale * rollout.reward)
-        advantage, target = advantages(scaled, agent.values, self.discount, self.gae_lambda)
+        advantage, target = self.repeat(advantages, scaled, agent.values, self.discount, self.gae_lambda)
         with torch.no_grad():
             outputs = torch.stack(agent.outputs)
             action = by_step(rollout.action)

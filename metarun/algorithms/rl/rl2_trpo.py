@@ -69,12 +69,13 @@ class RL2TRPO(TrialLearner):
 
     def acting(self) -> dict[str, nn.Parameter]:
         """Return the parameters of the policy by name: all of the model's but those of the value head."""
-        return {name: p for name, p in self.model.named_parameters() if not name.startswith("value.")}
+        named = self.get_submodule("model").named_parameters()
+        return {name: p for name, p in named if not name.startswith("value.")}
 
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
         rollout, agent = self.trial(batch, self.trials)
-        advantage, target = advantages(rollout, agent.values, self.discount, self.gae_lambda)
+        advantage, target = self.repeat(advantages, rollout, agent.values, self.discount, self.gae_lambda)
         inputs, mask = torch.stack(agent.inputs), by_step(rollout.mask)
         metrics = self.improve(inputs, by_step(rollout.action), by_step(advantage), mask)
         metrics["value_error"] = self.fit_values(inputs, by_step(target), mask)
@@ -115,7 +116,7 @@ class RL2TRPO(TrialLearner):
         acting = self.acting()
         parts = candidate.split([p.numel() for p in acting.values()])
         values = {name: part.view_as(p) for (name, p), part in zip(acting.items(), parts, strict=True)}
-        new = distribution(self.spec, call_with(values, self.model, inputs)[0])
+        new = distribution(self.spec, call_with(values, self.get_submodule("model"), inputs)[0])
         gains = (new.log_prob(action) - old.log_prob(action)).exp() * advantage
         return -masked_mean(gains, mask), masked_mean(new.kl_from(old), mask)  # type: ignore[arg-type]
 

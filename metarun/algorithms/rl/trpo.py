@@ -63,7 +63,7 @@ class TRPOStep:
         Returns:
             The new parameters [P], the decrease of the loss [], and the divergence [].
         """
-        found = theta, torch.zeros_like(start), torch.zeros_like(start)
+        found: tuple[Tensor, ...] = theta, torch.zeros_like(start), torch.zeros_like(start)
         searching = torch.ones_like(start, dtype=torch.bool)
         for attempt in range(self.backtracks):
             candidate = theta - self.backtrack_ratio**attempt * step

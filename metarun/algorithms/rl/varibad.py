@@ -137,7 +137,7 @@ class VariBAD(TrialLearner):
 
     def learn_to_act(self, rollout: Rollout, agent: BeliefAgent, entropy_weight: Tensor) -> Metrics:
         """Train the policy by PPO on the steps of a meta-batch. Beliefs are part of its observations."""
-        advantage, target = advantages(rollout, agent.values, self.discount, self.gae_lambda)
+        advantage, target = self.repeat(advantages, rollout, agent.values, self.discount, self.gae_lambda)
         seen = by_step(rollout.observation)
         mean, log_variance = (torch.stack(parts) for parts in zip(*agent.beliefs, strict=True))
         outputs, action = torch.stack(agent.outputs), by_step(rollout.action)
