@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils._pytree import register_dataclass, tree_flatten, tree_unflatten
+from torch.utils._pytree import register_dataclass, register_pytree_node, tree_flatten, tree_unflatten
 
 from metarun.algorithms.rl.base import with_scalars
 from metarun.algorithms.rl.distributions import Categorical, Gaussian
 from metarun.engine.capture import RecordedGradient, Recording
+from metarun.tasks.rl.base import Environment
 from metarun.tasks.rl.rollout import Rollout
 
 log = logging.getLogger("metarun")
@@ -23,12 +27,47 @@ for each in (Rollout, Categorical, Gaussian):
     register_dataclass(each)
 
 
+@cache
+def register(kind: type[Environment]) -> None:
+    """Let recordings take the tensors of environments of this class as arguments, and the rest of them as constants."""
+
+    def parts(env: Environment) -> tuple[list[Tensor], _Constants]:
+        held = {name: value for name, value in vars(env).items() if name != "_source"}  # of the generator alone
+        tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+        return [*tensors.values()], _Constants({**held, **dict.fromkeys(tensors)}, tuple(tensors))
+
+    def whole(tensors: Iterable[Tensor], constants: _Constants) -> Environment:
+        env: Environment = object.__new__(kind)
+        vars(env).update(constants.values | dict(zip(constants.tensors, tensors, strict=True)))
+        return env
+
+    register_pytree_node(kind, parts, whole)
+
+
+@dataclass(frozen=True, eq=False)
+class _Constants:
+    """What an environment holds beside its tensors. Equal if numbers and words are equal and all else is the same."""
+
+    values: dict[str, Any]
+    tensors: tuple[str, ...]
+
+    def _facts(self) -> tuple[Any, ...]:
+        plain = (int, float, str, bool, type(None), torch.device)
+        return *((n, v if isinstance(v, plain) else id(v)) for n, v in self.values.items()), *self.tensors
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Constants) and self._facts() == other._facts()
+
+    def __hash__(self) -> int:
+        return hash(self._facts())
+
+
 class Recorder:
     """Computes functions of an algorithm from recordings, made when they are first called on tensors of some shapes.
 
-    Arguments and results are tensors in nested tuples, lists, dictionaries, rollouts and distributions. Other arguments
-    may be modules, numbers, strings and ``None``, which are constants of the recording. A function of anything else is
-    called unrecorded, as is one that cannot be recorded.
+    Arguments and results are tensors in nested tuples, lists, dictionaries, rollouts, distributions and deterministic
+    environments. Other arguments may be modules, numbers, strings and ``None``, which are constants of the recording. A
+    function of anything else is called unrecorded, as is one that cannot be recorded.
 
     Args:
         module: The algorithm. The functions read its parameters and buffers, and nothing else that changes.
@@ -55,6 +94,9 @@ class Recorder:
         """A copy of the algorithm computes unrecorded: recordings are of one module's tensors."""
 
     def _recorded(self, function: Callable[..., Any], arguments: Sequence[Any], gradient: bool) -> _Recorded | None:
+        for argument in arguments:
+            if isinstance(argument, Environment) and argument.is_deterministic:
+                register(type(argument))
         leaves, spec = tree_flatten(arguments)
         if not all(isinstance(leaf, (Tensor, nn.Module, int, float, str, type(None))) for leaf in leaves):
             return None

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algorithms.rl.base import RLAlgorithm
+from metarun.algorithms.rl.collect import advance
 from metarun.config.build import build
+from metarun.config.catalogue import catalogue
 from metarun.config.compose import compose
 from metarun.engine.plan import Plan
 from metarun.engine.recorder import Recorder
@@ -118,3 +120,42 @@ def test_long_runs_on_a_gpu_are_recorded(device: str, iterations: int, above: fl
     batch = SimpleNamespace(device=torch.device(device))
     found = tuned(run("rl2", "none").engine, batch, iterations, None, above)
     assert (found is not None and found.plan == Plan(capture="graph")) is records
+
+
+CONTROL = [e.name for e in catalogue("task") if e.name.startswith("rl/")]
+NATIVE = {"rl/bandit", "rl/cartpole", "rl/darkroom", "rl/doors", "rl/gridnavi", "rl/maze", "rl/mdp", "rl/navigation",
+          "rl/pendulum", "rl/sparse_navigation"}  # fmt: skip
+DRAWING = {"rl/bandit", "rl/mdp"}
+"""Their rewards, and the states of the second, are drawn in each step."""
+
+
+@pytest.mark.parametrize("name", sorted(NATIVE))
+def test_deterministic_environments_draw_and_change_nothing(name: str) -> None:
+    assert name in CONTROL
+    task = build(compose([f"task={name}", "algorithm=random", "runner.device=cpu"]).config).task
+    env = task.batch("train", range(3))
+    assert env.is_deterministic is (name not in DRAWING)
+    if name in DRAWING:
+        return
+    held, before = copy.copy(vars(env)), torch.get_rng_state()
+    state = env.reset(4, env.generator())
+    size = task.spec.output_size
+    action = torch.randint(size, (3, 4)) if task.spec.discrete_actions else torch.randn(3, 4, size)
+    torch.set_rng_state(before)
+    first, again = ((env.observe(state), *env.step(state, action, None)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert torch.equal(before, torch.get_rng_state())
+    assert vars(env).keys() == held.keys()
+    assert all(vars(env)[key] is value for key, value in held.items())
+
+
+def test_recorded_environments_hold_the_goals_of_their_own_tasks() -> None:
+    experiment = run("maml_trpo", "graph")
+    recorder = experiment.algorithm.recorder
+    for first in (0, 3):
+        env = experiment.task.batch("train", range(first, first + 3))
+        state, action = env.reset(4, env.generator()), torch.ones(3, 4, 2)
+        mask = torch.ones(3, 4, dtype=torch.bool)
+        found = recorder(advance, env, state, action, mask, None)
+        assert all(map(torch.equal, found, advance(env, state, action, mask, None)))
+    assert len(recorder.recordings) == 1

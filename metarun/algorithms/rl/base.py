@@ -147,7 +147,8 @@ class TrialLearner(RLAlgorithm):
             The rollouts [T, E, S], and the agent that acted in them.
         """
         agent = self.agent(env)
-        return collect(env, self.spec, agent, num_envs, env.episodes, env.generator()), agent
+        rollout = collect(env, self.spec, agent, num_envs, env.episodes, env.generator(), self.repeat)
+        return rollout, agent
 
     def rollouts(self, env: Environment) -> Iterator[Rollout]:
         yield self.trial(env, self.test_rollouts)[0]

@@ -39,9 +39,20 @@ Act = Callable[[Transition], Tensor]
 """An agent: its input -> parameters of action distributions [T, E, outputs]. It may keep state."""
 
 
+def called(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return ``function(*arguments)``."""
+    return function(*arguments)
+
+
 @torch.no_grad()
 def collect(
-    env: Environment, spec: Spec, act: Act, num_envs: int, episodes: int, generator: torch.Generator | None
+    env: Environment,
+    spec: Spec,
+    act: Act,
+    num_envs: int,
+    episodes: int,
+    generator: torch.Generator | None,
+    repeat: Callable[..., Any] = called,
 ) -> Rollout:
     """Run trials of ``episodes`` episodes in every task.
 
@@ -52,6 +63,7 @@ def collect(
         num_envs: Number of environments of each task, E.
         episodes: Number of episodes of a trial.
         generator: Source of random numbers; ``None`` on the ``meta`` device.
+        repeat: :meth:`RLAlgorithm.repeat`, by which deterministic environments are stepped.
 
     Returns:
         Rollouts [T, E, S] of S = ``episodes * env.horizon`` steps.
@@ -68,26 +80,59 @@ def collect(
     else:
         action = torch.zeros(*shape, spec.output_size, device=env.device)
     steps: list[tuple[Tensor, ...]] = []
+    compute, source = (repeat, None) if env.is_deterministic else (called, generator)
     for _ in range(episodes):
         state = env.reset(num_envs, generator)
         mask = torch.ones(shape, dtype=torch.bool, device=env.device)
         for time in range(env.horizon):
-            observation = env.observe(state)
+            observation = compute(observe, env, state)
             previous = steps[-1][0] if steps else torch.zeros_like(observation)
             output = act(Transition(observation, previous, action, reward, done))
             action = distribution(spec, output).sample(noise[len(steps)])
-            stepped = env.step(state, action, generator)
-            if not steps:
+            if steps:
+                found = compute(advance, env, state, action, mask, source)
+            else:
+                stepped = env.step(state, action, source)
                 check(env, observation, stepped, shape)
-            moved, reward, ended = stepped
-            reward, ended = reward * mask, ended & mask
-            steps.append((observation, action, reward, mask, ended))
-            state = torch.where(mask.view(*shape, *[1] * (state.ndim - 2)), moved, state)
-            mask = mask & ~ended
+                found = where_acting(mask, state, stepped)
+            acted = mask
+            reward, ended, state, mask = found
+            steps.append((observation, action, reward, acted, ended))
             if (cut := env.truncated()) is not None:
                 mask = mask & ~cut
             done = ~mask if time < env.horizon - 1 else torch.ones_like(mask)
     return Rollout(*(torch.stack(each, 2) for each in zip(*steps, strict=True)))
+
+
+def observe(env: Environment, state: Tensor) -> Tensor:
+    """Return the observations [T, E, size] of a state [T, E, ...]."""
+    return env.observe(state)
+
+
+def advance(
+    env: Environment, state: Tensor, action: Tensor, mask: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, ...]:
+    """Take a step in the environments whose episode goes on; the others keep their state.
+
+    Args:
+        env: Batched environment of T tasks.
+        state: State [T, E, ...].
+        action: Actions [T, E, ...].
+        mask: [T, E] bool, true where the episode goes on.
+        generator: Source of random numbers.
+
+    Returns:
+        Rewards [T, E], where episodes ended with this step [T, E], the next state, and where episodes go on [T, E].
+    """
+    return where_acting(mask, state, env.step(state, action, generator))
+
+
+def where_acting(mask: Tensor, state: Tensor, stepped: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Return what :func:`advance` does, of the result of ``Environment.step``."""
+    moved, reward, ended = stepped
+    reward, ended = reward * mask, ended & mask
+    state = torch.where(mask.view(*mask.shape, *[1] * (state.ndim - 2)), moved, state)
+    return reward, ended, state, mask & ~ended
 
 
 def check(env: Environment, observation: Any, stepped: Any, shape: tuple[int, int]) -> None:

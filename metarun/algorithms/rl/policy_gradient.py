@@ -179,12 +179,12 @@ class PolicyGradientLearner(RLAlgorithm):
         def act(transition: Transition) -> Tensor:
             return self.repeat(call_with, parameters, self.model, transition.observation)
 
-        rollout = collect(env, self.spec, act, episodes, 1, generator)
+        rollout = collect(env, self.spec, act, episodes, 1, generator, self.repeat)
         if env_steps:
             an_episode = rollout.mask.sum().item() / (env.tasks * episodes)
             more = math.ceil(env_steps / an_episode) - episodes
             if more > 0:
-                rollout = rollout.concatenate(collect(env, self.spec, act, more, 1, generator))
+                rollout = rollout.concatenate(collect(env, self.spec, act, more, 1, generator, self.repeat))
         return Experience(rollout, *self.repeat(self.credited, phi, rollout))
 
     @torch.no_grad()

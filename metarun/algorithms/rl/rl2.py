@@ -13,7 +13,7 @@ from metarun.algorithms.base import Metrics
 from metarun.algorithms.outer_optimizer import Adam, Schedule
 from metarun.algorithms.rl.advantage import masked_mean
 from metarun.algorithms.rl.base import TrialLearner, by_step
-from metarun.algorithms.rl.collect import Transition
+from metarun.algorithms.rl.collect import Transition, called
 from metarun.algorithms.rl.distributions import distribution
 from metarun.algorithms.rl.ppo import PPOLoss, advantages, descend
 from metarun.errors import UserError
@@ -29,11 +29,11 @@ class RecurrentAgent:
 
     Args:
         model: The policy.
-        repeat: :meth:`RLAlgorithm.repeat`; ``None``: the policy is called.
+        repeat: :meth:`RLAlgorithm.repeat`.
     """
 
-    def __init__(self, model: RecurrentPolicy, repeat: Callable[..., Any] | None = None) -> None:
-        self.model, self.repeat = model, repeat or called
+    def __init__(self, model: RecurrentPolicy, repeat: Callable[..., Any] = called) -> None:
+        self.model, self.repeat = model, repeat
         self.state: list[Any] = []
         """The model's hidden state; empty at the start of a trial."""
         self.inputs: list[Tensor] = []
@@ -63,11 +63,6 @@ def policy_step(model: RecurrentPolicy, transition: Transition, state: Sequence[
     inputs = model.encode(*transition).flatten(0, 1)
     output, value, *state = model(inputs[None], *state)
     return inputs, output[0], value[0], *state
-
-
-def called(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return ``function(*arguments)``."""
-    return function(*arguments)
 
 
 class RewardHead(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ class Environment(ABC):
         device: Device of all tensors.
     """
 
+    is_deterministic: ClassVar[bool] = False
+    """True if :meth:`observe` and :meth:`step` draw nothing, change nothing, and compute on tensors alone.
+
+    They are then functions of their arguments and of what the environment holds, which a run on a GPU records.
+    """
     horizon: int
     episodes: int
     tasks: int

@@ -110,6 +110,8 @@ class CartPole(Task):
 class Carts(Environment):
     """T carts; the state [T, E, 4] is position, speed, angle and angular speed."""
 
+    is_deterministic: ClassVar[bool] = True
+
     def __init__(self, family: CartPole, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
         self.device = family.device

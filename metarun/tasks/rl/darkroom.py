@@ -157,6 +157,8 @@ class DarkRoom(Task):
 class Rooms(Environment):
     """T tasks with targets [T, targets, 2]; the state [T, E, 3] is the agent's cell and the number of targets found."""
 
+    is_deterministic: ClassVar[bool] = True
+
     def __init__(self, goals: Tensor, family: DarkRoom, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
         self.device, self.goals, self.size = goals.device, goals[:, None], family.size

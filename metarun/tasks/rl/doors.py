@@ -117,6 +117,8 @@ class Doors(Task):
 class Corridor(Environment):
     """T tasks. The state is empty, since it never changes."""
 
+    is_deterministic: ClassVar[bool] = True
+
     def __init__(self, family: Doors, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
         self.device, self.doors, self.cost, self.discrete = family.device, family.doors, family.cost, family.discrete

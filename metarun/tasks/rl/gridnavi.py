@@ -156,6 +156,8 @@ class GridNavi(Task):
 class Grid(Environment):
     """T goals; the state [T, E, 2] is the agent's cell."""
 
+    is_deterministic: ClassVar[bool] = True
+
     def __init__(self, goals: Tensor, family: GridNavi, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
         self.device, self.goals, self.last = goals.device, goals[:, None], family.size - 1

@@ -165,6 +165,8 @@ class Maze(Task):
 class Mazes(Environment):
     """T mazes; the state [T, E] is the number of a cell."""
 
+    is_deterministic: ClassVar[bool] = True
+
     def __init__(self, family: Maze, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
         self.device = family.device

@@ -146,6 +146,8 @@ class Navigation(Task):
 class Plane(Environment):
     """T goals in the plane; the state [T, E, 2] is the position."""
 
+    is_deterministic: ClassVar[bool] = True
+
     def __init__(self, goals: Tensor, family: Navigation, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
         self.device = goals.device

@@ -96,6 +96,8 @@ class Pendulum(Task):
 class Pendulums(Environment):
     """T pendulums; the state [T, E, 2] is the angle from upright and the angular speed."""
 
+    is_deterministic: ClassVar[bool] = True
+
     def __init__(self, family: Pendulum, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
         self.device = family.device

@@ -114,6 +114,8 @@ class SparseNavigation(Task):
 class Disc(Environment):
     """T goals; the state [T, E, 2] is the position."""
 
+    is_deterministic: ClassVar[bool] = True
+
     def __init__(self, goals: Tensor, family: SparseNavigation, split: Split, indices: Sequence[int]) -> None:
         super().__init__(family.seed, split, indices, family.horizon, family.episodes)
         self.device, self.goals, self.radius = goals.device, goals[:, None], family.radius
