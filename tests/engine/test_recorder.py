@@ -18,6 +18,7 @@ from metarun.config.compose import compose
 from metarun.engine.plan import Plan
 from metarun.engine.recorder import Recorder
 from metarun.engine.tuning import RECORD_FROM, tuned
+from metarun.tasks.rl.navigation import Plane
 from metarun.training.experiment import Experiment
 from tests.slow import slow_but
 
@@ -147,6 +148,16 @@ def test_deterministic_environments_draw_and_change_nothing(name: str) -> None:
     assert torch.equal(before, torch.get_rng_state())
     assert vars(env).keys() == held.keys()
     assert all(vars(env)[key] is value for key, value in held.items())
+
+
+def test_a_subclass_says_itself_that_it_is_deterministic() -> None:
+    class Windy(Plane):
+        pass
+
+    class Still(Plane):
+        is_deterministic = True
+
+    assert [each.is_deterministic for each in (Plane, Windy, Still)] == [True, False, True]
 
 
 def test_recorded_environments_hold_the_goals_of_their_own_tasks() -> None:

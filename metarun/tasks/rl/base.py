@@ -34,12 +34,17 @@ class Environment(ABC):
     is_deterministic: ClassVar[bool] = False
     """True if :meth:`observe` and :meth:`step` draw nothing, change nothing, and compute on tensors alone.
 
-    They are then functions of their arguments and of what the environment holds, which a run on a GPU records.
+    They are then functions of their arguments and of what the environment holds, which a run on a GPU records. Not
+    inherited: what a subclass adds may draw.
     """
     horizon: int
     episodes: int
     tasks: int
     device: torch.device
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.is_deterministic = vars(cls).get("is_deterministic", False)
 
     def __init__(self, seed: int, split: Split, indices: Sequence[int], horizon: int, episodes: int) -> None:
         """Build the environment.
