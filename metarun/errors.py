@@ -98,6 +98,10 @@ def shortened(text: object, most: int = 120) -> str:
     return shown if len(shown) <= most else f"{shown[: most // 2]}...{shown[-most // 4 :]}"
 
 
+foreign: set[str] = set()
+"""Import paths of the components of this process that are not metarun's own."""
+
+
 def users_frame(error: BaseException) -> FrameSummary | None:
     """Return the innermost frame of an exception's traceback that is a user's own code; ``None`` if there is none.
 

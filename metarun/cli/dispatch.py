@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from metarun.cli.arguments import COMMON, parse
 from metarun.cli.commands import COMMANDS
 from metarun.cli.pages import HELP, columns
-from metarun.errors import Interrupted, RunFailed, UserError, conceal, nearest, reason, users_frame
+from metarun.errors import Interrupted, RunFailed, UserError, conceal, foreign, nearest, reason, users_frame
 from metarun.escape import printable
 
 _FLAGS = frozenset(name for option in COMMON for name in (option.name, option.short))
@@ -22,6 +22,7 @@ _CONFIG_DIR = ("--config-dir", "-cd")
 
 def run(words: Sequence[str]) -> int:
     """Run one command and return its exit status: 0, 1 (failed), 2 (wrong usage), 130 or 143 (stopped by a signal)."""
+    foreign.clear()
     try:
         return _dispatch(list(words))
     except UserError as error:
@@ -90,7 +91,15 @@ def _complain(error: BaseException, status: int) -> int:
     else:
         description = f"{type(error).__name__}: {error}   (METARUN_DEBUG=1 shows the traceback)"
         place = users_place(error)
-        message = f"{place} raised {description}" if place else f"this is a bug in metarun: {description}"
+        if place:
+            message = f"{place} raised {description}"
+        elif foreign:
+            message = (
+                f"{description}   this is a bug in metarun, or of {', '.join(sorted(foreign))}: `metarun check` with "
+                "the same words tries what they promise"
+            )
+        else:
+            message = f"this is a bug in metarun: {description}"
     print(printable(f"metarun: {conceal(message)}"), file=sys.stderr)
     return status
 

@@ -16,7 +16,7 @@ from metarun.config.fit import adjustable, lowered
 from metarun.config.overrides import value_at
 from metarun.config.schema import is_section
 from metarun.config.trust import is_component
-from metarun.errors import RunFailed, UserError
+from metarun.errors import RunFailed, UserError, foreign, users_frame
 
 if TYPE_CHECKING:
     from metarun.algorithms.base import Algorithm
@@ -129,11 +129,17 @@ def component(section: str, config: Mapping[str, Any], objects: Mapping[str, Any
 
 def locate(values: Mapping[str, Any]) -> Any:
     """Import the class named by a section's ``_target_``."""
-    module_name, _, name = str(values["_target_"]).rpartition(".")
+    target = str(values["_target_"])
+    module_name, _, name = target.rpartition(".")
     try:
-        return getattr(importlib.import_module(module_name), name)
+        found = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{target} needs a package that is not installed: {error}") from None
     except ImportError as error:
-        raise UserError(f"{values['_target_']} needs a package that is not installed: {error}") from None
+        raise UserError(f"{target} cannot be imported: {error}") from None
+    if not is_component(target):
+        foreign.add(target)
+    return found
 
 
 def construct(values: Mapping[str, Any], **injected: Any) -> Any:
@@ -165,4 +171,8 @@ def construct(values: Mapping[str, Any], **injected: Any) -> Any:
         if is_component(values["_target_"]):
             raise  # a bug in metarun
         message = str(error).strip() or "without a message"
-        raise UserError(f"{values['_target_']} cannot be built: it raised {type(error).__name__}: {message}") from error
+        frame = users_frame(error)
+        place = f" in {frame.filename}:{frame.lineno}" if frame else ""
+        raise UserError(
+            f"{values['_target_']} cannot be built: it raised {type(error).__name__}{place}: {message}"
+        ) from error

@@ -166,6 +166,12 @@ def check_fit(config: Mapping[str, Any], objects: Mapping[str, Any]) -> None:
     """Raise :class:`UserError` if model or algorithm do not fit the task; the message lists what fits."""
     task, model, algorithm = (capabilities(objects[s]) if s in objects else attributes(config[s]) for s in OPEN)
     if why := misfit(task, model, algorithm):
+        for section, name, value in (("task", "kind", task.get("kind")), ("model", "role", model.get("role"))):
+            known = _known(name)
+            if isinstance(value, str) and value not in known:
+                raise UserError(
+                    f"the {section}'s {name} is '{value}'{nearest(value, known)}   known: {', '.join(known)}"
+                )
         fits = _fitting(task)
         raise UserError(f"{why}\n  {fits}" if fits else why)
 
@@ -202,6 +208,16 @@ def _fitting(task: Mapping[str, Any]) -> str:
     algorithms = {e.name: e.attributes for e in catalogue("algorithm") if not misfit(task, None, e.attributes)}
     models = [e.name for e in catalogue("model") if any(not misfit(task, e.attributes, a) for a in algorithms.values())]
     return f"what fits: algorithm={','.join(algorithms)}   model={','.join(models)}"
+
+
+def _known(name: str) -> list[str]:
+    """Return the kinds of tasks, or the roles of models, of the shipped components."""
+    from metarun.config.catalogue import catalogue
+    from metarun.config.paths import conf_directory
+
+    group = "task" if name == "kind" else "model"
+    shipped = [e.attributes.get(name) for e in catalogue(group) if e.path.is_relative_to(conf_directory())]
+    return sorted({value for value in shipped if isinstance(value, str)})
 
 
 def _or(words: Iterable[str]) -> str:

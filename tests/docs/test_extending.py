@@ -47,6 +47,7 @@ def test_an_addition_works_as_written(section: str, monkeypatch: pytest.MonkeyPa
     program, *words = shlex.split(commands[0])
     assert program == "metarun"
     config_dir, words = words[:2], words[2:]
+    assert main([*config_dir, "check", *words]) == 0
     assert main([*config_dir, *words, *QUICK, "name=whole", "runner.iterations=3"]) == 0
     assert main([*config_dir, *words, *QUICK, "name=part", "runner.iterations=2"]) == 0
     (whole,), (part,) = (list(Path("outputs", name).iterdir()) for name in ("whole", "part"))

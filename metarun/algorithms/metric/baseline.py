@@ -13,6 +13,7 @@ from metarun.algorithms.base import Metrics
 from metarun.algorithms.metric.head import Head, Similarity
 from metarun.algorithms.metric.learner import EmbeddingLearner
 from metarun.algorithms.supervised import Adapted
+from metarun.errors import require
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from metarun.types import Fraction, NonNegative, NormPolicy, Positive, Rate
 
@@ -47,6 +48,11 @@ class BaseClassifier(EmbeddingLearner):
         halve_every: Positive | None,
     ) -> None:
         super(EmbeddingLearner, self).__init__()
+        require(
+            spec.train_classes > 0,
+            "this algorithm classifies among all meta-train classes, and the tasks of this family have none in common "
+            "(spec.train_classes is 0)   what fits: algorithm=protonet, matching, r2d2",
+        )
         self.classes_a_batch, self.examples_a_class = min(train_way, spec.train_classes), train_shot
         features = self.put_together(model, spec, head, norm)
         self.layer, self.similarity = classifier, Similarity("cosine", scale, False)
