@@ -84,15 +84,10 @@ _DECLARED = (
         "check",
         "try whether a task, a model and an algorithm, your own ones too, do what they promise",
         "key=value ... [options]",
-        "Put a task, a model and an algorithm together and try what they promise each other: tasks that repeat, "
-        "episodes of the declared sizes, a memory that later steps can rely on, outer steps that learn, an evaluation "
-        "that changes nothing, a stopped run that goes on to the bit. What does not hold is printed with the reason, "
-        "and the exit status is then 1. It runs on the CPU, on meta-batches of two tasks unless runner.meta_batch is "
-        "given.",
-        (
-            ("metarun --config-dir my_conf check task=lines", "a task family of your own"),
-            ("metarun --config-dir my_conf check task=rl/bandit algorithm=rl2 model=lstm_policy", "a policy"),
-        ),
+        "Try what a task, a model and an algorithm promise each other: that tasks repeat and have the declared sizes, "
+        "that outer steps learn, that a stopped run goes on to the bit, and more. What does not hold is printed with "
+        "the reason, and the exit status is then 1. It runs on the CPU, on meta-batches of two tasks.",
+        (("metarun --config-dir my_conf check task=lines", "a task family of your own"),),
         "extending",
         (CONFIG_DIR, JSON),
         takes_names=False,

@@ -80,7 +80,7 @@ def test_the_policy_does_not_move_the_belief_nor_the_belief_the_policy() -> None
     def moved() -> set[str]:
         return {name.split(".")[0] for name, p in learner.model.named_parameters() if (p != before[name]).any()}
 
-    learner.learn_to_act(rollout, agent, learner.ppo)
+    learner.learn_to_act(rollout, agent, learner.ppo.entropy_weight_at(0, rollout.reward))
     assert moved() == {"actor", "head", "critic", "value_head"}
     bound: Tensor = learner.bound(torch.stack(agent.inputs), rollout, 4)["elbo"]
     learner.zero_grad()
