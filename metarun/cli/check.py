@@ -24,7 +24,8 @@ def run(arguments: Arguments) -> int:
         words.append("runner.meta_batch=2")
 
     def make() -> Experiment:
-        return build(compose(words).config)
+        composed = compose(words)
+        return build(composed.config, composed.facts)
 
     findings = []
     with contextlib.ExitStack() as quiet:

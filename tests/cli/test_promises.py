@@ -6,7 +6,9 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from metarun.cli import main
 from metarun.config import paths, schema
@@ -91,6 +93,17 @@ def conf(monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("my_conf")
 
 
+@pytest.fixture
+def own_folder(tmp_path: Path) -> Path:
+    """Six classes of six images, too few for the defaults."""
+    noise = np.random.default_rng(0)
+    for number in range(36):
+        path = tmp_path / "photos" / f"class{number % 6}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (32, 32), dtype=np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
 def checked(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, str | None]:
     code = main(["check", *words, "--json"])
     found = json.loads(capsys.readouterr().out)
@@ -133,6 +146,11 @@ def test_what_a_task_promises_and_does_not_keep(
         assert set(found.values()) == {None}
     else:
         assert why in (found[what] or "")
+
+
+def test_defaults_are_lowered_to_small_data_as_in_a_run(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["task=vision/folder", f"task.root={own_folder}", "model.width=4"]
+    assert set(checked(capsys, *words).values()) == {None}
 
 
 def test_a_policy_that_forgets_is_found(conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
