@@ -149,7 +149,7 @@ def test_what_a_task_promises_and_does_not_keep(
 
 
 def test_defaults_are_lowered_to_small_data_as_in_a_run(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["task=vision/folder", f"task.root={own_folder}", "model.width=4"]
+    words = ["task=vision/folder", f"task.root={own_folder}", "model.width=4", "task.size=16", "task.query=2"]
     assert set(checked(capsys, *words).values()) == {None}
 
 
