@@ -118,3 +118,9 @@ def users_frame(error: BaseException) -> FrameSummary | None:
         if not packaged and not frame.filename.startswith(("<", *known)) and os.path.isfile(frame.filename):
             return frame
     return None
+
+
+def users_place(error: BaseException) -> str | None:
+    """Return the innermost location in a user's own code, ``FILE:LINE, in FUNCTION,``; ``None`` if there is none."""
+    frame = users_frame(error)
+    return frame and f"{frame.filename}:{frame.lineno}, in {frame.name},"

@@ -4,7 +4,7 @@ derivatives without torch's compiler."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from itertools import chain
@@ -36,6 +36,23 @@ def call_with(values: Mapping[str, Tensor], module: nn.Module, *arguments: Any) 
         for place in places[id(tensors[name])]:
             everywhere[place] = value
     return functional_call(module, everywhere, arguments, tie_weights=False)
+
+
+class _Holder(nn.Module):
+    """Holds a module, so that its tensors can be replaced while a function that uses it runs."""
+
+    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+
+def function_of_tensors(module: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function``, which uses ``module``, as a function of the module's tensors by name and its arguments."""
+    holder = _Holder(module, function)
+    return lambda values, *arguments: call_with({f"module.{n}": t for n, t in values.items()}, holder, *arguments)
 
 
 def is_known(module: nn.Module) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +17,7 @@ from metarun.config.build import build
 from metarun.config.compose import compose
 from metarun.engine.step import Engine
 from metarun.tasks.files import find
+from metarun.tracking.console import shown
 
 log = logging.getLogger("metarun")
 
@@ -54,7 +53,7 @@ def end_to_end(iterations: int, threads: int, device: torch.device, meta_batch: 
     workload = WORKLOADS["W2"].with_tasks(meta_batch)
     task = "vision/omniglot" if find(None, "omniglot") else "vision/glyphs"
     log.info("end to end: %d iterations on %s", iterations, task)
-    with TemporaryDirectory(ignore_cleanup_errors=True) as directory, quiet():
+    with TemporaryDirectory(ignore_cleanup_errors=True) as directory, shown("quiet"):
         experiment = build(
             compose(
                 [
@@ -95,14 +94,3 @@ def record_steps(engine: Engine, device: torch.device) -> list[tuple[float, floa
 
     engine.meta_step = meta_step  # type: ignore[method-assign]
     return spans
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Log only warnings: the run directory that a run announces is temporary."""
-    before = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        log.setLevel(before)

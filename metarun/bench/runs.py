@@ -15,12 +15,12 @@ import torch
 from rich import box
 from rich.table import Table
 
-from metarun.bench.end_to_end import quiet
 from metarun.bench.machine import synchronise
 from metarun.config.build import build
 from metarun.config.compose import compose
 from metarun.engine.step import Engine
 from metarun.errors import UserError
+from metarun.tracking.console import shown
 
 log = logging.getLogger("metarun")
 
@@ -74,7 +74,7 @@ def time_runs(device: torch.device, runs: Mapping[str, tuple[int, Sequence[str]]
 
 def time_run(name: str, words: Sequence[str], iterations: int, device: torch.device) -> RunTimes:
     """Train one run and return its times."""
-    with TemporaryDirectory(ignore_cleanup_errors=True) as directory, quiet():
+    with TemporaryDirectory(ignore_cleanup_errors=True) as directory, shown("quiet"):
         experiment = build(
             compose(
                 [

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-
 from metarun.cli.arguments import Arguments
 from metarun.cli.output import print_json
 from metarun.escape import printable
@@ -16,6 +13,7 @@ def run(arguments: Arguments) -> int:
     """Run the command; return exit status 1 if something does not hold."""
     from metarun.config.build import build
     from metarun.config.compose import compose
+    from metarun.tracking.console import shown
     from metarun.training.checks import examine
     from metarun.training.experiment import Experiment
 
@@ -23,15 +21,14 @@ def run(arguments: Arguments) -> int:
     if not any(word.startswith("runner.meta_batch=") for word in words):
         words.append("runner.meta_batch=2")
 
+    composed = compose(words)
+    facts = composed.facts
+
     def make() -> Experiment:
-        composed = compose(words)
-        return build(composed.config, composed.facts)
+        return build(composed.config, facts)
 
     findings = []
-    with contextlib.ExitStack() as quiet:
-        logger = logging.getLogger("metarun")
-        quiet.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.WARNING)
+    with shown("quiet"):
         for component, what, why in examine(make):
             findings.append({"component": component, "what": what, "ok": why is None, "why": why})
             if not arguments["--json"]:

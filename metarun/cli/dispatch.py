@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from metarun.cli.arguments import COMMON, parse
 from metarun.cli.commands import COMMANDS
 from metarun.cli.pages import HELP, columns
-from metarun.errors import Interrupted, RunFailed, UserError, conceal, foreign, nearest, reason, users_frame
+from metarun.errors import Interrupted, RunFailed, UserError, conceal, foreign, nearest, reason, users_place
 from metarun.escape import printable
 
 _FLAGS = frozenset(name for option in COMMON for name in (option.name, option.short))
@@ -102,9 +102,3 @@ def _complain(error: BaseException, status: int) -> int:
             message = f"this is a bug in metarun: {description}"
     print(printable(f"metarun: {conceal(message)}"), file=sys.stderr)
     return status
-
-
-def users_place(error: BaseException) -> str | None:
-    """Return the innermost location in a user's own code, ``FILE:LINE, in FUNCTION,``; ``None`` if there is none."""
-    frame = users_frame(error)
-    return frame and f"{frame.filename}:{frame.lineno}, in {frame.name},"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.functional import call_with, is_known
+from metarun.algorithms.functional import function_of_tensors, is_known
 from metarun.algorithms.supervised import SupervisedAlgorithm
 from metarun.engine.graph import simplified, written_in_place
 from metarun.engine.plan import Capture
@@ -91,7 +91,7 @@ class Recording:
         data = inputs[len(state) :]
         state |= {name: state[name].detach().requires_grad_() for name in self.learned}
         with torch.enable_grad():
-            values = call_with({f"module.{n}": t for n, t in state.items()}, _Calls(self.module, function), *data)
+            values = function_of_tensors(self.module, function)(state, *data)
         return [value.detach() for value in values]
 
 
@@ -164,17 +164,6 @@ class Captured(RecordedGradient):
 def tensors_of(batch: TaskBatch) -> tuple[Tensor, ...]:
     """Return the inputs and targets of support and query sets."""
     return batch.support.x, batch.support.y, batch.query.x, batch.query.y
-
-
-class _Calls(nn.Module):
-    """A function that reads ``module``, as a module of which that is a part."""
-
-    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.module, self.function = module, function
-
-    def forward(self, *data: Tensor) -> Any:
-        return self.function(*data)
 
 
 def traced(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> GraphModule:

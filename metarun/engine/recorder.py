@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import register_dataclass, register_pytree_node, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, register_dataclass, register_pytree_node, tree_flatten, tree_unflatten
 
 from metarun.algorithms.rl.base import with_scalars
 from metarun.algorithms.rl.distributions import Categorical, Gaussian
@@ -46,7 +46,7 @@ def register(kind: type[Environment]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Constants:
-    """What an environment holds beside its tensors. Equal if numbers and words are equal and all else is the same."""
+    """The attributes of an environment beside its tensors. Equal if numbers and words are, and all else is the same."""
 
     values: dict[str, Any]
     tensors: tuple[str, ...]
@@ -80,7 +80,7 @@ class Recorder:
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return ``function(*arguments)``, detached."""
         found = self._recorded(function, arguments, gradient=False)
-        return function(*arguments) if found is None else found(arguments)
+        return function(*arguments) if found is None else found()
 
     def backward(self, loss: Callable[..., Any], *arguments: Any) -> dict[str, Tensor] | None:
         """Add the gradient of a loss to those of the parameters and return its scalars, the loss as ``""``.
@@ -88,12 +88,15 @@ class Recorder:
         ``None`` if it cannot be recorded; then nothing was computed.
         """
         found = self._recorded(loss, arguments, gradient=True)
-        return None if found is None else found(arguments)
+        return None if found is None else found()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of the algorithm computes unrecorded: recordings are of one module's tensors."""
 
-    def _recorded(self, function: Callable[..., Any], arguments: Sequence[Any], gradient: bool) -> _Recorded | None:
+    def _recorded(
+        self, function: Callable[..., Any], arguments: Sequence[Any], gradient: bool
+    ) -> Callable[[], Any] | None:
+        """Return the function on its arguments, from a recording; ``None`` if there can be none."""
         for argument in arguments:
             if isinstance(argument, Environment) and argument.is_deterministic:
                 register(type(argument))
@@ -106,21 +109,21 @@ class Recorder:
             if len(self.recordings) >= MAX_RECORDINGS:
                 return None
             try:
-                self.recordings[key] = _Recorded(self.module, function, arguments, gradient)
+                self.recordings[key] = _Recorded(self.module, function, leaves, spec, gradient)
             except Exception as error:
                 name = getattr(function, "__qualname__", function)
                 log.warning("%s could not be captured (%s)", name, " ".join(str(error).split())[:200])
                 self.recordings[key] = None
-        return self.recordings[key]
+        recorded = self.recordings[key]
+        return None if recorded is None else partial(recorded, leaves)
 
 
 class _Recorded:
     """A function of nested tensors, recorded on the tensors alone."""
 
     def __init__(
-        self, module: nn.Module, function: Callable[..., Any], arguments: Sequence[Any], gradient: bool
+        self, module: nn.Module, function: Callable[..., Any], leaves: Sequence[Any], spec: TreeSpec, gradient: bool
     ) -> None:
-        leaves, spec = tree_flatten(arguments)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         self.results: Any = None
 
@@ -142,7 +145,7 @@ class _Recorded:
         else:
             self.run = Recording(module, values, tensors, "graph")
 
-    def __call__(self, arguments: Sequence[Any]) -> Any:
-        tensors = [leaf.detach() for leaf in tree_flatten(arguments)[0] if isinstance(leaf, Tensor)]
-        found = self.run(*tensors)
+    def __call__(self, leaves: Sequence[Any]) -> Any:
+        """Return the results for the flattened arguments ``leaves``."""
+        found = self.run(*(leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)))
         return found if self.results is None else tree_unflatten(found, self.results)

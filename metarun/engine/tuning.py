@@ -20,7 +20,7 @@ from metarun import distributed, strict_json
 from metarun.algorithms.functional import is_known
 from metarun.algorithms.rl.base import RLAlgorithm
 from metarun.algorithms.supervised import SupervisedAlgorithm
-from metarun.engine.capture import can_capture
+from metarun.engine.capture import can_capture, tensors_of
 from metarun.engine.measure import Exactness, peak, seconds, start_seconds
 from metarun.engine.plan import Plan
 from metarun.engine.step import Engine
@@ -185,7 +185,7 @@ def _kept(algorithm: SupervisedAlgorithm, batch: TaskBatch, chunk: int | None) -
 
 def digest(algorithm: SupervisedAlgorithm, batch: TaskBatch, chunk: int | None) -> str:
     """Return a hash of everything that the measurements depend on."""
-    tensors = (batch.support.x, batch.support.y, batch.query.x, batch.query.y)
+    tensors = tensors_of(batch)
     device = tensors[0].device
     facts = [
         repr(algorithm),

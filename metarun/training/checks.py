@@ -14,12 +14,12 @@ from torch.utils._pytree import tree_leaves
 
 from metarun.algorithms.base import Algorithm
 from metarun.algorithms.rl.collect import Transition, collect
-from metarun.errors import UserError, users_frame
+from metarun.errors import UserError, users_place
 from metarun.evaluation.evaluator import evaluate
 from metarun.tasks.episode import EpisodeShape, Labelled, TaskBatch
 from metarun.tasks.rl.base import Environment
-from metarun.tasks.rng import derived_seed
-from metarun.training.draws import meta_batch_indices
+from metarun.tasks.rng import seed_generators
+from metarun.training.draws import MetaBatches, StepSeeds
 from metarun.training.experiment import Experiment
 from metarun.types import Split
 
@@ -67,9 +67,8 @@ def failure(check: Callable[[], None]) -> str | None:
     except Broken as error:
         return str(error)
     except Exception as error:
-        frame = users_frame(error)
-        place = f"{frame.filename}:{frame.lineno}, in {frame.name}, raised " if frame else ""
-        return f"{place}{type(error).__name__}: {' '.join(str(error).split())}"
+        place = users_place(error)
+        return f"{place + ' raised ' if place else ''}{type(error).__name__}: {' '.join(str(error).split())}"
     return None
 
 
@@ -92,7 +91,7 @@ def tensors(value: Any) -> list[Tensor]:
         return [value]
     if isinstance(value, (list, tuple)):
         return [t for each in value for t in tensors(each)]
-    if isinstance(value, (TaskBatch, Labelled, Environment)) or hasattr(value, "__dict__"):
+    if hasattr(value, "__dict__"):
         held = vars(value).values()
         return [t for each in held if isinstance(each, (Tensor, Labelled, list, tuple)) for t in tensors(each)]
     return [t for t in tree_leaves(value) if isinstance(t, Tensor)]
@@ -245,9 +244,8 @@ def memory(run: Experiment) -> None:
 def step(run: Experiment, iteration: int) -> dict[str, Tensor]:
     """Take an outer step as a run does."""
     algorithm: Algorithm = run.algorithm
-    torch.manual_seed(derived_seed(run.seed, "train", iteration, stream=10))
-    shape = algorithm.train_shape(run.task.shape)
-    batch = run.task.batch("train", meta_batch_indices(iteration, run.runner.meta_batch), shape)
+    seed_generators(StepSeeds(run.seed)[iteration], run.task.device)
+    batch = MetaBatches(run.task, algorithm.train_shape(run.task.shape), run.runner.meta_batch)[iteration]
     metrics = run.engine.meta_step(batch, iteration)
     hold(isinstance(metrics, dict), f"meta_step returned {type(metrics).__name__}, not a dictionary of scalars")
     return metrics

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarun.algorithms.base import Metrics
-from metarun.algorithms.functional import call_with
+from metarun.algorithms.functional import function_of_tensors
 from metarun.algorithms.gradient.inner_loop import InnerLoopLearner, InnerLoopState, minibatches, one_of
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.truncated import TruncatedUnroll
@@ -78,7 +76,7 @@ class Evolution(TruncatedUnroll):
         def one(x: Tensor, y: Tensor) -> Parameters:
             return one_of(*learner.adapts.initial(learner, Labelled(x[None], y[None], support.way)), 0)
 
-        return learner.map_tasks(with_meta(learner, one), (0, 0, 0), meta, support.x, support.y)
+        return learner.map_tasks(function_of_tensors(learner, one), (0, 0, 0), meta, support.x, support.y)
 
     def run(
         self, learner: InnerLoopLearner, meta: Parameters, inner: InnerLoopState, batch: TaskBatch
@@ -92,12 +90,12 @@ class Evolution(TruncatedUnroll):
         support, query = (part.map(twice) for part in (batch.support, batch.query))
         losses, metrics = next(iter(meta.values())).new_zeros(2 * len(batch.support.y)), {}
         for step, (x, y) in enumerate(minibatches(batch.support, last - first, learner.inner_batch), first):
-            move = with_meta(learner, partial(learner.inner_step, step, False))
+            move = function_of_tensors(learner, partial(learner.inner_step, step, False))
             dims = (0, 0, None if state is None else 0, 0, 0, 0)
             changes, state = learner.map_tasks(move, dims, meta, parameters, state, initial, twice(x), twice(y))
             parameters = {name: p + changes[name] for name, p in parameters.items()}
             if self.along or step + 1 == last:
-                predict = with_meta(learner, learner.predict)
+                predict = function_of_tensors(learner, learner.predict)
                 each = (0, 0, 0, None, 0)
                 predictions = learner.map_tasks(predict, each, meta, parameters, query.x, step, support.x)
                 metrics = prediction_metrics(learner.spec, predictions, query.y)
@@ -109,23 +107,6 @@ class Evolution(TruncatedUnroll):
 
     def extra_repr(self) -> str:
         return f"sigma={self.sigma}, {super().extra_repr()}, along={self.along}"
-
-
-class _WithMeta(nn.Module):
-    """Holds a learner, so that its parameters can be replaced while a function of it runs."""
-
-    def __init__(self, learner: nn.Module, f: Callable[..., Any]) -> None:
-        super().__init__()
-        self.learner, self.f = learner, f
-
-    def forward(self, *arguments: Any) -> Any:
-        return self.f(*arguments)
-
-
-def with_meta(learner: nn.Module, f: Callable[..., Any]) -> Callable[..., Any]:
-    """``f``, which uses ``learner``, as a function of the learner's meta-parameters and its own arguments."""
-    held = _WithMeta(learner, f)
-    return lambda meta, *arguments: call_with({f"learner.{n}": p for n, p in meta.items()}, held, *arguments)
 
 
 def finite(x: Tensor) -> Tensor:

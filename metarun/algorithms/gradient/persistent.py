@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
 from metarun.algorithms.base import Algorithm, Metrics
-from metarun.algorithms.functional import without_compiler
-from metarun.algorithms.gradient.evolution import finite, with_meta
+from metarun.algorithms.functional import function_of_tensors, without_compiler
+from metarun.algorithms.gradient.evolution import finite
 from metarun.algorithms.gradient.parameters import Parameters
 from metarun.algorithms.gradient.pieces import Rule, State
 from metarun.algorithms.gradient.truncated import mapped
@@ -120,7 +120,7 @@ class PersistentEvolution(Algorithm):
         losses = []
         for step in steps:
             gradients, loss = vmap(grad_and_value(problem.loss), (0, None, None))(parameters, *problem.minibatch(step))
-            update = with_meta(self, partial(self.rule.update, step=step))
+            update = function_of_tensors(self, partial(self.rule.update, step=step))
             changes, state = vmap(update)(particles, gradients, state)
             parameters = {name: p + changes[name] for name, p in parameters.items()}
             losses.append(loss)

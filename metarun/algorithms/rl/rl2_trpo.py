@@ -72,6 +72,12 @@ class RL2TRPO(TrialLearner):
         named = self.get_submodule("model").named_parameters()
         return {name: p for name, p in named if not name.startswith("value.")}
 
+    def named(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return the parts of a vector [P] in the shapes and by the names of the policy's parameters."""
+        acting = self.acting()
+        parts = vector.split([p.numel() for p in acting.values()])
+        return {name: part.view_as(p) for (name, p), part in zip(acting.items(), parts, strict=True)}
+
     def meta_step(self, batch: Environment, iteration: int) -> Metrics:
         self.train()
         rollout, agent = self.trial(batch, self.trials)
@@ -113,25 +119,18 @@ class RL2TRPO(TrialLearner):
         self, candidate: Tensor, old: Distribution, inputs: Tensor, action: Tensor, advantage: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the loss [] at a candidate [P] for the policy's parameters, and its divergence [] from ``old``."""
-        acting = self.acting()
-        parts = candidate.split([p.numel() for p in acting.values()])
-        values = {name: part.view_as(p) for (name, p), part in zip(acting.items(), parts, strict=True)}
-        new = distribution(self.spec, call_with(values, self.get_submodule("model"), inputs)[0])
+        new = distribution(self.spec, call_with(self.named(candidate), self.get_submodule("model"), inputs)[0])
         gains = (new.log_prob(action) - old.log_prob(action)).exp() * advantage
         return -masked_mean(gains, mask), masked_mean(new.kl_from(old), mask)  # type: ignore[arg-type]
 
     def metric(self, inputs: Tensor, mask: Tensor) -> Product:
         """Return the product ``v -> F v`` [P] with the policy's Fisher matrix, the mean over steps [S, B]."""
-        parameters = list(self.acting().values())
-        sizes, shapes = [p.numel() for p in parameters], [p.shape for p in parameters]
         # The fused kernels of attention, and those of cuDNN, cannot be differentiated twice.
         with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
             output = self.model(inputs)[0]
         share = (mask / mask.sum().to(output.dtype)).sqrt()
-        product = fisher(distribution(self.spec, output).whitened() * share[..., None], parameters)
-        return lambda v: parameters_to_vector(
-            product([part.view(shape) for part, shape in zip(v.split(sizes), shapes, strict=True)])
-        )
+        product = fisher(distribution(self.spec, output).whitened() * share[..., None], list(self.acting().values()))
+        return lambda v: parameters_to_vector(product(list(self.named(v).values())))
 
     def fit_values(self, inputs: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """Fit the value head to ``target`` [S, B]; return the mean squared error during the fit."""
