@@ -294,6 +294,7 @@ SMALL = {
                         "algorithm.batch=6", "algorithm.replay_tasks=4", "algorithm.prior_episodes=1"],
     "model=context_policy": ["model.encoder=[4]", "model.actor=[4]", "model.critics=[4]"],
     "model=transformer_policy": ["model.width=8", "model.heads=2"],
+    "model=snail_policy": ["model.width=4", "model.span=4"],
     "model=belief_policy": ["model.embedding=4", "model.hidden=4", "model.decoder=[4]", "model.policy=[4]"],
     **{f"algorithm={name}": ["runner.meta_batch=2", "algorithm.rollouts=3", "algorithm.test_rollouts=3",
                              "algorithm.test_steps=2"] for name in POLICY_GRADIENT},

@@ -41,6 +41,8 @@ class Claim:
         metric: Name of the metric in a summary.
         value: The value; ``None`` for our own baselines, and for papers that only plot curves, which need a ``bar``.
         ci95: Half-width of the paper's 95 % interval.
+        decimals: Number of decimals to which the value is rounded, if that is coarse. The value then stands for all
+            that round to it; ``None``: it counts as exact.
         step: Adaptation step or episode of the value; ``None``: the last.
         percent: True if the value is in per cent.
         lower_is_better: True if smaller values are better.
@@ -53,6 +55,7 @@ class Claim:
     metric: str
     value: float | None = None
     ci95: float | None = None
+    decimals: int | None = None
     step: int | None = None
     percent: bool = False
     lower_is_better: bool = False
@@ -73,6 +76,18 @@ class Claim:
             raise UserError(f"paper.claims.{self.id}: the run has no {where}   it has: {', '.join(summary['test'])}")
         factor = 100.0 if self.percent else 1.0
         return tuple(nan if estimate[key] is None else factor * float(estimate[key]) for key in ("mean", "ci95"))  # type: ignore[return-value]
+
+    @property
+    def has_more_decimals(self) -> bool:
+        """True if the value has more decimals than it claims to have."""
+        if self.value is None or self.decimals is None:
+            return False
+        return round(self.value, self.decimals) != self.value
+
+    @property
+    def rounding(self) -> float:
+        """Largest error of the value by rounding."""
+        return 0.0 if self.decimals is None else 0.5 * 10.0**-self.decimals
 
     def reached(self, mean: float, level: float) -> bool:
         """Return whether ``mean`` is at least as good as ``level``, up to rounding. Non-finite values never are."""
@@ -149,9 +164,10 @@ class Finding:
         if self.claim.value is None:
             return None
         sign = 1 if self.claim.lower_is_better else -1
-        if self.claim.reached(self.ours, self.claim.value + sign * self.slack):
+        value = self.claim.value + sign * self.claim.rounding
+        if self.claim.reached(self.ours, value + sign * self.slack):
             return "pass" if len(self.seeds) >= SEEDS else "consistent"
-        if self.claim.reached(self.ours, self.claim.value + sign * self.student):
+        if self.claim.reached(self.ours, value + sign * self.student):
             return "inconclusive"
         return "budget not reached" if self.short else "miss"
 
@@ -204,6 +220,8 @@ class Paper:
                 raise UserError(f"paper.claims.{claim.id}: with paper.verified=own there is no published value")
             if given["verified"] != "own" and claim.value is None and claim.bar is None:
                 raise UserError(f"paper.claims.{claim.id} needs a value, or a bar")
+            if claim.has_more_decimals:
+                raise UserError(f"paper.claims.{claim.id}: value={claim.value} has more than {claim.decimals} decimals")
             if (claim.bar is None) != (claim.because is None):
                 raise UserError(f"paper.claims.{claim.id}: bar and because need each other")
         return cls(**given, claims=each)

@@ -29,6 +29,7 @@ from metarun.algorithms.solve import conjugate_gradient
 from metarun.errors import UserError
 from metarun.models.belief import BeliefPolicy
 from metarun.models.policies import GRUPolicy, MLPPolicy
+from metarun.models.snail_policy import SnailPolicy
 from metarun.models.transformer_policy import TransformerPolicy
 from metarun.tasks.episode import Spec
 from metarun.tasks.rl.bandit import Bandit
@@ -100,7 +101,7 @@ def proximal(**changed: Any) -> OuterPPO:
     return OuterPPO(**(values | changed))
 
 
-def rl2(spec: Spec, hidden: int = 32, attends: bool = False, transitions: bool = False, **changed: Any) -> RL2:
+def rl2(spec: Spec, hidden: int = 32, policy: str = "gru", transitions: bool = False, **changed: Any) -> RL2:
     torch.manual_seed(0)
     values: dict[str, Any] = {
         "rollouts": 1,
@@ -119,11 +120,15 @@ def rl2(spec: Spec, hidden: int = 32, attends: bool = False, transitions: bool =
         "outer_lr": 3e-3,
         "halve_every": None,
     }
-    if attends:
-        sizes: dict[str, Any] = {"width": hidden, "layers": 2, "heads": 2}
-        model: torch.nn.Module = TransformerPolicy(spec, filters=[], transitions=transitions, init_std=1.0, **sizes)
-    else:
-        model = GRUPolicy(spec, filters=[], transitions=transitions, hidden=hidden, init_std=1.0)
+    common: dict[str, Any] = {"filters": [], "transitions": transitions, "init_std": 1.0}
+    model: torch.nn.Module
+    match policy:
+        case "transformer":
+            model = TransformerPolicy(spec, width=hidden, layers=2, heads=2, **common)
+        case "snail":
+            model = SnailPolicy(spec, width=hidden // 2, convolutions=1, span=4, **common)
+        case _:
+            model = GRUPolicy(spec, hidden=hidden, **common)
     return RL2(model, spec, **(values | changed))
 
 
@@ -600,9 +605,9 @@ def test_maml_learns_to_navigate() -> None:
 
 
 @pytest.mark.parametrize("task", [bandit(3, 4), navigation(horizon=5, episodes=2)], ids=["bandit", "navigation"])
-@pytest.mark.parametrize("attends", [False, True], ids=["gru", "transformer"])
-def test_replayed_trials_have_the_likelihoods_of_their_collection(task: Bandit | Navigation, attends: bool) -> None:
-    learner = rl2(task.spec, attends=attends)
+@pytest.mark.parametrize("policy", ["gru", "transformer", "snail"])
+def test_replayed_trials_have_the_likelihoods_of_their_collection(task: Bandit | Navigation, policy: str) -> None:
+    learner = rl2(task.spec, policy=policy)
     env = task.batch("train", range(6))
     rollout, agent = learner.trial(env, 2)
     inputs = torch.stack(agent.inputs)
@@ -616,10 +621,10 @@ def test_replayed_trials_have_the_likelihoods_of_their_collection(task: Bandit |
     assert (inputs[0, :, -2 - task.spec.output_size :] == 0).all()
 
 
-@pytest.mark.parametrize("attends", [False, True], ids=["gru", "transformer"])
-def test_a_percept_can_tell_of_a_whole_transition(attends: bool) -> None:
+@pytest.mark.parametrize("policy", ["gru", "transformer", "snail"])
+def test_a_percept_can_tell_of_a_whole_transition(policy: str) -> None:
     task = navigation(horizon=5, episodes=2)
-    learner = rl2(task.spec, attends=attends, transitions=True)
+    learner = rl2(task.spec, policy=policy, transitions=True)
     rollout, agent = learner.trial(task.batch("train", range(6)), 2)
     before = torch.stack(agent.inputs)[..., -2:]
     assert (before[0] == 0).all()
@@ -629,7 +634,7 @@ def test_a_percept_can_tell_of_a_whole_transition(attends: bool) -> None:
     with pytest.raises(
         UserError, match=r"^model.transitions=true: needs vector observations, but this task's are images"
     ):
-        rl2(image, attends=attends, transitions=True)
+        rl2(image, policy=policy, transitions=True)
 
 
 @SPECS
@@ -675,10 +680,10 @@ def test_predicted_rewards_are_learned_and_resumed() -> None:
     assert torch.equal(other.rewards.linear.weight, after)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("attends", slow_but([False], [False, True]), ids=["gru", "transformer"])
-def test_rl2_learns_a_bandit(attends: bool) -> None:
+@pytest.mark.parametrize("policy", slow_but(["gru"], ["gru", "transformer", "snail"]))
+def test_rl2_learns_a_bandit(policy: str) -> None:
     task = bandit(2, 5)
-    learner = rl2(task.spec, attends=attends)
+    learner = rl2(task.spec, policy=policy)
     env = task.batch("val", range(1000))
     random = task.references("val", range(1000))["random"]
     for i in range(25):
@@ -709,20 +714,20 @@ def test_rl2_resumes_exactly() -> None:
 # RL2 by TRPO
 
 
-def rl2_trpo(spec: Spec, hidden: int = 32, attends: bool = False, **changed: Any) -> RL2TRPO:
+def rl2_trpo(spec: Spec, hidden: int = 32, policy: str = "gru", **changed: Any) -> RL2TRPO:
     values: dict[str, Any] = {
         "rollouts": 1, "test_rollouts": 1, "discount": 0.99, "gae_lambda": 0.3, "max_kl": 0.02, "fisher_share": 0.5,
         "cg_iterations": 10, "damping": 1e-3, "backtracks": 10, "backtrack_ratio": 0.8, "value_epochs": 4,
         "minibatches": 4, "value_lr": 0.01,
     }  # fmt: skip
-    return RL2TRPO(rl2(spec, hidden, attends).model, spec, **(values | changed))
+    return RL2TRPO(rl2(spec, hidden, policy).model, spec, **(values | changed))
 
 
 @SPECS
-@pytest.mark.parametrize("attends", slow_but([False], [False, True]), ids=["gru", "transformer"])
-def test_metric_of_a_recurrent_policy_is_the_mean_square_of_its_score(spec: Spec, attends: bool) -> None:
+@pytest.mark.parametrize("policy", slow_but(["gru"], ["gru", "transformer", "snail"]))
+def test_metric_of_a_recurrent_policy_is_the_mean_square_of_its_score(spec: Spec, policy: str) -> None:
     """E[score score^T] over episodes' steps, the expectation by hand over all actions, or a quadrature of Gaussians."""
-    learner = rl2_trpo(spec, hidden=4, attends=attends).double()
+    learner = rl2_trpo(spec, hidden=4, policy=policy).double()
     g = torch.Generator().manual_seed(2)
     inputs = torch.randn(3, 2, learner.model.encode.size, generator=g, dtype=torch.float64)
     mask = torch.tensor([[True, True], [True, True], [True, False]])
@@ -748,10 +753,10 @@ def test_metric_of_a_recurrent_policy_is_the_mean_square_of_its_score(spec: Spec
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attends", [False, True], ids=["gru", "transformer"])
-def test_rl2_by_trpo_learns_a_bandit(attends: bool) -> None:
+@pytest.mark.parametrize("policy", ["gru", "transformer", "snail"])
+def test_rl2_by_trpo_learns_a_bandit(policy: str) -> None:
     task = bandit(2, 5)
-    learner = rl2_trpo(task.spec, attends=attends, discount=1.0, gae_lambda=0.9)
+    learner = rl2_trpo(task.spec, policy=policy, discount=1.0, gae_lambda=0.9)
     before = {name: p.clone() for name, p in learner.named_parameters()}
     for i in range(20):
         torch.manual_seed(i)

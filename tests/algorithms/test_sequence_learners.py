@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.amortised.mann import MANN
-from metarun.algorithms.amortised.snail import Attention, Dense, TemporalConvolutions
 from metarun.config.build import construct
 from metarun.errors import UserError
 from metarun.models.linear import Linear
+from metarun.models.snail_blocks import Attention, Dense, TemporalConvolutions
 from metarun.tasks.episode import EpisodeShape, Labelled, Spec, TaskBatch
 from tests.composed import composed
 from tests.slow import slow_but

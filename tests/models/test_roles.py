@@ -35,7 +35,9 @@ def test_every_role_is_one_of_a_shipped_model_whose_class_offers_it() -> None:
     assert {role for e in catalogue("algorithm") for role in e.attributes.get("roles", ())} <= {*ROLES}
 
 
-@pytest.mark.parametrize("name", ["gru_policy", "belief_policy", "context_policy", "transformer_policy", "mlp_policy"])
+@pytest.mark.parametrize(
+    "name", ["gru_policy", "belief_policy", "context_policy", "transformer_policy", "snail_policy", "mlp_policy"]
+)
 def test_policies_have_the_attributes_of_their_role(name: str) -> None:
     (section,) = (entry.section for entry in catalogue("model") if entry.name == name)
     model = construct(section, spec=Spec("control", "vector", (3,), 2))

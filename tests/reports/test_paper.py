@@ -36,6 +36,15 @@ def test_a_pass_is_within_the_papers_own_interval() -> None:
     assert (finding.worst_seed, finding.ours) == (0, pytest.approx(97.7333, abs=1e-4))
 
 
+def test_a_rounded_value_stands_for_all_that_round_to_it() -> None:
+    exact, rounded = (Claim("a", "return", 6.7, decimals=decimals) for decimals in (None, 1))
+    for mean, verdict in ((6.66, "pass"), (6.64, "miss")):
+        seeds = [(mean, 0.0)] * 3
+        assert [found(claim, *seeds).verdict for claim in (exact, rounded)] == ["miss", verdict]
+    error = Claim("a", "mse", 2.4, decimals=1, lower_is_better=True)
+    assert [found(error, *[(mean, 0.0)] * 3).verdict for mean in (2.44, 2.46)] == ["pass", "miss"]
+
+
 def test_without_one_it_is_within_ours_over_seeds() -> None:
     claim = Claim("a", "mse", 0.5, lower_is_better=True)
     seeds = (0.50, 0.52, 0.54)
@@ -125,6 +134,10 @@ def test_the_worst_claim_is_the_papers() -> None:
         ({"claims": {}}, "paper.claims: give one entry"),
         ({"claims": {"a": {"metric": "x"}}}, "paper.claims.a needs a value, or a bar"),
         ({"claims": {"a": {"metric": "x", "bar": 1.0}}}, "paper.claims.a: bar and because need each other"),
+        (
+            {"claims": {"a": {"metric": "x", "value": 6.75, "decimals": 1}}},
+            "value=6.75 has more than 1 decimals",
+        ),
         ({"verified": "own"}, "with paper.verified=own there is no published value"),
         ({"claims": {"a": {"value": 1.0}}}, "paper.claims.a.metric is missing"),
         ({"claims": {"a": {"metric": "x", "value": "9"}}}, "paper.claims.a.value='9'"),

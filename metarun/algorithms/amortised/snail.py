@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import ceil, log2, sqrt
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algorithms.amortised.sequence import embedded, encode_targets, mean_loss, shuffled
 from metarun.algorithms.base import Metrics
 from metarun.algorithms.supervised import Adapted, SupervisedAlgorithm, dry_run, prediction_metrics
 from metarun.errors import require
+from metarun.models.snail_blocks import Attention, TemporalConvolutions
 from metarun.tasks.episode import Labelled, Spec, TaskBatch
 from metarun.types import Count, Decay, Positive, Rate
 
@@ -56,8 +55,9 @@ class Snail(SupervisedAlgorithm):
         blocks: list[nn.Module] = []
         for at, (key, value) in enumerate(zip(keys, values, strict=True)):
             if at:
-                blocks.append(TemporalConvolutions(channels, span, filters))
-                channels += filters * len(blocks[-1].blocks)  # type: ignore[arg-type]
+                convolutions = TemporalConvolutions(channels, span, filters)
+                blocks.append(convolutions)
+                channels = convolutions.channels
             blocks.append(Attention(channels, key, value))
             channels += value
         self.blocks = nn.Sequential(*blocks)
@@ -90,45 +90,3 @@ class Snail(SupervisedAlgorithm):
 
     def protocol(self) -> dict[str, Any]:
         return {"norm": "running"}
-
-
-class Attention(nn.Module):
-    """Causal attention over [B, N, C], concatenated with its input: [B, N, C + values]."""
-
-    def __init__(self, channels: int, keys: int, values: int) -> None:
-        super().__init__()
-        self.queries, self.keys, self.values = (nn.Linear(channels, n) for n in (keys, keys, values))
-        self.scale = sqrt(keys)
-
-    def forward(self, x: Tensor) -> Tensor:
-        places = torch.arange(x.shape[1], device=x.device)
-        logits = self.queries(x) @ self.keys(x).mT / self.scale
-        weights = logits.masked_fill(places[None] > places[:, None], float("-inf")).softmax(-1)
-        return torch.cat([x, weights @ self.values(x)], -1)
-
-
-class Dense(nn.Module):
-    """A gated causal convolution of size 2 with ``dilation``, concatenated with its input: [B, N, C + filters]."""
-
-    def __init__(self, channels: int, dilation: int, filters: int) -> None:
-        super().__init__()
-        self.dilation = dilation
-        self.before, self.here = nn.Linear(channels, 2 * filters, bias=False), nn.Linear(channels, 2 * filters)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Two matrix products are faster than a convolution here, as the sequences are short and wide.
-        shifted = F.pad(x, (0, 0, self.dilation, 0))[:, : x.shape[1]]
-        candidate, gate = (self.before(shifted) + self.here(x)).chunk(2, -1)
-        return torch.cat([x, torch.tanh(candidate) * torch.sigmoid(gate)], -1)
-
-
-class TemporalConvolutions(nn.Module):
-    """Dense blocks with dilations 1, 2, 4, .., whose receptive field is at least ``span`` positions."""
-
-    def __init__(self, channels: int, span: int, filters: int) -> None:
-        super().__init__()
-        count = max(1, ceil(log2(span)))
-        self.blocks = nn.Sequential(*(Dense(channels + i * filters, 2**i, filters) for i in range(count)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
