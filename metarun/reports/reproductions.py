@@ -294,10 +294,12 @@ def headline(papers: Mapping[str, Paper], results: Mapping[str, Mapping[str, Any
     passed, first_hand = (
         sum(counts(name, papers[name], known[name], sources) for name in sound) for sources in (COUNTED, FIRST_HAND)
     )
+    controls = sum(counts(name, papers[name], known[name]) and not known[name]["iterations"] for name in sound)
     return (
         f"{len(sound)} of {len(papers)} recipes have a record that can be traced; {passed} of them pass over at least "
         f"{SEEDS} seeds: {first_hand} against values read in the paper, its authors' code or a named re-run, "
-        f"{passed - first_hand} against values that others quote. Values from memory do not count."
+        f"{passed - first_hand} against values that others quote. Of these, {controls} are controls, which are not "
+        f"meta-trained. Values from memory do not count."
     )
 
 

@@ -211,7 +211,7 @@ def take_a_step(name: str, folder: Path) -> None:
     run = build({**config, "name": "x", "runner": {**config["runner"], "device": "cpu", "meta_batch": 1}})
     batch = run.task.batch("train", [0], run.algorithm.train_shape(run.task.shape))
     metrics = run.algorithm.meta_step(batch, 0)
-    assert metrics, name
+    assert metrics or not config["runner"]["iterations"], name
     assert all(torch.as_tensor(value).isfinite().all() for value in metrics.values()), name
 
 
@@ -446,6 +446,9 @@ def test_the_headline_tells_quoted_values_from_those_read_first_hand(sound: tupl
     quoted = {**PAPERS, name: dataclasses.replace(PAPERS[name], verified="quoted")}
     assert "1 of them pass over at least 3 seeds: 1 against values read" in headline(PAPERS, {name: result})
     assert "named re-run, 1 against values that others quote" in headline(quoted, {name: result})
+    untrained = signed({**result, "iterations": 0})
+    assert "Of these, 0 are controls" in headline(PAPERS, {name: result})
+    assert "Of these, 1 are controls" in headline(PAPERS, {name: untrained})
 
 
 def test_the_readmes_show_what_is_stored() -> None:
