@@ -45,7 +45,7 @@ def test_filters_leave_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     (found,) = answer(["list", "tasks", "kind=control"], capsys).values()
     assert [each["name"] for each in found] == [n for n, task in facts["task"].items() if task["kind"] == "control"]
     (found,) = answer(["list", "recipes", "task=rl/bandit", "algorithm=rl2"], capsys).values()
-    assert {each["name"].partition("/")[0] for each in found} == {"rl2"}
+    assert {each["name"].partition("/")[0] for each in found} == {"rl2", "snail"}
     table = answer(["list", "combinations", "algorithm=protonet"], capsys)
     assert {row["algorithm"] for row in table} == {"protonet"}
     assert table[0]["models"]
