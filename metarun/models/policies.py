@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log, prod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -203,7 +203,53 @@ def make_gru(inputs: int, hidden: int) -> nn.GRU:
     return gru
 
 
-class GRUPolicy(nn.Module):
+class HistoryPolicy(nn.Module):
+    """The base class of policies that read the history of a trial, ``features``, and act by two linear heads.
+
+    A subclass makes its layers between :meth:`__init__` and :meth:`make_heads`.
+
+    Args:
+        spec: Shapes of the task.
+        filters: Number of filters of each 3x3 convolution for image observations.
+        transitions: If true, the input of a step also holds the previous observation.
+
+    Raises:
+        UserError: Observations are images and ``transitions`` is true.
+    """
+
+    modalities: ClassVar[tuple[str, ...]] = ("vector", "state", "image", "observation")
+    role: ClassVar[str] = "recurrent_policy"
+
+    def __init__(self, spec: Spec, filters: Sequence[int], transitions: bool) -> None:
+        super().__init__()
+        self.encode, self.eyes = AgentInput(spec, transitions), ObservationEncoder(spec, filters)
+        self.read_size = self.eyes.features + self.encode.more
+        """Size of what a step is read as: features of the observation and the other inputs."""
+
+    def make_heads(self, spec: Spec, features: int, init_std: float) -> None:
+        """Make the heads for actions and values, which read ``features`` numbers."""
+        self.head = ActionHead(features, spec, init_std)
+        self.value = TaskLinear(features, 1)
+
+    def features(self, inputs: Tensor, *hidden: Any) -> tuple[Tensor, Any]:
+        """Return the features that both heads read, [S, B, F], and the new hidden state."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor, *hidden: Any) -> tuple[Tensor, Tensor, Any]:
+        """Process S steps of B trials.
+
+        Args:
+            inputs: Agent inputs, [S, B, inputs].
+            hidden: The hidden state that an earlier call returned; none at the start of a trial.
+
+        Returns:
+            Action distributions [S, B, outputs], values [S, B] and the new hidden state.
+        """
+        features, state = self.features(inputs, *hidden)
+        return self.head(features), self.value(features)[..., 0], state
+
+
+class GRUPolicy(HistoryPolicy):
     """Recurrent policy of RL2, which adapts by its hidden state (Duan et al. 2016, arXiv:1611.02779, section 2.2).
 
     It reads the observation, the last action, the last reward and whether an episode ended. A second head estimates the
@@ -220,31 +266,13 @@ class GRUPolicy(nn.Module):
         UserError: Observations are images and ``transitions`` is true.
     """
 
-    modalities: ClassVar[tuple[str, ...]] = ("vector", "state", "image", "observation")
-    role: ClassVar[str] = "recurrent_policy"
-
     def __init__(
         self, spec: Spec, *, filters: Sequence[Positive], transitions: bool, hidden: Positive, init_std: Rate
     ) -> None:
-        super().__init__()
-        self.encode, self.eyes = AgentInput(spec, transitions), ObservationEncoder(spec, filters)
-        self.memory = make_gru(self.eyes.features + self.encode.more, hidden)
-        self.head = ActionHead(hidden, spec, init_std)
-        self.value = TaskLinear(hidden, 1)
-
-    def forward(self, inputs: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Process S steps of B trials.
-
-        Args:
-            inputs: Agent inputs, [S, B, inputs].
-            hidden: Hidden state, [1, B, hidden]; ``None`` at the start of a trial.
-
-        Returns:
-            Action distributions [S, B, outputs], values [S, B] and the new hidden state.
-        """
-        features, hidden = self.features(inputs, hidden)
-        return self.head(features), self.value(features)[..., 0], hidden
+        super().__init__(spec, filters, transitions)
+        self.memory = make_gru(self.read_size, hidden)
+        self.make_heads(spec, hidden, init_std)
 
     def features(self, inputs: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the features that both heads read, [S, B, hidden], and the new hidden state."""
+        """Return the features that both heads read, [S, B, hidden], and the new hidden state, [1, B, hidden]."""
         return self.memory(self.eyes(inputs), hidden)

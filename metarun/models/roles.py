@@ -1,4 +1,4 @@
-"""Interfaces between algorithms and models, one per role. The only base class of a model is ``torch.nn.Module``.
+"""Interfaces between algorithms and models, one per role. A model needs no base class but ``torch.nn.Module``.
 
 Sizes in shapes: N examples; T tasks; E environments per task; B = T x E trials; S steps; A outputs of the policy
 (``spec.output_size`` logits of discrete actions, or the mean and the log standard deviation of each action dimension).

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from torch import Tensor, nn
 
 from metarun.models.attention import KeyValueCache
-from metarun.models.policies import ActionHead, AgentInput, ObservationEncoder, TaskLinear
+from metarun.models.policies import HistoryPolicy
 from metarun.models.snail_blocks import Attention, TemporalConvolutions, layers
 from metarun.tasks.episode import Spec
 from metarun.types import Positive, Rate
 
 
-class SnailPolicy(nn.Module):
+class SnailPolicy(HistoryPolicy):
     """Policy of SNAIL, which replaces the GRU of RL2 (Mishra et al. 2018, arXiv:1707.03141, sections 3 and 5.2).
 
     A linear layer, ``convolutions`` blocks of temporal convolutions and one block of attention read the steps of a
@@ -33,9 +32,6 @@ class SnailPolicy(nn.Module):
         UserError: Observations are images and ``transitions`` is true.
     """
 
-    modalities: ClassVar[tuple[str, ...]] = ("vector", "state", "image", "observation")
-    role: ClassVar[str] = "recurrent_policy"
-
     def __init__(
         self,
         spec: Spec,
@@ -47,9 +43,8 @@ class SnailPolicy(nn.Module):
         span: Positive,
         init_std: Rate,
     ) -> None:
-        super().__init__()
-        self.encode, self.eyes = AgentInput(spec, transitions), ObservationEncoder(spec, filters)
-        self.inputs = nn.Linear(self.eyes.features + self.encode.more, width)
+        super().__init__(spec, filters, transitions)
+        self.inputs = nn.Linear(self.read_size, width)
         channels = width
         self.blocks = nn.ModuleList()
         for _ in range(convolutions):
@@ -57,26 +52,10 @@ class SnailPolicy(nn.Module):
             self.blocks.append(block)
             channels = block.channels
         self.blocks.append(Attention(channels, width, width))
-        self.head = ActionHead(channels + width, spec, init_std)
-        self.value = TaskLinear(channels + width, 1)
-
-    def forward(
-        self, inputs: Tensor, past: Sequence[KeyValueCache] = ()
-    ) -> tuple[Tensor, Tensor, Sequence[KeyValueCache]]:
-        """Process S steps of B trials.
-
-        Args:
-            inputs: Agent inputs, [S, B, inputs].
-            past: Caches of the layers with the earlier steps. Empty at the start of a trial.
-
-        Returns:
-            Action distributions [S, B, outputs], values [S, B] and the caches, to which the steps were added.
-        """
-        features, past = self.features(inputs, past)
-        return self.head(features), self.value(features)[..., 0], past
+        self.make_heads(spec, channels + width, init_std)
 
     def features(self, inputs: Tensor, past: Sequence[KeyValueCache] = ()) -> tuple[Tensor, Sequence[KeyValueCache]]:
-        """Return the features that both heads read, [S, B, features], and the caches."""
+        """Return the features that both heads read, [S, B, F], and the caches of the layers, with the S steps."""
         reading = list(layers(self.blocks))
         past = past or [KeyValueCache() for _ in reading]
         x = self.inputs(self.eyes(inputs).transpose(0, 1))

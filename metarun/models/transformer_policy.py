@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from metarun.errors import require
 from metarun.models.attention import Block, KeyValueCache
-from metarun.models.policies import ActionHead, AgentInput, ObservationEncoder, TaskLinear
+from metarun.models.policies import HistoryPolicy
 from metarun.tasks.episode import Spec
 from metarun.types import Positive, Rate
 
 
-class TransformerPolicy(nn.Module):
+class TransformerPolicy(HistoryPolicy):
     """Causal transformer that replaces the GRU of RL2 and attends to all earlier steps of a trial.
 
     The architecture follows Melo 2022 (arXiv:2206.06614) and Grigsby, Fan & Zhu 2023 (arXiv:2310.09971): pre-norm
@@ -36,9 +35,6 @@ class TransformerPolicy(nn.Module):
         UserError: ``width`` does not fit ``heads``, or the observations are images and ``transitions`` is true.
     """
 
-    modalities: ClassVar[tuple[str, ...]] = ("vector", "state", "image", "observation")
-    role: ClassVar[str] = "recurrent_policy"
-
     def __init__(
         self,
         spec: Spec,
@@ -50,32 +46,15 @@ class TransformerPolicy(nn.Module):
         heads: Positive,
         init_std: Rate,
     ) -> None:
-        super().__init__()
         require(width % (2 * heads) == 0, f"model.width={width} must be a multiple of twice model.heads={heads}")
-        self.encode, self.eyes = AgentInput(spec, transitions), ObservationEncoder(spec, filters)
-        self.inputs = nn.Linear(self.eyes.features + self.encode.more, width)
+        super().__init__(spec, filters, transitions)
+        self.inputs = nn.Linear(self.read_size, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.head = ActionHead(width, spec, init_std)
-        self.value = TaskLinear(width, 1)
-
-    def forward(
-        self, inputs: Tensor, past: Sequence[KeyValueCache] = ()
-    ) -> tuple[Tensor, Tensor, Sequence[KeyValueCache]]:
-        """Process S steps of B trials.
-
-        Args:
-            inputs: Agent inputs, [S, B, inputs].
-            past: Caches of the blocks with the earlier steps. Empty at the start of a trial.
-
-        Returns:
-            Action distributions [S, B, outputs], values [S, B] and the caches, to which the steps were added.
-        """
-        features, past = self.features(inputs, past)
-        return self.head(features), self.value(features)[..., 0], past
+        self.make_heads(spec, width, init_std)
 
     def features(self, inputs: Tensor, past: Sequence[KeyValueCache] = ()) -> tuple[Tensor, Sequence[KeyValueCache]]:
-        """Return the features that both heads read, [S, B, width], and the caches."""
+        """Return the features that both heads read, [S, B, width], and the caches of the blocks, with the S steps."""
         past = past or [KeyValueCache() for _ in self.blocks]
         offset = past[0].steps
         tokens = self.inputs(self.eyes(inputs).transpose(0, 1))
