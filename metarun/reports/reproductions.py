@@ -291,15 +291,14 @@ def headline(papers: Mapping[str, Paper], results: Mapping[str, Mapping[str, Any
     """Return a sentence with the numbers of recipes that have a sound record and that pass."""
     known = {name: result for name, result in results.items() if name in papers}
     sound = [name for name, result in known.items() if standing(name, result) == "sound"]
-    passed, first_hand = (
-        sum(counts(name, papers[name], known[name], sources) for name in sound) for sources in (COUNTED, FIRST_HAND)
-    )
-    controls = sum(counts(name, papers[name], known[name]) and not known[name]["iterations"] for name in sound)
+    passed = [name for name in sound if counts(name, papers[name], known[name])]
+    first_hand = sum(counts(name, papers[name], known[name], FIRST_HAND) for name in passed)
+    controls = sum(not known[name]["iterations"] for name in passed)
     return (
-        f"{len(sound)} of {len(papers)} recipes have a record that can be traced; {passed} of them pass over at least "
-        f"{SEEDS} seeds: {first_hand} against values read in the paper, its authors' code or a named re-run, "
-        f"{passed - first_hand} against values that others quote. Of these, {controls} are controls, which are not "
-        f"meta-trained. Values from memory do not count."
+        f"{len(sound)} of {len(papers)} recipes have a record that can be traced; {len(passed)} of them pass over at "
+        f"least {SEEDS} seeds: {first_hand} against values read in the paper, its authors' code or a named re-run, "
+        f"{len(passed) - first_hand} against values that others quote. Of these, {controls} are controls, which are "
+        f"not meta-trained. Values from memory do not count."
     )
 
 
