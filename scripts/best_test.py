@@ -14,7 +14,7 @@ from metarun.tracking.rundir import RunDirectory
 
 
 def main() -> None:
-    """Print each metric of a run after its last step: the mean of all test episodes, the lowest and the highest test."""
+    """Print each metric of a run after its last step: the mean of all episodes, the lowest and the highest test."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--tests", type=int, default=40)
