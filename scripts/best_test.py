@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from metarun.errors import UserError
 from metarun.tracking.rundir import RunDirectory
 
 
@@ -20,8 +21,12 @@ def main() -> None:
     parser.add_argument("--tests", type=int, default=40)
     parser.add_argument("--episodes", type=int, default=100, help="episodes of a test")
     words = parser.parse_args()
+    try:
+        run = RunDirectory.open(words.run)
+    except UserError as error:
+        parser.error(str(error))
     needed = words.tests * words.episodes
-    results = RunDirectory(words.run).episodes()
+    results = run.episodes()
     if not results:
         parser.error(f"{words.run} has no test results")
     for name, steps in results.items():
