@@ -1,4 +1,4 @@
-"""The best of several tests of one learner, as who selects on the test classes reports it, beside the mean of all.
+"""The best of several tests of one learner beside the mean of all: what selecting on the test classes adds.
 
     python scripts/best_test.py outputs/protonet-omniglot_lake_1shot/*_s0 --tests 40 --episodes 100
 

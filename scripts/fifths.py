@@ -1,6 +1,6 @@
 """The mean of a logged metric over each fifth of a run: whether it was still learning when it ended.
 
-python scripts/fifths.py outputs/anil-cifar_fs_first_order_5way_1shot/*_s0
+    python scripts/fifths.py outputs/anil-cifar_fs_first_order_5way_1shot/*_s0
 """
 
 from __future__ import annotations
