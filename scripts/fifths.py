@@ -1,6 +1,8 @@
 """The mean of a logged metric over each fifth of a run: whether it was still learning when it ended.
 
     python scripts/fifths.py outputs/anil-cifar_fs_first_order_5way_1shot/*_s0
+
+The metric is one that meta-training logs every ``runner.log_every`` iterations.
 """
 
 from __future__ import annotations
